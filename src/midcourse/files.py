@@ -1,0 +1,87 @@
+"""Files that are whole or absent: temporary name, fsync, rename."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for midcourse (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midcourse"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, atomically."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write, which takes the place of `path` when the block ends without an error."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        _fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which takes the place of `folder` when the block ends without an error.
+
+    A folder of that name stays as it was until the new one is complete on disk.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield work
+        os.chmod(work, 0o755)
+        publish_folder(work, folder, replace=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def publish_folder(work: Path, folder: Path, *, replace: bool) -> None:
+    """Flush `work` to disk and rename it to `folder`.
+
+    Where `folder` exists: with `replace` it is moved aside and then deleted, without it `folder` is kept.
+    """
+    for path in work.rglob("*"):
+        os.chmod(path, 0o755 if path.is_dir() else 0o644)
+        _fsync(path)
+    _fsync(work)
+    if folder.exists() and not replace:
+        return
+    aside = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+    if folder.exists():
+        os.rename(folder, aside)
+    try:
+        os.rename(work, folder)
+    except OSError:
+        if replace or not folder.is_dir():  # otherwise another process was first, with the same content
+            raise
+    _fsync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

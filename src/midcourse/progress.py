@@ -1,0 +1,48 @@
+"""Progress with time left, on standard error: a bar in a terminal, a line every ten seconds in a log."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` units of work; the yielded function says that so many more are done.
+
+    Example:
+        >>> with progress("reading", len(rows)) as advance:
+        ...     for row in rows:
+        ...         advance(1)
+    """
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount: bar.advance(task, amount)
+    else:
+        yield _line_writer(description, total)
+
+
+def _line_writer(description: str, total: int) -> Callable[[int], None]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last >= LOG_SECONDS or (done >= total and now - start >= LOG_SECONDS):
+            last = now
+            left = (now - start) / done * (total - done) if done else float("nan")
+            print(f"{description}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return advance

@@ -1,0 +1,81 @@
+"""Prompts and responses to token ids: the one place where templates are applied.
+
+A reward must see at decoding exactly what it saw in training, so training, scoring and decoding all come here.
+Prompt and response are tokenised apart, as they are when a model writes the response.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from midcourse.errors import MidcourseError
+
+Message: TypeAlias = dict[str, str]
+Prompt: TypeAlias = str | Sequence[Message]
+Template = Literal["chat", "raw"]
+TEMPLATES: tuple[str, ...] = get_args(Template)
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+class PromptError(MidcourseError):
+    """A prompt that the template or the model cannot take."""
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> list[int]:
+    """Token ids of a prompt, ready for the response to follow; never empty.
+
+    "raw" takes a text and continues it; an empty text starts from BOS. "chat" takes a text (one user message), a
+    transcript ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or a list of messages, and applies the tokenizer's own chat
+    template, its default system prompt included.
+
+    Raises:
+        PromptError: messages with "raw", an empty prompt with "chat", or a tokenizer without what is needed.
+    """
+    if template == "raw":
+        if not isinstance(prompt, str):
+            raise PromptError("the raw template takes a text, not a list of messages; use --template chat")
+        return tokenizer(prompt)["input_ids"] or [start_of_text(tokenizer)]
+    if template != "chat":
+        raise PromptError(f"template {template!r} is unknown; use one of: {', '.join(TEMPLATES)}")
+    messages = as_messages(prompt)
+    if not any(message["content"].strip() for message in messages):
+        raise PromptError("the prompt is empty, and the chat template needs a message; write one or use --template raw")
+    if not tokenizer.chat_template:
+        raise PromptError("this model's tokenizer has no chat template; use --template raw")
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, response: str, *, finished: bool) -> list[int]:
+    """Token ids of a response; a finished one ends with EOS, one that was cut at a length limit does not."""
+    ids = tokenizer(response, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id] if finished else ids
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """A prompt as chat messages: a list as it is, a transcript turn by turn, any other text as the user's message."""
+    if not isinstance(prompt, str):
+        return list(prompt)
+    if not _TURN.match(prompt):
+        return [{"role": "user", "content": prompt}]
+    # "", "Human", " text", "Assistant", " text", ...: the last turn is the assistant's, and empty.
+    _, *parts = _TURN.split(prompt)
+    roles = [{"Human": "user", "Assistant": "assistant"}[part] for part in parts[::2]]
+    messages = [{"role": role, "content": text.strip()} for role, text in zip(roles, parts[1::2], strict=True)]
+    return messages[:-1] if messages[-1] == {"role": "assistant", "content": ""} else messages
+
+
+def split_transcript(transcript: str) -> tuple[str, str] | None:
+    """(prompt up to the last "\\n\\nAssistant:", response) of a transcript that begins with a turn; else None."""
+    head, mark, response = transcript.rpartition("\n\nAssistant:")
+    return (head + mark, response) if mark and _TURN.match(transcript) else None
+
+
+def start_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that generation starts from where there is no prompt."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise PromptError("the prompt is empty and this tokenizer has no BOS token to start from; write a prompt")

@@ -1,0 +1,483 @@
+"""A reward for every prefix: a causal backbone with a scalar head read at every position.
+
+    rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
+    rows = reward.start(prompt_ids, ...)               decoding: rewards of k candidates per row and step,
+    rows.candidate_rewards(token_ids); rows.advance(index)       one forward over the cached prefixes
+
+A saved reward is a folder of safetensors and JSON:
+
+    midcourse.json       how it was trained, its template and EOS ids, the backbone's name and fingerprint
+    reward.safetensors   the head and whatever else was trained (adapter, last layers, or everything)
+    backbone/            config of the backbone, only where all of it was trained
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from midcourse.errors import MidcourseError
+from midcourse.files import whole_file, whole_folder, write_text
+from midcourse.language_model import (
+    LanguageModel,
+    ModelError,
+    context_length,
+    eos_token_ids,
+    load_backbone,
+    load_config,
+    load_generation_config,
+    load_tokenizer,
+    resolve,
+    resolve_device,
+    resolve_dtype,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from midcourse.prefix_cache import PrefixCache, check_supported, left_pad
+from midcourse.prompt import Prompt, PromptError, Template, prompt_ids, response_ids
+
+FORMAT = 1
+
+
+class RewardError(MidcourseError):
+    """A reward that cannot be loaded, or does not fit the language model or the call."""
+
+
+class RewardRows(Protocol):
+    """A batch of rows under a reward, each at some prefix."""
+
+    def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
+        """The reward of every row's prefix extended by each of its candidates."""
+
+    def advance(self, index: Int[Tensor, " batch"]) -> None:
+        """Extend every row's prefix by the candidate at `index` of the last `candidate_rewards` call."""
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep only these rows, in this order."""
+
+
+class Reward(Protocol):
+    """Anything that gives every prefix a reward. `midcourse.testing` holds the laws it has to pass."""
+
+    template: Template
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raise RewardError where this reward cannot guide this LM."""
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int) -> RewardRows:
+        """Begin at these prompts (token ids); at most `candidates` candidates will be asked for at a time."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list["Score"]:
+        """The reward of every prefix of whole texts."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Rewards of a response's prefixes: `rewards[i]` is that of the prefix ending with token i."""
+
+    token_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Which of the backbone's weights a reward trains.
+
+    kind "head": none. "last": its last `amount` layers and final norm. "lora": adapters of rank `amount` on all linear
+    layers (Hu et al., 2021). "all": everything.
+    """
+
+    kind: str
+    amount: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Tuning":
+        """From "head", "last:2", "lora", "lora:8" or "all"."""
+        kind, _, amount = text.partition(":")
+        default = {"head": 0, "last": 2, "lora": 8, "all": 0}.get(kind)
+        if default is None or (amount and (kind in ("head", "all") or not amount.isdecimal() or int(amount) < 1)):
+            raise RewardError(f"tune {text!r} is unknown; use head, last:N, lora, lora:RANK or all")
+        return cls(kind, int(amount or default))
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.amount}" if self.amount else self.kind
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What midcourse.json records about a reward."""
+
+    backbone: str
+    backbone_fingerprint: str
+    layers: int
+    tune: str
+    template: Template
+    objective: str
+    eos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    tokenizer: str
+    past_end: str = "drop"
+    reward_weight: float | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+class RewardModel(nn.Module):
+    """A scalar prefix reward. Its forward gives the reward at every position of a batch.
+
+    Example:
+        >>> reward = RewardModel.load("runs/demo/reward")
+        >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
+    """
+
+    def __init__(self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.info = info
+        config = backbone.config
+        self.head = nn.Linear(config.hidden_size, 1, bias=False, device=backbone.device, dtype=backbone.dtype)
+        # At zero every prefix is worth the same: training starts from the unguided policy.
+        nn.init.zeros_(self.head.weight)
+        set_trainable(self)
+
+    @property
+    def template(self) -> Template:
+        """How prompts were rendered in training, and must be here."""
+        return self.info.template
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @classmethod
+    def create(
+        cls,
+        backbone: str,
+        *,
+        template: Template,
+        objective: str = "prefix",
+        past_end: str = "drop",
+        layers: int | None = None,
+        tune: str = "last:2",
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> "RewardModel":
+        """An untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder or Hub id)."""
+        tokenizer = load_tokenizer(resolve(backbone))
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer of {backbone} has no EOS token, which ends a finished response")
+        model = truncated_backbone(backbone, layers, device, dtype)
+        tuning = Tuning.parse(tune)
+        if tuning.kind == "last" and tuning.amount > model.config.num_hidden_layers:
+            raise RewardError(f"tune {tune} trains more than the {model.config.num_hidden_layers} layers there are")
+        eos = eos_token_ids(load_generation_config(resolve(backbone)), tokenizer)
+        info = RewardInfo(
+            backbone=backbone,
+            backbone_fingerprint=weights_fingerprint(backbone),
+            layers=model.config.num_hidden_layers,
+            tune=str(tuning),
+            template=template,
+            objective=objective,
+            past_end=past_end,
+            eos_token_id=tokenizer.eos_token_id,
+            eos_token_ids=tuple(sorted(eos)),
+            tokenizer=tokenizer_fingerprint(tokenizer),
+        )
+        return cls(with_adapter(model, tuning), tokenizer, info)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        attention_mask: Bool[Tensor, "batch tokens"] | None = None,
+        inputs_embeds: Float[Tensor, "batch tokens hidden"] | None = None,
+    ) -> Float[Tensor, "batch tokens"]:
+        """The reward of every prefix of right-padded rows. A causal backbone makes later tokens invisible."""
+        hidden = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False
+        ).last_hidden_state
+        return self.read(hidden)
+
+    def read(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens"]:
+        """The head on final hidden states."""
+        return self.head(hidden).squeeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
+
+    # Guiding
+
+    def check(self, lm: LanguageModel) -> None:
+        """Raise RewardError where the LM's tokenizer is another than the reward's."""
+        if tokenizer_fingerprint(lm.tokenizer) != self.info.tokenizer:
+            raise RewardError(
+                f"the reward reads the tokens of {self.info.backbone}, the language model {lm.name} writes others; "
+                f"train a reward with --backbone {lm.name}, or guide the model it was made for"
+            )
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int) -> "ScalarRows":
+        """Read the prompts' cached states; see `Reward.start`."""
+        return ScalarRows(self, prompts, max_new_tokens, candidates)
+
+    # Scoring
+
+    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
+        """(prompt ids, response ids) as in training; EOS ends a finished response.
+
+        Raises:
+            PromptError: the prompt does not fit the template, or the row does not fit the context.
+        """
+        row = prompt_ids(self.tokenizer, prompt, self.template), response_ids(
+            self.tokenizer, response, finished=finished
+        )
+        if len(row[0]) + len(row[1]) > (room := context_length(self.backbone.config)):
+            raise PromptError(f"prompt and response have {len(row[0]) + len(row[1])} tokens, the context {room}; shorten them")
+        return row
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 16
+    ) -> list[Score]:
+        """The reward of every prefix of each response, one forward per batch.
+
+        With `finished` an EOS follows the response: the last reward is that of the finished text.
+        """
+        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
+        rewards = self.score_ids(rows, batch_size=batch_size)
+        decode = self.tokenizer.decode
+        return [
+            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()))
+            for (_, ids), row in zip(rows, rewards, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16) -> list[Tensor]:
+        """Rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU."""
+        self.eval()
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        for begin in range(0, len(order), batch_size):
+            part = order[begin : begin + batch_size]
+            ids, mask = right_pad([[*rows[i][0], *rows[i][1]] for i in part], self.device)
+            rewards = self(input_ids=ids, attention_mask=mask).cpu()
+            for i, row in zip(part, rewards, strict=True):
+                start = len(rows[i][0])
+                found[i] = row[start : start + len(rows[i][1])].clone()
+        return found
+
+    # Saving
+
+    def save(self, folder: str | Path) -> None:
+        """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
+        with whole_folder(Path(folder)) as work:
+            self.write(work)
+
+    def write(self, folder: Path) -> None:
+        """Write the reward's files into an existing folder, each whole, midcourse.json last."""
+        with whole_file(folder / "reward.safetensors") as temporary:
+            save_file(self.trained_state(), temporary)
+        if Tuning.parse(self.info.tune).kind == "all":
+            self.backbone.config.save_pretrained(folder / "backbone")
+            self.tokenizer.save_pretrained(folder / "backbone")
+        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes: all that has to be stored beside the backbone's name."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "RewardModel":
+        """Load a saved reward.
+
+        Raises:
+            RewardError: the folder holds no reward, or its backbone has other weights than it was trained on.
+        """
+        folder = Path(folder)
+        info = read_info(folder)
+        tuning = Tuning.parse(info.tune)
+        if tuning.kind == "all":
+            model = empty_backbone(load_config(str(folder / "backbone")), device, dtype)
+            tokenizer = load_tokenizer(str(folder / "backbone"))
+        else:
+            if weights_fingerprint(info.backbone) != info.backbone_fingerprint:
+                raise RewardError(
+                    f"the reward in {folder} was trained on other weights than {info.backbone} has now "
+                    f"(fingerprint {info.backbone_fingerprint}); restore them or train it again"
+                )
+            model = truncated_backbone(info.backbone, info.layers, device, dtype)
+            tokenizer = load_tokenizer(resolve(info.backbone))
+        reward = cls(with_adapter(model, tuning), tokenizer, info)
+        reward.load_trained(folder / "reward.safetensors")
+        return reward.eval()
+
+    def load_trained(self, path: Path) -> None:
+        """Read the trained tensors back; every one must be there and fit."""
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
+        wanted = {name for name, p in self.named_parameters() if p.requires_grad}
+        if state.keys() != wanted:
+            raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
+        self.load_state_dict(state, strict=False)
+
+    def export(self, folder: str | Path) -> None:
+        """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
+
+        Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
+        the last token that is not padding, so the checkpoint pads with another token than EOS.
+        """
+        backbone = copy.deepcopy(self.backbone)
+        if isinstance(backbone, PeftModel):
+            backbone = backbone.merge_and_unload()
+        config = copy.deepcopy(backbone.config)
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.pad_token = padding_token(tokenizer)
+        tokenizer.padding_side = "right"
+        config.num_labels = 1
+        config.pad_token_id = tokenizer.pad_token_id
+        if type(config) not in AutoModelForSequenceClassification._model_mapping:
+            raise RewardError(f"transformers has no sequence classification for {config.model_type}; it cannot be exported")
+        model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
+        model.base_model.load_state_dict(backbone.state_dict())
+        model.score.load_state_dict(self.head.state_dict())
+        with whole_folder(Path(folder)) as work:
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+
+
+class ScalarRows:
+    """Rows under a scalar reward: one forward scores all candidates of all rows, and the chosen ones are kept."""
+
+    def __init__(self, reward: RewardModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int):
+        self.reward = reward
+        token_ids, mask = left_pad(prompts, reward.device)
+        capacity = token_ids.shape[1] + max_new_tokens + candidates
+        self.cache = PrefixCache(reward.backbone, len(prompts), capacity)
+        self.cache.extend(token_ids, mask)
+        self.other_eos = torch.tensor(
+            [i for i in reward.info.eos_token_ids if i != reward.info.eos_token_id], device=reward.device
+        )
+
+    def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
+        # Every end of a text is the same end: the one that training wrote.
+        if len(self.other_eos):
+            token_ids = token_ids.masked_fill(torch.isin(token_ids, self.other_eos), self.reward.info.eos_token_id)
+        return self.reward.read(self.cache.siblings(token_ids).last_hidden_state)
+
+    def advance(self, index: Int[Tensor, " batch"]) -> None:
+        self.cache.keep(index)
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        self.cache.select(rows)
+
+
+def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
+    """The first `layers` layers of a pretrained causal LM (all where None), without its LM head."""
+    config = load_config(resolve(name))
+    if layers is not None:
+        if not 1 <= layers <= config.num_hidden_layers:
+            raise RewardError(f"layers {layers} is not between 1 and the {config.num_hidden_layers} that {name} has")
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    model = load_backbone(AutoModel, name, config, device=device, dtype=dtype)
+    check_supported(model.config)
+    return model
+
+
+def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
+    """A backbone of that configuration whose weights are still to be read."""
+    place = resolve_device(device)
+    model = AutoModel.from_config(config, attn_implementation="sdpa")
+    wanted = resolve_dtype(dtype, place)
+    return model.to(place, dtype=config.dtype if isinstance(wanted, str) else wanted)
+
+
+def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> nn.Module:
+    """The backbone, with fresh LoRA adapters where the tuning asks for them."""
+    if tuning.kind != "lora":
+        return backbone
+    config = LoraConfig(r=tuning.amount, lora_alpha=2 * tuning.amount, target_modules="all-linear")
+    return get_peft_model(backbone, config)
+
+
+def set_trainable(reward: RewardModel) -> None:
+    """Freeze what the reward's tuning does not train, and switch dropout off (as TRL's reward training does)."""
+    tuning = Tuning.parse(reward.info.tune)
+    for module in reward.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if tuning.kind in ("head", "last"):
+        reward.backbone.requires_grad_(False)
+    if tuning.kind == "last":
+        for part in (layers_of(reward.backbone)[-tuning.amount :], final_norm_of(reward.backbone)):
+            part.requires_grad_(True)
+    reward.head.requires_grad_(True)
+
+
+def layers_of(backbone: nn.Module) -> nn.ModuleList:
+    """The list of a backbone's layers (`layers` in most architectures, `h` in GPT-2's)."""
+    for name in ("layers", "h"):
+        if isinstance(found := getattr(backbone, name, None), nn.ModuleList):
+            return found
+    raise RewardError(f"no list of layers found in {type(backbone).__name__}; use --tune head, lora or all")
+
+
+def final_norm_of(backbone: nn.Module) -> nn.Module:
+    """The norm behind a backbone's last layer (`norm` in most architectures, `ln_f` in GPT-2's)."""
+    for name in ("norm", "ln_f", "final_layernorm"):
+        if isinstance(found := getattr(backbone, name, None), nn.Module):
+            return found
+    raise RewardError(f"no final norm found in {type(backbone).__name__}; use --tune head, lora or all")
+
+
+def read_info(folder: Path) -> RewardInfo:
+    """What midcourse.json says; RewardError where the folder holds no reward of this format."""
+    path = folder / "midcourse.json"
+    if not path.is_file():
+        raise RewardError(f"{folder} is not a reward: it has no midcourse.json; name a folder that midcourse train wrote")
+    try:
+        fields = json.loads(path.read_text())
+        if fields.get("format") != FORMAT:
+            raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
+        tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
+        return RewardInfo(**{**fields, **tuples})
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
+
+
+def right_pad(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+    """Token ids padded on the right (with id 0, which no real token sees) and the mask of real tokens."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
+    others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+    if not others:
+        raise RewardError("this tokenizer has no special token besides EOS to pad with, so the reward cannot be exported")
+    preferred = (tokenizer.pad_token, tokenizer.unk_token)
+    return next((token for token in preferred if token in others), others[-1])
