@@ -1,0 +1,1 @@
+"""Prompt to text: short-list candidates, guide, draw, step."""
