@@ -1,0 +1,1 @@
+"""Learning rewards from comparisons: read them, batch their prefixes, train."""

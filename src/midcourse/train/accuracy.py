@@ -1,0 +1,82 @@
+"""Pair accuracy at a share of the response, its baselines, and their intervals.
+
+For shares below 1 both responses are cut to ceil(share x the shorter one's tokens); at 1 the whole texts are compared,
+finished ones at their EOS. Ties count one half.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from midcourse.intervals import mean_interval
+from midcourse.train.prefixes import PairSet, Row
+
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+EQUAL_LENGTH = 0.1  # lengths within 10 % of the longer count as equal
+
+
+def pair_accuracy(pairs: PairSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
+    """Accuracy by share of the response, with 95 % intervals over prompts.
+
+    Args:
+        pairs: the comparisons.
+        rewards: for each of `pairs.rows`, the rewards at its response positions.
+
+    Returns:
+        pairs, prompts; shares: a list of {share, accuracy, interval, ties}; equal_length: the same at share 1 on pairs
+        of equal length, or None where there are none.
+    """
+    shares = [{"share": share, **_accuracy(pairs, rewards, share)} for share in SHARES]
+    equal = [n for n, (a, b) in enumerate(pairs.pairs) if _equal_length(pairs.rows[a], pairs.rows[b])]
+    return {
+        "pairs": len(pairs.pairs),
+        "prompts": len(set(pairs.prompts)),
+        "shares": shares,
+        "equal_length": {"pairs": len(equal), **_accuracy(pairs, rewards, 1.0, equal)} if equal else None,
+    }
+
+
+def length_baseline(train: PairSet, held_out: PairSet) -> dict[str, Any]:
+    """Accuracy on `held_out` of preferring the longer response, or the shorter: whichever is right more often in `train`."""
+    sign = 1.0 if np.mean(_length_outcomes(train)) >= 0.5 else -1.0
+    outcomes = 0.5 + sign * (_length_outcomes(held_out) - 0.5)
+    mean, interval = mean_interval(outcomes, held_out.prompts)
+    return {"prefers": "longer" if sign > 0 else "shorter", "accuracy": mean, "interval": interval}
+
+
+def outcome(difference: float) -> float:
+    """1 where the chosen response wins, 0 where it loses, one half for a tie."""
+    return 0.5 + 0.5 * ((difference > 0) - (difference < 0))
+
+
+def _accuracy(
+    pairs: PairSet, rewards: Sequence[Tensor], share: float, numbers: Sequence[int] | None = None
+) -> dict[str, Any]:
+    numbers = range(len(pairs.pairs)) if numbers is None else numbers
+    differences = [_difference(pairs, rewards, number, share) for number in numbers]
+    outcomes = np.array([outcome(difference) for difference in differences])
+    mean, interval = mean_interval(outcomes, [pairs.prompts[number] for number in numbers])
+    ties = float(np.mean([difference == 0 for difference in differences]))
+    return {"accuracy": mean, "interval": interval, "ties": ties}
+
+
+def _difference(pairs: PairSet, rewards: Sequence[Tensor], number: int, share: float) -> float:
+    a, b = pairs.pairs[number]
+    if share == 1:
+        return float(rewards[a][-1] - rewards[b][-1])
+    shorter = min(pairs.rows[a].text_length, pairs.rows[b].text_length)
+    at = max(math.ceil(share * shorter) - 1, 0)
+    return float(rewards[a][at] - rewards[b][at])
+
+
+def _equal_length(a: Row, b: Row) -> bool:
+    longer = max(a.text_length, b.text_length)
+    return abs(a.text_length - b.text_length) <= EQUAL_LENGTH * longer
+
+
+def _length_outcomes(pairs: PairSet) -> np.ndarray:
+    lengths = [row.text_length for row in pairs.rows]
+    return np.array([outcome(lengths[a] - lengths[b]) for a, b in pairs.pairs])

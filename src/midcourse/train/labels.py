@@ -1,0 +1,49 @@
+"""Preferences from any function of a text: Bradley-Terry draws at a stated scale."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from midcourse.train.comparisons import Comparison
+
+Gold = Callable[[str], float]
+
+
+def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, seed: int) -> list[Comparison]:
+    """The same pairs, each with a preference drawn anew: P(a over b) = sigmoid(scale (gold(a) - gold(b))).
+
+    `gold` judges the response alone. The draw of a pair depends on the seed, its place and its two texts, not on which
+    of them was preferred before, so labelling twice gives the same labels.
+
+    Example:
+        >>> shorter = draw_labels(comparisons, lambda text: -len(text.split()), scale=1, seed=0)
+    """
+    return [_draw(comparison, gold, scale, random.Random(f"{seed}/{i}")) for i, comparison in enumerate(comparisons)]
+
+
+def bayes_accuracy(comparisons: Sequence[Comparison], gold: Gold, *, scale: float) -> float:
+    """The accuracy that the gold reward itself is expected to reach on labels drawn from it: no reward can do better."""
+    margins = [abs(gold(c.chosen) - gold(c.rejected)) for c in comparisons]
+    return sum(_sigmoid(scale * margin) for margin in margins) / len(margins)
+
+
+def _draw(comparison: Comparison, gold: Gold, scale: float, rng: random.Random) -> Comparison:
+    flip = comparison.chosen > comparison.rejected
+    first, second = (comparison.rejected, comparison.chosen) if flip else (comparison.chosen, comparison.rejected)
+    first_wins = rng.random() < _sigmoid(scale * (gold(first) - gold(second)))
+    return comparison if first_wins != flip else _swapped(comparison)
+
+
+def _swapped(c: Comparison) -> Comparison:
+    return replace(
+        c,
+        chosen=c.rejected,
+        rejected=c.chosen,
+        chosen_finished=c.rejected_finished,
+        rejected_finished=c.chosen_finished,
+    )
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0

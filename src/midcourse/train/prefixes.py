@@ -1,0 +1,108 @@
+"""Comparisons to batches in which the prefixes of a pair lie at aligned positions.
+
+A causal backbone gives the rewards of all prefixes of a response in one forward, and a response that occurs in several
+pairs of a batch is read once: pairs of one prompt share a batch.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from midcourse.prompt import prompt_ids, response_ids
+from midcourse.reward_model import RewardModel
+from midcourse.train.comparisons import Comparison, prompt_key
+from midcourse.train.objectives import PairRewards
+
+
+class Row(NamedTuple):
+    """A prompt and a response in token ids; a finished response ends with EOS."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    finished: bool
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of the response without its EOS."""
+        return len(self.response) - self.finished
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Encoded comparisons: distinct rows, pairs of row numbers (chosen, rejected), and each pair's prompt."""
+
+    rows: list[Row]
+    pairs: list[tuple[int, int]]
+    prompts: list[str]
+
+
+def encode_row(reward: RewardModel, comparison: Comparison, side: str, max_tokens: int) -> Row:
+    """One side of a comparison as a row of at most `max_tokens`; what is cut off makes it unfinished."""
+    prompt = prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
+    finished = getattr(comparison, f"{side}_finished")
+    response = response_ids(reward.tokenizer, getattr(comparison, side), finished=finished)
+    room = max_tokens - len(prompt)
+    return Row(tuple(prompt), tuple(response[:room]), finished and len(response) <= room)
+
+
+def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
+    """Token ids of the comparisons, each distinct row once."""
+    numbers: dict[Row, int] = {}
+    pairs = []
+    for comparison in comparisons:
+        sides = [encode_row(reward, comparison, side, max_tokens) for side in ("chosen", "rejected")]
+        pairs.append((numbers.setdefault(sides[0], len(numbers)), numbers.setdefault(sides[1], len(numbers))))
+    return PairSet(list(numbers), pairs, [prompt_key(comparison.prompt) for comparison in comparisons])
+
+
+def plan_batches(pairs: PairSet, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Every step's pair numbers, for all epochs: prompts in random order, the pairs of a prompt side by side.
+
+    A pure function of its arguments: training that stopped after step n goes on with item n.
+    """
+    by_prompt: dict[str, list[int]] = {}
+    for number, prompt in enumerate(pairs.prompts):
+        by_prompt.setdefault(prompt, []).append(number)
+    rng = random.Random(seed)
+    plan = []
+    for _ in range(epochs):
+        groups = [list(group) for group in by_prompt.values()]
+        rng.shuffle(groups)
+        order = [number for group in groups for number in group]
+        plan += [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    return plan
+
+
+def response_columns(rows: Sequence[Row], starts: Sequence[int]) -> Int[Tensor, "rows positions"]:
+    """Where each row's response positions lie: column i is the prefix that ends with response token i.
+
+    `starts` are the columns of the first response tokens. Past a row's end its last column is repeated.
+    """
+    lengths = torch.tensor([len(row.response) for row in rows])
+    i = torch.arange(int(lengths.max()))
+    return torch.tensor(starts)[:, None] + torch.minimum(i, lengths[:, None] - 1)
+
+
+def pair_rewards(
+    rewards: Float[Tensor, "rows positions"],
+    pairs: Int[Tensor, "pairs 2"],
+    lengths: Int[Tensor, " rows"],
+    finished: Bool[Tensor, " rows"],
+) -> PairRewards:
+    """Rewards of rows to rewards of pairs; `pairs` are (chosen, rejected) row numbers."""
+    chosen, rejected = pairs.T
+    return PairRewards(
+        rewards[chosen], rewards[rejected], lengths[chosen], lengths[rejected], finished[chosen], finished[rejected]
+    )
+
+
+def renumber(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+    """(the distinct row numbers of some pairs, the pairs as positions in that list)."""
+    rows = sorted({number for pair in pairs for number in pair})
+    place = {number: i for i, number in enumerate(rows)}
+    return rows, [(place[a], place[b]) for a, b in pairs]

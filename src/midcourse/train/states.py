@@ -1,0 +1,149 @@
+"""The hidden states that training does not change: computed once, kept on disk, shared by heads and seeds.
+
+Where only the head is trained, these are the backbone's final states at the response positions; where the last layers
+are trained too, the states that enter those layers, at all positions.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from midcourse.files import cache_folder, whole_file
+from midcourse.progress import progress
+from midcourse.reward_model import RewardModel, Tuning, layers_of, right_pad
+from midcourse.train.prefixes import Row
+
+SHARD_ROWS = 128
+BATCH_ROWS = 16
+
+
+class Split(NamedTuple):
+    """A backbone in two: `bottom` is frozen (ids to states), `top` is trained (states to rewards)."""
+
+    bottom: nn.Module
+    top: nn.Module
+    frozen_layers: int
+    response_only: bool
+
+
+class _Top(nn.Module):
+    """The trained part of a reward; it shares the reward's parameters."""
+
+    def __init__(self, reward: RewardModel, layers: nn.Module | None):
+        super().__init__()
+        self.layers = layers
+        self.head = reward.head
+        self._read = reward.read
+
+    def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
+        # Rows are padded on the right, so a causal mask is all that is needed.
+        hidden = states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
+        return self._read(hidden)
+
+
+def split(reward: RewardModel) -> Split | None:
+    """The reward's backbone as frozen bottom and trained top; None where nothing below the head is frozen."""
+    tuning = Tuning.parse(reward.info.tune)
+    layers = reward.backbone.config.num_hidden_layers
+    if tuning.kind == "head":
+        return Split(reward.backbone, _Top(reward, None), layers, True)
+    if tuning.kind != "last" or tuning.amount == layers or not hasattr(reward.backbone, "layers"):
+        return None
+    cut = layers - tuning.amount
+    bottom = _part(reward.backbone, slice(0, cut))
+    bottom.norm = nn.Identity()
+    made = Split(bottom, _Top(reward, _part(reward.backbone, slice(cut, layers))), cut, False)
+    return made if _equals_whole(made, reward) else None
+
+
+def _part(backbone: nn.Module, layers: slice) -> nn.Module:
+    """The backbone with only some of its layers; parameters are shared, the original is not changed."""
+    part = copy.copy(backbone)
+    part._modules = dict(backbone._modules)
+    part.config = copy.deepcopy(backbone.config)
+    part.layers = nn.ModuleList(layers_of(backbone)[layers])
+    part.config.num_hidden_layers = len(part.layers)
+    if getattr(part.config, "layer_types", None):
+        part.config.layer_types = part.config.layer_types[layers]
+    return part
+
+
+@torch.inference_mode()
+def _equals_whole(made: Split, reward: RewardModel) -> bool:
+    """Whether top after bottom is the whole backbone: not so where an architecture adds something to its input."""
+    ids = torch.arange(8, device=reward.device)[None] + 5
+    states = made.bottom(input_ids=ids, use_cache=False).last_hidden_state
+    have = made.top.layers(inputs_embeds=states, use_cache=False).last_hidden_state
+    want = reward.backbone(input_ids=ids, use_cache=False).last_hidden_state
+    return torch.allclose(have, want, rtol=1e-3, atol=1e-3)
+
+
+class FrozenStates:
+    """The bottom's states of some rows, read from disk; computed first where they are not there yet.
+
+    Rows are stored in shards named by a hash of backbone, depth and rows, so what was interrupted goes on, and what
+    another run has computed is found.
+    """
+
+    def __init__(self, reward: RewardModel, made: Split, rows: Sequence[Row]):
+        self.rows = rows
+        self.starts = [0 if made.response_only else len(row.prompt) for row in rows]
+        folder = cache_folder() / "states"
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = [rows[begin : begin + SHARD_ROWS] for begin in range(0, len(rows), SHARD_ROWS)]
+        paths = [folder / f"{_shard_key(reward, made, shard)}.safetensors" for shard in shards]
+        missing = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.is_file()]
+        with progress("hidden states", sum(len(shard) for shard, _ in missing)) as advance:
+            for shard, path in missing:
+                _write_shard(reward, made, shard, path, advance)
+        self._files = [safe_open(path, framework="pt") for path in paths]
+        self._tensors = [file.get_slice("states") for file in self._files]
+        self._offsets = [0]
+        for row in rows:
+            self._offsets.append(self._offsets[-1] + _width(row, made))
+        self._shard_begins = [self._offsets[begin] for begin in range(0, len(rows), SHARD_ROWS)]
+
+    def batch(self, numbers: Sequence[int]) -> Float[Tensor, "rows tokens hidden"]:
+        """The states of some rows, padded with zeros on the right."""
+        return nn.utils.rnn.pad_sequence([self._row(number) for number in numbers], batch_first=True)
+
+    def _row(self, number: int) -> Float[Tensor, "tokens hidden"]:
+        shard = number // SHARD_ROWS
+        begin = self._shard_begins[shard]
+        return self._tensors[shard][self._offsets[number] - begin : self._offsets[number + 1] - begin]
+
+
+def _width(row: Row, made: Split) -> int:
+    return len(row.response) + (0 if made.response_only else len(row.prompt))
+
+
+def _shard_key(reward: RewardModel, made: Split, shard: Sequence[Row]) -> str:
+    info = reward.info
+    what = [info.backbone_fingerprint, info.layers, made.frozen_layers, made.response_only, str(reward.head.weight.dtype)]
+    ids = [[row.prompt, row.response] for row in shard]
+    return hashlib.sha256(json.dumps([what, ids]).encode()).hexdigest()[:32]
+
+
+@torch.inference_mode()
+def _write_shard(reward: RewardModel, made: Split, shard: Sequence[Row], path: Path, advance) -> None:
+    states: list[Tensor] = [torch.empty(0)] * len(shard)
+    order = sorted(range(len(shard)), key=lambda i: len(shard[i].prompt) + len(shard[i].response))
+    for begin in range(0, len(order), BATCH_ROWS):
+        part = order[begin : begin + BATCH_ROWS]
+        ids, mask = right_pad([shard[i].prompt + shard[i].response for i in part], reward.device)
+        hidden = made.bottom(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.cpu()
+        for i, row in zip(part, hidden, strict=True):
+            end = len(shard[i].prompt) + len(shard[i].response)
+            states[i] = row[end - _width(shard[i], made) : end].clone()
+        advance(len(part))
+    with whole_file(path) as temporary:
+        save_file({"states": torch.cat(states)}, temporary)
