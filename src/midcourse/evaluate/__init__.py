@@ -1,0 +1,1 @@
+"""Methods and rewards judged: figures with intervals, and pages to look at."""

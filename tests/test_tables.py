@@ -1,0 +1,171 @@
+"""The README's tables: blocks are found, filled and checked, and mistakes are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from studies import tables
+from studies.tables import TablesError, fill, markdown, run
+
+KNOWN = {"one": lambda root: "| 1 |", "two": lambda root: "| 2 |"}
+
+DEMO = {
+    "prompts": 120,
+    "gold_base": 0.231,
+    "gold_guided": 0.689,
+    "gold_difference": {"mean": 0.458, "interval": [0.4, 0.5161]},
+    "guidance_kl": 3.6,
+    "total_kl": 13.44,
+    "perplexity": {"base": 8.25, "guided": 9.5},
+    "repeated_bigrams": {"base": 0.02, "guided": 0.0251},
+    "length": {"base": 24.0, "guided": 23.9},
+    "tokens_per_second": {"base": 105.2, "guided": 71.0},
+}
+DECODE_ROW = {
+    "method": "pargs",
+    "reward": "12 layers",
+    "batch": 1,
+    "context": 76,
+    "new_tokens": 64,
+    "seconds_per_token": 0.1234,
+    "ratio_to_plain": 1.7,
+    "ratio_interval": [1.65, 1.756],
+}
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def block(name: str, content: str = "") -> str:
+    return f"<!-- table: {name} -->\n{content}<!-- end -->"
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_fills_every_block_and_leaves_the_rest(tmp_path):
+    page = "# A\n\n{}\nbetween\n{}\nend\n"
+    filled, stale = fill(page.format(block("one"), block("two", "old\n")), tmp_path, KNOWN)
+    assert filled == page.format(block("one", "| 1 |\n"), block("two", "| 2 |\n"))
+    assert stale == ["one", "two"]
+    assert fill(filled, tmp_path, KNOWN) == (filled, [])
+
+
+def test_a_backslash_in_a_table_is_kept(tmp_path):
+    filled, _ = fill(block("one"), tmp_path, {"one": lambda root: r"a \| b \1"})
+    assert filled == block("one", "a \\| b \\1\n")
+
+
+def test_unknown_name_lists_the_known_ones(tmp_path):
+    with pytest.raises(TablesError, match=r"table 'three' is unknown; use one of: one, two"):
+        fill(block("three"), tmp_path, KNOWN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<!-- table: one -->\n", f"<!-- table: one -->\n{block('two')}\n", "<!-- table: one --> <!-- end -->"],
+)
+def test_a_block_that_cannot_be_read_is_an_error(tmp_path, text):
+    with pytest.raises(TablesError, match="table blocks can be read"):
+        fill(text, tmp_path, KNOWN)
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("readme", [None, "# No tables\n"])
+def test_nothing_to_fill(tmp_path, check, readme):
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme)
+    assert run(tmp_path, check=check) == (0, "README.md has no table blocks; nothing to fill")
+
+
+def test_check_names_stale_blocks_and_writes_nothing(tmp_path):
+    readme = tmp_path / "README.md"
+    text = block("one", "| 1 |\n") + "\n" + block("two", "| 3 |\n")
+    readme.write_text(text)
+    status, sentence = run(tmp_path, check=True, tables=KNOWN)
+    assert status == 1
+    assert "two" in sentence
+    assert "one" not in sentence
+    assert readme.read_text() == text
+    assert run(tmp_path, check=False, tables=KNOWN)[0] == 0
+    assert run(tmp_path, check=True, tables=KNOWN) == (0, "every table in README.md is up to date")
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+def test_missing_results_name_their_command(tmp_path, name):
+    with pytest.raises(TablesError, match=r"\.json is missing; make it with: \w"):
+        tables.TABLES[name](tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "{"])
+def test_unusable_results_name_their_command(tmp_path, content):
+    path = tmp_path / "benchmarks/results/decode.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(TablesError, match=r"decode\.json .*; make it again with: make bench"):
+        tables.decode(tmp_path)
+
+
+def test_markdown_aligns_and_escapes():
+    assert markdown(["name", "n"], [["a|b", "1"], ["c", "10"]]).splitlines() == [
+        "| name |   n |",
+        "| ---- | --: |",
+        "| a\\|b |   1 |",
+        "| c    |  10 |",
+    ]
+
+
+def test_demo(tmp_path):
+    write_json(tmp_path / "studies/demo/results.json", DEMO)
+    assert cells(tables.demo(tmp_path)) == [
+        ["120 prompts", "base", "guided"],
+        ["-" * 30, "----:", "-" * 16 + ":"],
+        ["gold score", "0.23", "0.69"],
+        ["gold difference [95% interval]", "", "0.46 [0.40, 0.52]"],
+        ["guidance KL (nats)", "", "3.60"],
+        ["total KL (nats)", "", "13.44"],
+        ["perplexity", "8.2", "9.5"],
+        ["repeated bigrams", "0.020", "0.025"],
+        ["length (tokens)", "24.0", "23.9"],
+        ["tokens per second", "105", "71"],
+    ]
+
+
+def test_decode(tmp_path):
+    plain = DECODE_ROW | {"method": "plain", "reward": None, "ratio_to_plain": 1.0, "ratio_interval": [1.0, 1.0]}
+    write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [plain, DECODE_ROW]})
+    table = cells(tables.decode(tmp_path))
+    assert table[2] == ["plain", "", "1", "76", "64", "123.4", "1.00 [1.00, 1.00]"]
+    assert table[3] == ["pargs", "12 layers", "1", "76", "64", "123.4", "1.70 [1.65, 1.76]"]
+
+
+def test_rewards_average_over_runs(tmp_path):
+    rows = [
+        {"set": "sentiment", "objective": objective, "seed": seed, "share": share, "accuracy": accuracy + seed / 10}
+        for objective, accuracy in [("prefix", 0.6), ("sequence", 0.5)]
+        for seed in (0, 1)
+        for share in (0.2, 0.4, 0.6, 0.8, 1.0)
+    ]
+    write_json(tmp_path / "studies/rewards/results.json", {"rows": rows[:-1]})
+    table = cells(tables.rewards(tmp_path))
+    assert table[0] == ["set", "objective", "20%", "40%", "60%", "80%", "100%"]
+    assert table[2] == ["sentiment", "prefix", *["0.650"] * 5]
+    assert table[3] == ["sentiment", "sequence", *["0.550"] * 4, "0.500"]
+
+
+def test_a_share_without_results_is_an_empty_cell(tmp_path):
+    rows = [
+        {"set": "s", "objective": "prefix", "share": 0.2, "accuracy": 0.5},
+        {"set": "s", "objective": "sequence", "share": 1.0, "accuracy": 0.75},
+    ]
+    write_json(tmp_path / "studies/rewards/results.json", {"rows": rows})
+    assert cells(tables.rewards(tmp_path))[2:] == [["s", "prefix", "0.500", ""], ["s", "sequence", "", "0.750"]]
+
+
+def test_unknown_arguments_exit_2(capsys):
+    assert tables.main(["--write"]) == 2
+    assert "--check" in capsys.readouterr().err
