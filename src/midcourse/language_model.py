@@ -3,7 +3,8 @@
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from midcourse.embedded import smollm2_folder
 from midcourse.errors import MidcourseError
@@ -150,9 +152,24 @@ def load_backbone(
 
 def _from_pretrained(auto_class: type, folder: str, **kwargs) -> PreTrainedModel:
     try:
-        return auto_class.from_pretrained(folder, attn_implementation="sdpa", **kwargs)
+        with quiet_transformers():
+            return auto_class.from_pretrained(folder, attn_implementation="sdpa", **kwargs)
     except OSError as error:
         raise ModelError(_not_found(folder)) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bars and reports (of layers left out on purpose) off the screen."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _not_found(folder: str) -> str:

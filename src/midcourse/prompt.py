@@ -17,7 +17,7 @@ Prompt: TypeAlias = str | Sequence[Message]
 Template = Literal["chat", "raw"]
 TEMPLATES: tuple[str, ...] = get_args(Template)
 
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 class PromptError(MidcourseError):

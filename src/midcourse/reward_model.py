@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,12 +53,14 @@ from midcourse.prefix_cache import PrefixCache, check_supported, left_pad
 from midcourse.prompt import Prompt, PromptError, Template, prompt_ids, response_ids
 
 FORMAT = 1
+Backbone: TypeAlias = PreTrainedModel | PeftModel
 
 
 class RewardError(MidcourseError):
     """A reward that cannot be loaded, or does not fit the language model or the call."""
 
 
+@runtime_checkable
 class RewardRows(Protocol):
     """A batch of rows under a reward, each at some prefix."""
 
@@ -72,6 +74,7 @@ class RewardRows(Protocol):
         """Keep only these rows, in this order."""
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Anything that gives every prefix a reward. `midcourse.testing` holds the laws it has to pass."""
 
@@ -148,7 +151,9 @@ class RewardModel(nn.Module):
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
 
-    def __init__(self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         super().__init__()
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -178,6 +183,7 @@ class RewardModel(nn.Module):
         past_end: str = "drop",
         layers: int | None = None,
         tune: str = "last:2",
+        seed: int = 0,
         device: str = "auto",
         dtype: str = "auto",
     ) -> "RewardModel":
@@ -202,6 +208,7 @@ class RewardModel(nn.Module):
             eos_token_ids=tuple(sorted(eos)),
             tokenizer=tokenizer_fingerprint(tokenizer),
         )
+        torch.manual_seed(seed)  # LoRA starts from random numbers
         return cls(with_adapter(model, tuning), tokenizer, info)
 
     def forward(
@@ -408,7 +415,7 @@ def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrai
     return model.to(place, dtype=config.dtype if isinstance(wanted, str) else wanted)
 
 
-def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> nn.Module:
+def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
     """The backbone, with fresh LoRA adapters where the tuning asks for them."""
     if tuning.kind != "lora":
         return backbone
@@ -463,14 +470,14 @@ def read_info(folder: Path) -> RewardInfo:
 
 def right_pad(
     rows: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, "batch tokens"]]:
+) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
     """Token ids padded on the right (with id 0, which no real token sees) and the mask of real tokens."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = 1
+        mask[i, : len(row)] = True
     return ids.to(device), mask.to(device)
 
 

@@ -14,6 +14,7 @@ from midcourse.train.comparisons import (
     Comparison,
     ComparisonError,
     fingerprint,
+    prompt_groups,
     prompt_key,
     read_comparisons,
     split_by_prompt,
@@ -193,8 +194,9 @@ def test_parquet_flags_that_are_null_count_as_absent(tmp_path):
 
 
 def test_datasets_stays_quiet_and_keeps_its_settings(tmp_path, capfd):
-    from datasets.utils import are_progress_bars_disabled, logging
+    from datasets.utils import are_progress_bars_disabled, enable_progress_bars, logging
 
+    enable_progress_bars()
     before = logging.get_verbosity(), are_progress_bars_disabled()
     read_comparisons(write_csv(tmp_path / "p.csv", TEXTS))
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
@@ -317,7 +319,7 @@ def test_a_bad_csv_row_is_refused_by_file_row_and_field(tmp_path, row, field, pr
 
 def test_a_csv_row_that_is_not_utf8_is_refused_alone(tmp_path):
     path = tmp_path / "pairs.csv"
-    path.write_bytes("prompt,chosen,rejected\nğ,c,r\n".encode() + b"p,c,caf\xe9\n")
+    path.write_bytes(b"prompt,chosen,rejected,\xe9t\xe9\n" + "ğ,c,r,1\n".encode() + b"p,c,caf\xe9,2\n")
     with pytest.raises(ComparisonError) as caught:
         read_comparisons(path)
     assert f"{path}, row 2, rejected: not UTF-8 (byte 4 is 0xe9)" in str(caught.value)
@@ -374,7 +376,9 @@ def test_bad_rows_are_written_as_json_lines_in_a_new_folder(tmp_path):
     have = [BadRow(**json.loads(line)) for line in path.read_bytes().splitlines()]
     assert have == want
     assert [each.name for each in path.parent.iterdir()] == ["bad.jsonl"]
-    write_bad_rows(str(path), [])
+    with path.open("rb") as old:
+        write_bad_rows(str(path), [])
+        assert old.read().count(b"\n") == 2  # replaced as a whole, not written over
     assert path.read_bytes() == b""
 
 
@@ -472,7 +476,7 @@ def test_a_file_of_bad_rows_only_is_refused_and_names_the_first(tmp_path):
 
 # ---- splits ----
 
-prompts = st.one_of(st.text(max_size=3), st.lists(st.sampled_from([USER, SYSTEM, said("a")]), min_size=1, max_size=2))
+prompts = st.one_of(st.text(min_size=1, max_size=3), st.lists(st.sampled_from([USER, SYSTEM, said("a")]), min_size=1, max_size=2))
 pairs = st.tuples(prompts, st.text(max_size=3), st.text(max_size=3))
 shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
 
@@ -542,3 +546,19 @@ def test_a_fingerprint_is_the_same_in_every_process_and_format(tmp_path):
     have = {fingerprint(read_comparisons(write_parquet(tmp_path / "p.parquet", TEXTS)))}
     have |= {fingerprint(read_comparisons(write_lines(tmp_path / "p.jsonl", *TEXTS)))}
     assert have == {fingerprint(TEXTS_WANT)} == {"6e11016ca43f1a0f"}
+
+
+def test_comparisons_without_a_prompt_are_grouped_by_the_texts_they_share():
+    """An edit's original occurs with several rewrites: they go to one side of a split together."""
+    rows = [
+        Comparison("", "rewrite one", "original"),
+        Comparison("", "rewrite two", "original"),
+        Comparison("", "another rewrite", "another original"),
+        Comparison("", "rewrite two", "a third original"),
+        Comparison("a prompt", "rewrite two", "original"),
+    ]
+    have = prompt_groups(rows)
+    assert have == ["a third original", "a third original", "another original", "a third original", "a prompt"]
+    assert prompt_groups(rows[::-1]) == have[::-1]
+    kept, held = split_by_prompt(rows, 0.34, seed=0)
+    assert {c.chosen for c in kept if not c.prompt}.isdisjoint(c.chosen for c in held if not c.prompt)

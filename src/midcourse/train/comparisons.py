@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from midcourse.errors import MidcourseError
 from midcourse.files import write_text
 from midcourse.prompt import Message, Prompt, split_transcript
 
@@ -25,7 +26,7 @@ _FIELDS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished
 _MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 
-class ComparisonError(ValueError):
+class ComparisonError(MidcourseError):
     """A preference file, or a row of it, that cannot be used."""
 
 
@@ -104,6 +105,26 @@ def prompt_key(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True, ensure_ascii=False)
 
 
+def prompt_groups(comparisons: Sequence[Comparison]) -> list[str]:
+    """What must stay together, one name per comparison: the prompt.
+
+    Where the prompt is empty (edits, unconditional texts) it says nothing; there comparisons that share a text belong
+    together, directly or through others, and the first of their texts in alphabetical order names them.
+    """
+    smaller: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        while (other := smaller.setdefault(text, text)) != text:
+            smaller[text] = text = smaller[other]
+        return text
+
+    for c in comparisons:
+        if not prompt_key(c.prompt):
+            low, high = sorted((root(c.chosen), root(c.rejected)))
+            smaller[high] = low
+    return [prompt_key(c.prompt) or root(c.chosen) for c in comparisons]
+
+
 def split_by_prompt(
     comparisons: Sequence[Comparison], held_out: float, seed: int
 ) -> tuple[list[Comparison], list[Comparison]]:
@@ -117,7 +138,8 @@ def split_by_prompt(
     """
     if not 0 < held_out < 1:
         raise ComparisonError(f"the held-out share is {held_out}; use a number between 0 and 1, such as 0.05")
-    prompts = {prompt_key(comparison.prompt) for comparison in comparisons}
+    groups = prompt_groups(comparisons)
+    prompts = set(groups)
     if len(prompts) < 2:
         raise ComparisonError(
             f"{len(prompts)} distinct prompts cannot be split into kept and held out; add comparisons of other prompts"
@@ -125,8 +147,8 @@ def split_by_prompt(
     ordered = sorted(prompts, key=lambda key: (_digest([seed, key]), key))
     aside = set(ordered[: min(max(round(held_out * len(prompts)), 1), len(prompts) - 1)])
     sides: tuple[list[Comparison], list[Comparison]] = ([], [])
-    for comparison in comparisons:
-        sides[prompt_key(comparison.prompt) in aside].append(comparison)
+    for comparison, group in zip(comparisons, groups, strict=True):
+        sides[group in aside].append(comparison)
     return sides
 
 
@@ -392,7 +414,7 @@ def _load_csv(path: str, cache: str) -> Any:
     import pandas
     from datasets import Dataset
 
-    header = pandas.read_csv(path, nrows=0, encoding="utf-8-sig", encoding_errors="backslashreplace")
+    header = pandas.read_csv(path, nrows=0, encoding_errors="backslashreplace")
     names = list(header.columns)
     table = Dataset.from_csv(
         path,

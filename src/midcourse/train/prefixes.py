@@ -5,7 +5,7 @@ pairs of a batch is read once: pairs of one prompt share a batch.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from midcourse.prompt import prompt_ids, response_ids
+from midcourse.prompt import PromptError, prompt_ids, response_ids
 from midcourse.reward_model import RewardModel
-from midcourse.train.comparisons import Comparison, prompt_key
+from midcourse.train.comparisons import Comparison, prompt_groups
 from midcourse.train.objectives import PairRewards
 
 
@@ -34,7 +34,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class PairSet:
-    """Encoded comparisons: distinct rows, pairs of row numbers (chosen, rejected), and each pair's prompt."""
+    """Encoded comparisons: distinct rows, pairs of row numbers (chosen, rejected), and each pair's prompt (its group: see
+    `comparisons.prompt_groups`)."""
 
     rows: list[Row]
     pairs: list[tuple[int, int]]
@@ -50,6 +51,21 @@ def encode_row(reward: RewardModel, comparison: Comparison, side: str, max_token
     return Row(tuple(prompt), tuple(response[:room]), finished and len(response) <= room)
 
 
+def prompt_limit(reward: RewardModel, max_tokens: int) -> Callable[[Comparison], str | None]:
+    """What is wrong with a comparison's prompt, if anything: the check that `read_comparisons` takes."""
+
+    def problem(comparison: Comparison) -> str | None:
+        try:
+            tokens = len(prompt_ids(reward.tokenizer, comparison.prompt, reward.template))
+        except PromptError as error:
+            return str(error)
+        if tokens < max_tokens:
+            return None
+        return f"the prompt has {tokens} tokens, which leaves no room within {max_tokens}; raise --max-tokens or shorten it"
+
+    return problem
+
+
 def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
     """Token ids of the comparisons, each distinct row once."""
     numbers: dict[Row, int] = {}
@@ -57,7 +73,7 @@ def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: i
     for comparison in comparisons:
         sides = [encode_row(reward, comparison, side, max_tokens) for side in ("chosen", "rejected")]
         pairs.append((numbers.setdefault(sides[0], len(numbers)), numbers.setdefault(sides[1], len(numbers))))
-    return PairSet(list(numbers), pairs, [prompt_key(comparison.prompt) for comparison in comparisons])
+    return PairSet(list(numbers), pairs, prompt_groups(comparisons))
 
 
 def plan_batches(pairs: PairSet, batch_size: int, epochs: int, seed: int) -> list[list[int]]:

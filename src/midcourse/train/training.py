@@ -41,7 +41,11 @@ class TrainingError(MidcourseError):
 
 
 class Interrupted(Exception):
-    """Stopped by Ctrl-C or SIGTERM after a whole checkpoint was written."""
+    """Stopped by Ctrl-C or SIGTERM after a whole checkpoint was written; `signal` is the signal's number."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM; the same call with `resume` goes on.
     """
     out = Path(out)
-    settings = replace(settings, lr=settings.lr or LEARNING_RATES[Tuning.parse(reward.info.tune).kind])
     check_settings(settings)
+    if settings.lr is None:
+        settings = replace(settings, lr=LEARNING_RATES[Tuning.parse(reward.info.tune).kind])
     kept, held = split_by_prompt(comparisons, settings.held_out, settings.seed)
     run = {
         "settings": asdict(settings),
@@ -100,7 +105,8 @@ def train(
         trainer.add_callback(trainer.watch)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interruption.signal is not None and trainer.state.global_step < len(plan):
-        raise Interrupted(f"stopped after step {trainer.state.global_step} of {len(plan)}; add --resume to go on")
+        message = f"stopped after step {trainer.state.global_step} of {len(plan)}; add --resume to go on"
+        raise Interrupted(message, interruption.signal)
     metrics = {
         **pair_accuracy(held_pairs, scorer.score(1)),
         "length_baseline": length_baseline(train_pairs, held_pairs),
@@ -120,7 +126,7 @@ def check_settings(settings: Settings) -> None:
         raise TrainingError(f"save-steps is {settings.save_steps}; use 1 or more")
     if not 0 < settings.held_out < 1:
         raise TrainingError(f"held-out is {settings.held_out}; use a share between 0 and 1, such as 0.1")
-    if not (settings.lr and 0 < settings.lr < math.inf):
+    if settings.lr is not None and not 0 < settings.lr < math.inf:
         raise TrainingError(f"lr is {settings.lr}; use a positive number, such as 3e-4")
 
 
@@ -257,7 +263,7 @@ class PairTrainer(Trainer):
         columns, pairs, lengths, finished = (inputs.pop(name) for name in ("columns", "pairs", "lengths", "finished"))
         rewards = model(**inputs).gather(1, columns)
         loss = self.objective(pair_rewards(rewards, pairs, lengths, finished)).mean()
-        self.watch.loss = float(loss)
+        self.watch.loss = loss.item()
         if not math.isfinite(self.watch.loss):
             raise TrainingError(
                 f"the loss is {self.watch.loss} after step {self.state.global_step}; lower --lr (now {self.args.learning_rate})"

@@ -1,0 +1,378 @@
+"""The command line: each verb is a dataclass of its flags and calls one function."""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from midcourse.errors import MidcourseError
+
+Flag = tyro.conf.arg
+
+
+class UsageError(MidcourseError):
+    """Arguments that do not go together."""
+
+
+@dataclass
+class Train:
+    """Learn a prefix reward from comparisons."""
+
+    comparisons: Annotated[Path, tyro.conf.Positional]
+    """JSONL (also .gz), CSV or Parquet with prompt, chosen and rejected."""
+    out: Path
+    """Folder of the new reward."""
+    backbone: str = "smollm2"
+    """Pretrained causal LM: smollm2, a folder, or a Hub id."""
+    layers: int | None = None
+    """Use only the first N layers (fewer are faster at every token); all by default."""
+    tune: str = "last:2"
+    """What is trained: head, last:N layers, lora[:RANK], or all. What lies below is computed once and cached."""
+    objective: Literal["prefix", "sequence"] = "prefix"
+    """Bradley-Terry on equal-length prefixes, or on whole responses only."""
+    past_end: Literal["drop", "paper"] = "drop"
+    """Past the shorter response's end: stop, or compare its finished text with longer prefixes as PARGS's authors do."""
+    template: Literal["chat", "raw"] = "chat"
+    """How prompts are rendered; stored with the reward."""
+    epochs: int = 2
+    lr: float | None = None
+    """Peak learning rate; by default one that suits --tune."""
+    batch_size: int = 32
+    """Pairs per step."""
+    max_tokens: int = 512
+    """Longest prompt and response together; longer responses are cut, longer prompts are bad rows."""
+    held_out: float = 0.1
+    """Share of the prompts kept for the accuracies."""
+    save_steps: int | None = None
+    """Steps between checkpoints; a tenth of the run by default."""
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    resume: bool = False
+    """Go on from the last whole checkpoint in --out."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
+    json: bool = False
+    """Print the metrics as JSON."""
+
+
+@dataclass
+class Guide:
+    """Write with a language model, steered by a reward."""
+
+    reward: str | None = None
+    """Folder of a reward, with =WEIGHT if you like (my-reward=2.5)."""
+    method: str = "pargs"
+    """pargs, pargs-greedy, or plain (the LM alone)."""
+    lm: str = "smollm2"
+    """Causal LM: smollm2, a folder, or a Hub id."""
+    prompt: str | None = None
+    prompts: Path | None = None
+    """JSONL with a field "prompt" (text or messages) per row."""
+    out: Path | None = None
+    """JSONL to append finished rows to."""
+    resume: bool = False
+    """Skip the rows that --out already holds."""
+    reward_weight: float | None = None
+    """Multiplier of the reward; by default the reward's own, else the method's."""
+    top_k: int | None = None
+    """Candidates per token; by default the method's (10)."""
+    temperature: float | None = None
+    max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    """Strings that end a response."""
+    template: Literal["chat", "raw"] | None = None
+    """By default the reward's; without a reward, raw."""
+    always_offer_eos: bool = False
+    """Let the end of the text be a candidate even where the LM ranks it below the top k."""
+    seed: int = 0
+    """Row i uses seed + i."""
+    batch_size: int = 16
+    device: str = "auto"
+    dtype: str = "auto"
+    json: bool = False
+    """Print rows as JSON."""
+    stream: bool = False
+    """Print text as it is written (one prompt)."""
+
+
+@dataclass
+class ScoreText:
+    """Show the reward of every prefix of a text."""
+
+    reward: str
+    """Folder of a reward."""
+    prompt: str
+    text: str
+    """The response, without the prompt."""
+    unfinished: bool = False
+    """Do not end the text: the last reward is that of a prefix."""
+    html: Path | None = None
+    """Write a page with every token coloured."""
+    device: str = "auto"
+    dtype: str = "auto"
+    json: bool = False
+
+
+@dataclass
+class Export:
+    """Write a reward as a standard sequence-classification checkpoint of transformers."""
+
+    reward: Path
+    """Folder of a reward."""
+    out: Path
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass
+class Demo:
+    """Train the shipped preference set, steer SmolLM2 with it, and judge the result."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the report, the reward and the summary; what an earlier demo left there is replaced."""
+    gold: str = "vader"
+    """What judges, and draws the labels: vader (sentiment), or any MODULE:FUNCTION from a text to a number."""
+    seed: int = 0
+
+
+@dataclass
+class BenchDecode:
+    """Time guided decoding against plain generation of transformers, interleaved."""
+
+    json: Path | None = None
+    """Write the rows here."""
+    quick: bool = False
+    """32 new tokens, 3 rounds, no reference: under a minute."""
+    rounds: int = 5
+    new_tokens: int = 64
+
+
+@dataclass
+class Bench:
+    """Measure speed."""
+
+    command: Annotated[BenchDecode, Flag(name="decode")] = field(default_factory=BenchDecode)
+
+
+def run(command: object) -> int:
+    """Carry out one parsed command; its exit status."""
+    verbs = {Train: _train, Guide: _guide, ScoreText: _score, Export: _export, Demo: _demo, Bench: _bench}
+    return verbs[type(command)](command)
+
+
+# Each verb imports what it needs when it runs: torch and transformers take seconds, which --help should not.
+
+
+def _train(flags: Train) -> int:
+    from midcourse.reward_model import RewardModel
+    from midcourse.train.card import accuracy_table
+    from midcourse.train.comparisons import read_comparisons, write_bad_rows
+    from midcourse.train.prefixes import prompt_limit
+    from midcourse.train.training import Interrupted, Settings, check_settings, train
+
+    settings = Settings(
+        flags.epochs, flags.lr, flags.batch_size, flags.max_tokens, flags.held_out, save_steps=flags.save_steps, seed=flags.seed
+    )
+    check_settings(settings)
+    rejects = [] if flags.skip_bad_rows else None
+    # A look at the file before the model is loaded: a wrong path should not cost seconds.
+    read_comparisons(flags.comparisons, rejects=rejects)
+    reward = RewardModel.create(
+        flags.backbone, template=flags.template, objective=flags.objective, past_end=flags.past_end,
+        layers=flags.layers, tune=flags.tune, seed=flags.seed, device=flags.device, dtype=flags.dtype,
+    )
+    rejects = [] if flags.skip_bad_rows else None
+    comparisons = read_comparisons(flags.comparisons, limit=prompt_limit(reward, flags.max_tokens), rejects=rejects)
+    if rejects:
+        write_bad_rows(flags.skip_bad_rows, rejects)
+        print(f"skipped {len(rejects)} bad rows, written to {flags.skip_bad_rows}", file=sys.stderr)
+    try:
+        metrics = train(reward, comparisons, flags.out, settings, resume=flags.resume)
+    except Interrupted as stop:
+        print(f"midcourse: {stop}", file=sys.stderr)
+        return 128 + stop.signal
+    if flags.json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        title = f"Held-out pair accuracy ({metrics['pairs']} pairs of {metrics['prompts']} prompts, 95% intervals)"
+        _table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
+        print(f"reward, card and curves: {flags.out}")
+    return 0
+
+
+def _guide(flags: Guide) -> int:
+    from midcourse.decode.methods import method
+    from midcourse.decode.files import append_rows, read_prompts, rows_done
+    from midcourse.language_model import LanguageModel
+    from midcourse.reward_model import RewardModel
+
+    method(flags.method)
+    if (flags.prompt is None) == (flags.prompts is None):
+        raise UsageError("give either --prompt TEXT or --prompts FILE.jsonl")
+    if flags.stream and (flags.prompt is None or flags.json):
+        raise UsageError("--stream prints the text of one --prompt as it is written; leave --prompts and --json away")
+    if flags.resume and not flags.out:
+        raise UsageError("--resume goes on with the rows of --out; name that file")
+    folder, weight = parse_reward(flags.reward) if flags.reward else (None, None)
+    prompts = [flags.prompt] if flags.prompts is None else read_prompts(flags.prompts)
+    done = rows_done(flags.out, prompts, flags.resume) if flags.out else set()
+    left = [row for row in range(len(prompts)) if row not in done]
+    reward = RewardModel.load(folder, device=flags.device, dtype=flags.dtype) if folder else None
+    lm = LanguageModel.load(flags.lm, device=flags.device, dtype=flags.dtype)
+    given = weight if flags.reward_weight is None else flags.reward_weight
+    if given is None and reward:
+        given = reward.info.reward_weight
+    settings = {
+        "method": flags.method, "reward_weight": given, "top_k": flags.top_k, "temperature": flags.temperature,
+        "template": flags.template, "max_new_tokens": flags.max_new_tokens, "stop": flags.stop,
+        "always_offer_eos": flags.always_offer_eos, "batch_size": flags.batch_size,
+        "seed": [flags.seed + row for row in left],
+    }
+    if flags.out:
+        append_rows(flags.out, lm, prompts, left, reward, settings)
+        print(f"{len(left)} rows written to {flags.out}" + (f", {len(done)} were there already" if done else ""), file=sys.stderr)
+        return 0
+    _print_rows(lm, prompts, reward, settings, flags)
+    return 0
+
+
+def _print_rows(lm, prompts, reward, settings, flags: Guide) -> None:
+    from midcourse.decode.loop import Step, stream
+    from midcourse.decode.files import as_row
+    from midcourse.progress import progress
+
+    finished = {}
+    if flags.stream:
+        for _, event in stream(lm, prompts, reward, **settings):
+            print(event.text, end="", flush=True) if isinstance(event, Step) else print()
+        return
+    with progress("writing", len(prompts) * flags.max_new_tokens) as advance:
+        for row, event in stream(lm, prompts, reward, **settings):
+            if isinstance(event, Step):
+                advance(1)
+            else:
+                finished[row] = event
+                advance(flags.max_new_tokens - len(event.steps))
+    for row in sorted(finished):
+        if flags.json:
+            print(json.dumps(as_row(row, finished[row]), ensure_ascii=False))
+        else:
+            _show(finished[row])
+
+
+def _show(generation) -> None:
+    """A response for a person: its text, and one line of figures."""
+    print(generation.text)
+    figures = [f"{len(generation.steps)} tokens, {generation.finish_reason}"]
+    if generation.reward is not None:
+        figures.append(f"reward {generation.reward:.2f}, guidance KL {generation.guidance_kl:.1f} nats")
+    print("  ".join([f"[{figure}]" for figure in (*figures, f"total KL {generation.total_kl:.1f} nats")]), file=sys.stderr)
+
+
+def parse_reward(text: str) -> tuple[str, float | None]:
+    """("my-reward", 2.5) from "my-reward=2.5"; None where no weight is given."""
+    folder, mark, weight = text.rpartition("=")
+    if not mark or Path(text).is_dir():
+        return text, None
+    try:
+        return folder, float(weight)
+    except ValueError as error:
+        raise UsageError(f"weight {weight!r} in --reward {text} is not a number; write {folder}=2, say") from error
+
+
+def _score(flags: ScoreText) -> int:
+    from rich.console import Console
+
+    from midcourse.evaluate.report import score_line, tokens_of_score, write_score_page
+    from midcourse.reward_model import RewardModel
+
+    reward = RewardModel.load(flags.reward, device=flags.device, dtype=flags.dtype)
+    (score,) = reward.score([flags.prompt], [flags.text], finished=not flags.unfinished)
+    tokens = tokens_of_score(score, reward.tokenizer)
+    if flags.html:
+        write_score_page(flags.html, flags.prompt, tokens, title="midcourse score")
+    if flags.json:
+        rows = [
+            {"token_id": i, "text": text, "reward": r}
+            for i, text, r in zip(score.token_ids, score.texts, score.rewards, strict=True)
+        ]
+        print(json.dumps({"prompt": flags.prompt, "text": flags.text, "reward": score.rewards[-1], "tokens": rows}))
+    else:
+        console = Console()
+        console.print(score_line(tokens))
+        end = "the prefix" if flags.unfinished else "the finished text"
+        console.print(f"reward of {end}: {score.rewards[-1]:.3f}", highlight=False)
+    if flags.html:
+        print(f"page: {flags.html}", file=sys.stderr)
+    return 0
+
+
+def _export(flags: Export) -> int:
+    from midcourse.reward_model import RewardModel
+
+    if flags.out.exists() and (not flags.out.is_dir() or any(flags.out.iterdir())):
+        raise UsageError(f"{flags.out} exists already; name a new folder for --out")
+    RewardModel.load(flags.reward, device=flags.device, dtype=flags.dtype).export(flags.out)
+    print(f"sequence-classification checkpoint: {flags.out}")
+    return 0
+
+
+def _demo(flags: Demo) -> int:
+    from midcourse.demo import run_demo
+
+    return 0 if run_demo(flags.out, seed=flags.seed, gold=flags.gold)["passed"] else 1
+
+
+def _bench(flags: Bench) -> int:
+    from midcourse.bench import bench_decode
+
+    bench_decode(**vars(flags.command))
+    return 0
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+Command = Annotated[
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Guide, tyro.conf.subcommand("guide")]
+    | Annotated[ScoreText, tyro.conf.subcommand("score")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")],
+    tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+]
+
+
+def main() -> None:
+    """Entry point: 0 when done, 2 on misuse with one sentence, 130 or 143 when interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    command = tyro.cli(Command, prog="midcourse", description="A reward for every token.")
+    try:
+        sys.exit(run(command))
+    except MidcourseError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room or name a place you can write to")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _fail(message: str) -> None:
+    print(f"midcourse: {message}", file=sys.stderr)
+    sys.exit(2)

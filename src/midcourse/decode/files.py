@@ -1,0 +1,121 @@
+"""Files of prompts in, files of responses out: one JSON row each, appended as soon as it is finished."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+from midcourse.decode.loop import Generation, Step, stream
+from midcourse.errors import MidcourseError
+from midcourse.language_model import LanguageModel
+from midcourse.progress import progress
+from midcourse.prompt import Prompt
+from midcourse.reward_model import Reward
+
+
+class PromptFileError(MidcourseError):
+    """A prompt or output file that cannot be used; names file and line."""
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The field "prompt" of every line: a text or a list of messages."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise PromptFileError(f"{path} cannot be read ({error.strerror}); name a JSONL file of prompts") from error
+    prompts = [_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise PromptFileError(f'{path} holds no prompts; write one JSON object with a field "prompt" per line')
+    return prompts
+
+
+def _prompt(path: Path, number: int, line: bytes) -> Prompt:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PromptFileError(f'{path}, line {number}: no JSON object with a field "prompt" ({error})') from error
+    messages = isinstance(prompt, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+    )
+    if not (isinstance(prompt, str) or (prompt and messages)):
+        raise PromptFileError(f"{path}, line {number}, field prompt: neither a text nor a list of messages")
+    return prompt
+
+
+def rows_done(path: Path, prompts: Sequence[Prompt], resume: bool) -> set[int]:
+    """The rows an output file already holds; a torn last line is dropped from it.
+
+    Raises:
+        PromptFileError: the file has rows and `resume` is not set, or they answer other prompts.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return set()
+    if not resume:
+        raise PromptFileError(f"{path} exists already; add --resume to go on with it, or name another file for --out")
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    done = set()
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            same = prompts[row["row"]] == row["prompt"]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise PromptFileError(f"{path}, line {number} is no row of these prompts ({error!r}); name another file") from error
+        if not same:
+            raise PromptFileError(f"{path}, line {number} answers another prompt than row {row['row']}; name another file")
+        done.add(row["row"])
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return done
+
+
+def append_rows(
+    path: Path,
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    left: Sequence[int],
+    reward: Reward | None,
+    settings: dict[str, Any],
+) -> None:
+    """Decode the rows in `left` and append each to `path` when it is finished."""
+    with path.open("a") as file, progress("writing", len(left) * settings["max_new_tokens"]) as advance:
+        for place, event in stream(lm, [prompts[row] for row in left], reward, **settings):
+            if isinstance(event, Step):
+                advance(1)
+                continue
+            file.write(json.dumps(as_row(left[place], event), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            advance(settings["max_new_tokens"] - len(event.steps))
+
+
+def as_row(row: int, generation: Generation) -> dict[str, Any]:
+    """A response as its JSON row. A token's text is what became certain with it; their texts joined are `text`."""
+    return {
+        "row": row,
+        "prompt": generation.prompt,
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "reward": generation.reward,
+        "guidance_kl": generation.guidance_kl,
+        "total_kl": generation.total_kl,
+        "seed": generation.seed,
+        "usage": {
+            "prompt_tokens": generation.prompt_tokens,
+            "completion_tokens": len(generation.steps),
+            "total_tokens": generation.prompt_tokens + len(generation.steps),
+        },
+        "tokens": [
+            {
+                "token_id": step.token_id,
+                "text": step.text,
+                "logprob": step.logprob,
+                "reference_logprob": step.reference_logprob,
+                "reward": step.reward,
+                "weight": step.weight,
+            }
+            for step in generation.steps
+        ],
+    }

@@ -1,0 +1,254 @@
+"""The main job on shipped data: train a prefix reward, steer SmolLM2 with it, judge on topics it never saw.
+
+Left out on purpose: other methods and judges. `passed` is about this one comparison: guided against plain decoding of
+the same model, candidates and seeds, by the gold reward of the response alone.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from midcourse.decode.loop import Generation, stream
+from midcourse.evaluate.gold import Gold, load_gold
+from midcourse.evaluate.metrics import perplexity, repeated_bigrams
+from midcourse.evaluate.report import DemoPair, score_line, tokens_of, write_demo_report
+from midcourse.evaluate.results import write_results
+from midcourse.intervals import mean_interval
+from midcourse.language_model import LanguageModel
+from midcourse.progress import progress
+from midcourse.reward_model import RewardModel
+from midcourse.train.card import accuracy_table
+from midcourse.train.comparisons import Comparison, read_comparisons
+from midcourse.train.labels import bayes_accuracy, draw_labels
+from midcourse.train.training import Settings, train
+
+# Ten of thirty layers judge as well as all here, at a third of the cost per token.
+LAYERS, TUNE, EPOCHS = 10, "last:2", 2
+NEW_TOKENS, BATCH_SIZE = 24, 40
+WEIGHTS = (1.0, 2.0, 3.0, 4.0, 6.0)
+# A weight is eligible up to this much guidance KL on validation prompts, so that the limit holds on others too.
+VALIDATION_KL, KL_LIMIT = 7.0, 10.0
+LABEL_SCALE = 4.0
+SHOWN = 6
+
+
+def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> dict[str, Any]:
+    """Train, choose the weight, compare; write report.html, reward/ and summary.json to `out`; return the summary."""
+    start = time.monotonic()
+    console = Console()
+    judge = load_gold(gold)
+    comparisons, prompts = shipped(judge if gold != "vader" else None, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "reward", ignore_errors=True)
+
+    console.rule("1. learn a reward for every prefix")
+    reward = train_reward(comparisons, out / "reward", seed)
+    show_accuracy(console, reward, bayes_accuracy(comparisons, judge, scale=LABEL_SCALE))
+    lm = LanguageModel.load("smollm2")
+
+    console.rule("2. choose the weight on validation prompts")
+    trials = [try_weight(lm, reward, prompts["validation"], weight, judge, seed) for weight in (0.0, *WEIGHTS)]
+    weight = best_weight(trials)
+    show_trials(console, trials, weight)
+    reward.info = replace(reward.info, reward_weight=weight)
+    reward.save(out / "reward")
+
+    console.rule("3. steer on topics that were not trained on")
+    base, base_seconds = write_texts(lm, prompts["test"], None, 0.0, seed, "plain")
+    guided, guided_seconds = write_texts(lm, prompts["test"], reward, weight, seed, "guided")
+    summary = summarise(base, guided, judge) | {
+        "weight": weight,
+        "gold": gold,
+        "validation": trials,
+        "tokens_per_second": {"base": tokens(base) / base_seconds, "guided": tokens(guided) / guided_seconds},
+        "seconds": time.monotonic() - start,
+    }
+    pairs = as_pairs(lm, reward, prompts["test"], base, guided, judge)
+    show_pairs(console, pairs)
+    show_summary(console, summary)
+    write_results(out / "summary.json", summary)
+    write_demo_report(out / "report.html", summary, pairs)
+    console.print(f"report: {out / 'report.html'}   reward: {out / 'reward'}   figures: {out / 'summary.json'}")
+    return summary
+
+
+def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, list[dict[str, str]]]]:
+    """The shipped comparisons and the prompts of the other topics; with a judge, labels are drawn from it anew."""
+    folder = files("midcourse") / "shipped"
+    comparisons = read_comparisons(Path(str(folder / "demo_comparisons.jsonl")))
+    if judge:
+        comparisons = draw_labels(comparisons, judge, scale=LABEL_SCALE, seed=seed)
+    return comparisons, json.loads((folder / "demo_prompts.json").read_text())
+
+
+def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> RewardModel:
+    """A prefix reward on the first layers of SmolLM2."""
+    reward = RewardModel.create("smollm2", template="raw", layers=LAYERS, tune=TUNE, seed=seed)
+    train(reward, comparisons, folder, Settings(epochs=EPOCHS, seed=seed))
+    return reward.eval()
+
+
+def write_texts(
+    lm: LanguageModel, prompts: list[dict[str, str]], reward: RewardModel | None, weight: float, seed: int, name: str
+) -> tuple[list[Generation], float]:
+    """Responses to the prompts, and the seconds they took."""
+    settings = {"method": "pargs" if reward else "plain", "reward_weight": weight, "template": "raw"}
+    finished: dict[int, Generation] = {}
+    start = time.monotonic()
+    with progress(name, len(prompts) * NEW_TOKENS) as advance:
+        texts = [row["prompt"] for row in prompts]
+        for row, event in stream(
+            lm, texts, reward, max_new_tokens=NEW_TOKENS, seed=seed, batch_size=BATCH_SIZE, **settings
+        ):
+            if isinstance(event, Generation):
+                finished[row] = event
+                advance(NEW_TOKENS - len(event.steps))
+            else:
+                advance(1)
+    return [finished[row] for row in range(len(prompts))], time.monotonic() - start
+
+
+def try_weight(
+    lm: LanguageModel, reward: RewardModel, prompts: list[dict[str, str]], weight: float, judge: Gold, seed: int
+) -> dict[str, float]:
+    """Gold and KL of one weight on validation prompts, with seeds the test does not use."""
+    texts, _ = write_texts(lm, prompts, reward if weight else None, weight, seed + 10_000, f"weight {weight:g}")
+    return {
+        "weight": weight,
+        "gold": fmean(judge(text.text) for text in texts),
+        "guidance_kl": fmean(text.guidance_kl for text in texts),
+        "perplexity": perplexity(texts),
+    }
+
+
+def best_weight(trials: Sequence[dict[str, float]]) -> float:
+    """The weight of most gold among those within VALIDATION_KL; the smallest weight where none is."""
+    eligible = [trial for trial in trials[1:] if trial["guidance_kl"] <= VALIDATION_KL]
+    return max(eligible, key=lambda trial: trial["gold"])["weight"] if eligible else trials[1]["weight"]
+
+
+def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> dict[str, Any]:
+    """The figures of the final table; gold of the response alone, KL in nats per response."""
+    gold_base, gold_guided = ([judge(text.text) for text in texts] for texts in (base, guided))
+    mean, interval = mean_interval([b - a for a, b in zip(gold_base, gold_guided, strict=True)])
+    guidance_kl = fmean(text.guidance_kl for text in guided)
+    both = {"base": base, "guided": guided}
+    return {
+        "prompts": len(base),
+        "gold_base": fmean(gold_base),
+        "gold_guided": fmean(gold_guided),
+        "gold_difference": {"mean": mean, "interval": interval},
+        "guidance_kl": guidance_kl,
+        "total_kl": fmean(text.total_kl for text in guided),
+        "total_kl_base": fmean(text.total_kl for text in base),
+        "perplexity": {name: perplexity(texts) for name, texts in both.items()},
+        "repeated_bigrams": {name: fmean(repeated_bigrams(t.text) for t in texts) for name, texts in both.items()},
+        "length": {name: tokens(texts) / len(texts) for name, texts in both.items()},
+        "passed": interval[0] > 0 and guidance_kl <= KL_LIMIT,
+    }
+
+
+def tokens(texts: list[Generation]) -> int:
+    """Tokens in all responses."""
+    return sum(len(text.steps) for text in texts)
+
+
+def as_pairs(
+    lm: LanguageModel,
+    reward: RewardModel,
+    prompts: list[dict[str, str]],
+    base: list[Generation],
+    guided: list[Generation],
+    judge: Gold,
+) -> list[DemoPair]:
+    """Base and guided responses side by side; the base's tokens are given their rewards here, in whole texts."""
+    rows = [(lm.tokenizer(row["prompt"])["input_ids"], [s.token_id for s in text.steps]) for row, text in zip(prompts, base, strict=True)]
+    scored = [
+        replace(text, steps=tuple(replace(s, reward=r) for s, r in zip(text.steps, rewards.tolist(), strict=True)))
+        for text, rewards in zip(base, reward.score_ids(rows), strict=True)
+    ]
+    return [
+        DemoPair(
+            prompt=row["prompt"], topic=row["topic"],
+            base_tokens=tokens_of(a, lm.tokenizer), guided_tokens=tokens_of(b, lm.tokenizer),
+            base_gold=judge(a.text), guided_gold=judge(b.text), guidance_kl=b.guidance_kl,
+        )
+        for row, a, b in zip(prompts, scored, guided, strict=True)
+    ]
+
+
+def show_accuracy(console: Console, reward: RewardModel, ceiling: float) -> None:
+    metrics = reward.info.metrics
+    table = Table(title=f"pair accuracy on {metrics['prompts']} held-out prompts", title_justify="left")
+    for column in ("compared at", "accuracy", "95% interval"):
+        table.add_column(column, justify="left" if column == "compared at" else "right")
+    for row in accuracy_table(metrics):
+        table.add_row(*row)
+    table.add_row("ceiling: the gold reward itself", f"{ceiling:.3f}", "")
+    console.print(table)
+
+
+def show_trials(console: Console, trials: Sequence[dict[str, float]], chosen: float) -> None:
+    table = Table()
+    for column in ("weight", "gold", "guidance KL", "perplexity"):
+        table.add_column(column, justify="right")
+    for trial in trials:
+        mark = " (chosen)" if trial["weight"] == chosen else ""
+        figures = (f"{trial['gold']:.2f}", f"{trial['guidance_kl']:.1f}", f"{trial['perplexity']:.1f}")
+        table.add_row(f"{trial['weight']:g}{mark}", *figures)
+    console.print(table)
+
+
+def show_pairs(console: Console, pairs: Sequence[DemoPair]) -> None:
+    """A few prompts from all topics, base above guided."""
+    for pair in pairs[:: max(len(pairs) // SHOWN, 1)][:SHOWN]:
+        console.print(f"\n[bold]{_plain(pair.prompt)}[/bold]")
+        for name, pieces, gold in (
+            ("base  ", pair.base_tokens, pair.base_gold), ("guided", pair.guided_tokens, pair.guided_gold)
+        ):
+            console.print(f"  {name} reward {pieces[-1].reward:+.2f}  gold {gold:+.2f} ", score_line(pieces), sep="")
+
+
+def show_summary(console: Console, summary: dict[str, Any]) -> None:
+    table = Table(title=f"\n{summary['prompts']} prompts of topics that were not trained on", title_justify="left")
+    for column in ("per response", "base", "guided"):
+        table.add_column(column, justify="left" if column == "per response" else "right")
+    for name, base, guided in summary_rows(summary):
+        table.add_row(name, base, guided)
+    console.print(table)
+    mean, (low, high) = summary["gold_difference"]["mean"], summary["gold_difference"]["interval"]
+    verdict = "passed" if summary["passed"] else "not passed"
+    console.print(
+        f"[bold]{verdict}[/bold]: gold reward {mean:+.2f} (95% interval {low:+.2f} to {high:+.2f}) "
+        f"for {summary['guidance_kl']:.1f} nats of guidance, at weight {summary['weight']:g}, "
+        f"in {summary['seconds']:.0f} s",
+        highlight=False,
+    )
+
+
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The final table: (figure, base, guided)."""
+    pairs = {name: (summary[name]["base"], summary[name]["guided"]) for name in ("perplexity", "repeated_bigrams", "length", "tokens_per_second")}
+    return [
+        ("gold reward", f"{summary['gold_base']:.2f}", f"{summary['gold_guided']:.2f}"),
+        ("guidance KL, nats", "0", f"{summary['guidance_kl']:.1f}"),
+        ("total KL, nats", f"{summary['total_kl_base']:.1f}", f"{summary['total_kl']:.1f}"),
+        ("perplexity under the base model", *(f"{x:.1f}" for x in pairs["perplexity"])),
+        ("repeated bigrams", *(f"{100 * x:.1f}%" for x in pairs["repeated_bigrams"])),
+        ("length, tokens", *(f"{x:.1f}" for x in pairs["length"])),
+        ("tokens per second", *(f"{x:.0f}" for x in pairs["tokens_per_second"])),
+    ]
+
+
+def _plain(text: str) -> str:
+    """Text that rich shows as it is, brackets included."""
+    return text.replace("[", "\\[")

@@ -1,0 +1,316 @@
+"""Prefix against sequence rewards on three real preference sets.
+
+    python studies/rewards/run.py --data DIR        (or MIDCOURSE_DATA=DIR)
+
+Trains both objectives with the same budget, and writes results.json and accuracy.png here: pair accuracy on the test
+split by share of the response, with 95 % intervals over prompts, beside a length-only and a bag-of-words baseline.
+Everything is resumable: sampled texts, cached states, trained rewards and finished rows are found again in runs/rewards/.
+No hyperparameter was tuned on the test splits.
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.sparse import csr_matrix, vstack
+from sklearn.linear_model import LogisticRegression
+
+from midcourse import LanguageModel, RewardModel, generate, stream
+from midcourse.decode.loop import Generation
+from midcourse.errors import MidcourseError
+from midcourse.evaluate.gold import load_gold
+from midcourse.evaluate.results import write_results
+from midcourse.files import whole_file, write_text
+from midcourse.intervals import mean_interval
+from midcourse.progress import progress
+from midcourse.train.accuracy import SHARES, length_baseline, outcome, pair_accuracy
+from midcourse.train.comparisons import Comparison
+from midcourse.train.prefixes import PairSet, encode
+from midcourse.train.training import Scorer, Settings, train
+
+HERE = Path(__file__).parent
+RUNS = HERE.parents[1] / "runs/rewards"
+HELPFUL = ("hh_helpful_base", "hh_helpful_online", "hh_helpful_rejection_sampled")
+HARMLESS = ("hh_harmless_base",)
+
+OPENINGS, SAMPLES, NEW_TOKENS, OPENING_WORDS = 600, 4, 24, 8
+GAP = 0.1  # sentiment pairs are ordered by gold where it differs by more than this
+GUIDED_OPENINGS, WEIGHTS = 100, (1.0, 2.0, 4.0)
+MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 192, "hh_helpful": 192, "hh_harmless": 192}
+HEAD_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One reward to train: which set, what is trained, on how many pairs at most."""
+
+    set: str
+    objective: str
+    layers: int
+    tune: str
+    seed: int
+    pairs: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.set}-{self.objective}-{self.layers}-{self.tune.replace(':', '')}-{self.pairs}-{self.seed}"
+
+
+def plan() -> Iterator[Run]:
+    """Every run, the cheap ones of each set first."""
+    for objective in ("prefix", "sequence"):
+        for seed in HEAD_SEEDS:
+            yield Run("sentiment", objective, 20, "head", seed, 4000, 6)
+        yield Run("sentiment", objective, 10, "last:2", 0, 4000, 2)
+    for objective in ("prefix", "sequence"):
+        for seed in HEAD_SEEDS:
+            yield Run("paradetox", objective, 20, "head", seed, 6000, 6)
+        yield Run("paradetox", objective, 10, "last:2", 0, 6000, 2)
+    for objective in ("prefix", "sequence"):
+        for seed in HEAD_SEEDS:
+            yield Run("hh", objective, 20, "head", seed, 3000, 6)
+        yield Run("hh", objective, 20, "last:2", 0, 3000, 2)
+    for part in ("hh_helpful", "hh_harmless"):
+        for objective in ("prefix", "sequence"):
+            yield Run(part, objective, 20, "last:2", 0, 3000, 2)
+    for pairs in (400, 1200):
+        yield Run("hh", "prefix", 20, "last:2", 0, pairs, 2)
+
+
+# The sets: training and test comparisons
+
+
+def comparisons(name: str, data: Path) -> tuple[list[Comparison], list[Comparison]]:
+    """(train, test) comparisons of a set, in a fixed random order."""
+    if name == "sentiment":
+        both = [sentiment(data, split) for split in ("train", "test")]
+    elif name == "paradetox":
+        rows = read(data, "edits/paradetox")
+        both = [
+            [Comparison("", r["edited"], r["original"]) for r in rows if r["split"] == split and r["edited"] != r["original"]]
+            for split in ("train", "test")
+        ]
+    else:
+        names = {"hh": HELPFUL + HARMLESS, "hh_helpful": HELPFUL, "hh_harmless": HARMLESS}[name]
+        rows = [row for part in names for row in read(data, f"preference/{part}")]
+        both = [[human(r) for r in rows if r["split"] == split] for split in ("train", "test")]
+    order = np.random.default_rng(0)
+    return tuple([part[i] for i in order.permutation(len(part))] for part in both)
+
+
+def human(row: dict[str, Any]) -> Comparison:
+    """An HH pair; the sets cut the transcript's mark off the response's first space."""
+    return Comparison(row["prompt"], " " + row["chosen"].strip(), " " + row["rejected"].strip())
+
+
+def read(data: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a data set."""
+    with gzip.open(data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def sentiment(data: Path, split: str) -> list[Comparison]:
+    """SmolLM2's own continuations of review openings, ordered by VADER where it differs by more than GAP."""
+    gold = load_gold("vader")
+    found = []
+    for opening, group in itertools.groupby(sampled(data, split), key=lambda row: row["prompt"]):
+        rows = [(gold(row["text"]), row) for row in group if row["text"].strip()]
+        for (a, first), (b, second) in itertools.permutations(rows, 2):
+            if a - b > GAP:
+                found.append(Comparison(opening, first["text"], second["text"], first["finished"], second["finished"]))
+    return found
+
+
+def openings(data: Path, split: str) -> list[str]:
+    """The first words of reviews, each once, in a fixed random order."""
+    texts = [" ".join(row["text"].split()[:OPENING_WORDS]) for row in read(data, "texts/imdb_reviews") if row["split"] == split]
+    distinct = list(dict.fromkeys(texts))
+    return [distinct[i] for i in np.random.default_rng(0).permutation(len(distinct))]
+
+
+def sampled(data: Path, split: str) -> list[dict[str, Any]]:
+    """SAMPLES continuations of each opening by the plain LM, kept in runs/rewards/."""
+    path = RUNS / f"continuations-{split}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    chosen = openings(data, split)[: OPENINGS if split == "train" else GUIDED_OPENINGS]
+    asked = [opening for opening in chosen for _ in range(SAMPLES)]
+    done = {json.loads(line)["row"] for line in path.read_text().splitlines()}
+    left = [row for row in range(len(asked)) if row not in done]
+    if left:
+        lm = LanguageModel.load("smollm2")
+        settings = {"method": "plain", "top_k": 50, "max_new_tokens": NEW_TOKENS, "template": "raw", "batch_size": 48}
+        with progress(f"sampling {split}", len(left)) as advance, path.open("a") as file:
+            for place, event in stream(lm, [asked[row] for row in left], seed=left, **settings):
+                if isinstance(event, Generation):
+                    finished = event.finish_reason == "stop"
+                    row = {"row": left[place], "prompt": event.prompt, "text": event.text, "finished": finished}
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    advance(1)
+    return sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["row"])
+
+
+# Training and judging
+
+
+def fitting(reward: RewardModel, rows: Sequence[Comparison], max_tokens: int) -> list[Comparison]:
+    """The comparisons whose prompt leaves at least a third of the tokens to the response."""
+    texts = [row.prompt or "x" for row in rows]
+    lengths = [len(ids) for ids in reward.tokenizer(texts)["input_ids"]]
+    return [row for row, length in zip(rows, lengths, strict=True) if length <= 2 * max_tokens // 3]
+
+
+def judged(run: Run, data: Path) -> dict[str, Any]:
+    """Train one reward and measure it on the test split."""
+    start = time.monotonic()
+    learn, test = comparisons(run.set, data)
+    folder = RUNS / run.name
+    max_tokens = MAX_TOKENS[run.set]
+    if (folder / "midcourse.json").is_file():
+        reward = RewardModel.load(folder)
+        learn, test = (fitting(reward, rows, max_tokens) for rows in (learn, test))
+    else:
+        reward = RewardModel.create(
+            "smollm2", template="raw", layers=run.layers, tune=run.tune, objective=run.objective, seed=run.seed
+        )
+        learn, test = (fitting(reward, rows, max_tokens) for rows in (learn, test))
+        settings = Settings(epochs=run.epochs, max_tokens=max_tokens, seed=run.seed)
+        train(reward, learn[: run.pairs], folder, settings, resume=True)
+    pairs = encode(reward, test[:1000], max_tokens)
+    accuracy = pair_accuracy(pairs, Scorer(reward, [pairs.rows]).score(0))
+    return {
+        "set": run.set, "model": f"{run.tune} of {run.layers}", "objective": run.objective, "layers": run.layers,
+        "tune": run.tune, "seed": run.seed, "train_pairs": min(run.pairs, len(learn)), "test_pairs": accuracy["pairs"],
+        "test_prompts": accuracy["prompts"], "shares": accuracy["shares"], "equal_length": accuracy["equal_length"],
+        "seconds": time.monotonic() - start,
+    }
+
+
+def baselines(name: str, data: Path) -> dict[str, Any]:
+    """Length-only and bag-of-words accuracies of a set, on the same test pairs."""
+    reward = RewardModel.create("smollm2", template="raw", layers=1, tune="head")
+    most = max(run.pairs for run in plan() if run.set == name)
+    learn, test = (fitting(reward, rows, MAX_TOKENS[name]) for rows in comparisons(name, data))
+    learned, tested = (encode(reward, rows, MAX_TOKENS[name]) for rows in (learn[:most], test[:1000]))
+    vocabulary = len(reward.tokenizer)
+    model = LogisticRegression(C=0.1, fit_intercept=False, max_iter=1000)
+    differences = bag_differences(learned, 1.0, vocabulary)
+    model.fit(vstack([differences, -differences]), [1] * differences.shape[0] + [0] * differences.shape[0])
+    shares = []
+    for share in SHARES:
+        margins = model.decision_function(bag_differences(tested, share, vocabulary))
+        mean, interval = mean_interval([outcome(margin) for margin in margins], tested.prompts)
+        shares.append({"share": share, "accuracy": mean, "interval": interval})
+    return {"set": name, "length": length_baseline(learned, tested), "bag_of_words": shares}
+
+
+def bag_differences(pairs: PairSet, share: float, vocabulary: int) -> csr_matrix:
+    """Counts of the chosen minus counts of the rejected response's tokens, both cut as pair accuracy cuts them."""
+    rows, columns, counts = [], [], []
+    for number, (a, b) in enumerate(pairs.pairs):
+        chosen, rejected = pairs.rows[a], pairs.rows[b]
+        cut = int(np.ceil(share * min(chosen.text_length, rejected.text_length))) if share < 1 else None
+        for row, sign in ((chosen, 1), (rejected, -1)):
+            tokens = row.response[:cut]
+            rows += [number] * len(tokens)
+            columns += tokens
+            counts += [sign] * len(tokens)
+    return csr_matrix((counts, (rows, columns)), shape=(len(pairs.pairs), vocabulary), dtype=float)
+
+
+def guided(data: Path) -> list[dict[str, Any]]:
+    """Gold and KL of continuing unseen openings under the sentiment rewards, prefix and sequence alike."""
+    gold, lm = load_gold("vader"), LanguageModel.load("smollm2")
+    prompts = openings(data, "test")[:GUIDED_OPENINGS]
+    rows = []
+    for objective, weight in [("plain", 0.0), *itertools.product(("prefix", "sequence"), WEIGHTS)]:
+        path = RUNS / f"guided-{objective}-{weight:g}.json"
+        if not path.is_file():
+            run = next((r for r in plan() if (r.set, r.objective, r.tune) == ("sentiment", objective, "last:2")), None)
+            reward = RewardModel.load(RUNS / run.name) if run else None
+            texts = generate(
+                lm, prompts, reward, reward_weight=weight, template="raw", max_new_tokens=NEW_TOKENS, batch_size=25,
+                method="pargs" if reward else "plain", seed=0,
+            )
+            golds = [gold(text.text) for text in texts]
+            row = {
+                "guide": objective, "weight": weight, "prompts": len(texts), "gold": fmean(golds),
+                "gold_standard_error": pstdev(golds) / len(golds) ** 0.5,
+                "guidance_kl": fmean(t.guidance_kl for t in texts), "total_kl": fmean(t.total_kl for t in texts),
+            }
+            write_text(path, json.dumps(row))
+            print(row, file=sys.stderr, flush=True)
+        rows.append(json.loads(path.read_text()))
+    return rows
+
+
+def plot(rows: list[dict], base: list[dict], path: Path) -> None:
+    """Accuracy by share of the response: one panel a set, one line a model and objective."""
+    names = {"sentiment": "sentiment (own samples)", "paradetox": "ParaDetox", "hh": "HH, all four sets"}
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    for axis, (name, title) in zip(figure.subplots(1, 3, sharey=True), names.items(), strict=True):
+        chance = next(b for b in base if b["set"] == name)
+        axis.plot([100 * s for s in SHARES], [s["accuracy"] for s in chance["bag_of_words"]], color="#999", marker=".", label="bag of words")
+        axis.axhline(chance["length"]["accuracy"], color="#bbb", linestyle="--", linewidth=1, label="length only, 100%")
+        axis.axhline(0.5, color="#ccc", linestyle=":", linewidth=1)
+        most = max(r["train_pairs"] for r in rows if r["set"] == name)
+        for (model, objective), group in grouped([r for r in rows if r["set"] == name and r["train_pairs"] == most]):
+            color, style = ("#0b5fa5" if objective == "prefix" else "#c2570c"), ("-" if "last" in model else "--")
+            mean = [fmean(r["shares"][i]["accuracy"] for r in group) for i in range(len(SHARES))]
+            axis.plot([100 * s for s in SHARES], mean, style, color=color, marker="o", markersize=4, label=f"{objective}, {model}")
+        axis.set(title=title, xlabel="% of the response", xticks=[100 * s for s in SHARES])
+    figure.axes[0].set_ylabel("pair accuracy, test split")
+    figure.axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def grouped(rows: list[dict]) -> Iterator[tuple[tuple[str, str], list[dict]]]:
+    """Rows by model and objective."""
+    key = lambda row: (row["model"], row["objective"])  # noqa: E731
+    for name, group in itertools.groupby(sorted(rows, key=key), key=key):
+        yield name, list(group)
+
+
+def write(rows: list[dict], base: list[dict], steered: list[dict]) -> None:
+    """results.json with what there is so far, and the plot once every set has rows."""
+    write_results(HERE / "results.json", {"rows": rows, "baselines": base, "guided": steered})
+    if base and {row["set"] for row in rows} >= {"sentiment", "paradetox", "hh"}:
+        plot(rows, base, HERE / "accuracy.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
+    data = parser.parse_args().data
+    if not data or not (Path(data) / "texts/imdb_reviews.jsonl.gz").is_file():
+        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
+    data, rows = Path(data), []
+    for run in plan():
+        path = RUNS / f"{run.name}.json"
+        if not path.is_file():
+            row = judged(run, data)
+            write_text(path, json.dumps(row))
+            print(run.name, [round(s["accuracy"], 3) for s in row["shares"]], f"{row['seconds']:.0f} s", file=sys.stderr, flush=True)
+        rows.append(json.loads(path.read_text()))
+    write(rows, [baselines(name, data) for name in MAX_TOKENS], guided(data))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MidcourseError as error:
+        sys.exit(f"{error}")
