@@ -30,79 +30,129 @@ class TablesError(ValueError):
 
 def demo(root: Path) -> str:
     """The demo's figures without and with guidance."""
-    path, command = "studies/demo/results.json", "make demo && cp runs/demo/results.json studies/demo/"
+    path, command = "studies/demo/results.json", "python studies/demo/run.py"
     found = load(root, path, command)
     try:
         difference = found["gold_difference"]
         rows = [
-            ["gold score", number(found["gold_base"]), number(found["gold_guided"])],
-            ["gold difference [95% interval]", "", with_interval(difference["mean"], difference["interval"])],
-            ["guidance KL (nats)", "", number(found["guidance_kl"])],
-            ["total KL (nats)", "", number(found["total_kl"])],
+            ["gold reward of the response", number(found["gold_base"]), number(found["gold_guided"])],
+            ["difference [95% interval]", "", with_interval(difference["mean"], difference["interval"])],
+            ["guidance KL, nats", "0", number(found["guidance_kl"], 1)],
+            ["total KL, nats", number(found["total_kl_base"], 1), number(found["total_kl"], 1)],
         ]
         for name, label, digits in [
-            ("perplexity", "perplexity", 1),
-            ("repeated_bigrams", "repeated bigrams", 3),
-            ("length", "length (tokens)", 1),
-            ("tokens_per_second", "tokens per second", 0),
+            ("perplexity", "perplexity under the base model", 1),
+            ("repeated_bigrams", "share of repeated bigrams", 3),
+            ("length", "length, tokens", 1),
+            ("tokens_per_second", "tokens per second, batch 40", 0),
         ]:
             rows.append([label, *(number(found[name][side], digits) for side in ("base", "guided"))])
-        return markdown([f"{found['prompts']} prompts", "base", "guided"], rows)
+        return markdown([f"{found['prompts']} prompts, weight {found['weight']:g}", "base", "guided"], rows)
     except KeyError as error:
         raise _lacks(path, error, command) from error
 
 
+def example(root: Path) -> str:
+    """The Python example and what it printed."""
+    command = "python studies/demo/run.py"
+    code = read(root, "studies/demo/example.py", command)
+    printed = read(root, "studies/demo/example.txt", command)
+    return f"```python\n{code.strip()}\n```\n\n```text\n{printed.strip()}\n```"
+
+
 def decode(root: Path) -> str:
-    """Decoding speed: seconds per token and the ratio to plain decoding."""
+    """Decoding speed: time per token and the ratio to plain decoding by transformers."""
     path, command = "benchmarks/results/decode.json", "make bench"
     found = load(root, path, command)
     try:
         rows = [
             [
                 row["method"],
-                row["reward"] or "",
-                str(row["batch"]),
+                row["reward"],
                 str(row["context"]),
-                str(row["new_tokens"]),
-                number(1000 * row["seconds_per_token"], 1),
+                number(1000 * row["seconds_per_token"], 0),
+                number(row["seconds_per_token_after_first"] and 1000 * row["seconds_per_token_after_first"], 0),
                 with_interval(row["ratio_to_plain"], row["ratio_interval"]),
             ]
             for row in found["rows"]
         ]
+        header = ["method", "reward", "context", "ms per token", "after the first", "times generate [range]"]
     except KeyError as error:
         raise _lacks(path, error, command) from error
-    return markdown(
-        ["method", "reward", "batch", "context", "new tokens", "ms per token", "ratio to plain [95% interval]"], rows
-    )
+    return markdown(header, rows)
 
 
 def rewards(root: Path) -> str:
-    """Pair accuracy by set and objective at each share of the response, averaged over runs."""
-    path, command = "studies/rewards/results.json", "python studies/rewards/run.py"
+    """Test-split pair accuracy by share of the response: every set, model and objective, mean over seeds."""
+    path, command = "studies/rewards/results.json", "python studies/rewards/run.py --data DIR"
     found = load(root, path, command)
-    accuracies: dict[tuple[str, str], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[str, ...], list[list[dict[str, Any]]]] = defaultdict(list)
     try:
         for row in found["rows"]:
-            accuracies[row["set"], row["objective"]][row["share"]].append(row["accuracy"])
+            groups[row["set"], str(row["train_pairs"]), row["model"], row["objective"]].append(row["shares"])
+        for row in found["baselines"]:
+            groups[row["set"], "", "bag of words", ""].append(row["bag_of_words"])
+            length = {"accuracy": row["length"]["accuracy"], "interval": row["length"]["interval"]}
+            groups[row["set"], "", f"length: {row['length']['prefers']}", ""].append([{}, {}, {}, {}, length])
     except KeyError as error:
         raise _lacks(path, error, command) from error
-    shares = sorted({share for by_share in accuracies.values() for share in by_share})
+    sets = list(dict.fromkeys(name for name, *_ in groups))
     rows = [
-        [*names, *(number(mean(by_share[share]), 3) if share in by_share else "" for share in shares)]
-        for names, by_share in accuracies.items()
+        [*names, *(_mean_accuracy([shares[i] for shares in runs]) for i in range(5))]
+        for names, runs in sorted(groups.items(), key=lambda item: sets.index(item[0][0]))
     ]
-    return markdown(["set", "objective", *(f"{share:.0%}" for share in shares)], rows)
+    return markdown(["set", "pairs", "model", "objective", "10%", "25%", "50%", "75%", "100%"], rows)
 
 
-TABLES: dict[str, Table] = {"demo": demo, "decode": decode, "rewards": rewards}
+def steering(root: Path) -> str:
+    """Continuing unseen review openings under the sentiment rewards of the rewards study."""
+    path, command = "studies/rewards/results.json", "python studies/rewards/run.py --data DIR"
+    found = load(root, path, command)
+    try:
+        rows = [
+            [
+                "none" if row["guide"] == "plain" else f"{row['guide']} objective",
+                f"{row['weight']:g}",
+                f"{number(row['gold'])} ({number(row['gold_standard_error'])})",
+                number(row["guidance_kl"], 1),
+                number(row["total_kl"], 1),
+            ]
+            for row in found["guided"]
+        ]
+    except KeyError as error:
+        raise _lacks(path, error, command) from error
+    return markdown(["guide", "weight", "gold (standard error)", "guidance KL, nats", "total KL, nats"], rows)
+
+
+def _mean_accuracy(cells: Sequence[dict[str, Any]]) -> str:
+    """The mean over seeds; with one run, its interval beside it."""
+    found = [cell for cell in cells if cell]
+    if len(found) == 1:
+        return with_interval(found[0]["accuracy"], found[0]["interval"])
+    return number(mean(cell["accuracy"] for cell in found)) if found else ""
+
+
+TABLES: dict[str, Table] = {
+    "demo": demo,
+    "example": example,
+    "decode": decode,
+    "rewards": rewards,
+    "steering": steering,
+}
+
+
+def read(root: Path, path: str, command: str) -> str:
+    """The text of `root / path`; TablesError names the command that makes it where it is missing."""
+    try:
+        return (root / path).read_text()
+    except FileNotFoundError as error:
+        raise TablesError(f"{path} is missing; make it with: {command}") from error
 
 
 def load(root: Path, path: str, command: str) -> Any:
     """The results in `root / path`; TablesError names the command that makes them where they are missing."""
     try:
-        return json.loads((root / path).read_text())
-    except FileNotFoundError as error:
-        raise TablesError(f"{path} is missing; make it with: {command}") from error
+        return json.loads(read(root, path, command))
     except json.JSONDecodeError as error:
         raise TablesError(f"{path} is not JSON ({error}); make it again with: {command}") from error
 

@@ -13,12 +13,9 @@ from midcourse.testing import ARCHITECTURES, WINDOW, tiny_language_model
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under the bridge, ")]
 CANDIDATES = torch.tensor([[1, 2, 3], [40, 50, 257], [7, 7, 256]])
 
-inference = pytest.mark.usefixtures("_inference")
-pytestmark = inference
 
-
-@pytest.fixture
-def _inference():
+@pytest.fixture(autouse=True)
+def inference():
     with torch.inference_mode():
         yield
 

@@ -15,6 +15,8 @@ DEMO = {
     "gold_base": 0.231,
     "gold_guided": 0.689,
     "gold_difference": {"mean": 0.458, "interval": [0.4, 0.5161]},
+    "weight": 2.0,
+    "total_kl_base": 9.8,
     "guidance_kl": 3.6,
     "total_kl": 13.44,
     "perplexity": {"base": 8.25, "guided": 9.5},
@@ -29,6 +31,7 @@ DECODE_ROW = {
     "context": 76,
     "new_tokens": 64,
     "seconds_per_token": 0.1234,
+    "seconds_per_token_after_first": 0.111,
     "ratio_to_plain": 1.7,
     "ratio_interval": [1.65, 1.756],
 }
@@ -97,7 +100,7 @@ def test_check_names_stale_blocks_and_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", list(tables.TABLES))
 def test_missing_results_name_their_command(tmp_path, name):
-    with pytest.raises(TablesError, match=r"\.json is missing; make it with: \w"):
+    with pytest.raises(TablesError, match=r"\w is missing; make it with: \w"):
         tables.TABLES[name](tmp_path)
 
 
@@ -121,49 +124,70 @@ def test_markdown_aligns_and_escapes():
 
 def test_demo(tmp_path):
     write_json(tmp_path / "studies/demo/results.json", DEMO)
-    assert cells(tables.demo(tmp_path)) == [
-        ["120 prompts", "base", "guided"],
-        ["-" * 30, "----:", "-" * 16 + ":"],
-        ["gold score", "0.23", "0.69"],
-        ["gold difference [95% interval]", "", "0.46 [0.40, 0.52]"],
-        ["guidance KL (nats)", "", "3.60"],
-        ["total KL (nats)", "", "13.44"],
-        ["perplexity", "8.2", "9.5"],
-        ["repeated bigrams", "0.020", "0.025"],
-        ["length (tokens)", "24.0", "23.9"],
-        ["tokens per second", "105", "71"],
+    assert cells(tables.demo(tmp_path))[0] == ["120 prompts, weight 2", "base", "guided"]
+    assert cells(tables.demo(tmp_path))[2:] == [
+        ["gold reward of the response", "0.23", "0.69"],
+        ["difference [95% interval]", "", "0.46 [0.40, 0.52]"],
+        ["guidance KL, nats", "0", "3.6"],
+        ["total KL, nats", "9.8", "13.4"],
+        ["perplexity under the base model", "8.2", "9.5"],
+        ["share of repeated bigrams", "0.020", "0.025"],
+        ["length, tokens", "24.0", "23.9"],
+        ["tokens per second, batch 40", "105", "71"],
     ]
+
+
+def test_the_example_shows_code_and_output(tmp_path):
+    folder = tmp_path / "studies/demo"
+    folder.mkdir(parents=True)
+    (folder / "example.py").write_text("print(1)\n")
+    (folder / "example.txt").write_text("1\n")
+    assert tables.example(tmp_path) == "```python\nprint(1)\n```\n\n```text\n1\n```"
 
 
 def test_decode(tmp_path):
-    plain = DECODE_ROW | {"method": "plain", "reward": None, "ratio_to_plain": 1.0, "ratio_interval": [1.0, 1.0]}
-    write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [plain, DECODE_ROW]})
-    table = cells(tables.decode(tmp_path))
-    assert table[2] == ["plain", "", "1", "76", "64", "123.4", "1.00 [1.00, 1.00]"]
-    assert table[3] == ["pargs", "12 layers", "1", "76", "64", "123.4", "1.70 [1.65, 1.76]"]
-
-
-def test_rewards_average_over_runs(tmp_path):
-    rows = [
-        {"set": "sentiment", "objective": objective, "seed": seed, "share": share, "accuracy": accuracy + seed / 10}
-        for objective, accuracy in [("prefix", 0.6), ("sequence", 0.5)]
-        for seed in (0, 1)
-        for share in (0.2, 0.4, 0.6, 0.8, 1.0)
+    plain = DECODE_ROW | {"method": "plain", "reward": "none", "ratio_to_plain": 1.0, "ratio_interval": [1.0, 1.0]}
+    reference = plain | {"method": "reference", "seconds_per_token_after_first": None}
+    write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [plain, DECODE_ROW, reference]})
+    assert cells(tables.decode(tmp_path))[2:] == [
+        ["plain", "none", "76", "123", "111", "1.00 [1.00, 1.00]"],
+        ["pargs", "12 layers", "76", "123", "111", "1.70 [1.65, 1.76]"],
+        ["reference", "none", "76", "123", "", "1.00 [1.00, 1.00]"],
     ]
-    write_json(tmp_path / "studies/rewards/results.json", {"rows": rows[:-1]})
+
+
+def accuracies(*values: float) -> list[dict]:
+    return [{"accuracy": value, "interval": [value - 0.1, value + 0.1]} for value in values]
+
+
+def test_rewards_average_over_seeds_and_show_a_lone_run_with_its_interval(tmp_path):
+    run = {"set": "sentiment", "train_pairs": 100, "model": "head of 20", "objective": "prefix"}
+    rows = [
+        run | {"seed": 0, "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.6)},
+        run | {"seed": 1, "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.7)},
+        run | {"seed": 0, "objective": "sequence", "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.6)},
+    ]
+    length = {"prefers": "shorter", "accuracy": 0.75, "interval": [0.7, 0.8]}
+    baseline = {"set": "sentiment", "bag_of_words": accuracies(0.5, 0.5, 0.5, 0.5, 0.8), "length": length}
+    write_json(tmp_path / "studies/rewards/results.json", {"rows": rows, "baselines": [baseline]})
     table = cells(tables.rewards(tmp_path))
-    assert table[0] == ["set", "objective", "20%", "40%", "60%", "80%", "100%"]
-    assert table[2] == ["sentiment", "prefix", *["0.650"] * 5]
-    assert table[3] == ["sentiment", "sequence", *["0.550"] * 4, "0.500"]
-
-
-def test_a_share_without_results_is_an_empty_cell(tmp_path):
-    rows = [
-        {"set": "s", "objective": "prefix", "share": 0.2, "accuracy": 0.5},
-        {"set": "s", "objective": "sequence", "share": 1.0, "accuracy": 0.75},
+    assert [line[:4] + line[-1:] for line in table[2:]] == [
+        ["sentiment", "100", "head of 20", "prefix", "0.650"],
+        ["sentiment", "100", "head of 20", "sequence", "0.60 [0.50, 0.70]"],
+        ["sentiment", "", "bag of words", "", "0.80 [0.70, 0.90]"],
+        ["sentiment", "", "length: shorter", "", "0.75 [0.70, 0.80]"],
     ]
-    write_json(tmp_path / "studies/rewards/results.json", {"rows": rows})
-    assert cells(tables.rewards(tmp_path))[2:] == [["s", "prefix", "0.500", ""], ["s", "sequence", "", "0.750"]]
+    assert table[-1][4:8] == [""] * 4
+
+
+def test_steering(tmp_path):
+    row = {"gold": 0.5, "gold_standard_error": 0.04, "guidance_kl": 3.0, "total_kl": 12.0}
+    rows = [row | {"guide": "plain", "weight": 0.0}, row | {"guide": "prefix", "weight": 2.0}]
+    write_json(tmp_path / "studies/rewards/results.json", {"guided": rows})
+    assert cells(tables.steering(tmp_path))[2:] == [
+        ["none", "0", "0.50 (0.04)", "3.0", "12.0"],
+        ["prefix objective", "2", "0.50 (0.04)", "3.0", "12.0"],
+    ]
 
 
 def test_unknown_arguments_exit_2(capsys):

@@ -326,7 +326,8 @@ def _export(flags: Export) -> int:
 def _demo(flags: Demo) -> int:
     from midcourse.demo import run_demo
 
-    return 0 if run_demo(flags.out, seed=flags.seed, gold=flags.gold)["passed"] else 1
+    summary, _ = run_demo(flags.out, seed=flags.seed, gold=flags.gold)
+    return 0 if summary["passed"] else 1
 
 
 def _bench(flags: Bench) -> int:

@@ -41,8 +41,12 @@ LABEL_SCALE = 4.0
 SHOWN = 6
 
 
-def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> dict[str, Any]:
-    """Train, choose the weight, compare; write report.html, reward/ and summary.json to `out`; return the summary."""
+def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str, Any], list[DemoPair]]:
+    """Train, choose the weight, compare; write report.html, reward/ and summary.json to `out`.
+
+    Returns:
+        The summary and the responses side by side.
+    """
     start = time.monotonic()
     console = Console()
     judge = load_gold(gold)
@@ -78,7 +82,7 @@ def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> dict[str, Any]
     write_results(out / "summary.json", summary)
     write_demo_report(out / "report.html", summary, pairs)
     console.print(f"report: {out / 'report.html'}   reward: {out / 'reward'}   figures: {out / 'summary.json'}")
-    return summary
+    return summary, pairs
 
 
 def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, list[dict[str, str]]]]:

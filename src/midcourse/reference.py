@@ -80,5 +80,5 @@ def prefix_reward(reward: RewardModel, ids: list[int]) -> Tensor:
 
 def inverse_transform(probabilities: Tensor, uniform: float) -> int:
     """The first index at which the cumulative probability passes `uniform`."""
-    cumulative = probabilities.cumsum(0)
+    cumulative = probabilities.cumsum(0).tolist()
     return next(j for j, passed in enumerate(cumulative) if passed > uniform * cumulative[-1])

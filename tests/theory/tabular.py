@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from midcourse.decode.candidates import Candidates, short_list
-from midcourse.decode.choice import kl_divergence, normalise
+from midcourse.decode.choice import normalise
 from midcourse.decode.guidance import add_reward
 from midcourse.train.objectives import Objective, PairRewards
 from midcourse.train.prefixes import pair_rewards
@@ -151,7 +151,7 @@ def law(language: Language, logprobs: Tensor) -> Tensor:
 
 def tilted(base: Tensor, rewards: Tensor, weight: float) -> Tensor:
     """log of pi exp(w r) / Z over a whole list of texts or prefixes: the RLHF policy over them."""
-    return normalise(add_reward(base[None], rewards[None], weight), 1.0)[0]
+    return (base + weight * rewards).log_softmax(0)
 
 
 def greedy_text(language: Language, logprobs: Tensor) -> Prefix:
@@ -169,7 +169,8 @@ def total_variation(first: Tensor, second: Tensor) -> float:
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
     """KL(first || second) of two laws, given as logs."""
-    return kl_divergence(first[None], second[None])[0]
+    possible = first > float("-inf")
+    return (first.exp() * (first - second))[possible].sum()
 
 
 def over_vocabulary(language: Language, candidates: Candidates, logprobs: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ def test_full_sequence_loss_allows_any_prefix_rewards(seed, eos):
     have, want = (expected_loss(language, sequence, table, preferences) for table in tables)
     assert torch.equal(have, want)
     laws = [law(language, guided(language, table, WEIGHT)) for table in tables]
-    assert total_variation(*laws) > 0.25
-    assert total_variation(laws[0], tilted(law(language, language.logprobs), text_rewards, WEIGHT)) > 0.25
+    assert total_variation(*laws) > 0.3
+    assert total_variation(laws[0], tilted(law(language, language.logprobs), text_rewards, WEIGHT)) > 0.3
 
 
 @ENDINGS
@@ -137,8 +137,8 @@ def test_past_the_end_lengths_are_compared(seed):
     rewards = random_prefix_rewards(language, random_text_rewards(language, seed), seed)
     preferences = random_preferences(language, seed)
     want = expected_loss(language, prefix_past_end, rewards, preferences)
-    shifted = rewards + constants_per_length(language, seed)
-    assert abs(expected_loss(language, prefix_past_end, shifted, preferences) - want) > 1e-2
+    by_length = [rewards + sign * language.depth for sign in (1, -1)]
+    assert max(expected_loss(language, prefix_past_end, table, preferences) - want for table in by_length) > 1e-2
     assert abs(expected_loss(language, prefix_past_end, rewards + 3.0, preferences) - want) < EXACT
 
     language = Language(seed)
@@ -192,8 +192,8 @@ def test_pargs_is_a_ratio_of_two_rlhf_policies(seed):
     assert (have - want).abs().max() < EXACT
     sums = ratio.exp().sum(1)
     assert abs(sums[0] - 1) < EXACT  # before the first token there is one prefix only
-    assert sums[1:].min() < 0.8 and sums[1:].max() > 1.25
-    assert total_variation(law(language, want), rlhf[language.inner :]) > 0.15
+    assert sums[1:].min() < 0.5 and sums[1:].max() > 2
+    assert total_variation(law(language, want), rlhf[language.inner :]) > 0.3
 
 
 @ENDINGS
@@ -213,14 +213,14 @@ def test_soft_values_reproduce_the_sequence_policy(seed, eos):
     assert (have - want).abs().max() < EXACT
     learned = fit(language, prefix, bradley_terry_preferences(language, text_rewards, base), seed)
     for values in (learned, mean_value(language, text_rewards)):
-        assert total_variation(law(language, guided(language, values, WEIGHT)), want) > 0.05
+        assert total_variation(law(language, guided(language, values, WEIGHT)), want) > 0.03
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_prefix_objective_learns_the_reward_of_whole_texts(seed):
-    """At full length the `prefix` loss is the ordinary Bradley-Terry model: its minimiser is R up to a constant.
+    """Where all texts are equally long, the longest prefixes of the `prefix` loss are the ordinary Bradley-Terry model.
 
-    (PARGS, Section 4: its reward model includes the full sequences.)
+    So from unlimited comparisons by R it learns R on whole texts, up to a constant (to 1e-4).
     """
     language = Language(seed)
     text_rewards = random_text_rewards(language, seed)

@@ -21,4 +21,5 @@ def add_reward(
     the multiplier of the reward inside exp (1 / KL coefficient; the paper's beta in its decoder). The same sum with a
     full-sequence reward is ARGS (Khanov et al., 2024). A candidate at -inf stays at -inf whatever its reward.
     """
-    return logprobs + weight * rewards
+    # Masked, since -inf plus an infinite reward is nan.
+    return (logprobs + weight * rewards).masked_fill(logprobs == float("-inf"), float("-inf"))

@@ -11,7 +11,8 @@ class TextStream:
     """One row's text as it grows. The pieces joined are the text; no piece ever has to be taken back.
 
     A character whose bytes come in several tokens appears with its last token. Text that might become a stop string
-    is held back until it cannot any more.
+    is held back until it cannot any more. Bytes that never become a character appear as U+FFFD once a character
+    follows them.
 
     Example:
         >>> stream = TextStream(tokenizer, stop=["###"])
@@ -21,11 +22,12 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()):
         self.tokenizer = tokenizer
-        self.stop = tuple(stop)
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.stopped = False
         self._ids: list[int] = []
-        self._start = 0  # ids before this are decoded and gone; one decoded id is kept as the left context
-        self._context = 0
+        self._start = 0  # the text of the ids before this is out
+        self._context = 0  # they are decoded from here on, so that the next text has what its spaces depend on
+        self._out = 0  # characters that are out of the text from `_start` on
         self._held = ""
 
     def push(self, token_id: int) -> str:
@@ -42,11 +44,13 @@ class TextStream:
         decode = self.tokenizer.decode
         context = decode(self._ids[self._context : self._start], skip_special_tokens=True)
         text = decode(self._ids[self._context :], skip_special_tokens=True)
-        # A character is at most 4 bytes: with 4 tokens waiting, the bytes are not UTF-8 and will not become it.
-        if text.endswith(_INCOMPLETE) and len(self._ids) - self._start < 4:
-            return ""
-        self._context, self._start = self._start, len(self._ids)
-        return text[len(context) :]
+        # Unfinished bytes decode to one U+FFFD, or to one each where a tokenizer falls back to bytes.
+        whole = text.rstrip(_INCOMPLETE)
+        new = whole[len(context) + self._out :]
+        self._out += len(new)
+        if new and whole == text:
+            self._context, self._start, self._out = self._start, len(self._ids), 0
+        return new
 
     def _release(self, new: str) -> str:
         text = self._held + new

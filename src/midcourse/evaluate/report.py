@@ -224,7 +224,7 @@ def _scale(values: Sequence[float | None]) -> float:
     """The 95th percentile of the sizes, rounded up to two digits: one far value must not bleach all others."""
     sizes = sorted(abs(value) for value in values if value is not None)
     size = sizes[math.ceil(0.95 * len(sizes)) - 1] if sizes else 0.0
-    if size == 0:
+    if size < 1e-9:  # nothing but rounding
         return 1.0
     digit = 10.0 ** (math.floor(math.log10(size)) - 1)
     return float(f"{math.ceil(size / digit) * digit:.2g}")
@@ -385,7 +385,7 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in as_messages(prompt))
 
 
-def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+def number(value: float | int | None, digits: int = 2, sign: bool = False) -> str:
     """A figure with a fixed number of digits; "n/a" where there is none."""
     if value is None or not math.isfinite(value):
         return "n/a"
@@ -431,7 +431,7 @@ def _title(token: Token, position: int, value: float | None, colouring: Colourin
 def _curve(tokens: Sequence[Token]) -> dict[str, Any] | None:
     """The reward by position, in per cent of the plot, with ticks; None where there are not two points."""
     found = [
-        (cell, position + 1, reward)
+        (cell, position + 1.0, reward)
         for cell, (token, position) in enumerate(zip(tokens, _positions(tokens), strict=True))
         if (reward := _finite(token.reward)) is not None
     ]
@@ -444,7 +444,7 @@ def _curve(tokens: Sequence[Token]) -> dict[str, Any] | None:
         "points": [{"cell": cell, "x": x(position), "y": y(reward)} for cell, position, reward in found],
         "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks if first <= tick <= last and tick == round(tick)],
         "y_ticks": [(y(tick), f"{tick:.4g}") for tick in y_ticks],
-        "zero": y(0) if y_ticks[0] < 0 < y_ticks[-1] else None,
+        "zero": y(0.0) if y_ticks[0] < 0 < y_ticks[-1] else None,
     }
 
 
@@ -480,7 +480,7 @@ def _write_page(path: Path, template: str, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters.update(number=number, repr=repr)
     environment.globals.update(light=LIGHT, dark=DARK, shades=range(-SHADES, SHADES + 1))
     page = environment.get_template(template).render(content)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,105 @@
+"""The draw and its KL: exact values by hand, frequencies by enumeration, and nothing impossible is ever drawn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from midcourse.decode.choice import draw, kl_divergence, normalise, row_uniforms
+from midcourse.reference import inverse_transform
+
+NOTHING = float("-inf")
+LARGEST = 1 - 2**-53  # of the uniform numbers that numpy draws
+
+
+def log(*probabilities: float) -> torch.Tensor:
+    return torch.tensor([probabilities], dtype=torch.float64).log()
+
+
+def uniform(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def test_normalise():
+    # p^(1/T) / sum: at T = 1/2 probabilities are squared.
+    torch.testing.assert_close(normalise(log(0.5, 0.3, 0.2), 0.5).exp(), log(0.25, 0.09, 0.04).exp() / 0.38)
+    torch.testing.assert_close(normalise(log(0.2, 0.1), 1.0).exp(), log(2 / 3, 1 / 3).exp())
+    assert normalise(log(0.5, 0.0), 2.0).tolist() == [[0.0, NOTHING]]
+
+
+def test_cold_normalise_does_not_overflow():
+    assert normalise(torch.tensor([[-1000.0, -1001.0]]), 1e-6).tolist() == [[0.0, -1e6]]
+
+
+@pytest.mark.parametrize(
+    ("number", "index"), [(0.0, 0), (0.49, 0), (0.5, 1), (0.74, 1), (0.75, 2), (0.99, 2), (LARGEST, 2)]
+)
+def test_draw_is_the_inverse_transform(number, index):
+    probabilities = (0.5, 0.25, 0.25)
+    assert draw(log(*probabilities), uniform(number)).tolist() == [index]
+    assert inverse_transform(torch.tensor(probabilities, dtype=torch.float64), number) == index
+
+
+def test_draw_follows_each_rows_own_number():
+    guided = log(0.5, 0.25, 0.25).expand(3, -1)
+    assert draw(guided, uniform(0.8, 0.1, 0.6)).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_frequencies_are_the_probabilities(dtype):
+    # Every uniform number of a grid, once: the share of a candidate is its probability to within one grid step.
+    probabilities = torch.tensor([[0.37, 0.0, 0.21, 0.4199, 0.0001, 0.0]], dtype=torch.float64)
+    grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    drawn = draw(probabilities.log().to(dtype).expand(len(grid), -1), grid)
+    shares = torch.bincount(drawn, minlength=6) / len(grid)
+    torch.testing.assert_close(shares, probabilities[0].float(), atol=1 / len(grid), rtol=0)
+
+
+weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-30, 1.0)), min_size=1, max_size=8).filter(any)
+numbers = st.one_of(st.sampled_from([0.0, 5e-324, LARGEST]), st.floats(0, LARGEST))
+
+
+@given(weights, numbers, st.sampled_from([torch.float32, torch.float64]))
+def test_impossible_candidates_are_never_drawn(probabilities, number, dtype):
+    scores = torch.tensor([probabilities], dtype=torch.float64).log().to(dtype)
+    guided = normalise(scores, 1.0)
+    index = int(draw(guided, uniform(number)))
+    assert guided[0, index].exp() > 0
+    assert index == inverse_transform(guided[0].exp(), number)
+
+
+def test_kl_by_hand():
+    have = kl_divergence(log(0.7, 0.2, 0.1), log(0.5, 0.25, 0.25))
+    want = 0.7 * math.log(0.7 / 0.5) + 0.2 * math.log(0.2 / 0.25) + 0.1 * math.log(0.1 / 0.25)
+    assert have.item() == pytest.approx(want, abs=1e-15)
+    assert want == pytest.approx(0.09928, abs=1e-5)
+
+
+def test_kl_of_equals_is_0():
+    assert kl_divergence(log(0.7, 0.3), log(0.7, 0.3)).tolist() == [0.0]
+
+
+def test_impossible_candidates_add_nothing():
+    have = kl_divergence(log(0.75, 0.0, 0.25, 0.0), log(0.5, 0.25, 0.25, 0.0))
+    assert have.item() == pytest.approx(0.75 * math.log(1.5), abs=1e-15)
+
+
+def test_total_kl_is_guidance_kl_and_the_cut():
+    # q on C = {a, b, c} of a larger vocabulary: total - guidance = -log pi(C), at T = 1.
+    pi, rewards = log(0.4, 0.2, 0.1), torch.tensor([[1.0, -1.0, 3.0]], dtype=torch.float64)
+    base, guided = normalise(pi, 1.0), normalise(pi + 2 * rewards, 1.0)
+    total, guidance = kl_divergence(guided, pi), kl_divergence(guided, base)
+    assert (total - guidance).item() == pytest.approx(-math.log(0.7), abs=1e-14)
+    assert guidance.item() > 0
+
+
+def test_uniforms_belong_to_the_seed():
+    here = torch.device("cpu")
+    rows = row_uniforms([3, 5, 3], 6, here)
+    assert rows.tolist() == [np.random.default_rng(seed).random(6).tolist() for seed in (3, 5, 3)]
+    assert torch.equal(row_uniforms([5], 6, here)[0], rows[1])
+    # A longer limit leaves the first steps as they were.
+    assert torch.equal(row_uniforms([5], 9, here)[0, :6], rows[1])

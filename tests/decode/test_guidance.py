@@ -1,0 +1,27 @@
+"""The equations, by hand."""
+
+import pytest
+import torch
+
+from midcourse.decode.guidance import add_reward
+
+LOGPROBS = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
+REWARDS = torch.tensor([[0.0, 1.0, -2.0]], dtype=torch.float64)
+NOTHING = float("-inf")
+
+
+def test_reward_multiplies_inside_exp():
+    e = torch.tensor(1.0, dtype=torch.float64).exp()
+    torch.testing.assert_close(add_reward(LOGPROBS, REWARDS, 1.0).exp(), torch.tensor([[0.5, 0.3 * e, 0.2 / e**2]]))
+    torch.testing.assert_close(add_reward(LOGPROBS, REWARDS, -2.0), LOGPROBS - 2 * REWARDS)
+
+
+def test_weight_0_is_the_language_model():
+    assert torch.equal(add_reward(LOGPROBS, REWARDS, 0.0), LOGPROBS)
+
+
+@pytest.mark.parametrize("reward", [1e30, float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("weight", [2.0, -2.0, 0.0])
+def test_impossible_stays_impossible(reward, weight):
+    logprobs = torch.tensor([[0.0, NOTHING]])
+    assert add_reward(logprobs, torch.tensor([[1.0, reward]]), weight).tolist() == [[weight, NOTHING]]

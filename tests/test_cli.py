@@ -1,0 +1,283 @@
+"""The command line on a tiny model: every verb as a user would call it, and every misuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from midcourse import cli
+from midcourse.reward_model import RewardModel
+from midcourse.testing import tiny_language_model
+
+
+@pytest.fixture(scope="module")
+def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "lm"
+    lm = tiny_language_model("llama", dtype=torch.float32)
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def reward_folder(lm_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    reward = RewardModel.create(lm_folder, template="raw", tune="head")
+    torch.nn.init.normal_(reward.head.weight)
+    folder = tmp_path_factory.mktemp("rewards") / "reward"
+    reward.save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def midcourse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Call the command line; returns (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["midcourse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return call
+
+
+def rows(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# guide
+
+
+def test_guide_prints_text_and_figures(midcourse, lm_folder, reward_folder):
+    code, out, err = midcourse(
+        "guide", "--lm", lm_folder, "--reward", f"{reward_folder}=1.5", "--prompt", "abc", "--max-new-tokens", 5
+    )
+    assert code == 0
+    assert out.strip()
+    assert "guidance KL" in err
+
+
+def test_guide_json_rows_carry_every_figure(midcourse, lm_folder, reward_folder):
+    code, out, _ = midcourse(
+        "guide", "--lm", lm_folder, "--reward", reward_folder, "--reward-weight", 2, "--prompt", "abc",
+        "--max-new-tokens", 5, "--json", "--seed", 4,
+    )  # fmt: skip
+    (row,) = rows(out)
+    assert code == 0
+    assert row.keys() == {
+        "row", "prompt", "text", "finish_reason", "reward", "guidance_kl", "total_kl", "seed", "usage", "tokens"
+    }  # fmt: skip
+    assert row["usage"]["completion_tokens"] == len(row["tokens"]) <= 5
+    assert row["text"] == "".join(token["text"] for token in row["tokens"])
+    assert row["tokens"][0].keys() == {"token_id", "text", "logprob", "reference_logprob", "reward", "weight"}
+    assert row["reward"] == row["tokens"][-1]["reward"]
+    assert {token["weight"] for token in row["tokens"]} == {2.0}
+
+
+def test_stream_prints_the_same_text(midcourse, lm_folder, reward_folder):
+    same = ("guide", "--lm", lm_folder, "--reward", reward_folder, "--prompt", "abc", "--max-new-tokens", 8)
+    _, streamed, _ = midcourse(*same, "--stream")
+    _, printed, _ = midcourse(*same, "--json")
+    assert streamed == rows(printed)[0]["text"] + "\n"
+
+
+def test_a_file_of_prompts_is_appended_row_by_row_and_resumed(midcourse, lm_folder, reward_folder, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("a", "bc", "def", "ghij")))
+    same = (
+        "guide", "--lm", lm_folder, "--reward", reward_folder, "--prompts", prompts, "--out", out,
+        "--max-new-tokens", 6, "--batch-size", 3,
+    )  # fmt: skip
+    assert midcourse(*same)[0] == 0
+    whole = {row["row"]: row for row in rows(out.read_text())}
+    assert sorted(whole) == [0, 1, 2, 3]
+    assert midcourse(*same)[0] == 2  # the file exists
+
+    lines = out.read_text().splitlines(keepends=True)
+    kept = lines[:2]
+    out.write_text("".join(kept) + lines[2][:40])  # killed in the middle of a line
+    assert midcourse(*same, "--resume")[0] == 0
+    again = out.read_text()
+    assert again.startswith("".join(kept))
+    have = {row["row"]: row for row in rows(again)}
+    assert have.keys() == whole.keys()
+    for number, row in have.items():
+        assert row["text"] == whole[number]["text"]
+        assert row["guidance_kl"] == pytest.approx(whole[number]["guidance_kl"], abs=1e-4)
+
+
+def test_rows_of_other_prompts_are_not_resumed(midcourse, lm_folder, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    out.write_text('{"row": 0, "prompt": "b"}\n')
+    code, _, err = midcourse("guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", out, "--resume")
+    assert code == 2
+    assert "line 1 answers another prompt than row 0" in err
+
+
+# score and export
+
+
+def test_score_prints_the_reward_of_every_prefix(midcourse, reward_folder, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, _ = midcourse("score", "--reward", reward_folder, "--prompt", "abc", "--text", "defg", "--html", page, "--json")
+    row = json.loads(out)
+    assert code == 0
+    assert [token["text"] for token in row["tokens"]][:4] == list("defg")
+    assert row["reward"] == row["tokens"][-1]["reward"]
+    assert "defg" in page.read_text() or "d" in page.read_text()
+    code, out, _ = midcourse("score", "--reward", reward_folder, "--prompt", "abc", "--text", "defg", "--unfinished")
+    assert code == 0
+    assert "defg" in out
+
+
+def test_export_writes_a_standard_checkpoint_once(midcourse, reward_folder, tmp_path):
+    out = tmp_path / "exported"
+    assert midcourse("export", "--reward", reward_folder, "--out", out)[0] == 0
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
+    code, _, err = midcourse("export", "--reward", reward_folder, "--out", out)
+    assert (code, "exists already" in err) == (2, True)
+
+
+# train
+
+
+def test_train_prints_accuracies_and_leaves_bad_rows_out(midcourse, lm_folder, tmp_path):
+    data, bad = tmp_path / "pairs.jsonl", tmp_path / "bad.jsonl"
+    pairs = [{"prompt": f"p{i}", "chosen": " good", "rejected": " poor text"} for i in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs) + '{"prompt": "p", "chosen": ""}\n')
+    same = ("train", data, "--backbone", lm_folder, "--template", "raw", "--tune", "head", "--epochs", 1)
+    code, _, err = midcourse(*same, "--out", tmp_path / "refused")
+    assert code == 2
+    assert "pairs.jsonl, line 13, chosen" in err
+    assert not (tmp_path / "refused").exists()
+    code, out, err = midcourse(*same, "--out", tmp_path / "reward", "--skip-bad-rows", bad)
+    assert code == 0
+    assert "10% of the response" in out
+    assert "baseline: the shorter response" in out
+    assert "skipped 1 bad rows" in err
+    assert rows(bad.read_text())[0]["line"] == 13
+
+
+# Misuse: exit code 2, one sentence, no traceback, nothing half-written
+
+
+def refused(result: tuple[int, str, str], *parts: str) -> None:
+    code, _, err = result
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert err.startswith("midcourse: ")
+    assert len(err.strip().splitlines()) == 1
+    for part in parts:
+        assert part in err
+
+
+def guide(lm_folder: str, *more: object) -> tuple[object, ...]:
+    return ("guide", "--lm", lm_folder, "--prompt", "abc", "--max-new-tokens", 4, *more)
+
+
+def test_no_such_file(midcourse, tmp_path):
+    refused(midcourse("train", tmp_path / "none.jsonl", "--out", tmp_path / "r"), "none.jsonl")
+    refused(midcourse("guide", "--method", "plain", "--prompts", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read")
+
+
+def test_empty_file(midcourse, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    refused(midcourse("train", empty, "--out", tmp_path / "r"), "empty.jsonl")
+    refused(midcourse("guide", "--method", "plain", "--prompts", empty), "holds no prompts")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_that_is_no_reward_model(midcourse, lm_folder, tmp_path):
+    refused(midcourse(*guide(lm_folder, "--reward", tmp_path)), "is not a reward", "midcourse train")
+    refused(midcourse("score", "--reward", tmp_path, "--prompt", "a", "--text", "b"), "is not a reward")
+
+
+def test_a_reward_whose_tokenizer_differs_names_both(midcourse, reward_folder, lm_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    other = tmp_path / "other"
+    lm = tiny_language_model("llama", dtype=torch.float32)
+    lm.model.save_pretrained(other)
+    tokenizer = AutoTokenizer.from_pretrained(lm_folder)
+    tokenizer.add_tokens(["abc"])
+    tokenizer.save_pretrained(other)
+    refused(midcourse(*guide(str(other), "--reward", reward_folder)), lm_folder, str(other), "train a reward with --backbone")
+
+
+def test_an_empty_chat_prompt(midcourse, lm_folder):
+    result = midcourse("guide", "--lm", lm_folder, "--method", "plain", "--template", "chat", "--prompt", " ")
+    refused(result, "the prompt is empty", "--template raw")
+
+
+def test_an_empty_raw_prompt_starts_from_bos(midcourse, lm_folder):
+    code, out, _ = midcourse(
+        "guide", "--lm", lm_folder, "--method", "plain", "--prompt", "", "--max-new-tokens", 3, "--json"
+    )
+    assert code == 0
+    assert rows(out)[0]["usage"]["prompt_tokens"] == 1
+
+
+def test_a_prompt_longer_than_the_context(midcourse, lm_folder):
+    refused(
+        midcourse("guide", "--lm", lm_folder, "--method", "plain", "--prompt", "a" * 5000),
+        "5000 tokens", "exceed the context of", "--max-new-tokens",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--top-k", 0), "top-k 0 leaves no candidates"),
+        (("--max-new-tokens", -1), "max-new-tokens -1 asks for no token"),
+        (("--max-new-tokens", 0), "max-new-tokens 0 asks for no token"),
+        (("--reward-weight", "nan"), "reward weight nan is not a finite number"),
+        (("--reward-weight", "inf"), "reward weight inf is not a finite number"),
+        (("--temperature", -0.5), "temperature -0.5"),
+        (("--batch-size", 0), "batch-size 0"),
+        (("--template", "chat"), "trained with template 'raw', not 'chat'"),
+        (("--method", "psychic"), "method 'psychic' is unknown; use one of: plain, pargs, pargs-greedy"),
+        (("--device", "abacus"), "device 'abacus'"),
+        (("--dtype", "decimal"), "dtype 'decimal' is unknown"),
+    ],
+)
+def test_settings_that_make_no_sense(midcourse, lm_folder, reward_folder, flags, message):
+    refused(midcourse(*guide(lm_folder, "--reward", reward_folder, *flags)), message)
+
+
+def test_arguments_that_do_not_go_together(midcourse, lm_folder, reward_folder):
+    refused(midcourse("guide", "--lm", lm_folder), "either --prompt TEXT or --prompts FILE")
+    refused(midcourse(*guide(lm_folder)), "this method needs a reward")
+    refused(midcourse(*guide(lm_folder, "--reward", f"{reward_folder}=much")), "weight 'much'", "is not a number")
+    refused(midcourse(*guide(lm_folder, "--reward", reward_folder, "--stream", "--json")), "--stream")
+    refused(midcourse(*guide(lm_folder, "--reward", reward_folder, "--resume")), "--resume", "--out")
+
+
+def test_an_unknown_model(midcourse):
+    refused(midcourse("guide", "--lm", "no/such-model-here", "--method", "plain", "--prompt", "a"), "no/such-model-here", "smollm2")
+
+
+def test_an_output_folder_that_cannot_be_written(midcourse, lm_folder, reward_folder, tmp_path):
+    """A file stands where a folder is needed: the same for root, whom permissions do not stop."""
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"p{i}", "chosen": " a", "rejected": " b"}) + "\n" for i in range(4)))
+    train = ("train", data, "--backbone", lm_folder, "--template", "raw", "--tune", "head")
+    refused(midcourse(*train, "--out", blocked / "reward"), str(blocked))
+    refused(midcourse(*train, "--out", blocked), "is a file")
+    refused(midcourse("export", "--reward", reward_folder, "--out", blocked / "model"), str(blocked))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    refused(midcourse("guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", blocked / "o.jsonl"), "file")
+    assert Path(blocked).read_text() == "in the way"
+
+
+def test_help_names_every_verb(midcourse):
+    code, out, _ = midcourse("--help")
+    assert code == 0
+    for verb in ("train", "guide", "score", "export", "demo", "bench"):
+        assert verb in out

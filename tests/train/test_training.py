@@ -1,0 +1,264 @@
+"""Training on a tiny model on disk: what it writes, and that interruption of any kind changes nothing."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from midcourse.reward_model import RewardModel
+from midcourse.testing import tiny_language_model
+from midcourse.train.comparisons import Comparison, read_comparisons
+from midcourse.train.training import Settings, TrainingError, checkpoints, train
+
+GOOD, BAD = (" fine and good", " bad and poor")
+
+
+@pytest.fixture(scope="module")
+def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model saved like any other: training starts from a folder."""
+    folder = tmp_path_factory.mktemp("lm")
+    lm = tiny_language_model("llama", dtype=torch.float32)
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of 24 prompts whose preferred response says so in its second byte."""
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [
+        {"prompt": f"prompt {i // 2}", "chosen": GOOD + " x" * (i % 3), "rejected": BAD + " y" * (i % 4)} for i in range(48)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+SETTINGS = {"epochs": 3, "batch_size": 8, "save_steps": 2, "held_out": 0.2, "lr": 1e-2}
+
+
+def trained(lm_folder: Path, data: Path, out: Path, tune: str = "last:1", resume: bool = False, **settings) -> dict:
+    reward = RewardModel.create(str(lm_folder), template="raw", tune=tune)
+    return train(reward, read_comparisons(data), out, Settings(**{**SETTINGS, **settings}), resume=resume)
+
+
+def same_reward(a: Path, b: Path) -> bool:
+    have, want = load_file(a / "reward.safetensors"), load_file(b / "reward.safetensors")
+    return have.keys() == want.keys() and all(torch.equal(have[name], want[name]) for name in want)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lm_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "reward"
+    trained(lm_folder, data, out)
+    return out
+
+
+def command(lm_folder: Path, data: Path, out: Path, *more: str) -> list[str]:
+    """The same training from the command line."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    backbone = ["--backbone", str(lm_folder), "--template", "raw", "--tune", "last:1"]
+    start = "from midcourse.cli import main; main()"
+    return [sys.executable, "-c", start, "train", str(data), "--out", str(out), *backbone, *flags, *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+# What training does
+
+
+@pytest.mark.parametrize("tune", ["head", "last:1", "lora:2", "all"])
+def test_every_tuning_learns_the_preference_and_reloads_to_equal_rewards(lm_folder, data, tmp_path, tune):
+    metrics = trained(lm_folder, data, tmp_path / "reward", tune=tune, epochs=12 if tune == "head" else 6)
+    assert metrics["shares"][-1]["accuracy"] > 0.9
+    reward = RewardModel.load(tmp_path / "reward")
+    good, bad = reward.score(["prompt 0", "prompt 0"], [GOOD, BAD])
+    assert good.rewards[-1] > bad.rewards[-1]
+    reward.save(tmp_path / "again")
+    again = RewardModel.load(tmp_path / "again").score(["prompt 0"], [GOOD])[0]
+    assert again.rewards == good.rewards
+
+
+def test_a_reward_folder_holds_the_card_the_curves_and_a_line_per_step(undisturbed):
+    have = {path.name for path in undisturbed.iterdir()}
+    assert have == {"README.md", "metrics.jsonl", "midcourse.json", "reward.safetensors", "training.png"}
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # the head starts at zero
+    assert rows[-1]["loss"] < 0.3
+    assert [row["epoch"] for row in rows if "accuracy" in row] == [1, 2, 3]
+    info = json.loads((undisturbed / "midcourse.json").read_text())
+    assert info["training"]["comparisons"] == 48
+    assert info["metrics"]["length_baseline"]["prefers"] in ("longer", "shorter")
+
+
+def test_frozen_states_give_the_same_reward_as_whole_forwards(lm_folder, data, tmp_path, monkeypatch):
+    """last:1 reads the frozen layers' states from disk; tuning the same weights through whole forwards agrees."""
+    reward = RewardModel.load_from = RewardModel.create(str(lm_folder), template="raw", tune="last:1")
+    train(reward, read_comparisons(data), tmp_path / "cached", Settings(**SETTINGS))
+    rows = [("prompt 1", GOOD), ("prompt 2", BAD)]
+    have = [score.rewards for score in reward.score(*zip(*rows, strict=True))]
+    want = [score.rewards for score in RewardModel.load(tmp_path / "cached").score(*zip(*rows, strict=True))]
+    assert torch.allclose(torch.tensor(have[0]), torch.tensor(want[0]), atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_reward_and_another_seed_another(lm_folder, data, tmp_path, undisturbed):
+    trained(lm_folder, data, tmp_path / "same")
+    trained(lm_folder, data, tmp_path / "other", seed=1)
+    assert same_reward(tmp_path / "same", undisturbed)
+    assert not same_reward(tmp_path / "other", undisturbed)
+
+
+# Interruption
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Wait until a condition holds of a running process's files."""
+    while process.poll() is None and not condition():
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_training_that_was_interrupted_resumes_to_the_same_reward(lm_folder, data, tmp_path, undisturbed, number):
+    out = tmp_path / "reward"
+    process = subprocess.Popen(command(lm_folder, data, out), env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: checkpoints(out), process)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    assert "Traceback" not in errors
+    if number != signal.SIGKILL:
+        assert "add --resume to go on" in errors
+    assert not (out / "midcourse.json").exists()
+    refused = subprocess.run(command(lm_folder, data, out), env=environment(), capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "add --resume" in refused.stderr
+    resumed = subprocess.run(command(lm_folder, data, out, "--resume"), env=environment(), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_reward(out, undisturbed)
+    assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from midcourse.train import training
+publish = training.publish_folder
+def dying(work, folder, *, replace):
+    if folder.name == "checkpoint-6":
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(work, folder, replace=replace)
+training.publish_folder = dying
+from midcourse.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_saving_leaves_the_previous_checkpoint(lm_folder, data, tmp_path, undisturbed):
+    out = tmp_path / "reward"
+    killed = command(lm_folder, data, out)
+    killed[2] = KILLED_WHILE_SAVING
+    assert subprocess.run(killed, env=environment(), capture_output=True).returncode == -9
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-4"]
+    assert list(out.glob(".saving-*")), "the kill was meant to leave a torn checkpoint behind"
+    subprocess.run(command(lm_folder, data, out, "--resume"), env=environment(), check=True, capture_output=True)
+    assert same_reward(out, undisturbed)
+    assert not list(out.glob(".saving-*"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_saving_leaves_the_previous_checkpoint(lm_folder, data, tmp_path, undisturbed):
+    """No file may grow beyond a limit, as on a full disk: the second checkpoint cannot be written."""
+    out = tmp_path / "reward"
+    trained_size = (undisturbed / "reward.safetensors").stat().st_size
+    run = command(lm_folder, data, out, "--json")
+    run[2] = f"""
+import resource
+from midcourse.train import training
+publish = training.publish_folder
+def limited(work, folder, *, replace):
+    publish(work, folder, replace=replace)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({trained_size // 2}, {trained_size // 2}))
+training.publish_folder = limited
+from midcourse.cli import main
+main()
+"""
+    done = subprocess.run(run, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
+    subprocess.run(command(lm_folder, data, out, "--resume"), env=environment(), check=True, capture_output=True)
+    assert same_reward(out, undisturbed)
+
+
+# Refusals
+
+
+def test_a_finished_reward_is_not_overwritten(lm_folder, data, undisturbed):
+    before = (undisturbed / "midcourse.json").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match="already holds a finished reward"):
+            trained(lm_folder, data, undisturbed, resume=resume)
+    assert (undisturbed / "midcourse.json").read_bytes() == before
+
+
+def test_a_folder_with_other_files_is_not_used(lm_folder, data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match="is not empty"):
+        trained(lm_folder, data, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resuming_with_other_settings_names_the_difference(lm_folder, data, tmp_path):
+    out = tmp_path / "reward"
+    out.mkdir()
+    trained(lm_folder, data, tmp_path / "first")
+    run = json.loads((tmp_path / "first/midcourse.json").read_text())["training"]
+    (out / "run.json").write_text(json.dumps(run))
+    with pytest.raises(TrainingError, match=r"settings.epochs 3, not 4"):
+        trained(lm_folder, data, out, resume=True, epochs=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -1}, "batch-size is -1"),
+        ({"held_out": 1.0}, "held-out is 1.0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"save_steps": 0}, "save-steps is 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(lm_folder, data, tmp_path, settings, message):
+    with pytest.raises(TrainingError, match=message):
+        trained(lm_folder, data, tmp_path / "reward", **settings)
+    assert not (tmp_path / "reward").exists()
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(lm_folder, data, tmp_path):
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="head")
+    with torch.no_grad():
+        reward.head.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="the loss is nan after step 0; lower --lr"):
+        train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS))
+
+
+def test_responses_longer_than_the_limit_are_cut_and_unfinished(lm_folder):
+    from midcourse.train.prefixes import encode
+
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="head")
+    pairs = encode(reward, [Comparison("ab", "c" * 20, "d")], max_tokens=10)
+    cut, whole = pairs.rows
+    assert (len(cut.response), cut.finished) == (8, False)
+    assert (len(whole.response), whole.finished) == (2, True)
