@@ -2,9 +2,28 @@
 
 import os
 
+# Read by libraries when they are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Callable[..., str]:
+    """Writes a tiny language model to disk, as transformers does, and returns its folder: what a user names."""
+    from midcourse.testing import tiny_language_model
+
+    def write(architecture: str = "llama", name: str = "model", **settings) -> str:
+        lm = tiny_language_model(architecture, **settings)
+        lm.model.save_pretrained(tmp_path / name)
+        lm.tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return write

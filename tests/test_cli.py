@@ -35,6 +35,7 @@ def midcourse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["midcourse", *map(str, arguments)])
+        capsys.readouterr()  # what the test itself has printed
         with pytest.raises(SystemExit) as stop:
             cli.main()
         out, err = capsys.readouterr()
@@ -112,7 +113,9 @@ def test_rows_of_other_prompts_are_not_resumed(midcourse, lm_folder, tmp_path):
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     out.write_text('{"row": 0, "prompt": "b"}\n')
-    code, _, err = midcourse("guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", out, "--resume")
+    code, _, err = midcourse(
+        "guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", out, "--resume"
+    )
     assert code == 2
     assert "line 1 answers another prompt than row 0" in err
 
@@ -122,7 +125,9 @@ def test_rows_of_other_prompts_are_not_resumed(midcourse, lm_folder, tmp_path):
 
 def test_score_prints_the_reward_of_every_prefix(midcourse, reward_folder, tmp_path):
     page = tmp_path / "page.html"
-    code, out, _ = midcourse("score", "--reward", reward_folder, "--prompt", "abc", "--text", "defg", "--html", page, "--json")
+    code, out, _ = midcourse(
+        "score", "--reward", reward_folder, "--prompt", "abc", "--text", "defg", "--html", page, "--json"
+    )
     row = json.loads(out)
     assert code == 0
     assert [token["text"] for token in row["tokens"]][:4] == list("defg")
@@ -147,7 +152,9 @@ def test_export_writes_a_standard_checkpoint_once(midcourse, reward_folder, tmp_
 def test_train_prints_accuracies_and_leaves_bad_rows_out(midcourse, lm_folder, tmp_path):
     data, bad = tmp_path / "pairs.jsonl", tmp_path / "bad.jsonl"
     pairs = [{"prompt": f"p{i}", "chosen": " good", "rejected": " poor text"} for i in range(12)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in pairs) + '{"prompt": "p", "chosen": ""}\n')
+    data.write_text(
+        "".join(json.dumps(row) + "\n" for row in pairs) + '{"prompt": "p", "chosen": "", "rejected": "x"}\n'
+    )
     same = ("train", data, "--backbone", lm_folder, "--template", "raw", "--tune", "head", "--epochs", 1)
     code, _, err = midcourse(*same, "--out", tmp_path / "refused")
     assert code == 2
@@ -180,7 +187,9 @@ def guide(lm_folder: str, *more: object) -> tuple[object, ...]:
 
 def test_no_such_file(midcourse, tmp_path):
     refused(midcourse("train", tmp_path / "none.jsonl", "--out", tmp_path / "r"), "none.jsonl")
-    refused(midcourse("guide", "--method", "plain", "--prompts", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read")
+    refused(
+        midcourse("guide", "--method", "plain", "--prompts", tmp_path / "none.jsonl"), "none.jsonl", "cannot be read"
+    )
 
 
 def test_empty_file(midcourse, tmp_path):
@@ -205,7 +214,12 @@ def test_a_reward_whose_tokenizer_differs_names_both(midcourse, reward_folder, l
     tokenizer = AutoTokenizer.from_pretrained(lm_folder)
     tokenizer.add_tokens(["abc"])
     tokenizer.save_pretrained(other)
-    refused(midcourse(*guide(str(other), "--reward", reward_folder)), lm_folder, str(other), "train a reward with --backbone")
+    refused(
+        midcourse(*guide(str(other), "--reward", reward_folder)),
+        lm_folder,
+        str(other),
+        "train a reward with --backbone",
+    )
 
 
 def test_an_empty_chat_prompt(midcourse, lm_folder):
@@ -257,7 +271,11 @@ def test_arguments_that_do_not_go_together(midcourse, lm_folder, reward_folder):
 
 
 def test_an_unknown_model(midcourse):
-    refused(midcourse("guide", "--lm", "no/such-model-here", "--method", "plain", "--prompt", "a"), "no/such-model-here", "smollm2")
+    refused(
+        midcourse("guide", "--lm", "no/such-model-here", "--method", "plain", "--prompt", "a"),
+        "no/such-model-here",
+        "smollm2",
+    )
 
 
 def test_an_output_folder_that_cannot_be_written(midcourse, lm_folder, reward_folder, tmp_path):
@@ -272,7 +290,10 @@ def test_an_output_folder_that_cannot_be_written(midcourse, lm_folder, reward_fo
     refused(midcourse("export", "--reward", reward_folder, "--out", blocked / "model"), str(blocked))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
-    refused(midcourse("guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", blocked / "o.jsonl"), "file")
+    refused(
+        midcourse("guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", blocked / "o.jsonl"),
+        "file",
+    )
     assert Path(blocked).read_text() == "in the way"
 
 

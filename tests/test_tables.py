@@ -172,7 +172,7 @@ def test_rewards_average_over_seeds_and_show_a_lone_run_with_its_interval(tmp_pa
     write_json(tmp_path / "studies/rewards/results.json", {"rows": rows, "baselines": [baseline]})
     table = cells(tables.rewards(tmp_path))
     assert [line[:4] + line[-1:] for line in table[2:]] == [
-        ["sentiment", "100", "head of 20", "prefix", "0.650"],
+        ["sentiment", "100", "head of 20", "prefix", "0.65"],
         ["sentiment", "100", "head of 20", "sequence", "0.60 [0.50, 0.70]"],
         ["sentiment", "", "bag of words", "", "0.80 [0.70, 0.90]"],
         ["sentiment", "", "length: shorter", "", "0.75 [0.70, 0.80]"],

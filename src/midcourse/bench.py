@@ -7,6 +7,7 @@ writes the same number of tokens.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -82,14 +83,13 @@ def _cases(
     for context in contexts:
         prompt = _prompt(lm, context)
         cases += [
-            Case("generate (transformers)", "none", context, new_tokens, lambda p=prompt: _generate(lm, p, new_tokens)),
-            Case("plain", "none", context, new_tokens, lambda p=prompt: _stream(lm, p, None, new_tokens)),
+            Case("generate (transformers)", "none", context, new_tokens, partial(_generate, lm, prompt, new_tokens)),
+            Case("plain", "none", context, new_tokens, partial(_stream, lm, prompt, None, new_tokens)),
         ]
         for name, reward in rewards.items():
-            run = lambda p=prompt, r=reward: _stream(lm, p, r, new_tokens)  # noqa: E731
-            cases.append(Case("pargs", name, context, new_tokens, run))
+            cases.append(Case("pargs", name, context, new_tokens, partial(_stream, lm, prompt, reward, new_tokens)))
     if with_reference:
-        run = lambda: _reference(lm, rewards["30 layers"], _prompt(lm, contexts[0]))  # noqa: E731
+        run = partial(_reference, lm, rewards["30 layers"], _prompt(lm, contexts[0]))
         cases.append(Case("reference", "30 layers", contexts[0], REFERENCE_TOKENS, run))
     return cases
 
@@ -126,7 +126,9 @@ class _Clock(BaseStreamer):
 
 def _generate(lm: LanguageModel, prompt: str, new_tokens: int) -> list[float]:
     inputs = lm.tokenizer(prompt, return_tensors="pt")
-    settings = GenerationConfig(do_sample=True, top_k=TOP_K, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0)
+    settings = GenerationConfig(
+        do_sample=True, top_k=TOP_K, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0
+    )
     clock = _Clock()
     start = time.perf_counter()
     lm.model.generate(
@@ -175,7 +177,12 @@ def _show(rows: list[dict[str, Any]]) -> None:
         after = row["seconds_per_token_after_first"]
         low, high = row["ratio_interval"]
         table.add_row(
-            row["method"], row["reward"], str(row["context"]), f"{1000 * row['seconds_per_token']:.0f}",
-            f"{1000 * after:.0f}" if after else "", f"{row['ratio_to_plain']:.2f}", f"{low:.2f} to {high:.2f}",
+            row["method"],
+            row["reward"],
+            str(row["context"]),
+            f"{1000 * row['seconds_per_token']:.0f}",
+            f"{1000 * after:.0f}" if after else "",
+            f"{row['ratio_to_plain']:.2f}",
+            f"{low:.2f} to {high:.2f}",
         )
     Console().print(table)

@@ -4,13 +4,21 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from midcourse.errors import MidcourseError
+
+if TYPE_CHECKING:
+    from midcourse.decode.loop import Generation
+    from midcourse.language_model import LanguageModel
+    from midcourse.prompt import Prompt
+    from midcourse.reward_model import RewardModel
+    from midcourse.train.comparisons import BadRow
 
 Flag = tyro.conf.arg
 
@@ -36,7 +44,7 @@ class Train:
     objective: Literal["prefix", "sequence"] = "prefix"
     """Bradley-Terry on equal-length prefixes, or on whole responses only."""
     past_end: Literal["drop", "paper"] = "drop"
-    """Past the shorter response's end: stop, or compare its finished text with longer prefixes as PARGS's authors do."""
+    """Past the shorter response's end: stop, or compare its finished text with longer prefixes (PARGS's authors)."""
     template: Literal["chat", "raw"] = "chat"
     """How prompts are rendered; stored with the reward."""
     epochs: int = 2
@@ -162,7 +170,14 @@ class Bench:
 
 def run(command: object) -> int:
     """Carry out one parsed command; its exit status."""
-    verbs = {Train: _train, Guide: _guide, ScoreText: _score, Export: _export, Demo: _demo, Bench: _bench}
+    verbs: dict[type, Callable[[Any], int]] = {
+        Train: _train,
+        Guide: _guide,
+        ScoreText: _score,
+        Export: _export,
+        Demo: _demo,
+        Bench: _bench,
+    }
     return verbs[type(command)](command)
 
 
@@ -177,19 +192,32 @@ def _train(flags: Train) -> int:
     from midcourse.train.training import Interrupted, Settings, check_settings, train
 
     settings = Settings(
-        flags.epochs, flags.lr, flags.batch_size, flags.max_tokens, flags.held_out, save_steps=flags.save_steps, seed=flags.seed
+        flags.epochs,
+        flags.lr,
+        flags.batch_size,
+        flags.max_tokens,
+        flags.held_out,
+        save_steps=flags.save_steps,
+        seed=flags.seed,
     )
     check_settings(settings)
-    rejects = [] if flags.skip_bad_rows else None
+    rejects: list[BadRow] | None = [] if flags.skip_bad_rows else None
     # A look at the file before the model is loaded: a wrong path should not cost seconds.
     read_comparisons(flags.comparisons, rejects=rejects)
     reward = RewardModel.create(
-        flags.backbone, template=flags.template, objective=flags.objective, past_end=flags.past_end,
-        layers=flags.layers, tune=flags.tune, seed=flags.seed, device=flags.device, dtype=flags.dtype,
+        flags.backbone,
+        template=flags.template,
+        objective=flags.objective,
+        past_end=flags.past_end,
+        layers=flags.layers,
+        tune=flags.tune,
+        seed=flags.seed,
+        device=flags.device,
+        dtype=flags.dtype,
     )
     rejects = [] if flags.skip_bad_rows else None
     comparisons = read_comparisons(flags.comparisons, limit=prompt_limit(reward, flags.max_tokens), rejects=rejects)
-    if rejects:
+    if rejects and flags.skip_bad_rows:
         write_bad_rows(flags.skip_bad_rows, rejects)
         print(f"skipped {len(rejects)} bad rows, written to {flags.skip_bad_rows}", file=sys.stderr)
     try:
@@ -207,8 +235,8 @@ def _train(flags: Train) -> int:
 
 
 def _guide(flags: Guide) -> int:
-    from midcourse.decode.methods import method
     from midcourse.decode.files import append_rows, read_prompts, rows_done
+    from midcourse.decode.methods import method
     from midcourse.language_model import LanguageModel
     from midcourse.reward_model import RewardModel
 
@@ -220,7 +248,7 @@ def _guide(flags: Guide) -> int:
     if flags.resume and not flags.out:
         raise UsageError("--resume goes on with the rows of --out; name that file")
     folder, weight = parse_reward(flags.reward) if flags.reward else (None, None)
-    prompts = [flags.prompt] if flags.prompts is None else read_prompts(flags.prompts)
+    prompts: Sequence[Prompt] = read_prompts(flags.prompts) if flags.prompts else [flags.prompt or ""]
     done = rows_done(flags.out, prompts, flags.resume) if flags.out else set()
     left = [row for row in range(len(prompts)) if row not in done]
     reward = RewardModel.load(folder, device=flags.device, dtype=flags.dtype) if folder else None
@@ -229,22 +257,37 @@ def _guide(flags: Guide) -> int:
     if given is None and reward:
         given = reward.info.reward_weight
     settings = {
-        "method": flags.method, "reward_weight": given, "top_k": flags.top_k, "temperature": flags.temperature,
-        "template": flags.template, "max_new_tokens": flags.max_new_tokens, "stop": flags.stop,
-        "always_offer_eos": flags.always_offer_eos, "batch_size": flags.batch_size,
+        "method": flags.method,
+        "reward_weight": given,
+        "top_k": flags.top_k,
+        "temperature": flags.temperature,
+        "template": flags.template,
+        "max_new_tokens": flags.max_new_tokens,
+        "stop": flags.stop,
+        "always_offer_eos": flags.always_offer_eos,
+        "batch_size": flags.batch_size,
         "seed": [flags.seed + row for row in left],
     }
     if flags.out:
         append_rows(flags.out, lm, prompts, left, reward, settings)
-        print(f"{len(left)} rows written to {flags.out}" + (f", {len(done)} were there already" if done else ""), file=sys.stderr)
+        print(
+            f"{len(left)} rows written to {flags.out}" + (f", {len(done)} were there already" if done else ""),
+            file=sys.stderr,
+        )
         return 0
     _print_rows(lm, prompts, reward, settings, flags)
     return 0
 
 
-def _print_rows(lm, prompts, reward, settings, flags: Guide) -> None:
-    from midcourse.decode.loop import Step, stream
+def _print_rows(
+    lm: "LanguageModel",
+    prompts: "Sequence[Prompt]",
+    reward: "RewardModel | None",
+    settings: dict[str, Any],
+    flags: Guide,
+) -> None:
     from midcourse.decode.files import as_row
+    from midcourse.decode.loop import Step, stream
     from midcourse.progress import progress
 
     finished = {}
@@ -266,13 +309,15 @@ def _print_rows(lm, prompts, reward, settings, flags: Guide) -> None:
             _show(finished[row])
 
 
-def _show(generation) -> None:
+def _show(generation: "Generation") -> None:
     """A response for a person: its text, and one line of figures."""
     print(generation.text)
     figures = [f"{len(generation.steps)} tokens, {generation.finish_reason}"]
     if generation.reward is not None:
         figures.append(f"reward {generation.reward:.2f}, guidance KL {generation.guidance_kl:.1f} nats")
-    print("  ".join([f"[{figure}]" for figure in (*figures, f"total KL {generation.total_kl:.1f} nats")]), file=sys.stderr)
+    print(
+        "  ".join([f"[{figure}]" for figure in (*figures, f"total KL {generation.total_kl:.1f} nats")]), file=sys.stderr
+    )
 
 
 def parse_reward(text: str) -> tuple[str, float | None]:
@@ -337,7 +382,7 @@ def _bench(flags: Bench) -> int:
     return 0
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

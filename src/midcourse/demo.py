@@ -7,7 +7,7 @@ the same model, candidates and seeds, by the gold reward of the response alone.
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +15,13 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from midcourse.decode.loop import Generation, stream
 from midcourse.evaluate.gold import Gold, load_gold
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
-from midcourse.evaluate.report import DemoPair, score_line, tokens_of, write_demo_report
+from midcourse.evaluate.report import DemoPair, prompt_text, score_line, tokens_of, write_demo_report
 from midcourse.evaluate.results import write_results
 from midcourse.intervals import mean_interval
 from midcourse.language_model import LanguageModel
@@ -105,13 +106,20 @@ def write_texts(
     lm: LanguageModel, prompts: list[dict[str, str]], reward: RewardModel | None, weight: float, seed: int, name: str
 ) -> tuple[list[Generation], float]:
     """Responses to the prompts, and the seconds they took."""
-    settings = {"method": "pargs" if reward else "plain", "reward_weight": weight, "template": "raw"}
     finished: dict[int, Generation] = {}
     start = time.monotonic()
     with progress(name, len(prompts) * NEW_TOKENS) as advance:
         texts = [row["prompt"] for row in prompts]
         for row, event in stream(
-            lm, texts, reward, max_new_tokens=NEW_TOKENS, seed=seed, batch_size=BATCH_SIZE, **settings
+            lm,
+            texts,
+            reward,
+            method="pargs" if reward else "plain",
+            reward_weight=weight,
+            template="raw",
+            max_new_tokens=NEW_TOKENS,
+            seed=seed,
+            batch_size=BATCH_SIZE,
         ):
             if isinstance(event, Generation):
                 finished[row] = event
@@ -175,16 +183,23 @@ def as_pairs(
     judge: Gold,
 ) -> list[DemoPair]:
     """Base and guided responses side by side; the base's tokens are given their rewards here, in whole texts."""
-    rows = [(lm.tokenizer(row["prompt"])["input_ids"], [s.token_id for s in text.steps]) for row, text in zip(prompts, base, strict=True)]
+    rows = [
+        (lm.tokenizer(row["prompt"])["input_ids"], [s.token_id for s in text.steps])
+        for row, text in zip(prompts, base, strict=True)
+    ]
     scored = [
         replace(text, steps=tuple(replace(s, reward=r) for s, r in zip(text.steps, rewards.tolist(), strict=True)))
         for text, rewards in zip(base, reward.score_ids(rows), strict=True)
     ]
     return [
         DemoPair(
-            prompt=row["prompt"], topic=row["topic"],
-            base_tokens=tokens_of(a, lm.tokenizer), guided_tokens=tokens_of(b, lm.tokenizer),
-            base_gold=judge(a.text), guided_gold=judge(b.text), guidance_kl=b.guidance_kl,
+            prompt=row["prompt"],
+            topic=row["topic"],
+            base_tokens=tokens_of(a, lm.tokenizer),
+            guided_tokens=tokens_of(b, lm.tokenizer),
+            base_gold=judge(a.text),
+            guided_gold=judge(b.text),
+            guidance_kl=b.guidance_kl,
         )
         for row, a, b in zip(prompts, scored, guided, strict=True)
     ]
@@ -215,9 +230,10 @@ def show_trials(console: Console, trials: Sequence[dict[str, float]], chosen: fl
 def show_pairs(console: Console, pairs: Sequence[DemoPair]) -> None:
     """A few prompts from all topics, base above guided."""
     for pair in pairs[:: max(len(pairs) // SHOWN, 1)][:SHOWN]:
-        console.print(f"\n[bold]{_plain(pair.prompt)}[/bold]")
+        console.print(f"\n[bold]{escape(prompt_text(pair.prompt))}[/bold]")
         for name, pieces, gold in (
-            ("base  ", pair.base_tokens, pair.base_gold), ("guided", pair.guided_tokens, pair.guided_gold)
+            ("base  ", pair.base_tokens, pair.base_gold),
+            ("guided", pair.guided_tokens, pair.guided_gold),
         ):
             console.print(f"  {name} reward {pieces[-1].reward:+.2f}  gold {gold:+.2f} ", score_line(pieces), sep="")
 
@@ -241,18 +257,16 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The final table: (figure, base, guided)."""
-    pairs = {name: (summary[name]["base"], summary[name]["guided"]) for name in ("perplexity", "repeated_bigrams", "length", "tokens_per_second")}
+
+    def both(name: str, form: Callable[[float], str]) -> tuple[str, str]:
+        return form(summary[name]["base"]), form(summary[name]["guided"])
+
     return [
         ("gold reward", f"{summary['gold_base']:.2f}", f"{summary['gold_guided']:.2f}"),
         ("guidance KL, nats", "0", f"{summary['guidance_kl']:.1f}"),
         ("total KL, nats", f"{summary['total_kl_base']:.1f}", f"{summary['total_kl']:.1f}"),
-        ("perplexity under the base model", *(f"{x:.1f}" for x in pairs["perplexity"])),
-        ("repeated bigrams", *(f"{100 * x:.1f}%" for x in pairs["repeated_bigrams"])),
-        ("length, tokens", *(f"{x:.1f}" for x in pairs["length"])),
-        ("tokens per second", *(f"{x:.0f}" for x in pairs["tokens_per_second"])),
+        ("perplexity under the base model", *both("perplexity", "{:.1f}".format)),
+        ("repeated bigrams", *both("repeated_bigrams", "{:.1%}".format)),
+        ("length, tokens", *both("length", "{:.1f}".format)),
+        ("tokens per second", *both("tokens_per_second", "{:.0f}".format)),
     ]
-
-
-def _plain(text: str) -> str:
-    """Text that rich shows as it is, brackets included."""
-    return text.replace("[", "\\[")

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -109,7 +111,7 @@ def resolve(name: str) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
-    """"auto" is CUDA where there is one, then Apple's GPU, then the CPU."""
+    """The device of that name; "auto" is CUDA where there is one, then Apple's GPU, then the CPU."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -121,7 +123,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """"auto" is float32 on the CPU (bf16 is several times slower there) and the checkpoint's own elsewhere."""
+    """The dtype of that name; "auto" is float32 on the CPU, where bf16 is slow, and the checkpoint's own elsewhere."""
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     if isinstance(found := getattr(torch, dtype, None), torch.dtype) and found.is_floating_point:
@@ -139,23 +141,29 @@ def load_config(folder: str) -> PretrainedConfig:
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or Hub id."""
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer found for {folder!r}; save the model's tokenizer in its folder") from error
 
 
 def load_backbone(
-    auto_class: type, name: str, config: PretrainedConfig, *, device: str = "auto", dtype: str = "auto"
+    auto_class: Any, name: str, config: PretrainedConfig, *, device: str = "auto", dtype: str = "auto"
 ) -> PreTrainedModel:
     """A bare model (`AutoModel`) of `name` under `config`, which may have fewer layers than the checkpoint."""
     place = resolve_device(device)
     return _from_pretrained(auto_class, resolve(name), config=config, dtype=resolve_dtype(dtype, place)).to(place)
 
 
-def _from_pretrained(auto_class: type, folder: str, **kwargs) -> PreTrainedModel:
+def _from_pretrained(auto_class: Any, folder: str, **kwargs: Any) -> PreTrainedModel:
     try:
         with quiet_transformers():
             return auto_class.from_pretrained(folder, attn_implementation="sdpa", **kwargs)
     except OSError as error:
         raise ModelError(_not_found(folder)) from error
+    except (ValueError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ModelError(f"transformers cannot load {folder!r} ({reason}); use another model or restore it") from error
 
 
 @contextmanager
@@ -173,7 +181,10 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _not_found(folder: str) -> str:
-    return f"no model {folder!r} in this folder, in the local Hub cache or on the Hub; use '{EMBEDDED}', a folder or a Hub id"
+    return (
+        f"no model {folder!r} in this folder, in the local Hub cache or on the Hub; "
+        f"use '{EMBEDDED}', a folder or a Hub id"
+    )
 
 
 def load_generation_config(folder: str) -> GenerationConfig | None:
@@ -213,18 +224,28 @@ def weights_fingerprint(name: str) -> str:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(name, allow_patterns=["*.safetensors"]))
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.safetensors"]))
+        except (OSError, ValueError) as error:
+            raise ModelError(_not_found(name)) from error
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{name} has no safetensors weights; convert it with save_pretrained first")
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            size = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(size))
-            for tensor in sorted(header.keys() - {"__metadata__"}):
-                begin, end = header[tensor]["data_offsets"]
-                file.seek(8 + size + begin)
-                digest.update(f"{tensor} {header[tensor]['shape']} {header[tensor]['dtype']}".encode())
-                digest.update(file.read(min(end - begin, 4096)))
+        try:
+            _add_tensors(digest, path)
+        except (struct.error, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({error}); restore the model") from error
     return digest.hexdigest()[:16]
+
+
+def _add_tensors(digest: "hashlib._Hash", path: Path) -> None:
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        for tensor in sorted(header.keys() - {"__metadata__"}):
+            begin, end = header[tensor]["data_offsets"]
+            file.seek(8 + size + begin)
+            digest.update(f"{tensor} {header[tensor]['shape']} {header[tensor]['dtype']}".encode())
+            digest.update(file.read(min(end - begin, 4096)))

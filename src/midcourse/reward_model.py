@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from midcourse.errors import MidcourseError
 from midcourse.files import whole_file, whole_folder, write_text
@@ -78,7 +79,9 @@ class RewardRows(Protocol):
 class Reward(Protocol):
     """Anything that gives every prefix a reward. `midcourse.testing` holds the laws it has to pass."""
 
-    template: Template
+    @property
+    def template(self) -> Template:
+        """How prompts were rendered in training, and must be at decoding."""
 
     def check(self, lm: LanguageModel) -> None:
         """Raise RewardError where this reward cannot guide this LM."""
@@ -295,8 +298,11 @@ class RewardModel(nn.Module):
 
     def write(self, folder: Path) -> None:
         """Write the reward's files into an existing folder, each whole, midcourse.json last."""
-        with whole_file(folder / "reward.safetensors") as temporary:
-            save_file(self.trained_state(), temporary)
+        try:
+            with whole_file(folder / "reward.safetensors") as temporary:
+                save_file(self.trained_state(), temporary)
+        except SafetensorError as error:
+            raise RewardError(f"{folder}/reward.safetensors cannot be written ({error}); make room") from error
         if Tuning.parse(self.info.tune).kind == "all":
             self.backbone.config.save_pretrained(folder / "backbone")
             self.tokenizer.save_pretrained(folder / "backbone")
@@ -311,7 +317,7 @@ class RewardModel(nn.Module):
         """Load a saved reward.
 
         Raises:
-            RewardError: the folder holds no reward, or its backbone has other weights than it was trained on.
+            RewardError: the folder holds no reward, or its backbone has other weights or tokens than in training.
         """
         folder = Path(folder)
         info = read_info(folder)
@@ -327,6 +333,11 @@ class RewardModel(nn.Module):
                 )
             model = truncated_backbone(info.backbone, info.layers, device, dtype)
             tokenizer = load_tokenizer(resolve(info.backbone))
+        if tokenizer_fingerprint(tokenizer) != info.tokenizer:
+            raise RewardError(
+                f"the reward in {folder} was trained with another tokenizer than {info.backbone} has now; "
+                "restore it or train the reward again"
+            )
         reward = cls(with_adapter(model, tuning), tokenizer, info)
         reward.load_trained(folder / "reward.safetensors")
         return reward.eval()
@@ -337,8 +348,8 @@ class RewardModel(nn.Module):
             state = load_file(path)
         except (OSError, SafetensorError) as error:
             raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
-        wanted = {name for name, p in self.named_parameters() if p.requires_grad}
-        if state.keys() != wanted:
+        wanted = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        if {name: tensor.shape for name, tensor in state.items()} != wanted:
             raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
         self.load_state_dict(state, strict=False)
 
@@ -410,16 +421,22 @@ def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -
 def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
     """A backbone of that configuration whose weights are still to be read."""
     place = resolve_device(device)
-    model = AutoModel.from_config(config, attn_implementation="sdpa")
     wanted = resolve_dtype(dtype, place)
-    return model.to(place, dtype=config.dtype if isinstance(wanted, str) else wanted)
+    # Made in its dtype, not cast to it: a cast would round the rotary frequencies, which are float32 in any dtype.
+    wanted = config.dtype if isinstance(wanted, str) else wanted
+    return AutoModel.from_config(config, attn_implementation="sdpa", dtype=wanted).to(place)
 
 
 def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
     """The backbone, with fresh LoRA adapters where the tuning asks for them."""
     if tuning.kind != "lora":
         return backbone
-    config = LoraConfig(r=tuning.amount, lora_alpha=2 * tuning.amount, target_modules="all-linear")
+    config = LoraConfig(
+        r=tuning.amount,
+        lora_alpha=2 * tuning.amount,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),  # GPT-2
+    )
     return get_peft_model(backbone, config)
 
 
@@ -464,7 +481,7 @@ def read_info(folder: Path) -> RewardInfo:
             raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
         tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
         return RewardInfo(**{**fields, **tuples})
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
 
 

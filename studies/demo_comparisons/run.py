@@ -12,6 +12,8 @@ import random
 from pathlib import Path
 from statistics import fmean, pstdev
 
+from prompts import prompts
+
 from midcourse import LanguageModel, stream
 from midcourse.decode.loop import Generation
 from midcourse.evaluate.gold import load_gold
@@ -20,7 +22,6 @@ from midcourse.files import write_text
 from midcourse.progress import progress
 from midcourse.train.comparisons import Comparison
 from midcourse.train.labels import bayes_accuracy, draw_labels
-from prompts import prompts
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parents[1] / "src/midcourse/shipped"
@@ -72,19 +73,35 @@ def main() -> None:
     lines = [json.dumps(vars(comparison), ensure_ascii=False) for comparison in comparisons]
     write_text(SHIPPED / "demo_comparisons.jsonl", "\n".join(lines) + "\n")
     settings = {
-        "model": "SmolLM2-135M-Instruct (Q4_1, dequantised)", "template": "raw", "samples_per_prompt": SAMPLES,
-        "pairs_per_prompt": PAIRS, "max_new_tokens": NEW_TOKENS, "top_k": TOP_K, "temperature": 1.0,
-        "gold": "VADER compound of the response", "scale": SCALE, "seed": SEED,
+        "model": "SmolLM2-135M-Instruct (Q4_1, dequantised)",
+        "template": "raw",
+        "samples_per_prompt": SAMPLES,
+        "pairs_per_prompt": PAIRS,
+        "max_new_tokens": NEW_TOKENS,
+        "top_k": TOP_K,
+        "temperature": 1.0,
+        "gold": "VADER compound of the response",
+        "scale": SCALE,
+        "seed": SEED,
     }
     shipped = {"made_by": settings, **{split: prompts(split) for split in ("validation", "test")}}
     write_text(SHIPPED / "demo_prompts.json", json.dumps(shipped, indent=1) + "\n")
     golds = [gold(row["text"]) for row in rows]
     right = fmean(gold(c.chosen) > gold(c.rejected) for c in comparisons)
-    write_results(HERE / "results.json", {
-        "settings": settings, "prompts": len(prompts("train")), "responses": len(rows), "comparisons": len(comparisons),
-        "gold_mean": fmean(golds), "gold_sd": pstdev(golds), "finished": fmean(row["finished"] for row in rows),
-        "chosen_has_more_gold": right, "bayes_accuracy": bayes_accuracy(comparisons, gold, scale=SCALE),
-    })
+    write_results(
+        HERE / "results.json",
+        {
+            "settings": settings,
+            "prompts": len(prompts("train")),
+            "responses": len(rows),
+            "comparisons": len(comparisons),
+            "gold_mean": fmean(golds),
+            "gold_sd": pstdev(golds),
+            "finished": fmean(row["finished"] for row in rows),
+            "chosen_has_more_gold": right,
+            "bayes_accuracy": bayes_accuracy(comparisons, gold, scale=SCALE),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Trains both objectives with the same budget, and writes results.json and accuracy.png here: pair accuracy on the test
 split by share of the response, with 95 % intervals over prompts, beside a length-only and a bag-of-words baseline.
-Everything is resumable: sampled texts, cached states, trained rewards and finished rows are found again in runs/rewards/.
+Everything is resumable: sampled texts, cached states, trained rewards and rows are found again in runs/rewards/.
 No hyperparameter was tuned on the test splits.
 """
 
@@ -47,7 +47,7 @@ HARMLESS = ("hh_harmless_base",)
 OPENINGS, SAMPLES, NEW_TOKENS, OPENING_WORDS = 600, 4, 24, 8
 GAP = 0.1  # sentiment pairs are ordered by gold where it differs by more than this
 GUIDED_OPENINGS, WEIGHTS = 100, (1.0, 2.0, 4.0)
-MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 192, "hh_helpful": 192, "hh_harmless": 192}
+MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 160, "hh_helpful": 160, "hh_harmless": 160}
 HEAD_SEEDS = (0, 1, 2)
 
 
@@ -80,13 +80,12 @@ def plan() -> Iterator[Run]:
         yield Run("paradetox", objective, 10, "last:2", 0, 6000, 2)
     for objective in ("prefix", "sequence"):
         for seed in HEAD_SEEDS:
-            yield Run("hh", objective, 20, "head", seed, 3000, 6)
-        yield Run("hh", objective, 20, "last:2", 0, 3000, 2)
+            yield Run("hh", objective, 20, "head", seed, 2000, 6)
+        yield Run("hh", objective, 16, "last:2", 0, 2000, 2)
     for part in ("hh_helpful", "hh_harmless"):
         for objective in ("prefix", "sequence"):
-            yield Run(part, objective, 20, "last:2", 0, 3000, 2)
-    for pairs in (400, 1200):
-        yield Run("hh", "prefix", 20, "last:2", 0, pairs, 2)
+            yield Run(part, objective, 16, "last:2", 0, 2000, 2)
+    yield Run("hh", "prefix", 16, "last:2", 0, 500, 2)
 
 
 # The sets: training and test comparisons
@@ -99,7 +98,11 @@ def comparisons(name: str, data: Path) -> tuple[list[Comparison], list[Compariso
     elif name == "paradetox":
         rows = read(data, "edits/paradetox")
         both = [
-            [Comparison("", r["edited"], r["original"]) for r in rows if r["split"] == split and r["edited"] != r["original"]]
+            [
+                Comparison("", r["edited"], r["original"])
+                for r in rows
+                if r["split"] == split and r["edited"] != r["original"]
+            ]
             for split in ("train", "test")
         ]
     else:
@@ -135,7 +138,11 @@ def sentiment(data: Path, split: str) -> list[Comparison]:
 
 def openings(data: Path, split: str) -> list[str]:
     """The first words of reviews, each once, in a fixed random order."""
-    texts = [" ".join(row["text"].split()[:OPENING_WORDS]) for row in read(data, "texts/imdb_reviews") if row["split"] == split]
+    texts = [
+        " ".join(row["text"].split()[:OPENING_WORDS])
+        for row in read(data, "texts/imdb_reviews")
+        if row["split"] == split
+    ]
     distinct = list(dict.fromkeys(texts))
     return [distinct[i] for i in np.random.default_rng(0).permutation(len(distinct))]
 
@@ -192,9 +199,17 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
     pairs = encode(reward, test[:1000], max_tokens)
     accuracy = pair_accuracy(pairs, Scorer(reward, [pairs.rows]).score(0))
     return {
-        "set": run.set, "model": f"{run.tune} of {run.layers}", "objective": run.objective, "layers": run.layers,
-        "tune": run.tune, "seed": run.seed, "train_pairs": min(run.pairs, len(learn)), "test_pairs": accuracy["pairs"],
-        "test_prompts": accuracy["prompts"], "shares": accuracy["shares"], "equal_length": accuracy["equal_length"],
+        "set": run.set,
+        "model": f"{run.tune} of {run.layers}",
+        "objective": run.objective,
+        "layers": run.layers,
+        "tune": run.tune,
+        "seed": run.seed,
+        "train_pairs": min(run.pairs, len(learn)),
+        "test_pairs": accuracy["pairs"],
+        "test_prompts": accuracy["prompts"],
+        "shares": accuracy["shares"],
+        "equal_length": accuracy["equal_length"],
         "seconds": time.monotonic() - start,
     }
 
@@ -242,14 +257,25 @@ def guided(data: Path) -> list[dict[str, Any]]:
             run = next((r for r in plan() if (r.set, r.objective, r.tune) == ("sentiment", objective, "last:2")), None)
             reward = RewardModel.load(RUNS / run.name) if run else None
             texts = generate(
-                lm, prompts, reward, reward_weight=weight, template="raw", max_new_tokens=NEW_TOKENS, batch_size=25,
-                method="pargs" if reward else "plain", seed=0,
+                lm,
+                prompts,
+                reward,
+                reward_weight=weight,
+                template="raw",
+                max_new_tokens=NEW_TOKENS,
+                batch_size=25,
+                method="pargs" if reward else "plain",
+                seed=0,
             )
             golds = [gold(text.text) for text in texts]
             row = {
-                "guide": objective, "weight": weight, "prompts": len(texts), "gold": fmean(golds),
+                "guide": objective,
+                "weight": weight,
+                "prompts": len(texts),
+                "gold": fmean(golds),
                 "gold_standard_error": pstdev(golds) / len(golds) ** 0.5,
-                "guidance_kl": fmean(t.guidance_kl for t in texts), "total_kl": fmean(t.total_kl for t in texts),
+                "guidance_kl": fmean(t.guidance_kl for t in texts),
+                "total_kl": fmean(t.total_kl for t in texts),
             }
             write_text(path, json.dumps(row))
             print(row, file=sys.stderr, flush=True)
@@ -263,14 +289,28 @@ def plot(rows: list[dict], base: list[dict], path: Path) -> None:
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     for axis, (name, title) in zip(figure.subplots(1, 3, sharey=True), names.items(), strict=True):
         chance = next(b for b in base if b["set"] == name)
-        axis.plot([100 * s for s in SHARES], [s["accuracy"] for s in chance["bag_of_words"]], color="#999", marker=".", label="bag of words")
+        axis.plot(
+            [100 * s for s in SHARES],
+            [s["accuracy"] for s in chance["bag_of_words"]],
+            color="#999",
+            marker=".",
+            label="bag of words",
+        )
         axis.axhline(chance["length"]["accuracy"], color="#bbb", linestyle="--", linewidth=1, label="length only, 100%")
         axis.axhline(0.5, color="#ccc", linestyle=":", linewidth=1)
         most = max(r["train_pairs"] for r in rows if r["set"] == name)
         for (model, objective), group in grouped([r for r in rows if r["set"] == name and r["train_pairs"] == most]):
             color, style = ("#0b5fa5" if objective == "prefix" else "#c2570c"), ("-" if "last" in model else "--")
             mean = [fmean(r["shares"][i]["accuracy"] for r in group) for i in range(len(SHARES))]
-            axis.plot([100 * s for s in SHARES], mean, style, color=color, marker="o", markersize=4, label=f"{objective}, {model}")
+            axis.plot(
+                [100 * s for s in SHARES],
+                mean,
+                style,
+                color=color,
+                marker="o",
+                markersize=4,
+                label=f"{objective}, {model}",
+            )
         axis.set(title=title, xlabel="% of the response", xticks=[100 * s for s in SHARES])
     figure.axes[0].set_ylabel("pair accuracy, test split")
     figure.axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -304,7 +344,13 @@ def main() -> None:
         if not path.is_file():
             row = judged(run, data)
             write_text(path, json.dumps(row))
-            print(run.name, [round(s["accuracy"], 3) for s in row["shares"]], f"{row['seconds']:.0f} s", file=sys.stderr, flush=True)
+            print(
+                run.name,
+                [round(s["accuracy"], 3) for s in row["shares"]],
+                f"{row['seconds']:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
         rows.append(json.loads(path.read_text()))
     write(rows, [baselines(name, data) for name in MAX_TOKENS], guided(data))
 

@@ -245,6 +245,17 @@ def test_prefix_rewards_may_prefer_the_worse_beginning():
     assert float(rewards[zero] - rewards[one]) == pytest.approx(float(wins.logit()), abs=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.25, 3.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_temperature_tempers_the_language_model_and_the_weight(seed, temperature):
+    """softmax((log pi + w r) / T): weight w at temperature T is weight w / T on the language model pi^(1 / T)."""
+    language = Language(seed)
+    rewards = random_prefix_rewards(language, random_text_rewards(language, seed), seed)[language.children]
+    have = normalise(add_reward(language.logprobs, rewards, WEIGHT), temperature)
+    want = normalise(add_reward(language.logprobs / temperature, rewards, WEIGHT / temperature), 1.0)
+    assert (have - want).abs().max() < EXACT
+
+
 # ---- what it costs ----
 
 

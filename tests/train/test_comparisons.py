@@ -476,7 +476,9 @@ def test_a_file_of_bad_rows_only_is_refused_and_names_the_first(tmp_path):
 
 # ---- splits ----
 
-prompts = st.one_of(st.text(min_size=1, max_size=3), st.lists(st.sampled_from([USER, SYSTEM, said("a")]), min_size=1, max_size=2))
+prompts = st.one_of(
+    st.text(min_size=1, max_size=3), st.lists(st.sampled_from([USER, SYSTEM, said("a")]), min_size=1, max_size=2)
+)
 pairs = st.tuples(prompts, st.text(max_size=3), st.text(max_size=3))
 shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
 from midcourse.decode.loop import Generation, Step, stream
 from midcourse.errors import MidcourseError
 from midcourse.language_model import LanguageModel
@@ -62,9 +61,13 @@ def rows_done(path: Path, prompts: Sequence[Prompt], resume: bool) -> set[int]:
             row = json.loads(line)
             same = prompts[row["row"]] == row["prompt"]
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise PromptFileError(f"{path}, line {number} is no row of these prompts ({error!r}); name another file") from error
+            raise PromptFileError(
+                f"{path}, line {number} is no row of these prompts ({error!r}); name another file"
+            ) from error
         if not same:
-            raise PromptFileError(f"{path}, line {number} answers another prompt than row {row['row']}; name another file")
+            raise PromptFileError(
+                f"{path}, line {number} answers another prompt than row {row['row']}; name another file"
+            )
         done.add(row["row"])
     if len(whole) < len(data):
         os.truncate(path, len(whole))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,9 @@ class Generation:
     seed: int
 
 
-def generate(lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward | None = None, **settings) -> list[Generation]:
+def generate(
+    lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward | None = None, **settings: Any
+) -> list[Generation]:
     """Continue each prompt; `settings` are those of `stream`. Generations come in the order of the prompts.
 
     Example:
@@ -126,7 +129,7 @@ def stream(
         MethodError, PromptError, RewardError: a setting, prompt or reward that cannot be used, before any decoding.
     """
     chosen = named_method(method) if isinstance(method, str) else method
-    given = {"reward_weight": reward_weight, "top_k": top_k, "temperature": temperature}
+    given: dict[str, Any] = {"reward_weight": reward_weight, "top_k": top_k, "temperature": temperature}
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     check_settings(chosen, max_new_tokens, batch_size)
     if chosen.temperature == 0:
@@ -147,6 +150,11 @@ def stream(
     seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(rows):
         raise MethodError(f"{len(seeds)} seeds for {len(rows)} prompts; give one each, or a single number")
+    if min(seeds, default=0) < 0:
+        raise MethodError(f"seed {min(seeds)} is negative; use 0 or more")
+    stop = [stop] if isinstance(stop, str) else stop
+    if "" in stop:
+        raise MethodError("an empty stop string would end every response at once; leave it out")
     for begin in range(0, len(rows), batch_size):
         part = slice(begin, begin + batch_size)
         batch = [
@@ -158,6 +166,8 @@ def stream(
 
 def encode(lm: LanguageModel, prompts: Sequence[Prompt], template: Template, max_new_tokens: int) -> list[list[int]]:
     """Token ids of the prompts, each checked to leave room for the response."""
+    if isinstance(prompts, str):
+        raise PromptError("the prompts are a single text; give a list of texts")
     rows = [prompt_ids(lm.tokenizer, prompt, template) for prompt in prompts]
     for number, row in enumerate(rows, 1):
         if len(row) + max_new_tokens > lm.context_length:
@@ -224,7 +234,7 @@ def _decode(
     uniforms = row_uniforms([row.seed for row in rows], max_new_tokens, device)
     always = torch.tensor(sorted(lm.eos_token_ids), device=device) if always_offer_eos else None
     lm_rows = lm.start(prompts, max_new_tokens)
-    room = chosen.top_k + (0 if always is None else len(always))
+    room = min(chosen.top_k, lm_rows.logprobs.shape[1]) + (0 if always is None else len(always))
     reward_rows = reward.start(prompts, max_new_tokens, room) if reward else None
 
     for t in range(max_new_tokens):
@@ -316,10 +326,13 @@ def _steps(
 
 def _process(logits_processor: Callable[[Tensor, Tensor], Tensor], rows: list[_Row], logprobs: Tensor) -> Tensor:
     """Apply an earlier processor row by row: each sees its own prompt and response, without padding."""
-    return torch.cat([
-        logits_processor(
-            torch.tensor([row.prompt_ids + [step.token_id for step in row.steps]], device=logprobs.device),
-            logprobs[i : i + 1],
-        )
-        for i, row in enumerate(rows)
-    ])
+    processed = []
+    for i, row in enumerate(rows):
+        token_ids = torch.tensor([row.prompt_ids + [step.token_id for step in row.steps]], device=logprobs.device)
+        processed.append(logits_processor(token_ids, logprobs[i : i + 1]))
+        if bool((processed[-1] == float("-inf")).all()):
+            raise MethodError(
+                f"the logits processor leaves prompt {row.number + 1} no token at step {len(row.steps) + 1}; "
+                "it has to leave at least one"
+            )
+    return torch.cat(processed)

@@ -22,7 +22,7 @@ class TextStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()):
         self.tokenizer = tokenizer
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.stop = tuple(stop)
         self.stopped = False
         self._ids: list[int] = []
         self._start = 0  # the text of the ids before this is out

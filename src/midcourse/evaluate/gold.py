@@ -16,7 +16,7 @@ class GoldError(MidcourseError):
 
 
 def load_gold(name: str) -> Gold:
-    """"vader" or "MODULE:FUNCTION"; modules are found in the working directory too.
+    """ "vader" or "MODULE:FUNCTION"; modules are found in the working directory too.
 
     Raises:
         GoldError: no such module or function, or it does not return a finite number.

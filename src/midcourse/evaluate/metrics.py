@@ -1,5 +1,6 @@
 """Figures of generated texts."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from statistics import fmean
@@ -16,5 +17,5 @@ def perplexity(generations: Sequence[Generation]) -> float:
 def repeated_bigrams(text: str) -> float:
     """Share of a text's word bigrams that occurred in it before; 0 for a text of fewer than two bigrams."""
     words = text.split()
-    bigrams = list(zip(words, words[1:], strict=False))
+    bigrams = list(itertools.pairwise(words))
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0

@@ -40,7 +40,7 @@ def pair_accuracy(pairs: PairSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def length_baseline(train: PairSet, held_out: PairSet) -> dict[str, Any]:
-    """Accuracy on `held_out` of preferring the longer response, or the shorter: whichever is right more often in `train`."""
+    """Accuracy on `held_out` of preferring the longer response, or the shorter if `train` says so."""
     sign = 1.0 if np.mean(_length_outcomes(train)) >= 0.5 else -1.0
     outcomes = 0.5 + sign * (_length_outcomes(held_out) - 0.5)
     mean, interval = mean_interval(outcomes, held_out.prompts)
@@ -79,4 +79,4 @@ def _equal_length(a: Row, b: Row) -> bool:
 
 def _length_outcomes(pairs: PairSet) -> np.ndarray:
     lengths = [row.text_length for row in pairs.rows]
-    return np.array([outcome(lengths[a] - lengths[b]) for a, b in pairs.pairs])
+    return np.array([outcome(float(lengths[a] - lengths[b])) for a, b in pairs.pairs])

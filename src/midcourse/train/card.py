@@ -51,19 +51,25 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
         for row in metrics["shares"]
     ]
     if equal := metrics["equal_length"]:
-        rows.append((f"100%, equal length ({equal['pairs']} pairs)", equal["accuracy"], equal["interval"], equal["ties"]))
+        rows.append(
+            (f"100%, equal length ({equal['pairs']} pairs)", equal["accuracy"], equal["interval"], equal["ties"])
+        )
     table = [
         (f"{name}, {100 * ties:.0f}% ties" if ties else name, f"{accuracy:.3f}", f"{low:.3f} to {high:.3f}")
         for name, accuracy, (low, high), ties in rows
     ]
     length = metrics["length_baseline"]
     low, high = length["interval"]
-    return [*table, (f"baseline: the {length['prefers']} response", f"{length['accuracy']:.3f}", f"{low:.3f} to {high:.3f}")]
+    return [
+        *table,
+        (f"baseline: the {length['prefers']} response", f"{length['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"),
+    ]
 
 
 def write_card(info: RewardInfo, path: Path) -> None:
     """The model card, with the front matter that model hubs read."""
     metrics, run = info.metrics, info.training
+    objective = f"`{info.objective}`" + (" (past end: paper)" if info.past_end == "paper" else "")
     table = "\n".join(f"| {name} | {accuracy} | {interval} |" for name, accuracy, interval in accuracy_table(metrics))
     settings = "\n".join(f"- {name}: {value}" for name, value in run["settings"].items())
     write_text(
@@ -77,13 +83,12 @@ tags: [reward-model, prefix-reward]
 
 # A reward for every prefix
 
-Trained by midcourse with the `{info.objective}` objective{' (past end: paper)' if info.past_end == 'paper' else ''} on the
-first {info.layers} layers of `{info.backbone}` (fingerprint `{info.backbone_fingerprint}`), tuning `{info.tune}`, template
-`{info.template}`.
+Trained by midcourse with the {objective} objective on the first {info.layers} layers of `{info.backbone}`
+(fingerprint `{info.backbone_fingerprint}`), tuning `{info.tune}`, template `{info.template}`.
 
 ## Held-out pair accuracy
 
-{metrics['pairs']} pairs of {metrics['prompts']} prompts that were not trained on; 95% intervals over prompts.
+{metrics["pairs"]} pairs of {metrics["prompts"]} prompts that were not trained on; 95% intervals over prompts.
 
 | share | accuracy | interval |
 |---|---|---|
@@ -103,7 +108,7 @@ decoding does not see.
 
 ## Training
 
-{run['comparisons']} comparisons (fingerprint `{run['data_fingerprint']}`), of which {metrics['train_pairs']} were trained on.
+{run["comparisons"]} comparisons (fingerprint `{run["data_fingerprint"]}`), {metrics["train_pairs"]} of them trained on.
 
 {settings}
 """,

@@ -23,7 +23,7 @@ def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, 
 
 
 def bayes_accuracy(comparisons: Sequence[Comparison], gold: Gold, *, scale: float) -> float:
-    """The accuracy that the gold reward itself is expected to reach on labels drawn from it: no reward can do better."""
+    """The accuracy expected of the gold reward itself on labels drawn from it: no reward can do better."""
     margins = [abs(gold(c.chosen) - gold(c.rejected)) for c in comparisons]
     return sum(_sigmoid(scale * margin) for margin in margins) / len(margins)
 

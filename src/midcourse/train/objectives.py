@@ -86,8 +86,6 @@ def positions(rewards: PairRewards) -> Int[Tensor, "pairs tokens"]:
     return torch.arange(rewards.chosen.shape[1], device=rewards.chosen.device).expand_as(rewards.chosen)
 
 
-def masked_mean(
-    losses: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]
-) -> Float[Tensor, " pairs"]:
+def masked_mean(losses: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]) -> Float[Tensor, " pairs"]:
     """Each pair's mean over its own positions."""
     return torch.where(mask, losses, 0.0).sum(1) / mask.sum(1)

@@ -34,8 +34,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class PairSet:
-    """Encoded comparisons: distinct rows, pairs of row numbers (chosen, rejected), and each pair's prompt (its group: see
-    `comparisons.prompt_groups`)."""
+    """Encoded comparisons.
+
+    Attributes:
+        rows: each distinct prompt and response once.
+        pairs: row numbers (chosen, rejected).
+        prompts: what each pair belongs to; see `comparisons.prompt_groups`.
+    """
 
     rows: list[Row]
     pairs: list[tuple[int, int]]
@@ -61,7 +66,7 @@ def prompt_limit(reward: RewardModel, max_tokens: int) -> Callable[[Comparison],
             return str(error)
         if tokens < max_tokens:
             return None
-        return f"the prompt has {tokens} tokens, which leaves no room within {max_tokens}; raise --max-tokens or shorten it"
+        return f"the prompt has {tokens} tokens and leaves no room in {max_tokens}; raise --max-tokens or shorten it"
 
     return problem
 

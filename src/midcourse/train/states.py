@@ -7,7 +7,7 @@ are trained too, the states that enter those layers, at all positions.
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from midcourse.files import cache_folder, whole_file
 from midcourse.progress import progress
@@ -30,12 +31,12 @@ class Split(NamedTuple):
     """A backbone in two: `bottom` is frozen (ids to states), `top` is trained (states to rewards)."""
 
     bottom: nn.Module
-    top: nn.Module
+    top: "Top"
     frozen_layers: int
     response_only: bool
 
 
-class _Top(nn.Module):
+class Top(nn.Module):
     """The trained part of a reward; it shares the reward's parameters."""
 
     def __init__(self, reward: RewardModel, layers: nn.Module | None):
@@ -45,9 +46,11 @@ class _Top(nn.Module):
         self._read = reward.read
 
     def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
-        # Rows are padded on the right, so a causal mask is all that is needed.
-        hidden = states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
-        return self._read(hidden)
+        return self._read(self.hidden(states))
+
+    def hidden(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens hidden"]:
+        """The backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
+        return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
 
 
 def split(reward: RewardModel) -> Split | None:
@@ -55,17 +58,17 @@ def split(reward: RewardModel) -> Split | None:
     tuning = Tuning.parse(reward.info.tune)
     layers = reward.backbone.config.num_hidden_layers
     if tuning.kind == "head":
-        return Split(reward.backbone, _Top(reward, None), layers, True)
+        return Split(reward.backbone, Top(reward, None), layers, True)
     if tuning.kind != "last" or tuning.amount == layers or not hasattr(reward.backbone, "layers"):
         return None
     cut = layers - tuning.amount
     bottom = _part(reward.backbone, slice(0, cut))
     bottom.norm = nn.Identity()
-    made = Split(bottom, _Top(reward, _part(reward.backbone, slice(cut, layers))), cut, False)
+    made = Split(bottom, Top(reward, _part(reward.backbone, slice(cut, layers))), cut, False)
     return made if _equals_whole(made, reward) else None
 
 
-def _part(backbone: nn.Module, layers: slice) -> nn.Module:
+def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
     """The backbone with only some of its layers; parameters are shared, the original is not changed."""
     part = copy.copy(backbone)
     part._modules = dict(backbone._modules)
@@ -82,7 +85,7 @@ def _equals_whole(made: Split, reward: RewardModel) -> bool:
     """Whether top after bottom is the whole backbone: not so where an architecture adds something to its input."""
     ids = torch.arange(8, device=reward.device)[None] + 5
     states = made.bottom(input_ids=ids, use_cache=False).last_hidden_state
-    have = made.top.layers(inputs_embeds=states, use_cache=False).last_hidden_state
+    have = made.top.hidden(states)
     want = reward.backbone(input_ids=ids, use_cache=False).last_hidden_state
     return torch.allclose(have, want, rtol=1e-3, atol=1e-3)
 
@@ -128,13 +131,21 @@ def _width(row: Row, made: Split) -> int:
 
 def _shard_key(reward: RewardModel, made: Split, shard: Sequence[Row]) -> str:
     info = reward.info
-    what = [info.backbone_fingerprint, info.layers, made.frozen_layers, made.response_only, str(reward.head.weight.dtype)]
+    what = [
+        info.backbone_fingerprint,
+        info.layers,
+        made.frozen_layers,
+        made.response_only,
+        str(reward.head.weight.dtype),
+    ]
     ids = [[row.prompt, row.response] for row in shard]
     return hashlib.sha256(json.dumps([what, ids]).encode()).hexdigest()[:32]
 
 
 @torch.inference_mode()
-def _write_shard(reward: RewardModel, made: Split, shard: Sequence[Row], path: Path, advance) -> None:
+def _write_shard(
+    reward: RewardModel, made: Split, shard: Sequence[Row], path: Path, advance: Callable[[int], None]
+) -> None:
     states: list[Tensor] = [torch.empty(0)] * len(shard)
     order = sorted(range(len(shard)), key=lambda i: len(shard[i].prompt) + len(shard[i].response))
     for begin in range(0, len(order), BATCH_ROWS):

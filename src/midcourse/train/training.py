@@ -188,7 +188,7 @@ class Interruption:
 def stop_on_signal() -> Iterator[Interruption]:
     """Let Ctrl-C and SIGTERM end training after the current step; a second one ends it at once."""
     interruption = Interruption()
-    earlier = {}
+    earlier: dict[int, Any] = {}
 
     def ask(number: int, frame: Any) -> None:
         interruption.signal = number
@@ -199,15 +199,20 @@ def stop_on_signal() -> Iterator[Interruption]:
     try:
         yield interruption
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        for changed, handler in earlier.items():
+            signal.signal(changed, handler)
 
 
 class _Watch(TrainerCallback):
     """After every step: a line of metrics, the bar, and a stop where one was asked for."""
 
     def __init__(
-        self, out: Path, steps_per_epoch: int, evaluate: Callable[[], dict], interruption: Interruption, advance: Callable
+        self,
+        out: Path,
+        steps_per_epoch: int,
+        evaluate: Callable[[], dict],
+        interruption: Interruption,
+        advance: Callable,
     ):
         self.path = out / "metrics.jsonl"
         self.steps_per_epoch = steps_per_epoch
@@ -216,14 +221,14 @@ class _Watch(TrainerCallback):
         self.advance = advance
         self.loss = math.nan
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
         # What was written after the checkpoint will be written again.
         kept = [line for line in lines if _whole_line(line) and json.loads(line)["step"] <= state.global_step]
         write_text(self.path, "".join(line + "\n" for line in kept))
         self.advance(state.global_step)
 
-    def on_step_end(self, args, state, control, lr_scheduler=None, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         step = state.global_step
         row = {
             "step": step,
@@ -266,7 +271,8 @@ class PairTrainer(Trainer):
         self.watch.loss = loss.item()
         if not math.isfinite(self.watch.loss):
             raise TrainingError(
-                f"the loss is {self.watch.loss} after step {self.state.global_step}; lower --lr (now {self.args.learning_rate})"
+                f"the loss is {self.watch.loss} after step {self.state.global_step}; "
+                f"lower --lr, which is {self.args.learning_rate}"
             )
         return loss
 
@@ -280,9 +286,15 @@ class PairTrainer(Trainer):
             self._saving = work
             try:
                 super()._save_checkpoint(model, trial)
+                publish_folder(Path(work) / name, out / name, replace=True)
+            except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
+                kept = checkpoints(out)
+                state = f"{kept[-1].name} is whole" if kept else "there is none before it"
+                raise TrainingError(
+                    f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
+                ) from error
             finally:
                 self._saving = None
-            publish_folder(Path(work) / name, out / name, replace=True)
         for older in checkpoints(out)[:-1]:
             shutil.rmtree(older)
 
@@ -373,7 +385,14 @@ def check_same_run(have: dict[str, Any], want: dict[str, Any], out: Path) -> Non
     """Raise TrainingError where a folder's unfinished run had other data or settings."""
     if have == want:
         return
-    flat = [{f"{a}.{b}": v for a, part in run.items() for b, v in (part.items() if isinstance(part, dict) else [("", part)])} for run in (have, want)]
+    flat = [
+        {
+            f"{a}.{b}": v
+            for a, part in run.items()
+            for b, v in (part.items() if isinstance(part, dict) else [("", part)])
+        }
+        for run in (have, want)
+    ]
     name = next(key for key in flat[1] if flat[0].get(key) != flat[1][key])
     raise TrainingError(
         f"{out} holds a run with {name.strip('.')} {flat[0].get(name)!r}, not {flat[1][name]!r}; "
