@@ -86,7 +86,7 @@ def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str
     return summary, pairs
 
 
-def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, list[dict[str, str]]]]:
+def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, Any]]:
     """The shipped comparisons and the prompts of the other topics; with a judge, labels are drawn from it anew."""
     folder = files("midcourse") / "shipped"
     comparisons = read_comparisons(Path(str(folder / "demo_comparisons.jsonl")))

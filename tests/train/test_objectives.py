@@ -66,6 +66,7 @@ def plain(objective: Objective, chosen: Side, rejected: Side) -> float:
     return sum(losses) / len(losses)
 
 
+EXAMPLES = settings(deadline=None, max_examples=50)  # a busy machine is no failure
 OBJECTIVE = pytest.mark.parametrize("objective", [sequence, prefix, prefix_past_end])
 REWARDS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=6)
 PAIRS = st.lists(
@@ -124,6 +125,7 @@ def test_a_cut_response_ends_the_comparison_where_it_ends(long_finished, short_f
 
 
 @pytest.mark.parametrize("objective", [sequence, prefix])
+@EXAMPLES
 @given(pairs=PAIRS)
 def test_only_past_end_asks_whether_a_response_is_finished(objective, pairs):
     flipped = [tuple(Side(side.rewards, not side.finished) for side in pair) for pair in pairs]
@@ -131,8 +133,8 @@ def test_only_past_end_asks_whether_a_response_is_finished(objective, pairs):
 
 
 @OBJECTIVE
+@EXAMPLES
 @given(pairs=PAIRS)
-@settings(max_examples=50)
 def test_values_are_those_of_plain_lines(objective, pairs):
     have = objective(batch(pairs)).tolist()
     assert have == pytest.approx([plain(objective, *pair) for pair in pairs], abs=1e-12)
@@ -149,8 +151,8 @@ def test_far_apart_rewards_give_finite_losses(objective):
 
 @OBJECTIVE
 @pytest.mark.parametrize("fill", [float("nan"), float("inf"), -1e300])
+@EXAMPLES
 @given(pairs=PAIRS)
-@settings(max_examples=30)
 def test_padding_never_reaches_the_loss(objective, fill, pairs):
     have, want = objective(batch(pairs, fill, width=9)), objective(batch(pairs, width=9))
     assert torch.equal(have, want)
@@ -163,8 +165,8 @@ def test_padding_never_reaches_the_loss(objective, fill, pairs):
         *((objective, fill) for objective in (sequence, prefix, prefix_past_end) for fill in (1e300, -1e300)),
     ],
 )
+@EXAMPLES
 @given(pairs=PAIRS)
-@settings(max_examples=30)
 def test_padding_never_reaches_the_gradient(objective, fill, pairs):
     for have, want in zip(
         gradients(objective, batch(pairs, fill, width=9)), gradients(objective, batch(pairs, width=9)), strict=True
@@ -173,8 +175,8 @@ def test_padding_never_reaches_the_gradient(objective, fill, pairs):
 
 
 @OBJECTIVE
+@EXAMPLES
 @given(pairs=PAIRS)
-@settings(max_examples=30)
 def test_gradients_reach_the_compared_positions_only(objective, pairs):
     sides = zip_longest(*gradients(objective, batch(pairs)))
     for (chosen, rejected), pair in zip(sides, pairs, strict=True):
@@ -201,8 +203,8 @@ def test_derivatives_are_those_of_the_loss(objective):
 
 
 @OBJECTIVE
+@EXAMPLES
 @given(pairs=PAIRS)
-@settings(max_examples=30)
 def test_pairs_do_not_touch_each_other(objective, pairs):
     """The loss of a pair is that of the pair alone."""
     have = objective(batch(pairs)).tolist()
@@ -219,6 +221,7 @@ def test_every_pair_weighs_the_same_whatever_its_length(objective):
     assert gradients(objective, rewards)[0].sum(1).tolist() == pytest.approx([pull] * 3)
 
 
+@EXAMPLES
 @given(
     pairs=st.lists(
         st.integers(1, 6).flatmap(

@@ -3,7 +3,7 @@ from itertools import chain, combinations, groupby
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midcourse.train.objectives import prefix, prefix_past_end, sequence
@@ -17,12 +17,14 @@ def pair_set(prompts: list[str]) -> PairSet:
 
 
 PROMPTS = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20)
+EXAMPLES = settings(deadline=None)  # a busy machine is no failure
 SIZES, EPOCHS, SEEDS = st.integers(1, 6), st.integers(1, 3), st.integers(0, 2**32)
 
 
 # ---- the plan ----
 
 
+@EXAMPLES
 @given(prompts=PROMPTS, size=SIZES, epochs=EPOCHS, seed=SEEDS)
 def test_an_epoch_takes_every_pair_once(prompts, size, epochs, seed):
     plan = plan_batches(pair_set(prompts), size, epochs, seed)
@@ -34,6 +36,7 @@ def test_an_epoch_takes_every_pair_once(prompts, size, epochs, seed):
         assert {len(batch) for batch in batches[:-1]} <= {size}
 
 
+@EXAMPLES
 @given(prompts=PROMPTS, size=SIZES, seed=SEEDS)
 def test_pairs_of_a_prompt_stay_side_by_side(prompts, size, seed):
     order = list(chain.from_iterable(plan_batches(pair_set(prompts), size, 1, seed)))
@@ -42,6 +45,7 @@ def test_pairs_of_a_prompt_stay_side_by_side(prompts, size, seed):
     assert all(run == sorted(run) for run in runs)
 
 
+@EXAMPLES
 @given(prompts=PROMPTS, size=SIZES, epochs=EPOCHS, seed=SEEDS)
 def test_the_plan_depends_on_its_arguments_only(prompts, size, epochs, seed):
     """Neither on the process's random numbers nor on how many epochs follow."""
@@ -70,6 +74,7 @@ def test_renumber_by_hand():
     assert renumber([(7, 2), (2, 9), (7, 9)]) == ([2, 7, 9], [(1, 0), (0, 2), (1, 2)])
 
 
+@EXAMPLES
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1))
 def test_renumber_names_each_row_once(pairs):
     rows, local = renumber(pairs)

@@ -1,0 +1,40 @@
+"""Gold rewards by name."""
+
+import pytest
+
+from midcourse.evaluate.gold import GoldError, load_gold
+
+
+def test_vader_tells_good_from_bad():
+    gold = load_gold("vader")
+    assert gold("A lovely, wonderful evening.") > 0 > gold("A horrible, sad evening.")
+
+
+def test_any_function_of_a_text(tmp_path, monkeypatch):
+    (tmp_path / "my_taste.py").write_text("def words(text):\n    return len(text.split())\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_gold("my_taste:words")("three short words") == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:f", "no gold reward 'no_such_module:f'"),
+        ("math:no_such_function", "no gold reward"),
+        ("math", "use vader or MODULE:FUNCTION"),
+        ("", "use vader or MODULE:FUNCTION"),
+        ("math:pi", "is not a function"),
+    ],
+)
+def test_what_cannot_be_loaded_says_so(name, message):
+    with pytest.raises(GoldError, match=message):
+        load_gold(name)
+
+
+@pytest.mark.parametrize("function", ["builtins:str", "builtins:list", "test_gold_values:nan"])
+def test_only_finite_numbers_are_rewards(function, tmp_path, monkeypatch):
+    (tmp_path / "test_gold_values.py").write_text("def nan(text):\n    return float('nan')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(GoldError, match="return a finite number"):
+        load_gold(function)("a")

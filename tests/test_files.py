@@ -1,0 +1,174 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from midcourse import files
+from midcourse.files import cache_folder, publish_folder, whole_file, whole_folder, write_bytes, write_text
+
+# A process of its own that loads files.py alone: it starts in milliseconds.
+ALONE = f"import runpy, sys; from pathlib import Path; files = runpy.run_path({files.__file__!r})\n"
+
+
+def run_alone(code: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-I", "-c", ALONE + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_write_replaces(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "one")
+    write_text(path, "zwölf\n")
+    assert path.read_bytes() == "zwölf\n".encode()
+    write_bytes(path, b"\xff\0")
+    assert path.read_bytes() == b"\xff\0"
+    assert names(tmp_path) == ["a.txt"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_error_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_text("ne")
+        assert temporary.suffix == ".json"
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    code = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    files["write_bytes"](Path(sys.argv[1]), b"new" * 1000)
+except OSError as error:
+    print(error.strerror)
+"""
+    done = run_alone(code, path)
+    assert done.stdout == "File too large\n", done.stderr
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_killed_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    code = """
+import os, signal
+with files["whole_file"](Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run_alone(code, path).returncode == -9
+    assert path.read_bytes() == b"old"
+
+
+def test_folder_appears_whole(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    with whole_folder(folder) as work:
+        (work / "inner").mkdir()
+        (work / "inner" / "a").write_text("1")
+        assert not folder.exists()
+    assert names(tmp_path) == ["deep", "deep/folder", "deep/folder/inner", "deep/folder/inner/a"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_folder_is_replaced_with_all_it_held(tmp_path):
+    folder = tmp_path / "folder"
+    for name in ("a", "b"):
+        with whole_folder(folder) as work:
+            (work / name).write_text(name)
+    assert names(tmp_path) == ["folder", "folder/b"]
+
+
+def test_error_while_filling_leaves_the_old_folder(tmp_path):
+    folder = tmp_path / "folder"
+    with whole_folder(folder) as work:
+        (work / "a").write_text("1")
+    with pytest.raises(ZeroDivisionError), whole_folder(folder) as work:
+        (work / "b").write_text("2")
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["folder", "folder/a"]
+
+
+def test_full_disk_leaves_the_old_folder(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+    code = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with files["whole_folder"](Path(sys.argv[1])) as work:
+        (work / "b").write_bytes(b"new" * 1000)
+except OSError as error:
+    print(error.strerror)
+"""
+    assert run_alone(code, folder).stdout == "File too large\n"
+    assert names(tmp_path) == ["folder", "folder/a"]
+
+
+def test_published_folder_is_kept_where_it_was_first(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+        publish_folder(tmp_path / name, tmp_path / "folder", replace=False)
+    assert (tmp_path / "folder" / "content").read_text() == "first"
+
+
+def test_folder_that_cannot_be_published_stays_as_it_was(tmp_path):
+    # A file where the parent of the new folder should be: the rename fails, and what was there is untouched.
+    (tmp_path / "work").mkdir()
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(OSError, match="Not a directory"):
+        publish_folder(tmp_path / "work", tmp_path / "file" / "folder", replace=False)
+    assert names(tmp_path) == ["file", "work"]
+
+
+RACE = """
+folder, name = Path(sys.argv[1]), sys.argv[2]
+sys.stdin.read()  # both are here when the pipe closes
+for turn in range(60):
+    work = folder.parent / f"work-{name}-{turn}"
+    work.mkdir()
+    for part in range(3):
+        (work / str(part)).write_text(name)
+    files["publish_folder"](work, folder.with_name(f"folder-{turn}"), replace=False)
+"""
+
+
+def test_two_processes_at_once_end_with_one_whole_folder(tmp_path):
+    read, write = os.pipe()
+    command = [sys.executable, "-I", "-c", ALONE + RACE, str(tmp_path / "folder")]
+    racers = [subprocess.Popen([*command, name], stdin=read, stderr=subprocess.PIPE) for name in ("a", "b")]
+    os.close(read)
+    os.close(write)
+    for racer in racers:
+        _, error = racer.communicate(timeout=60)
+        assert racer.returncode == 0, error.decode()
+    for turn in range(60):
+        contents = [path.read_text() for path in sorted((tmp_path / f"folder-{turn}").iterdir())]
+        assert contents in (["a"] * 3, ["b"] * 3)
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "midcourse"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "midcourse"
