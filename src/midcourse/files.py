@@ -69,10 +69,13 @@ def publish_folder(work: Path, folder: Path, *, replace: bool) -> None:
         return
     aside = folder.with_name(f".{folder.name}-old-{os.getpid()}")
     if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)  # left by a process of that number that was killed
         os.rename(folder, aside)
     try:
         os.rename(work, folder)
     except OSError:
+        if aside.exists():
+            os.rename(aside, folder)
         if replace or not folder.is_dir():  # otherwise another process was first, with the same content
             raise
     _fsync(folder.parent)

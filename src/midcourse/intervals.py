@@ -18,7 +18,9 @@ def mean_interval(
     values = np.asarray(values, dtype=float)
     if not len(values):
         raise ValueError("no values to average; give at least one")
-    _, group = np.unique([str(g) for g in groups] if groups is not None else np.arange(len(values)), return_inverse=True)
+    _, group = np.unique(
+        [str(g) for g in groups] if groups is not None else np.arange(len(values)), return_inverse=True
+    )
     sums, counts = np.bincount(group, values), np.bincount(group)
     rng = np.random.default_rng(seed)
     times = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)

@@ -13,6 +13,7 @@ other and of padding, and sliding-window layers need no cache of their own: thei
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,7 +66,7 @@ class _SlotLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[3])
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
@@ -115,7 +116,7 @@ class PrefixCache:
         return self.valid.shape[0]
 
     def extend(
-        self, token_ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"] | None = None, **kwargs
+        self, token_ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"] | None = None, **kwargs: Any
     ) -> ModelOutput:
         """Append tokens to every row's prefix and return the model's output at them.
 
@@ -138,7 +139,7 @@ class PrefixCache:
         self._set_length(end)
         return output
 
-    def siblings(self, token_ids: Int[Tensor, "batch candidates"], **kwargs) -> ModelOutput:
+    def siblings(self, token_ids: Int[Tensor, "batch candidates"], **kwargs: Any) -> ModelOutput:
         """The model's output at k alternative next tokens per row, in one forward; the prefix does not change."""
         k = token_ids.shape[1]
         alone = torch.eye(k, dtype=torch.bool, device=token_ids.device).expand(self.batch, k, k)
@@ -174,7 +175,7 @@ class PrefixCache:
             layer.length = length
 
     def _forward(
-        self, token_ids: Tensor, positions: Tensor, new: Bool[Tensor, "batch tokens tokens"] | None, **kwargs
+        self, token_ids: Tensor, positions: Tensor, new: Bool[Tensor, "batch tokens tokens"] | None, **kwargs: Any
     ) -> ModelOutput:
         self.siblings_held = 0
         capacity = self.valid.shape[1]
@@ -218,9 +219,7 @@ class PrefixCache:
 
 def _additive(sees: Bool[Tensor, "batch tokens slots"], dtype: torch.dtype) -> Float[Tensor, "batch 1 tokens slots"]:
     """0 where a token is seen and the dtype's lowest number elsewhere: the form sdpa and eager attention share."""
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(
-        ~sees, torch.finfo(dtype).min
-    )[:, None]
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
 def left_pad(

@@ -44,7 +44,8 @@ def _line_writer(description: str, total: int) -> Callable[[int], None]:
         nonlocal done, last
         done += amount
         now = time.monotonic()
-        if now - last >= LOG_SECONDS or (done >= total and now - start >= LOG_SECONDS):
+        ended = amount > 0 and done >= total and now - start >= LOG_SECONDS
+        if now - last >= LOG_SECONDS or ended:
             last = now
             left = (now - start) / done * (total - done) if done else float("nan")
             print(f"{description}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -57,9 +57,7 @@ def pargs(
             kl_base, kl_lm = (q * (log_q - log_b)).sum(), (q * (log_q - log_pi[candidates])).sum()
             figures = (float(log_q[j]), float(kl_base), float(kl_lm))
         token = int(candidates[j])
-        steps.append(
-            ReferenceStep(token, figures[0], float(log_pi[token]), float(rewards[j]), figures[1], figures[2])
-        )
+        steps.append(ReferenceStep(token, figures[0], float(log_pi[token]), float(rewards[j]), figures[1], figures[2]))
         if token in lm.eos_token_ids:
             break
         ids.append(token)

@@ -20,10 +20,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -252,11 +252,14 @@ class RewardModel(nn.Module):
         Raises:
             PromptError: the prompt does not fit the template, or the row does not fit the context.
         """
-        row = prompt_ids(self.tokenizer, prompt, self.template), response_ids(
-            self.tokenizer, response, finished=finished
+        row = (
+            prompt_ids(self.tokenizer, prompt, self.template),
+            response_ids(self.tokenizer, response, finished=finished),
         )
         if len(row[0]) + len(row[1]) > (room := context_length(self.backbone.config)):
-            raise PromptError(f"prompt and response have {len(row[0]) + len(row[1])} tokens, the context {room}; shorten them")
+            raise PromptError(
+                f"prompt and response have {len(row[0]) + len(row[1])} tokens, the context {room}; shorten them"
+            )
         return row
 
     def score(
@@ -369,7 +372,9 @@ class RewardModel(nn.Module):
         config.num_labels = 1
         config.pad_token_id = tokenizer.pad_token_id
         if type(config) not in AutoModelForSequenceClassification._model_mapping:
-            raise RewardError(f"transformers has no sequence classification for {config.model_type}; it cannot be exported")
+            raise RewardError(
+                f"transformers has no sequence classification for {config.model_type}; it cannot be exported"
+            )
         model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
         model.base_model.load_state_dict(backbone.state_dict())
         model.score.load_state_dict(self.head.state_dict())
@@ -474,7 +479,9 @@ def read_info(folder: Path) -> RewardInfo:
     """What midcourse.json says; RewardError where the folder holds no reward of this format."""
     path = folder / "midcourse.json"
     if not path.is_file():
-        raise RewardError(f"{folder} is not a reward: it has no midcourse.json; name a folder that midcourse train wrote")
+        raise RewardError(
+            f"{folder} is not a reward: it has no midcourse.json; name a folder that midcourse train wrote"
+        )
     try:
         fields = json.loads(path.read_text())
         if fields.get("format") != FORMAT:
@@ -502,6 +509,8 @@ def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
     """A special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
     others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
     if not others:
-        raise RewardError("this tokenizer has no special token besides EOS to pad with, so the reward cannot be exported")
+        raise RewardError(
+            "this tokenizer has no special token besides EOS to pad with, so the reward cannot be exported"
+        )
     preferred = (tokenizer.pad_token, tokenizer.unk_token)
     return next((token for token in preferred if token in others), others[-1])

@@ -33,10 +33,10 @@ from transformers import (
 from midcourse.decode.loop import Generation, generate
 from midcourse.decode.methods import METHODS
 from midcourse.errors import MidcourseError
-from midcourse.language_model import LanguageModel, eos_token_ids, tokenizer_fingerprint
+from midcourse.language_model import LanguageModel, tokenizer_fingerprint
 from midcourse.prompt import Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
-from midcourse.reward_model import Reward, RewardInfo, RewardModel, Score, with_adapter, Tuning
+from midcourse.reward_model import Reward, RewardInfo, RewardModel, Score, Tuning, with_adapter
 
 Architecture: TypeAlias = Literal["llama", "qwen3", "gemma3", "gpt2", "mistral"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -278,7 +278,7 @@ def assert_laws(
 def assert_zero_weight_is_plain(reward: Reward, lm: LanguageModel, prompts: Sequence[Prompt]) -> None:
     """Law 1: weight 0 equals plain decoding, sampled and greedy."""
     for temperature in (1.0, 0.0):
-        settings = {"temperature": temperature, "template": reward.template, "max_new_tokens": 8}
+        settings: dict[str, Any] = {"temperature": temperature, "template": reward.template, "max_new_tokens": 8}
         guided = generate(lm, prompts, reward, reward_weight=0.0, **settings)
         plain = generate(lm, prompts, method="plain", **settings)
         assert guided == plain, f"weight 0 is not plain decoding at temperature {temperature}"
@@ -415,9 +415,9 @@ def assert_equals_reference(
     tolerance: float = 1e-10,
 ) -> None:
     """Law 2: the loop equals `midcourse.reference` in every figure, sampled and greedy."""
-    settings = {"reward_weight": reward_weight, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"reward_weight": reward_weight, "max_new_tokens": max_new_tokens}
     for greedy in (False, True):
-        warm = {} if greedy else {"temperature": temperature}
+        warm: dict[str, Any] = {} if greedy else {"temperature": temperature}
         method = replace(METHODS["pargs"], greedy=greedy)
         rows = generate(lm, prompts, reward, method=method, seed=11, **settings, **warm)
         for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):

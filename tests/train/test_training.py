@@ -254,6 +254,12 @@ def test_settings_that_make_no_sense_are_refused(lm_folder, data, tmp_path, sett
     assert not (tmp_path / "reward").exists()
 
 
+def test_an_objective_without_that_variant_lists_the_known_ones(lm_folder, data, tmp_path):
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="head", objective="sequence", past_end="paper")
+    with pytest.raises(TrainingError, match="objective 'sequence' has no past-end 'paper'; use one of: prefix with drop"):
+        train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS))
+
+
 def test_a_loss_that_is_no_number_stops_with_a_sentence(lm_folder, data, tmp_path):
     reward = RewardModel.create(str(lm_folder), template="raw", tune="head")
     with torch.no_grad():

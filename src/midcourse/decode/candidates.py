@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-import torch
 
 
 class Candidates(NamedTuple):

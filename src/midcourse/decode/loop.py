@@ -9,7 +9,8 @@ from torch import Tensor
 
 from midcourse.decode.candidates import Candidates, short_list
 from midcourse.decode.choice import draw, kl_divergence, normalise, row_uniforms
-from midcourse.decode.methods import Method, MethodError, method as named_method
+from midcourse.decode.methods import Method, MethodError
+from midcourse.decode.methods import method as named_method
 from midcourse.decode.text import TextStream
 from midcourse.language_model import LanguageModel
 from midcourse.prompt import Prompt, PromptError, Template, prompt_ids
@@ -144,7 +145,8 @@ def stream(
         template = template or reward.template
         if template != reward.template:
             raise RewardError(
-                f"the reward was trained with template {reward.template!r}, not {template!r}; use --template {reward.template}"
+                f"the reward was trained with template {reward.template!r}, not {template!r}; "
+                f"use --template {reward.template}"
             )
     rows = encode(lm, prompts, template, max_new_tokens)
     seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
@@ -186,7 +188,9 @@ def check_settings(chosen: Method, max_new_tokens: int, batch_size: int) -> None
     if chosen.top_k < 1:
         raise MethodError(f"top-k {chosen.top_k} leaves no candidates; use 1 or more")
     if not 0 <= chosen.temperature < float("inf"):
-        raise MethodError(f"temperature {chosen.temperature} is not a number of 0 or more; use 1 for the paper's setting")
+        raise MethodError(
+            f"temperature {chosen.temperature} is not a number of 0 or more; use 1 for the paper's setting"
+        )
     if max_new_tokens < 1:
         raise MethodError(f"max-new-tokens {max_new_tokens} asks for no token; use 1 or more")
     if batch_size < 1:

@@ -48,7 +48,9 @@ def length_baseline(train: PairSet, held_out: PairSet) -> dict[str, Any]:
 
 
 def outcome(difference: float) -> float:
-    """1 where the chosen response wins, 0 where it loses, one half for a tie."""
+    """1 where the chosen response wins, 0 where it loses, one half for a tie; ValueError for no number."""
+    if math.isnan(difference):
+        raise ValueError("a difference of rewards is nan; train the reward again")
     return 0.5 + 0.5 * ((difference > 0) - (difference < 0))
 
 

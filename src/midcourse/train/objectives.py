@@ -50,7 +50,7 @@ def prefix(rewards: PairRewards) -> Float[Tensor, " pairs"]:
     with one weight per pair instead of one per prefix, and without prefixes past the shorter end.
     """
     shared = torch.minimum(rewards.chosen_lengths, rewards.rejected_lengths)
-    return masked_mean(-logsigmoid(rewards.chosen - rewards.rejected), positions(rewards) < shared[:, None])
+    return bradley_terry(rewards.chosen - rewards.rejected, positions(rewards) < shared[:, None])
 
 
 def prefix_past_end(rewards: PairRewards) -> Float[Tensor, " pairs"]:
@@ -66,7 +66,7 @@ def prefix_past_end(rewards: PairRewards) -> Float[Tensor, " pairs"]:
     known = (rewards.chosen_finished[:, None] | (i <= last[0][:, None])) & (
         rewards.rejected_finished[:, None] | (i <= last[1][:, None])
     )
-    return masked_mean(-logsigmoid(chosen - rejected), known & (i <= last.amax(0)[:, None]))
+    return bradley_terry(chosen - rejected, known & (i <= last.amax(0)[:, None]))
 
 
 OBJECTIVES: dict[tuple[str, str], Objective] = {
@@ -86,6 +86,10 @@ def positions(rewards: PairRewards) -> Int[Tensor, "pairs tokens"]:
     return torch.arange(rewards.chosen.shape[1], device=rewards.chosen.device).expand_as(rewards.chosen)
 
 
-def masked_mean(losses: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]) -> Float[Tensor, " pairs"]:
-    """Each pair's mean over its own positions."""
-    return torch.where(mask, losses, 0.0).sum(1) / mask.sum(1)
+def bradley_terry(
+    margins: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]
+) -> Float[Tensor, " pairs"]:
+    """Each pair's mean of -log sigmoid(margin) over its own positions."""
+    # Masked before the logarithm: whatever stands in padding must not reach the gradient.
+    losses = -logsigmoid(torch.where(mask, margins, 0.0))
+    return (losses * mask).sum(1) / mask.sum(1)

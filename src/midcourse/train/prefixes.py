@@ -1,7 +1,7 @@
 """Comparisons to batches in which the prefixes of a pair lie at aligned positions.
 
 A causal backbone gives the rewards of all prefixes of a response in one forward, and a response that occurs in several
-pairs of a batch is read once: pairs of one prompt share a batch.
+pairs of a batch is read once: the pairs of a prompt stand side by side.
 """
 
 import random
@@ -53,6 +53,8 @@ def encode_row(reward: RewardModel, comparison: Comparison, side: str, max_token
     finished = getattr(comparison, f"{side}_finished")
     response = response_ids(reward.tokenizer, getattr(comparison, side), finished=finished)
     room = max_tokens - len(prompt)
+    if room < 1 or not response:
+        raise PromptError(f"{len(prompt)} prompt and {len(response)} response tokens leave no prefix in {max_tokens}")
     return Row(tuple(prompt), tuple(response[:room]), finished and len(response) <= room)
 
 

@@ -84,6 +84,9 @@ def train(
     """
     out = Path(out)
     check_settings(settings)
+    kind = reward.info.objective, reward.info.past_end
+    if kind not in OBJECTIVES:
+        raise TrainingError(f"objective {kind[0]!r} has no past-end {kind[1]!r}; use one of: {known_objectives()}")
     if settings.lr is None:
         settings = replace(settings, lr=LEARNING_RATES[Tuning.parse(reward.info.tune).kind])
     kept, held = split_by_prompt(comparisons, settings.held_out, settings.seed)
@@ -96,7 +99,7 @@ def train(
     checkpoint = prepare_folder(out, run, resume)
     train_pairs, held_pairs = (encode(reward, part, settings.max_tokens) for part in (kept, held))
     scorer = Scorer(reward, [train_pairs.rows, held_pairs.rows])
-    objective = OBJECTIVES[reward.info.objective, reward.info.past_end]
+    objective = OBJECTIVES[kind]
     plan = plan_batches(train_pairs, settings.batch_size, settings.epochs, settings.seed)
     trainer = _trainer(reward, scorer, train_pairs, objective, plan, settings, out)
     per_epoch = len(plan) // settings.epochs
@@ -115,6 +118,11 @@ def train(
     reward.info = replace(reward.info, training=run, metrics=metrics)
     finish_folder(reward, out)
     return metrics
+
+
+def known_objectives() -> str:
+    """The objectives and their past-end variants, for a message."""
+    return ", ".join(f"{objective} with {past_end}" for objective, past_end in OBJECTIVES)
 
 
 def check_settings(settings: Settings) -> None:
