@@ -34,6 +34,14 @@ def test_write_replaces(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_reader_of_the_old_file_keeps_it(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old and longer")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old and longer"
+
+
 def test_error_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_text(path, "old")

@@ -132,6 +132,16 @@ def test_any_order_of_operations_equals_whole(model, seed):
     assert_siblings(model, cache, rows, CANDIDATES.repeat(2, 1)[: len(rows)])
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_eager_attention_takes_the_same_masks(architecture):
+    # Its softmax is in float32 whatever the dtype: there the lowest float64 is -inf, and a token that sees nothing nan.
+    model = tiny_language_model(architecture, attention="eager").model
+    have = started(model).siblings(CANDIDATES).logits
+    for i, row in enumerate(ROWS):
+        for j, token in enumerate(CANDIDATES[i].tolist()):
+            torch.testing.assert_close(have[i, j], whole(model, [*row, token])[-1], atol=1e-4, rtol=0)
+
+
 def test_window_hides_what_is_far():
     model = tiny_language_model("mistral", layers=1).model
     row = list(b"abcdefghijklmnop")

@@ -7,20 +7,24 @@ import torch
 from torch import Tensor
 
 from midcourse.decode.loop import generate
-from midcourse.reward_model import Reward, RewardRows
+from midcourse.reward_model import Reward, RewardModel, RewardRows
 from midcourse.testing import (
     ARCHITECTURES,
     KnownReward,
     KnownRows,
     assert_batch_independent,
     assert_cached_equals_whole,
+    assert_cold_equals_greedy,
     assert_end_is_finished_text,
     assert_equals_reference,
     assert_future_invisible,
     assert_laws,
     assert_own_seed_decides,
+    assert_reload_is_bit_equal,
+    assert_same_generation,
     byte_tokenizer,
     position_sum,
+    randomise,
     tiny_language_model,
     tiny_reward,
 )
@@ -169,9 +173,43 @@ def test_reward_that_sees_the_future_is_caught():
         assert_future_invisible(Prophet(), PROMPTS, RESPONSES)
 
 
-def test_unequal_generations_are_told_apart():
-    from midcourse.testing import assert_same_generation
+def test_reward_that_changes_its_mind_is_caught():
+    class Moody(KnownRows):
+        calls = 0
 
+        def candidate_rewards(self, token_ids: Tensor) -> Tensor:
+            Moody.calls += 1
+            return super().candidate_rewards(token_ids) * 10 * (-1) ** (Moody.calls // 30)
+
+    with pytest.raises(AssertionError, match="not the greedy choice"):
+        assert_cold_equals_greedy(Broken(Moody), tiny_language_model(), PROMPTS)
+
+
+def test_fast_rewards_that_differ_from_the_plain_ones_are_caught():
+    class Hasty(RewardModel):
+        def start(self, prompts, max_new_tokens, candidates):
+            return super().start([prompt[-3:] for prompt in prompts], max_new_tokens, candidates)
+
+    reward = tiny_reward()
+    reward.__class__ = Hasty
+    with pytest.raises(AssertionError):
+        assert_equals_reference(reward, tiny_language_model(), PROMPTS)
+
+
+def test_reward_that_is_not_saved_whole_is_caught(model_folder, tmp_path):
+    class Forgetful(RewardModel):
+        def trained_state(self):
+            return {name: torch.zeros_like(tensor) for name, tensor in super().trained_state().items()}
+
+    reward = RewardModel.create(model_folder(), template="raw", tune="head", device="cpu").eval()
+    assert_reload_is_bit_equal(reward, tmp_path / "reward", PROMPTS, RESPONSES)
+    randomise(reward, 1)
+    reward.__class__ = Forgetful
+    with pytest.raises(AssertionError, match="gives other rewards"):
+        assert_reload_is_bit_equal(reward, tmp_path / "reward", PROMPTS, RESPONSES)
+
+
+def test_unequal_generations_are_told_apart():
     lm, reward = tiny_language_model(), tiny_reward()
     one, other = (generate(lm, ["A"], reward, max_new_tokens=4, reward_weight=w)[0] for w in (2.0, 2.5))
     with pytest.raises(AssertionError):

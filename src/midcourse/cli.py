@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from midcourse.prompt import Prompt
     from midcourse.reward_model import RewardModel
     from midcourse.train.comparisons import BadRow
-
-Flag = tyro.conf.arg
 
 
 class UsageError(MidcourseError):
@@ -150,22 +148,16 @@ class Demo:
 
 
 @dataclass
-class BenchDecode:
+class Bench:
     """Time guided decoding against plain generation of transformers, interleaved."""
 
+    what: Annotated[Literal["decode"], tyro.conf.Positional]
     json: Path | None = None
     """Write the rows here."""
     quick: bool = False
     """32 new tokens, 3 rounds, no reference: under a minute."""
     rounds: int = 5
     new_tokens: int = 64
-
-
-@dataclass
-class Bench:
-    """Measure speed."""
-
-    command: Annotated[BenchDecode, Flag(name="decode")] = field(default_factory=BenchDecode)
 
 
 def run(command: object) -> int:
@@ -378,7 +370,7 @@ def _demo(flags: Demo) -> int:
 def _bench(flags: Bench) -> int:
     from midcourse.bench import bench_decode
 
-    bench_decode(**vars(flags.command))
+    bench_decode(flags.json, quick=flags.quick, rounds=flags.rounds, new_tokens=flags.new_tokens)
     return 0
 
 

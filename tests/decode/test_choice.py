@@ -43,6 +43,15 @@ def test_draw_is_the_inverse_transform(number, index):
     assert inverse_transform(torch.tensor(probabilities, dtype=torch.float64), number) == index
 
 
+def test_draw_from_what_is_not_normalised():
+    assert draw(log(0.2, 0.2), uniform(0.4)).tolist() == [0]
+    assert draw(log(0.2, 0.2), uniform(0.6)).tolist() == [1]
+
+
+def test_number_that_was_rounded_to_1_draws_the_last_possible_candidate():
+    assert draw(log(0.5, 0.5, 0.0), uniform(1.0)).tolist() == [1]
+
+
 def test_draw_follows_each_rows_own_number():
     guided = log(0.5, 0.25, 0.25).expand(3, -1)
     assert draw(guided, uniform(0.8, 0.1, 0.6)).tolist() == [2, 0, 1]
