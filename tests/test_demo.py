@@ -23,6 +23,8 @@ def test_the_demo_passes_and_leaves_what_it_promises(tmp_path):
     assert written["prompts"] == len(pairs) >= 100
     page = (tmp_path / "demo/report.html").read_text()
     assert all(pair.prompt.split(",")[0].replace("'", "&#39;") in page for pair in pairs)
+    assert (tmp_path / "demo/reward/training.png").stat().st_size > 1000
+    assert "Held-out pair accuracy" in (tmp_path / "demo/reward/README.md").read_text()
     reward = RewardModel.load(tmp_path / "demo/reward")
     assert reward.info.reward_weight == summary["weight"]
     good, bad = reward.score(["The concert was"] * 2, [" a wonderful, happy evening.", " a terrible, sad evening."])

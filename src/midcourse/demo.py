@@ -65,7 +65,7 @@ def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str
     weight = best_weight(trials)
     show_trials(console, trials, weight)
     reward.info = replace(reward.info, reward_weight=weight)
-    reward.save(out / "reward")
+    reward.write(out / "reward")  # beside its card and curves
 
     console.rule("3. steer on topics that were not trained on")
     base, base_seconds = write_texts(lm, prompts["test"], None, 0.0, seed, "plain")

@@ -256,7 +256,7 @@ def test_settings_that_make_no_sense_are_refused(lm_folder, data, tmp_path, sett
 
 def test_an_objective_without_that_variant_lists_the_known_ones(lm_folder, data, tmp_path):
     reward = RewardModel.create(str(lm_folder), template="raw", tune="head", objective="sequence", past_end="paper")
-    with pytest.raises(TrainingError, match="objective 'sequence' has no past-end 'paper'; use one of: prefix with drop"):
+    with pytest.raises(TrainingError, match="'sequence' has no past-end 'paper'; use one of: prefix with drop"):
         train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS))
 
 
