@@ -179,7 +179,7 @@ def test_reward_that_changes_its_mind_is_caught():
 
         def candidate_rewards(self, token_ids: Tensor) -> Tensor:
             Moody.calls += 1
-            return super().candidate_rewards(token_ids) * 10 * (-1) ** (Moody.calls // 30)
+            return super().candidate_rewards(token_ids) * 10 * (-1) ** (Moody.calls // 8)
 
     with pytest.raises(AssertionError, match="not the greedy choice"):
         assert_cold_equals_greedy(Broken(Moody), tiny_language_model(), PROMPTS)

@@ -361,6 +361,7 @@ def assert_impossible_stays_impossible(reward: Reward, lm: LanguageModel, prompt
             assert step.token_id not in banned, f"token {step.token_id} was masked and drawn all the same"
 
 
+@torch.inference_mode()
 def assert_end_is_finished_text(
     reward: Reward,
     lm: LanguageModel,
@@ -441,6 +442,7 @@ def assert_same_generation(have: Generation, want: Generation, *, tolerance: flo
             _assert_close(a, b, tolerance, f"{name} after {have.prompt!r}")
 
 
+@torch.inference_mode()
 def _walk(
     reward: Reward, lm: LanguageModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 ) -> list[list[float]]:
@@ -475,5 +477,5 @@ def _tokens(generations: Sequence[Generation]) -> list[list[int]]:
 
 def _assert_close(have: Sequence[float], want: Sequence[float], tolerance: float, what: str) -> None:
     assert len(have) == len(want), f"{what}: {len(have)} and {len(want)} numbers"
-    worst = max((abs(a - b) for a, b in zip(have, want, strict=True)), default=0.0)
-    assert worst <= tolerance, f"{what} differ by {worst:.2g}: {list(have)} and {list(want)}"
+    close = all(abs(a - b) <= tolerance for a, b in zip(have, want, strict=True))  # False for nan
+    assert close, f"{what} differ: {list(have)} and {list(want)}"

@@ -60,7 +60,7 @@ class Settings:
         held_out: share of the prompts kept for the accuracies.
         weight_decay: of AdamW.
         save_steps: steps between checkpoints; by default a tenth of the run.
-        seed: of the split, the batches and the weights.
+        seed: of the batches and the weights; the split does not depend on it.
     """
 
     epochs: int = 2
@@ -89,7 +89,8 @@ def train(
         raise TrainingError(f"objective {kind[0]!r} has no past-end {kind[1]!r}; use one of: {known_objectives()}")
     if settings.lr is None:
         settings = replace(settings, lr=LEARNING_RATES[Tuning.parse(reward.info.tune).kind])
-    kept, held = split_by_prompt(comparisons, settings.held_out, settings.seed)
+    # The same prompts are held out whatever the seed: runs stay comparable, and share their frozen states.
+    kept, held = split_by_prompt(comparisons, settings.held_out, seed=0)
     run = {
         "settings": asdict(settings),
         "reward": asdict(reward.info),
