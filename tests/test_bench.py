@@ -11,7 +11,7 @@ from midcourse.bench import bench_decode
 def test_a_quick_benchmark_writes_its_rows(tmp_path):
     bench_decode(json=tmp_path / "decode.json", quick=True)
     found = json.loads((tmp_path / "decode.json").read_text())
-    assert {row["method"] for row in found["rows"]} == {"generate (transformers)", "plain", "pargs"}
+    assert {row["method"] for row in found["rows"]} == {"generate", "weight 0", "pargs"}
     assert {row["reward"] for row in found["rows"]} == {"none", "30 layers", "10 layers"}
     for row in found["rows"]:
         low, high = row["ratio_interval"]

@@ -125,6 +125,7 @@ def test_new_reward_is_0_everywhere(architecture, model_folder):
         eos_token_id=257,
         eos_token_ids=(257,),
         tokenizer=tiny_reward().info.tokenizer,
+        chat_template=tiny_reward(template="chat").info.chat_template,
     )
 
 
@@ -278,6 +279,23 @@ def test_check_names_both_models():
     )
     with pytest.raises(RewardError, match=want):
         reward.check(LanguageModel(tiny_language_model().model, tokenizer, "another"))
+
+
+def test_check_compares_chat_templates_where_one_was_used():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template + " "
+    other = LanguageModel(tiny_language_model().model, tokenizer, "another")
+    tiny_reward().check(other)
+    with pytest.raises(RewardError, match="trained with the chat template of tiny llama, another has another"):
+        tiny_reward(template="chat").check(other)
+
+
+def test_check_refuses_ends_of_texts_that_training_did_not_know():
+    lm = tiny_language_model()
+    lm.model.generation_config.eos_token_id = [257, 65]
+    tiny_reward(more_eos=[65]).check(lm)
+    with pytest.raises(RewardError, match=r"tiny llama also ends texts with the token ids \[65\]"):
+        tiny_reward().check(lm)
 
 
 # Saving and loading

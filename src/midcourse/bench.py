@@ -81,10 +81,10 @@ def _cases(
 ) -> list[Case]:
     cases = []
     for context in contexts:
-        prompt = _prompt(lm, context)
+        prompt, loaded = _prompt(lm, context), rewards["30 layers"]
         cases += [
-            Case("generate (transformers)", "none", context, new_tokens, partial(_generate, lm, prompt, new_tokens)),
-            Case("plain", "none", context, new_tokens, partial(_stream, lm, prompt, None, new_tokens)),
+            Case("generate", "none", context, new_tokens, partial(_generate, lm, prompt, new_tokens)),
+            Case("weight 0", "30 layers", context, new_tokens, partial(_stream, lm, prompt, loaded, new_tokens, 0.0)),
         ]
         for name, reward in rewards.items():
             cases.append(Case("pargs", name, context, new_tokens, partial(_stream, lm, prompt, reward, new_tokens)))
@@ -102,10 +102,11 @@ def _prompt(lm: LanguageModel, tokens: int) -> str:
     return text
 
 
-def _stream(lm: LanguageModel, prompt: str, reward: RewardModel | None, new_tokens: int) -> list[float]:
+def _stream(
+    lm: LanguageModel, prompt: str, reward: RewardModel, new_tokens: int, weight: float = WEIGHT
+) -> list[float]:
     times = [time.perf_counter()]
-    settings: dict[str, Any] = {"reward_weight": WEIGHT} if reward else {"method": "plain"}
-    for _, event in stream(lm, [prompt], reward, max_new_tokens=new_tokens, top_k=TOP_K, template="raw", **settings):
+    for _, event in stream(lm, [prompt], reward, reward_weight=weight, max_new_tokens=new_tokens, top_k=TOP_K):
         if isinstance(event, Step):
             times.append(time.perf_counter())
     return times
@@ -145,7 +146,7 @@ def _reference(lm: LanguageModel, reward: RewardModel, prompt: str) -> list[floa
 
 def _plain_index(cases: list[Case], case: Case) -> int:
     """The transformers case of the same context."""
-    return next(i for i, other in enumerate(cases) if other.reward == "none" and other.context == case.context)
+    return next(i for i, other in enumerate(cases) if other.method == "generate" and other.context == case.context)
 
 
 def _row(case: Case, times: list[list[float]], plain: list[list[float]]) -> dict[str, Any]:
@@ -170,8 +171,8 @@ def _per_token(times: list[float], new_tokens: int) -> float:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="decoding, batch 1", title_justify="left")
-    for column in ("method", "reward", "context", "ms per token", "without prompt", "times plain", "range"):
+    table = Table(title="decoding, batch 1; ms per token of the whole call, and without reading the prompt")
+    for column in ("method", "reward", "context", "ms", "without", "times generate", "range"):
         table.add_column(column, justify="left" if column in ("method", "reward") else "right")
     for row in rows:
         after = row["seconds_per_token_after_first"]

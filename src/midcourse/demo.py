@@ -21,7 +21,7 @@ from rich.table import Table
 from midcourse.decode.loop import Generation, stream
 from midcourse.evaluate.gold import Gold, load_gold
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
-from midcourse.evaluate.report import DemoPair, prompt_text, score_line, tokens_of, write_demo_report
+from midcourse.evaluate.report import DemoPair, by_position, prompt_text, score_line, tokens_of, write_demo_report
 from midcourse.evaluate.results import write_results
 from midcourse.intervals import mean_interval
 from midcourse.language_model import LanguageModel
@@ -228,14 +228,17 @@ def show_trials(console: Console, trials: Sequence[dict[str, float]], chosen: fl
 
 
 def show_pairs(console: Console, pairs: Sequence[DemoPair]) -> None:
-    """A few prompts from all topics, base above guided."""
+    """Every so many prompts, base above guided, coloured by the distance from the mean reward at the position."""
+    colouring = by_position([row for pair in pairs for row in (pair.base_tokens, pair.guided_tokens)])
     for pair in pairs[:: max(len(pairs) // SHOWN, 1)][:SHOWN]:
         console.print(f"\n[bold]{escape(prompt_text(pair.prompt))}[/bold]")
-        for name, pieces, gold in (
-            ("base  ", pair.base_tokens, pair.base_gold),
+        for name, row, gold in (
+            ("base", pair.base_tokens, pair.base_gold),
             ("guided", pair.guided_tokens, pair.guided_gold),
         ):
-            console.print(f"  {name} reward {pieces[-1].reward:+.2f}  gold {gold:+.2f} ", score_line(pieces), sep="")
+            figures = f"  {name:6} reward {row[-1].reward:+.2f}  gold {gold:+.2f} "
+            one_line = [replace(token, text=token.text.replace("\n", "\N{RETURN SYMBOL}")) for token in row]
+            console.print(figures, score_line(one_line, colouring), sep="", highlight=False)
 
 
 def show_summary(console: Console, summary: dict[str, Any]) -> None:

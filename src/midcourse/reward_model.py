@@ -38,6 +38,7 @@ from midcourse.files import whole_file, whole_folder, write_text
 from midcourse.language_model import (
     LanguageModel,
     ModelError,
+    chat_fingerprint,
     context_length,
     eos_token_ids,
     load_backbone,
@@ -82,6 +83,10 @@ class Reward(Protocol):
     @property
     def template(self) -> Template:
         """How prompts were rendered in training, and must be at decoding."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens a row may have, prompt and response together."""
 
     def check(self, lm: LanguageModel) -> None:
         """Raise RewardError where this reward cannot guide this LM."""
@@ -139,6 +144,7 @@ class RewardInfo:
     eos_token_id: int
     eos_token_ids: tuple[int, ...]
     tokenizer: str
+    chat_template: str | None = None
     past_end: str = "drop"
     reward_weight: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -210,6 +216,7 @@ class RewardModel(nn.Module):
             eos_token_id=tokenizer.eos_token_id,
             eos_token_ids=tuple(sorted(eos)),
             tokenizer=tokenizer_fingerprint(tokenizer),
+            chat_template=chat_fingerprint(tokenizer) if template == "chat" else None,
         )
         torch.manual_seed(seed)  # LoRA starts from random numbers
         return cls(with_adapter(model, tuning), tokenizer, info)
@@ -233,12 +240,22 @@ class RewardModel(nn.Module):
     # Guiding
 
     def check(self, lm: LanguageModel) -> None:
-        """Raise RewardError where the LM's tokenizer is another than the reward's."""
+        """Raise RewardError where the LM's tokens, chat template or ends of texts are not those of training."""
+        mine, other = self.info.backbone, lm.name
+        remedy = f"train a reward with --backbone {other}, or guide the model it was made for"
         if tokenizer_fingerprint(lm.tokenizer) != self.info.tokenizer:
             raise RewardError(
-                f"the reward reads the tokens of {self.info.backbone}, the language model {lm.name} writes others; "
-                f"train a reward with --backbone {lm.name}, or guide the model it was made for"
+                f"the reward reads the tokens of {mine}, the language model {other} writes others; {remedy}"
             )
+        if self.template == "chat" and chat_fingerprint(lm.tokenizer) != self.info.chat_template:
+            raise RewardError(f"the reward was trained with the chat template of {mine}, {other} has another; {remedy}")
+        if unknown := sorted(lm.eos_token_ids - set(self.info.eos_token_ids)):
+            raise RewardError(f"{other} also ends texts with the token ids {unknown}, {mine} does not; {remedy}")
+
+    @property
+    def context_length(self) -> int:
+        """The longest row the backbone was made for, in tokens."""
+        return context_length(self.backbone.config)
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int) -> "ScalarRows":
         """Read the prompts' cached states; see `Reward.start`."""
@@ -256,7 +273,7 @@ class RewardModel(nn.Module):
             prompt_ids(self.tokenizer, prompt, self.template),
             response_ids(self.tokenizer, response, finished=finished),
         )
-        if len(row[0]) + len(row[1]) > (room := context_length(self.backbone.config)):
+        if len(row[0]) + len(row[1]) > (room := self.context_length):
             raise PromptError(
                 f"prompt and response have {len(row[0]) + len(row[1])} tokens, the context {room}; shorten them"
             )

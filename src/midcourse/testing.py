@@ -33,7 +33,7 @@ from transformers import (
 from midcourse.decode.loop import Generation, generate
 from midcourse.decode.methods import METHODS
 from midcourse.errors import MidcourseError
-from midcourse.language_model import LanguageModel, tokenizer_fingerprint
+from midcourse.language_model import LanguageModel, chat_fingerprint, tokenizer_fingerprint
 from midcourse.prompt import Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
 from midcourse.reward_model import Reward, RewardInfo, RewardModel, Score, Tuning, with_adapter
@@ -120,6 +120,7 @@ def tiny_reward(
         eos_token_id=tokenizer.eos_token_id,
         eos_token_ids=tuple(sorted({tokenizer.eos_token_id, *more_eos})),
         tokenizer=tokenizer_fingerprint(tokenizer),
+        chat_template=chat_fingerprint(tokenizer) if template == "chat" else None,
     )
     reward = RewardModel(with_adapter(backbone, Tuning.parse(tune)), tokenizer, info)
     randomise(reward, seed + 1)
@@ -199,6 +200,7 @@ class KnownReward:
         self.tokenizer = tokenizer or byte_tokenizer()
         self.template = template
         self.more_eos = frozenset(more_eos)
+        self.context_length = 2**20
 
     def check(self, lm: LanguageModel) -> None:
         """It can guide any LM with its tokenizer."""

@@ -146,7 +146,7 @@ def test_prompt_full_of_pad_and_eos_tokens():
 
 
 def test_float32_reward_guides_a_float64_model():
-    (row,) = generate(lm_of(), ["A"], tiny_reward(dtype=torch.float32), max_new_tokens=4)
+    (row,) = generate(lm_of(), ["A"], tiny_reward(dtype=torch.float32, more_eos=MORE_EOS), max_new_tokens=4)
     assert len(row.steps) == 4 and row.guidance_kl > 0
 
 
@@ -469,7 +469,7 @@ def test_refused_before_any_decoding(settings, error, words):
 
 def test_empty_chat_prompt_is_refused():
     with pytest.raises(PromptError, match="the prompt is empty"):
-        generate(lm_of(), ["Hi", ""], tiny_reward(template="chat"))
+        generate(lm_of(), ["Hi", ""], tiny_reward(template="chat", more_eos=MORE_EOS))
 
 
 def test_method_of_ones_own():

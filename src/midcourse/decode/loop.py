@@ -148,7 +148,7 @@ def stream(
                 f"the reward was trained with template {reward.template!r}, not {template!r}; "
                 f"use --template {reward.template}"
             )
-    rows = encode(lm, prompts, template, max_new_tokens)
+    rows = encode(lm, reward, prompts, template, max_new_tokens)
     seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(rows):
         raise MethodError(f"{len(seeds)} seeds for {len(rows)} prompts; give one each, or a single number")
@@ -166,16 +166,19 @@ def stream(
         yield from _decode(lm, batch, reward, chosen, max_new_tokens, always_offer_eos, logits_processor)
 
 
-def encode(lm: LanguageModel, prompts: Sequence[Prompt], template: Template, max_new_tokens: int) -> list[list[int]]:
+def encode(
+    lm: LanguageModel, reward: Reward | None, prompts: Sequence[Prompt], template: Template, max_new_tokens: int
+) -> list[list[int]]:
     """Token ids of the prompts, each checked to leave room for the response."""
     if isinstance(prompts, str):
         raise PromptError("the prompts are a single text; give a list of texts")
     rows = [prompt_ids(lm.tokenizer, prompt, template) for prompt in prompts]
+    context = min(lm.context_length, reward.context_length) if reward else lm.context_length
     for number, row in enumerate(rows, 1):
-        if len(row) + max_new_tokens > lm.context_length:
+        if len(row) + max_new_tokens > context:
             raise PromptError(
                 f"prompt {number} has {len(row)} tokens, which with {max_new_tokens} new ones exceed the context of "
-                f"{lm.context_length}; shorten it or lower --max-new-tokens"
+                f"{context}; shorten it or lower --max-new-tokens"
             )
     return rows
 
