@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -48,6 +48,7 @@ OPENINGS, SAMPLES, NEW_TOKENS, OPENING_WORDS = 600, 4, 24, 8
 GAP = 0.1  # sentiment pairs are ordered by gold where it differs by more than this
 GUIDED_OPENINGS, WEIGHTS = 100, (1.0, 2.0, 4.0)
 MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 160, "hh_helpful": 160, "hh_harmless": 160}
+TEST_PAIRS = {"sentiment": 1000, "paradetox": 1000, "hh": 600, "hh_helpful": 600, "hh_harmless": 600}
 HEAD_SEEDS = (0, 1, 2)
 
 
@@ -80,11 +81,10 @@ def plan() -> Iterator[Run]:
         yield Run("paradetox", objective, 10, "last:2", 0, 6000, 2)
     for objective in ("prefix", "sequence"):
         for seed in HEAD_SEEDS:
-            yield Run("hh", objective, 20, "head", seed, 2000, 6)
-        yield Run("hh", objective, 16, "last:2", 0, 2000, 2)
+            yield Run("hh", objective, 20, "head", seed, 1500, 6)
+        yield Run("hh", objective, 16, "last:2", 0, 1500, 2)
     for part in ("hh_helpful", "hh_harmless"):
-        for objective in ("prefix", "sequence"):
-            yield Run(part, objective, 16, "last:2", 0, 2000, 2)
+        yield Run(part, "prefix", 16, "last:2", 0, 1500, 2)
     yield Run("hh", "prefix", 16, "last:2", 0, 500, 2)
 
 
@@ -196,7 +196,7 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
         learn, test = (fitting(reward, rows, max_tokens) for rows in (learn, test))
         settings = Settings(epochs=run.epochs, max_tokens=max_tokens, seed=run.seed)
         train(reward, learn[: run.pairs], folder, settings, resume=True)
-    pairs = encode(reward, test[:1000], max_tokens)
+    pairs = encode(reward, test[: TEST_PAIRS[run.set]], max_tokens)
     accuracy = pair_accuracy(pairs, Scorer(reward, [pairs.rows]).score(0))
     return {
         "set": run.set,
@@ -219,7 +219,7 @@ def baselines(name: str, data: Path) -> dict[str, Any]:
     reward = RewardModel.create("smollm2", template="raw", layers=1, tune="head")
     most = max(run.pairs for run in plan() if run.set == name)
     learn, test = (fitting(reward, rows, MAX_TOKENS[name]) for rows in comparisons(name, data))
-    learned, tested = (encode(reward, rows, MAX_TOKENS[name]) for rows in (learn[:most], test[:1000]))
+    learned, tested = (encode(reward, rows, MAX_TOKENS[name]) for rows in (learn[:most], test[: TEST_PAIRS[name]]))
     vocabulary = len(reward.tokenizer)
     model = LogisticRegression(C=0.1, fit_intercept=False, max_iter=1000)
     differences = bag_differences(learned, 1.0, vocabulary)
@@ -248,39 +248,37 @@ def bag_differences(pairs: PairSet, share: float, vocabulary: int) -> csr_matrix
 
 def guided(data: Path) -> list[dict[str, Any]]:
     """Gold and KL of continuing unseen openings under the sentiment rewards, prefix and sequence alike."""
+    settings = [("plain", 0.0), *itertools.product(("prefix", "sequence"), WEIGHTS)]
+    return [
+        kept(f"guided-{objective}-{weight:g}", lambda o=objective, w=weight: steer(o, w, data))
+        for objective, weight in settings
+    ]
+
+
+def steer(objective: str, weight: float, data: Path) -> dict[str, Any]:
+    """Continue the unseen openings under one reward at one weight."""
     gold, lm = load_gold("vader"), LanguageModel.load("smollm2")
-    prompts = openings(data, "test")[:GUIDED_OPENINGS]
-    rows = []
-    for objective, weight in [("plain", 0.0), *itertools.product(("prefix", "sequence"), WEIGHTS)]:
-        path = RUNS / f"guided-{objective}-{weight:g}.json"
-        if not path.is_file():
-            run = next((r for r in plan() if (r.set, r.objective, r.tune) == ("sentiment", objective, "last:2")), None)
-            reward = RewardModel.load(RUNS / run.name) if run else None
-            texts = generate(
-                lm,
-                prompts,
-                reward,
-                reward_weight=weight,
-                template="raw",
-                max_new_tokens=NEW_TOKENS,
-                batch_size=25,
-                method="pargs" if reward else "plain",
-                seed=0,
-            )
-            golds = [gold(text.text) for text in texts]
-            row = {
-                "guide": objective,
-                "weight": weight,
-                "prompts": len(texts),
-                "gold": fmean(golds),
-                "gold_standard_error": pstdev(golds) / len(golds) ** 0.5,
-                "guidance_kl": fmean(t.guidance_kl for t in texts),
-                "total_kl": fmean(t.total_kl for t in texts),
-            }
-            write_text(path, json.dumps(row))
-            print(row, file=sys.stderr, flush=True)
-        rows.append(json.loads(path.read_text()))
-    return rows
+    run = next((r for r in plan() if (r.set, r.objective, r.tune) == ("sentiment", objective, "last:2")), None)
+    texts = generate(
+        lm,
+        openings(data, "test")[:GUIDED_OPENINGS],
+        RewardModel.load(RUNS / run.name) if run else None,
+        method="pargs" if run else "plain",
+        reward_weight=weight,
+        template="raw",
+        max_new_tokens=NEW_TOKENS,
+        batch_size=25,
+    )
+    golds = [gold(text.text) for text in texts]
+    return {
+        "guide": objective,
+        "weight": weight,
+        "prompts": len(texts),
+        "gold": fmean(golds),
+        "gold_standard_error": pstdev(golds) / len(golds) ** 0.5,
+        "guidance_kl": fmean(t.guidance_kl for t in texts),
+        "total_kl": fmean(t.total_kl for t in texts),
+    }
 
 
 def plot(rows: list[dict], base: list[dict], path: Path) -> None:
@@ -325,34 +323,32 @@ def grouped(rows: list[dict]) -> Iterator[tuple[tuple[str, str], list[dict]]]:
         yield name, list(group)
 
 
-def write(rows: list[dict], base: list[dict], steered: list[dict]) -> None:
-    """results.json with what there is so far, and the plot once every set has rows."""
-    write_results(HERE / "results.json", {"rows": rows, "baselines": base, "guided": steered})
-    if base and {row["set"] for row in rows} >= {"sentiment", "paradetox", "hh"}:
-        plot(rows, base, HERE / "accuracy.png")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
     data = parser.parse_args().data
     if not data or not (Path(data) / "texts/imdb_reviews.jsonl.gz").is_file():
         parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
-    data, rows = Path(data), []
-    for run in plan():
-        path = RUNS / f"{run.name}.json"
-        if not path.is_file():
-            row = judged(run, data)
-            write_text(path, json.dumps(row))
-            print(
-                run.name,
-                [round(s["accuracy"], 3) for s in row["shares"]],
-                f"{row['seconds']:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-        rows.append(json.loads(path.read_text()))
-    write(rows, [baselines(name, data) for name in MAX_TOKENS], guided(data))
+    data = Path(data)
+    rows, base, steered = [], [], []
+    for name in MAX_TOKENS:
+        rows += [kept(f"{run.name}", lambda run=run: judged(run, data)) for run in plan() if run.set == name]
+        base.append(kept(f"{name}-baselines", lambda name=name: baselines(name, data)))
+        if name == "sentiment":
+            steered = guided(data)
+        write_results(HERE / "results.json", {"rows": rows, "baselines": base, "guided": steered})
+    plot(rows, base, HERE / "accuracy.png")
+
+
+def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, from runs/rewards/ where it was made before."""
+    path = RUNS / f"{name}.json"
+    if not path.is_file():
+        found = make()
+        write_text(path, json.dumps(found))
+        shares = [round(s["accuracy"], 3) for s in found["shares"]] if "shares" in found else ""
+        print(name, shares, file=sys.stderr, flush=True)
+    return json.loads(path.read_text())
 
 
 if __name__ == "__main__":
