@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import JambaConfig, LlamaConfig, Qwen3NextConfig, T5Config
 
-from midcourse.prefix_cache import PrefixCache, UnsupportedModelError, check_supported, left_pad
+from midcourse.prefix_cache import PrefixCache, UnsupportedModelError, check_supported, pad
 from midcourse.testing import ARCHITECTURES, WINDOW, tiny_language_model
 
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under the bridge, ")]
@@ -31,7 +31,7 @@ def whole(model, ids: list[int]) -> Tensor:
 
 
 def started(model, rows: list[list[int]] = ROWS, room: int = 12) -> PrefixCache:
-    ids, mask = left_pad(rows, model.device)
+    ids, mask = pad(rows, model.device, "left")
     cache = PrefixCache(model, len(rows), ids.shape[1] + room)
     cache.extend(ids, mask)
     return cache
@@ -45,15 +45,15 @@ def assert_siblings(model, cache: PrefixCache, rows: list[list[int]], candidates
             torch.testing.assert_close(have[i, j], whole(model, [*row, token])[-1], atol=1e-10, rtol=0)
 
 
-def test_left_pad():
-    ids, mask = left_pad([[1, 2, 3], [4]], torch.device("cpu"))
+def test_pad_on_the_left():
+    ids, mask = pad([[1, 2, 3], [4]], torch.device("cpu"), "left")
     assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
     assert mask.tolist() == [[True, True, True], [False, False, True]]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_prompts_equal_each_alone(model, side):
-    ids, mask = left_pad(ROWS, model.device)
+    ids, mask = pad(ROWS, model.device, "left")
     if side == "right":
         ids, mask = ids.clone(), mask.clone()
         for i, row in enumerate(ROWS):
@@ -66,7 +66,7 @@ def test_padded_prompts_equal_each_alone(model, side):
 
 
 def test_what_padding_holds_does_not_matter(model):
-    ids, mask = left_pad(ROWS, model.device)
+    ids, mask = pad(ROWS, model.device, "left")
     logits = []
     for filler in (0, 257):
         cache = PrefixCache(model, len(ROWS), ids.shape[1])
@@ -117,7 +117,7 @@ def test_any_order_of_operations_equals_whole(model, seed):
         action = dice.choice(["extend", "keep", "select"])
         if action == "extend":
             new = [[dice.randrange(259) for _ in range(dice.randint(1, 4))] for _ in rows]
-            cache.extend(*left_pad(new, model.device))
+            cache.extend(*pad(new, model.device, "left"))
             rows = [row + more for row, more in zip(rows, new, strict=True)]
         elif action == "keep":
             candidates = torch.tensor([[dice.randrange(259) for _ in range(3)] for _ in rows])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from midcourse.language_model import LanguageModel, ModelError
-from midcourse.prefix_cache import UnsupportedModelError
+from midcourse.prefix_cache import UnsupportedModelError, pad
 from midcourse.prompt import PromptError
 from midcourse.reward_model import (
     RewardError,
@@ -22,7 +22,6 @@ from midcourse.reward_model import (
     final_norm_of,
     layers_of,
     padding_token,
-    right_pad,
 )
 from midcourse.testing import (
     ARCHITECTURES,
@@ -226,8 +225,8 @@ def test_score_refuses_what_does_not_fit():
         reward.score([[{"role": "user", "content": "Hi"}]], ["yes"])
 
 
-def test_right_pad():
-    ids, mask = right_pad([[1, 2, 3], [4]], torch.device("cpu"))
+def test_pad_on_the_right():
+    ids, mask = pad([[1, 2, 3], [4]], torch.device("cpu"), "right")
     assert ids.tolist() == [[1, 2, 3], [4, 0, 0]]
     assert mask.tolist() == [[True, True, True], [True, False, False]]
 

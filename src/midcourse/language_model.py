@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from midcourse.embedded import smollm2_folder
 from midcourse.errors import MidcourseError
-from midcourse.prefix_cache import PrefixCache, left_pad
+from midcourse.prefix_cache import PrefixCache, pad
 
 EMBEDDED = "smollm2"
 
@@ -82,7 +82,7 @@ class LanguageModelRows:
     """A batch of rows under the LM. `logprobs` are those of each row's next token, over the whole vocabulary."""
 
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int):
-        token_ids, mask = left_pad(prompts, lm.model.device)
+        token_ids, mask = pad(prompts, lm.model.device, "left")
         self.cache = PrefixCache(lm.model, len(prompts), token_ids.shape[1] + max_new_tokens)
         self.logprobs = self._read(self.cache.extend(token_ids, mask, logits_to_keep=1).logits)
 

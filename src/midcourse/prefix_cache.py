@@ -13,7 +13,7 @@ other and of padding, and sliding-window layers need no cache of their own: thei
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -222,14 +222,15 @@ def _additive(sees: Bool[Tensor, "batch tokens slots"], dtype: torch.dtype) -> F
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
-def left_pad(
-    rows: Sequence[Sequence[int]], device: torch.device
+def pad(
+    rows: Sequence[Sequence[int]], device: torch.device, side: Literal["left", "right"]
 ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    """Token ids padded on the left (with id 0, which the mask hides) and the mask of real tokens."""
+    """Token ids padded on one side (with id 0, which the mask hides) and the mask of real tokens."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, width - len(row) :] = True
+        at = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, at] = torch.tensor(row, dtype=torch.long)
+        mask[i, at] = True
     return ids.to(device), mask.to(device)

@@ -51,7 +51,7 @@ from midcourse.language_model import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from midcourse.prefix_cache import PrefixCache, check_supported, left_pad
+from midcourse.prefix_cache import PrefixCache, check_supported, pad
 from midcourse.prompt import Prompt, PromptError, Template, prompt_ids, response_ids
 
 FORMAT = 1
@@ -302,7 +302,7 @@ class RewardModel(nn.Module):
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
-            ids, mask = right_pad([[*rows[i][0], *rows[i][1]] for i in part], self.device)
+            ids, mask = pad([[*rows[i][0], *rows[i][1]] for i in part], self.device, "right")
             rewards = self(input_ids=ids, attention_mask=mask).cpu()
             for i, row in zip(part, rewards, strict=True):
                 start = len(rows[i][0])
@@ -405,7 +405,7 @@ class ScalarRows:
 
     def __init__(self, reward: RewardModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int):
         self.reward = reward
-        token_ids, mask = left_pad(prompts, reward.device)
+        token_ids, mask = pad(prompts, reward.device, "left")
         capacity = token_ids.shape[1] + max_new_tokens + candidates
         self.cache = PrefixCache(reward.backbone, len(prompts), capacity)
         self.cache.extend(token_ids, mask)
@@ -507,19 +507,6 @@ def read_info(folder: Path) -> RewardInfo:
         return RewardInfo(**{**fields, **tuples})
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
-
-
-def right_pad(
-    rows: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    """Token ids padded on the right (with id 0, which no real token sees) and the mask of real tokens."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = True
-    return ids.to(device), mask.to(device)
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:

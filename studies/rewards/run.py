@@ -227,7 +227,7 @@ def baselines(name: str, data: Path) -> dict[str, Any]:
     shares = []
     for share in SHARES:
         margins = model.decision_function(bag_differences(tested, share, vocabulary))
-        mean, interval = mean_interval([outcome(margin) for margin in margins], tested.prompts)
+        mean, interval = mean_interval([outcome(float(margin)) for margin in margins], tested.prompts)
         shares.append({"share": share, "accuracy": mean, "interval": interval})
     return {"set": name, "length": length_baseline(learned, tested), "bag_of_words": shares}
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -128,31 +127,38 @@ def test_the_same_seed_gives_the_same_reward_and_another_seed_another(lm_folder,
 # Interruption
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    """Wait until a condition holds of a running process's files."""
-    while process.poll() is None and not condition():
-        time.sleep(0.01)
+# The command line, but after its first checkpoint the process gets a signal, as from a user or a scheduler.
+SIGNALLED = """
+import os
+from midcourse.train import training
+publish = training.publish_folder
+def signalled(work, folder, *, replace):
+    publish(work, folder, replace=replace)
+    if folder.name == "checkpoint-2":
+        os.kill(os.getpid(), {number})
+training.publish_folder = signalled
+from midcourse.cli import main
+main()
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_training_that_was_interrupted_resumes_to_the_same_reward(lm_folder, data, tmp_path, undisturbed, number):
     out = tmp_path / "reward"
-    process = subprocess.Popen(command(lm_folder, data, out), env=environment(), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: checkpoints(out), process)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
-    assert "Traceback" not in errors
+    interrupted = command(lm_folder, data, out)
+    interrupted[2] = SIGNALLED.format(number=int(number))
+    stopped = subprocess.run(interrupted, env=environment(), capture_output=True, text=True)
+    assert stopped.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    assert "Traceback" not in stopped.stderr
     if number != signal.SIGKILL:
-        assert "add --resume to go on" in errors
+        assert "add --resume to go on" in stopped.stderr
     assert not (out / "midcourse.json").exists()
     refused = subprocess.run(command(lm_folder, data, out), env=environment(), capture_output=True, text=True)
     assert refused.returncode == 2
     assert "add --resume" in refused.stderr
-    resumed = subprocess.run(
-        command(lm_folder, data, out, "--resume"), env=environment(), capture_output=True, text=True
-    )
+    again = command(lm_folder, data, out, "--resume")
+    resumed = subprocess.run(again, env=environment(), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert same_reward(out, undisturbed)
     assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from midcourse.files import cache_folder, whole_file
+from midcourse.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.reward_model import RewardModel, Tuning, layers_of, right_pad
+from midcourse.reward_model import RewardModel, Tuning, layers_of
 from midcourse.train.prefixes import Row
 
 SHARD_ROWS = 128
@@ -150,7 +151,7 @@ def _write_shard(
     order = sorted(range(len(shard)), key=lambda i: len(shard[i].prompt) + len(shard[i].response))
     for begin in range(0, len(order), BATCH_ROWS):
         part = order[begin : begin + BATCH_ROWS]
-        ids, mask = right_pad([shard[i].prompt + shard[i].response for i in part], reward.device)
+        ids, mask = pad([shard[i].prompt + shard[i].response for i in part], reward.device, "right")
         hidden = made.bottom(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.cpu()
         for i, row in zip(part, hidden, strict=True):
             end = len(shard[i].prompt) + len(shard[i].response)

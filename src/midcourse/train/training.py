@@ -23,8 +23,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
+from midcourse.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.reward_model import RewardModel, Tuning, right_pad
+from midcourse.reward_model import RewardModel, Tuning
 from midcourse.train.accuracy import length_baseline, pair_accuracy
 from midcourse.train.card import plot_training, write_card
 from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
@@ -157,7 +158,7 @@ class Scorer(nn.Module):
         if self.states:
             return {"states": self.states[row_set].batch(numbers)}
         rows = [self.row_sets[row_set][number] for number in numbers]
-        ids, mask = right_pad([row.prompt + row.response for row in rows], torch.device("cpu"))
+        ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"), "right")
         return {"input_ids": ids, "attention_mask": mask}
 
     def starts(self, row_set: int, numbers: Sequence[int]) -> list[int]:
