@@ -332,7 +332,10 @@ def main() -> None:
     data = Path(data)
     rows, base, steered = [], [], []
     for name in MAX_TOKENS:
-        rows += [kept(f"{run.name}", lambda run=run: judged(run, data)) for run in plan() if run.set == name]
+        for run in plan():
+            if run.set == name:
+                rows.append(kept(run.name, lambda run=run: judged(run, data)))
+                write_results(HERE / "results.json", {"rows": rows, "baselines": base, "guided": steered})
         base.append(kept(f"{name}-baselines", lambda name=name: baselines(name, data)))
         if name == "sentiment":
             steered = guided(data)
