@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from midcourse.reward_model import RewardModel
 from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train.comparisons import Comparison, read_comparisons
+from midcourse.train.objectives import OBJECTIVES
 from midcourse.train.prefixes import encode
 from midcourse.train.training import Scorer, Settings, TrainingError, checkpoints, train
 
@@ -87,6 +88,15 @@ def test_every_tuning_learns_the_preference_and_reloads_to_equal_rewards(lm_fold
     reward.save(tmp_path / "again")
     again = RewardModel.load(tmp_path / "again").score(["prompt 0", "prompt 0"], [GOOD, BAD])
     assert [score.rewards for score in again] == [good.rewards, bad.rewards]
+
+
+@pytest.mark.parametrize(("objective", "past_end"), OBJECTIVES)
+def test_every_objective_learns_and_is_recorded(lm_folder, data, tmp_path, objective, past_end):
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="last:1", objective=objective, past_end=past_end)
+    metrics = train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS | {"epochs": 6}))
+    assert metrics["shares"][-1]["accuracy"] > 0.9
+    info = RewardModel.load(tmp_path / "reward").info
+    assert (info.objective, info.past_end) == (objective, past_end)
 
 
 def test_a_reward_folder_holds_the_card_the_curves_and_a_line_per_step(undisturbed):
