@@ -200,6 +200,8 @@ def as_pairs(
             base_gold=judge(a.text),
             guided_gold=judge(b.text),
             guidance_kl=b.guidance_kl,
+            base_total_kl=a.total_kl,
+            guided_total_kl=b.total_kl,
         )
         for row, a, b in zip(prompts, scored, guided, strict=True)
     ]
