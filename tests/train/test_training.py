@@ -137,6 +137,14 @@ def test_the_same_seed_gives_the_same_reward_and_another_seed_another(lm_folder,
 # Interruption
 
 
+@pytest.fixture(scope="module")
+def undisturbed_run(lm_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command line without interruption: the same process settings (threads!) as the interrupted runs."""
+    out = tmp_path_factory.mktemp("undisturbed") / "reward"
+    subprocess.run(command(lm_folder, data, out), env=environment(), check=True, capture_output=True)
+    return out
+
+
 # The command line, but after its first checkpoint the process gets a signal, as from a user or a scheduler.
 SIGNALLED = """
 import os
@@ -154,7 +162,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_training_that_was_interrupted_resumes_to_the_same_reward(lm_folder, data, tmp_path, undisturbed, number):
+def test_training_that_was_interrupted_resumes_to_the_same_reward(lm_folder, data, tmp_path, undisturbed_run, number):
     out = tmp_path / "reward"
     interrupted = command(lm_folder, data, out)
     interrupted[2] = SIGNALLED.format(number=int(number))
@@ -170,8 +178,8 @@ def test_training_that_was_interrupted_resumes_to_the_same_reward(lm_folder, dat
     again = command(lm_folder, data, out, "--resume")
     resumed = subprocess.run(again, env=environment(), capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert same_reward(out, undisturbed)
-    assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
+    assert same_reward(out, undisturbed_run)
+    assert (out / "metrics.jsonl").read_text() == (undisturbed_run / "metrics.jsonl").read_text()
 
 
 KILLED_WHILE_SAVING = """
@@ -189,7 +197,7 @@ main()
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_saving_leaves_the_previous_checkpoint(lm_folder, data, tmp_path, undisturbed):
+def test_a_kill_in_the_middle_of_saving_leaves_the_previous_checkpoint(lm_folder, data, tmp_path, undisturbed_run):
     out = tmp_path / "reward"
     killed = command(lm_folder, data, out)
     killed[2] = KILLED_WHILE_SAVING
@@ -197,15 +205,15 @@ def test_a_kill_in_the_middle_of_saving_leaves_the_previous_checkpoint(lm_folder
     assert [path.name for path in checkpoints(out)] == ["checkpoint-4"]
     assert list(out.glob(".saving-*")), "the kill was meant to leave a torn checkpoint behind"
     subprocess.run(command(lm_folder, data, out, "--resume"), env=environment(), check=True, capture_output=True)
-    assert same_reward(out, undisturbed)
+    assert same_reward(out, undisturbed_run)
     assert not list(out.glob(".saving-*"))
 
 
 @pytest.mark.slow
-def test_a_full_disk_while_saving_leaves_the_previous_checkpoint(lm_folder, data, tmp_path, undisturbed):
+def test_a_full_disk_while_saving_leaves_the_previous_checkpoint(lm_folder, data, tmp_path, undisturbed_run):
     """No file may grow beyond a limit, as on a full disk: the second checkpoint cannot be written."""
     out = tmp_path / "reward"
-    trained_size = (undisturbed / "reward.safetensors").stat().st_size
+    trained_size = (undisturbed_run / "reward.safetensors").stat().st_size
     run = command(lm_folder, data, out, "--json")
     run[2] = f"""
 import resource
@@ -223,7 +231,7 @@ main()
     assert "Traceback" not in done.stderr
     assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
     subprocess.run(command(lm_folder, data, out, "--resume"), env=environment(), check=True, capture_output=True)
-    assert same_reward(out, undisturbed)
+    assert same_reward(out, undisturbed_run)
 
 
 # Refusals
