@@ -332,11 +332,11 @@ def main() -> None:
     data = Path(data)
     rows, base, steered = [], [], []
     for name in MAX_TOKENS:
+        base.append(kept(f"{name}-baselines", lambda name=name: baselines(name, data)))
         for run in plan():
             if run.set == name:
                 rows.append(kept(run.name, lambda run=run: judged(run, data)))
                 write_results(HERE / "results.json", {"rows": rows, "baselines": base, "guided": steered})
-        base.append(kept(f"{name}-baselines", lambda name=name: baselines(name, data)))
         if name == "sentiment":
             steered = guided(data)
         write_results(HERE / "results.json", {"rows": rows, "baselines": base, "guided": steered})
