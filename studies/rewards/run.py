@@ -205,7 +205,7 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
         "layers": run.layers,
         "tune": run.tune,
         "seed": run.seed,
-        "train_pairs": min(run.pairs, len(learn)),
+        "train_pairs": reward.info.metrics["train_pairs"],
         "test_pairs": accuracy["pairs"],
         "test_prompts": accuracy["prompts"],
         "shares": accuracy["shares"],
