@@ -223,14 +223,11 @@ class RewardModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Bool[Tensor, "batch tokens"] | None = None,
-        inputs_embeds: Float[Tensor, "batch tokens hidden"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
         """The reward of every prefix of right-padded rows. A causal backbone makes later tokens invisible."""
-        hidden = self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False
-        ).last_hidden_state
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self.read(hidden)
 
     def read(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens"]:
