@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, mode, pstdev
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,9 @@ def plan() -> Iterator[Run]:
         yield Run("hh", objective, 16, "last:2", 0, 1500, 2)
     for part in ("hh_helpful", "hh_harmless"):
         yield Run(part, "prefix", 16, "last:2", 0, 1500, 2)
+    # How far fewer and more pairs get.
     yield Run("hh", "prefix", 16, "last:2", 0, 500, 2)
+    yield Run("hh", "prefix", 20, "head", 0, 6000, 6)
 
 
 # The sets: training and test comparisons
@@ -296,8 +298,8 @@ def plot(rows: list[dict], base: list[dict], path: Path) -> None:
         )
         axis.axhline(chance["length"]["accuracy"], color="#bbb", linestyle="--", linewidth=1, label="length only, 100%")
         axis.axhline(0.5, color="#ccc", linestyle=":", linewidth=1)
-        most = max(r["train_pairs"] for r in rows if r["set"] == name)
-        for (model, objective), group in grouped([r for r in rows if r["set"] == name and r["train_pairs"] == most]):
+        usual = mode(r["train_pairs"] for r in rows if r["set"] == name)
+        for (model, objective), group in grouped([r for r in rows if r["set"] == name and r["train_pairs"] == usual]):
             color, style = ("#0b5fa5" if objective == "prefix" else "#c2570c"), ("-" if "last" in model else "--")
             mean = [fmean(r["shares"][i]["accuracy"] for r in group) for i in range(len(SHARES))]
             axis.plot(
