@@ -41,7 +41,7 @@ def test_rows_step_as_whole_forwards(architecture):
             torch.testing.assert_close(have, whole(lm, ids), atol=1e-10, rtol=0)
         rows.step(torch.tensor(tokens))
         going = [[*ids, token] for ids, token in zip(going, tokens, strict=True)]
-    rows.select(torch.tensor([2, 0]))
+    rows.select([2, 0])
     going = [going[2], going[0]]
     torch.testing.assert_close(rows.logprobs[0], whole(lm, going[0]), atol=1e-10, rtol=0)
     rows.step(torch.tensor([5, 6]))

@@ -55,7 +55,9 @@ def test_first_step_by_hand(greedy):
         tokens = np.argsort(-log_pi)[:3]
         rewards = [reward(input_ids=torch.tensor([[65, token]]))[0, 1].item() for token in tokens]
     pi = np.exp(log_pi[tokens])
-    b, q = pi ** (1 / temperature), (pi * np.exp(weight * np.array(rewards))) ** (1 / temperature)
+    # A greedy choice has no temperature: its base is taken at 1.
+    power = 1 if greedy else 1 / temperature
+    b, q = pi**power, (pi * np.exp(weight * np.array(rewards))) ** power
     b, q = b / b.sum(), q / q.sum()
     if greedy:
         j = int(np.argmax(q))

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from midcourse.language_model import LanguageModel, ModelError
 from midcourse.prefix_cache import UnsupportedModelError, pad
-from midcourse.prompt import PromptError
+from midcourse.prompt import Prefix, PromptError
 from midcourse.reward_model import (
     RewardError,
     RewardInfo,
@@ -226,7 +226,7 @@ def test_score_refuses_what_does_not_fit():
 
 
 def test_pad_on_the_right():
-    ids, mask = pad([[1, 2, 3], [4]], torch.device("cpu"), "right")
+    ids, mask = pad([[1, 2, 3], [4]], torch.device("cpu"))
     assert ids.tolist() == [[1, 2, 3], [4, 0, 0]]
     assert mask.tolist() == [[True, True, True], [True, False, False]]
 
@@ -256,7 +256,7 @@ def test_pad_that_is_eos_changes_nothing():
 @torch.inference_mode()
 def test_every_eos_is_the_eos_of_training():
     reward = tiny_reward(more_eos=[10, 0])
-    rewards = reward.start([list(b"The")], 1, 4).candidate_rewards(torch.tensor([[257, 10, 0, 11]]))[0]
+    rewards = reward.start([Prefix("The", list(b"The"))], 1, 4).candidate_rewards(torch.tensor([[257, 10, 0, 11]]))[0]
     assert rewards[0] == rewards[1] == rewards[2] != rewards[3]
     assert rewards[0].item() == pytest.approx(reward.score(["The"], [""])[0].rewards[0], abs=1e-10)
 
@@ -264,37 +264,29 @@ def test_every_eos_is_the_eos_of_training():
 def test_rewards_are_in_float32_at_least():
     reward = tiny_reward(dtype=torch.bfloat16)
     assert reward.score_ids([([1], [2])])[0].dtype == torch.float32
-    assert reward.start([[1]], 1, 1).candidate_rewards(torch.tensor([[2]])).dtype == torch.float32
+    assert reward.start([Prefix("", [1])], 1, 1).candidate_rewards(torch.tensor([[2]])).dtype == torch.float32
 
 
-def test_check_names_both_models():
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(["<|more|>"])
+def test_bind_reads_the_same_tokens_as_they_are():
     reward = tiny_reward("gpt2")
-    reward.check(tiny_language_model("qwen3"))
-    want = (
-        "the reward reads the tokens of tiny gpt2, the language model another writes others; "
-        "train a reward with --backbone another, or guide the model it was made for"
-    )
-    with pytest.raises(RewardError, match=want):
-        reward.check(LanguageModel(tiny_language_model().model, tokenizer, "another"))
+    assert reward.bind(tiny_language_model("qwen3")) is reward
 
 
-def test_check_compares_chat_templates_where_one_was_used():
+def test_bind_compares_chat_templates_where_one_was_used():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template + " "
     other = LanguageModel(tiny_language_model().model, tokenizer, "another")
-    tiny_reward().check(other)
+    tiny_reward().bind(other)
     with pytest.raises(RewardError, match="trained with the chat template of tiny llama, another has another"):
-        tiny_reward(template="chat").check(other)
+        tiny_reward(template="chat").bind(other)
 
 
-def test_check_refuses_ends_of_texts_that_training_did_not_know():
+def test_bind_refuses_ends_of_texts_that_training_did_not_know():
     lm = tiny_language_model()
     lm.model.generation_config.eos_token_id = [257, 65]
-    tiny_reward(more_eos=[65]).check(lm)
+    tiny_reward(more_eos=[65]).bind(lm)
     with pytest.raises(RewardError, match=r"tiny llama also ends texts with the token ids \[65\]"):
-        tiny_reward().check(lm)
+        tiny_reward().bind(lm)
 
 
 # Saving and loading

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from midcourse.decode.loop import generate
-from midcourse.reward_model import Reward, RewardModel, RewardRows
+from midcourse.prompt import Prefix
+from midcourse.reward import Reward, RewardRows
+from midcourse.reward_model import RewardModel
 from midcourse.testing import (
     ARCHITECTURES,
     KnownReward,
@@ -77,7 +79,7 @@ def test_known_reward_by_hand():
 def test_both_rewards_satisfy_the_protocols():
     for reward in (KnownReward(), tiny_reward()):
         assert isinstance(reward, Reward)
-        assert isinstance(reward.start([[1, 2]], 1, 1), RewardRows)
+        assert isinstance(reward.start([Prefix("", [1, 2])], 1, 1), RewardRows)
 
 
 def test_byte_tokenizer_is_bytes():
@@ -115,13 +117,13 @@ class Broken(KnownReward):
         super().__init__()
         self.rows = rows
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int) -> KnownRows:
-        return self.rows(self, prompts)
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> KnownRows:
+        return self.rows(self, prefixes)
 
 
 class StaysBehind(KnownRows):
-    def advance(self, index: Tensor) -> None:
-        super().advance(torch.zeros_like(index))
+    def advance(self, token_ids: Tensor) -> None:
+        super().advance(torch.zeros_like(token_ids))
 
 
 class SeesMates(KnownRows):
@@ -130,8 +132,8 @@ class SeesMates(KnownRows):
 
 
 class ForgetsOrder(KnownRows):
-    def select(self, rows: Tensor) -> None:
-        super().select(rows.flip(0))
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows[::-1])
 
 
 class HatesEnds(KnownRows):
@@ -187,8 +189,9 @@ def test_reward_that_changes_its_mind_is_caught():
 
 def test_fast_rewards_that_differ_from_the_plain_ones_are_caught():
     class Hasty(RewardModel):
-        def start(self, prompts, max_new_tokens, candidates):
-            return super().start([prompt[-3:] for prompt in prompts], max_new_tokens, candidates)
+        def start(self, prefixes, max_new_tokens, candidates):
+            cut = [prefix._replace(prompt_ids=prefix.prompt_ids[-3:]) for prefix in prefixes]
+            return super().start(cut, max_new_tokens, candidates)
 
     reward = tiny_reward()
     reward.__class__ = Hasty

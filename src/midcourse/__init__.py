@@ -4,17 +4,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from midcourse.decode.loop import Generation, Step, generate, stream
+    from midcourse.decode.loop import generate, stream
+    from midcourse.decode.steps import Generation, Step
     from midcourse.language_model import LanguageModel
-    from midcourse.reward_model import RewardModel, Score
+    from midcourse.reward import Score
+    from midcourse.reward_model import RewardModel
+    from midcourse.vocabulary_reward import VocabularyReward
 
-__all__ = ["Generation", "LanguageModel", "RewardModel", "Score", "Step", "generate", "stream"]
+__all__ = [
+    "Generation",
+    "LanguageModel",
+    "RewardModel",
+    "Score",
+    "Step",
+    "VocabularyReward",
+    "generate",
+    "stream",
+]
 
 # Imported when first asked for: torch and transformers take seconds, which `midcourse --help` should not.
 _HOMES = {
-    "midcourse.decode.loop": ("Generation", "Step", "generate", "stream"),
+    "midcourse.decode.loop": ("generate", "stream"),
+    "midcourse.decode.steps": ("Generation", "Step"),
     "midcourse.language_model": ("LanguageModel",),
-    "midcourse.reward_model": ("RewardModel", "Score"),
+    "midcourse.reward": ("Score",),
+    "midcourse.reward_model": ("RewardModel",),
+    "midcourse.vocabulary_reward": ("VocabularyReward",),
 }
 
 

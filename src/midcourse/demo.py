@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from midcourse.decode.loop import Generation, stream
+from midcourse.decode.loop import stream
+from midcourse.decode.steps import Generation
 from midcourse.evaluate.gold import Gold, load_gold
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
 from midcourse.evaluate.report import DemoPair, by_position, prompt_text, score_line, tokens_of, write_demo_report
@@ -137,7 +138,7 @@ def try_weight(
     return {
         "weight": weight,
         "gold": fmean(judge(text.text) for text in texts),
-        "guidance_kl": fmean(text.guidance_kl for text in texts),
+        "guidance_kl": fmean(text.guidance_kl or 0.0 for text in texts),
         "perplexity": perplexity(texts),
     }
 
@@ -152,7 +153,7 @@ def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> 
     """The figures of the final table; gold of the response alone, KL in nats per response."""
     gold_base, gold_guided = ([judge(text.text) for text in texts] for texts in (base, guided))
     mean, interval = mean_interval([b - a for a, b in zip(gold_base, gold_guided, strict=True)])
-    guidance_kl = fmean(text.guidance_kl for text in guided)
+    guidance_kl = fmean(text.guidance_kl or 0.0 for text in guided)
     both = {"base": base, "guided": guided}
     return {
         "prompts": len(base),
@@ -160,8 +161,8 @@ def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> 
         "gold_guided": fmean(gold_guided),
         "gold_difference": {"mean": mean, "interval": interval},
         "guidance_kl": guidance_kl,
-        "total_kl": fmean(text.total_kl for text in guided),
-        "total_kl_base": fmean(text.total_kl for text in base),
+        "total_kl": fmean(text.total_kl or 0.0 for text in guided),
+        "total_kl_base": fmean(text.total_kl or 0.0 for text in base),
         "perplexity": {name: perplexity(texts) for name, texts in both.items()},
         "repeated_bigrams": {name: fmean(repeated_bigrams(t.text) for t in texts) for name, texts in both.items()},
         "length": {name: tokens(texts) / len(texts) for name, texts in both.items()},

@@ -75,29 +75,46 @@ class LanguageModel:
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> "LanguageModelRows":
         """Read a batch of prompts (token ids, none empty) and be ready for `max_new_tokens` more per row."""
-        return LanguageModelRows(self, prompts, max_new_tokens)
+        return LanguageModelRows(self.model, prompts, max_new_tokens)
 
 
 class LanguageModelRows:
-    """A batch of rows under the LM. `logprobs` are those of each row's next token, over the whole vocabulary."""
+    """A batch of rows under a causal LM.
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int):
-        token_ids, mask = pad(prompts, lm.model.device, "left")
-        self.cache = PrefixCache(lm.model, len(prompts), token_ids.shape[1] + max_new_tokens)
-        self.logprobs = self._read(self.cache.extend(token_ids, mask, logits_to_keep=1).logits)
+    Attributes:
+        logprobs: of each row's next token, over the whole vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+        token_ids, _ = pad(prompts, model.device)
+        lengths = [len(prompt) for prompt in prompts]
+        self.cache = PrefixCache(model, len(prompts), max(lengths) + max_new_tokens)
+        # Only the positions where a row ends pass the vocabulary's matrix.
+        ends = sorted({length - 1 for length in lengths})
+        logits = self.cache.extend(token_ids, lengths, logits_to_keep=torch.tensor(ends, device=model.device)).logits
+        self.logprobs = self._read(logits[range(len(prompts)), [ends.index(length - 1) for length in lengths]])
 
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
         """Append one token to every row."""
-        self.logprobs = self._read(self.cache.extend(token_ids[:, None], logits_to_keep=1).logits)
+        self.logprobs = self._read(self.cache.extend(token_ids[:, None]).logits[:, -1])
 
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep only these rows."""
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order; a row may be named again and again."""
         self.cache.select(rows)
-        self.logprobs = self.logprobs[rows]
+        self.logprobs = self.logprobs[list(rows)]
+
+    def replace(self, places: Sequence[int], other: "LanguageModelRows") -> None:
+        """Put the rows of `other` at these places."""
+        self.cache.replace(places, other.cache)
+        self.logprobs[list(places)] = other.logprobs
+
+    def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
+        """Go back by that many tokens in each row, where the next token's log-probabilities were `logprobs`."""
+        self.cache.rewind(counts)
+        self.logprobs = logprobs
 
     @staticmethod
-    def _read(logits: Tensor) -> Float[Tensor, "batch vocab"]:
-        logits = logits[:, -1]
+    def _read(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 

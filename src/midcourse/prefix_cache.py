@@ -1,19 +1,23 @@
 """The cached prefixes of a batch of rows under one model, with room for sibling candidates.
 
-One preallocated key/value buffer per layer. A batch of prompts of unequal length is laid into common slots (padding
-on the left); every later forward appends slots behind them:
+One preallocated key/value buffer per layer. Slot j of a row holds the row's token at position j, so a prefix is a
+length, and going back is a smaller one. Rows have lengths of their own: a batch needs no padding inside its cache, and
+a row can be replaced by another while its neighbours go on.
 
     extend     n tokens per row, one after the other (a prompt, or the token that was chosen)
-    siblings   k alternatives for each row's next token, which see the prefix and themselves but not each other
-    keep       of the siblings just scored, one per row stays; the others are overwritten by the next forward
+    branches   k alternative continuations of each row, which see the prefix and themselves but not each other
+    keep       of alternatives of one token, one per row stays; whatever is not kept is overwritten by the next forward
+    rewind     rows forget their last tokens
     select     rows go on, others leave the batch
+    replace    rows of another cache take the places of rows here
 
-All attention masks are built here, from which slots hold which position of a row, so rows are independent of each
-other and of padding, and sliding-window layers need no cache of their own: their window is a mask.
+All attention masks are built here, so rows are independent of each other and of padding, and sliding-window layers
+need no cache of their own: their window is a mask.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,15 +54,33 @@ def check_supported(config: PretrainedConfig) -> None:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; use a decoder-only model")
 
 
+@dataclass
+class _Slots:
+    """Where the forward under way writes: `count` slots from each row's length on. Shared by all layers."""
+
+    lengths: list[int]
+    count: int = 0
+
+    @property
+    def end(self) -> int:
+        """One past the last slot that the forward needs."""
+        return max(self.lengths) + self.count
+
+    @property
+    def level(self) -> bool:
+        """Whether all rows have the same length."""
+        return min(self.lengths) == max(self.lengths)
+
+
 class _SlotLayer(CacheLayerMixin):
     """One layer's keys and values, written into preallocated slots."""
 
     is_sliding = False
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int, slots: _Slots):
         super().__init__()
         self.capacity = capacity
-        self.length = 0
+        self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, not empty: masked slots are multiplied by 0, and 0 * nan is nan.
@@ -69,42 +91,57 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
+        end = self.slots.end
+        if self.slots.level:
+            begin = end - self.slots.count
+            self.keys[:, :, begin:end] = key_states
+            self.values[:, :, begin:end] = value_states
+        else:
+            rows = torch.arange(len(self.slots.lengths), device=key_states.device)[:, None]
+            starts = torch.tensor(self.slots.lengths, device=key_states.device)[:, None]
+            places = starts + torch.arange(self.slots.count, device=key_states.device)
+            self.keys[rows, :, places] = key_states.transpose(1, 2)
+            self.values[rows, :, places] = value_states.transpose(1, 2)
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def reserve(self, capacity: int) -> None:
+        """Make room for that many slots."""
+        self.capacity = capacity
+        if self.is_initialized:
+            old_keys, old_values = self.keys, self.values
+            self.lazy_initialization(old_keys, old_values)
+            self.keys[:, :, : old_keys.shape[2]] = old_keys
+            self.values[:, :, : old_values.shape[2]] = old_values
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.slots.end, 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        return max(self.slots.lengths)
 
     def get_max_length(self) -> int:
         return self.capacity
 
 
 class PrefixCache:
-    """Cached prefixes of `batch` rows under `model`; at most `capacity` slots (prompt, response and siblings).
+    """Cached prefixes of `batch` rows under `model`, with room for `capacity` slots (it grows where that is exceeded).
 
     `model` is a causal LM or a bare backbone of transformers; its forward is called with masks, positions and cache,
     and its output is returned. Nothing is written into the model.
+
+    Attributes:
+        lengths: each row's tokens in the cache.
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, capacity: int):
         check_supported(model.config)
         self.model = model
         self.config = model.config
-        self.layers = [_SlotLayer(capacity) for _ in range(self.config.num_hidden_layers)]
+        self.capacity = capacity
+        self.slots = _Slots([0] * batch)
+        self.layers = [_SlotLayer(capacity, self.slots) for _ in range(self.config.num_hidden_layers)]
         self.cache = Cache(layers=self.layers)
-        device = model.device
-        # Which slot holds a token of the row's prefix, and at which position of the row.
-        self.valid = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
-        self.slot_positions = torch.zeros(batch, capacity, dtype=torch.long, device=device)
-        self.next_position = torch.zeros(batch, dtype=torch.long, device=device)
-        self.length = 0
-        self.padded = False
-        self.siblings_held = 0
+        self._held: tuple[list[int], int] | None = None
         window = getattr(self.config, "sliding_window", None)
         layer_types = getattr(self.config, "layer_types", None)
         # A model with one mask for all layers but a window (Mistral) has no layer_types, or only one kind of them.
@@ -113,74 +150,135 @@ class PrefixCache:
 
     @property
     def batch(self) -> int:
-        return self.valid.shape[0]
+        return len(self.slots.lengths)
+
+    @property
+    def lengths(self) -> list[int]:
+        return self.slots.lengths
 
     def extend(
-        self, token_ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"] | None = None, **kwargs: Any
+        self, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int] | None = None, **kwargs: Any
     ) -> ModelOutput:
         """Append tokens to every row's prefix and return the model's output at them.
 
-        `mask` is False at padding. `kwargs` go to the model (`logits_to_keep=1`, say).
+        Args:
+            counts: how many of each row's tokens are real, from the left; the rest is padding. All by default.
+            kwargs: for the model (`logits_to_keep=1`, say).
         """
         tokens = token_ids.shape[1]
-        if mask is None:
-            mask = torch.ones_like(token_ids, dtype=torch.bool)
-        elif not bool(mask.all()):
-            self.padded = True
-        positions = (self.next_position[:, None] + mask.cumsum(1) - 1).clamp(min=0)
-        # A lone token sees all of an unpadded prefix, an unpadded prompt is plainly causal: no mask is the fast mask.
-        plain = not self.padded and (tokens == 1 or self.length == 0)
-        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
-        output = self._forward(token_ids, positions, None if plain else causal & mask[:, None, :], **kwargs)
-        end = self.length + tokens
-        self.valid[:, self.length : end] = mask
-        self.slot_positions[:, self.length : end] = positions
-        self.next_position = self.next_position + mask.sum(1)
-        self._set_length(end)
+        positions = self._lengths_column(token_ids.device) + torch.arange(tokens, device=token_ids.device)
+        # Later tokens are invisible, so padding is. A lone token sees all of its prefix where all are equally long, and
+        # a prompt is plainly causal: no mask is the fast mask.
+        plain = max(self.lengths) == 0 or (tokens == 1 and self.slots.level)
+        causal = None if plain else torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
+        output = self._forward(token_ids, positions, causal, **kwargs)
+        for row, count in enumerate(counts or [tokens] * self.batch):
+            self.lengths[row] += count
+        return output
+
+    def branches(
+        self,
+        token_ids: Int[Tensor, "batch branches depth"],
+        first: Int[Tensor, "batch first"] | None = None,
+        counts: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """The model's output at k alternative continuations per row, of `depth` tokens each, in one forward.
+
+        `first` is appended to the prefix on the way, as by `extend`; the alternatives continue it, and do not stay.
+
+        Returns:
+            The output at tokens (batch, first + branches * depth), in this order.
+        """
+        batch, k, depth = token_ids.shape
+        device = token_ids.device
+        if first is None:
+            first = token_ids.new_zeros(batch, 0)
+        waiting = first.shape[1]
+        ahead = torch.tensor(counts or [waiting] * batch, device=device)
+        steps = torch.arange(waiting, device=device).expand(batch, -1)
+        offsets = ahead[:, None] + torch.arange(depth, device=device).repeat(k)
+        positions = self._lengths_column(device) + torch.cat([steps, offsets], 1)
+        tokens = waiting + k * depth
+        new = torch.zeros(batch, tokens, tokens, dtype=torch.bool, device=device)
+        new[:, :, :waiting] = steps[:, None, :] < ahead[:, None, None]
+        new[:, :waiting, :waiting] = torch.ones(waiting, waiting, dtype=torch.bool, device=device).tril()
+        branch = torch.arange(k * depth, device=device) // depth
+        new[:, waiting:, waiting:] = (branch[:, None] == branch).tril()
+        output = self._forward(torch.cat([first, token_ids.flatten(1)], 1), positions, new, **kwargs)
+        self._held = ([length + waiting for length in self.lengths], k) if depth == 1 else None
+        for row, count in enumerate(ahead.tolist()):
+            self.lengths[row] += count
         return output
 
     def siblings(self, token_ids: Int[Tensor, "batch candidates"], **kwargs: Any) -> ModelOutput:
         """The model's output at k alternative next tokens per row, in one forward; the prefix does not change."""
-        k = token_ids.shape[1]
-        alone = torch.eye(k, dtype=torch.bool, device=token_ids.device).expand(self.batch, k, k)
-        positions = self.next_position[:, None].expand(-1, k)
-        output = self._forward(token_ids, positions, alone, **kwargs)
-        self.siblings_held = k
-        return output
+        return self.branches(token_ids[:, :, None], **kwargs)
 
     def keep(self, index: Int[Tensor, " batch"]) -> None:
-        """Append to each row's prefix the sibling at `index` of the last `siblings` call."""
-        if not self.siblings_held:
-            raise ValueError("keep() follows siblings(), with no other forward between them")
+        """Append to each row's prefix the alternative at `index` of the last forward, which was one of one token each.
+
+        Raises:
+            ValueError: there was no such forward, or another since.
+        """
+        if self._held is None:
+            raise ValueError("keep() follows branches() of one token, with no other forward between them")
         rows = torch.arange(self.batch, device=index.device)
+        places = torch.tensor(self._held[0], device=index.device) + index
+        ends = torch.tensor(self.lengths, device=index.device)
         for layer in self.layers:
-            layer.keys[:, :, self.length] = layer.keys[rows, :, self.length + index]
-            layer.values[:, :, self.length] = layer.values[rows, :, self.length + index]
-        self.valid[:, self.length] = True
-        self.slot_positions[:, self.length] = self.next_position
-        self.next_position = self.next_position + 1
-        self._set_length(self.length + 1)
+            layer.keys[rows, :, ends] = layer.keys[rows, :, places]
+            layer.values[rows, :, ends] = layer.values[rows, :, places]
+        self._held = None
+        self.slots.lengths[:] = [length + 1 for length in self.lengths]
 
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep only these rows, in this order."""
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        self.valid, self.slot_positions = self.valid[rows], self.slot_positions[rows]
-        self.next_position = self.next_position[rows]
+    def rewind(self, counts: Sequence[int]) -> None:
+        """Drop that many of each row's last tokens."""
+        self._held = None
+        self.slots.lengths[:] = [length - count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def _set_length(self, length: int) -> None:
-        self.length = length
-        self.siblings_held = 0
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order; a row may be named again and again."""
+        moved = [(place, row) for place, row in enumerate(rows) if place != row]
         for layer in self.layers:
-            layer.length = length
+            if all(row >= len(rows) for _, row in moved):
+                # The last rows move into the places of those that leave: nothing else is copied.
+                for place, row in moved:
+                    layer.keys[place], layer.values[place] = layer.keys[row], layer.values[row]
+                layer.keys, layer.values = layer.keys[: len(rows)], layer.values[: len(rows)]
+            else:
+                layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
+        self.slots.lengths[:] = [self.lengths[row] for row in rows]
+        if self._held:
+            self._held = ([self._held[0][row] for row in rows], self._held[1])
+
+    def replace(self, places: Sequence[int], other: "PrefixCache") -> None:
+        """Put the rows of `other` (of the same model) at these places."""
+        self._held = None
+        self._reserve(max(other.lengths))
+        for layer, source in zip(self.layers, other.layers, strict=True):
+            for row, place in enumerate(places):
+                length = other.lengths[row]
+                layer.keys[place, :, :length] = source.keys[row, :, :length]
+                layer.values[place, :, :length] = source.values[row, :, :length]
+        for row, place in enumerate(places):
+            self.lengths[place] = other.lengths[row]
+
+    def _lengths_column(self, device: torch.device) -> Int[Tensor, "batch 1"]:
+        return torch.tensor(self.lengths, device=device)[:, None]
+
+    def _reserve(self, needed: int) -> None:
+        if needed > self.capacity:
+            self.capacity = needed + self.capacity // 4
+            for layer in self.layers:
+                layer.reserve(self.capacity)
 
     def _forward(
-        self, token_ids: Tensor, positions: Tensor, new: Bool[Tensor, "batch tokens tokens"] | None, **kwargs: Any
+        self, token_ids: Tensor, positions: Tensor, new: Bool[Tensor, "*batch tokens tokens"] | None, **kwargs: Any
     ) -> ModelOutput:
-        self.siblings_held = 0
-        capacity = self.valid.shape[1]
-        if self.length + token_ids.shape[1] > capacity:
-            raise ValueError(f"{self.length + token_ids.shape[1]} slots needed, but the cache was made for {capacity}")
+        self._held = None
+        self.slots.count = token_ids.shape[1]
+        self._reserve(self.slots.end)
         return self.model(
             input_ids=token_ids,
             attention_mask=self._masks(positions, new),
@@ -191,7 +289,7 @@ class PrefixCache:
         )
 
     def _masks(
-        self, positions: Int[Tensor, "batch tokens"], new: Bool[Tensor, "batch tokens tokens"] | None
+        self, positions: Int[Tensor, "batch tokens"], new: Bool[Tensor, "*batch tokens tokens"] | None
     ) -> Tensor | dict[str, Tensor] | None:
         """What each new token may see, in the form the model takes.
 
@@ -201,17 +299,24 @@ class PrefixCache:
         """
         if new is None and self.window is None:
             return None
-        tokens = positions.shape[1]
+        tokens, device = positions.shape[1], positions.device
         if new is None:
-            new = torch.ones(self.batch, tokens, tokens, dtype=torch.bool, device=positions.device).tril()
-        old = self.valid[:, None, : self.length].expand(-1, tokens, -1)
-        sees = torch.cat([old, new], dim=2)
-        # A padding token sees itself, so that its softmax is not 0/0; nothing ever sees it.
-        sees[:, torch.arange(tokens), self.length + torch.arange(tokens)] = True
+            new = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+        new = new.expand(self.batch, tokens, tokens)
+        if self.slots.level:
+            old = self.slots.end - tokens
+            sees = torch.cat([new.new_ones(self.batch, tokens, old), new], 2)
+        else:
+            # A slot holds an old token, then the row's new ones, then nothing.
+            which = torch.arange(self.slots.end, device=device) - self._lengths_column(device)
+            new_slot = new.gather(2, which.clamp(0, tokens - 1)[:, None, :].expand(-1, tokens, -1))
+            sees = (which < 0)[:, None, :] | (new_slot & ((which >= 0) & (which < tokens))[:, None, :])
         masks = {"full_attention": sees}
         if self.window is not None:
-            seen_positions = torch.cat([self.slot_positions[:, : self.length], positions], dim=1)
-            masks["sliding_attention"] = sees & (positions[:, :, None] - seen_positions[:, None, :] < self.window)
+            which = torch.arange(self.slots.end, device=device) - self._lengths_column(device)
+            new_positions = positions.gather(1, which.clamp(0, tokens - 1))
+            slot_positions = torch.where(which < 0, torch.arange(self.slots.end, device=device), new_positions)
+            masks["sliding_attention"] = sees & (positions[:, :, None] - slot_positions[:, None, :] < self.window)
         additive = {kind: _additive(masks[kind], self.model.dtype) for kind in self.layer_types}
         # One kind of layer: one mask, which every architecture passes on as it is. Two kinds: a dict by kind.
         return additive if len(additive) > 1 else additive.popitem()[1]
@@ -223,14 +328,13 @@ def _additive(sees: Bool[Tensor, "batch tokens slots"], dtype: torch.dtype) -> F
 
 
 def pad(
-    rows: Sequence[Sequence[int]], device: torch.device, side: Literal["left", "right"]
+    rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    """Token ids padded on one side (with id 0, which the mask hides) and the mask of real tokens."""
+    """Token ids padded on the right (with id 0, which the mask hides) and the mask of real tokens."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
-        at = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, at] = torch.tensor(row, dtype=torch.long)
-        mask[i, at] = True
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
     return ids.to(device), mask.to(device)

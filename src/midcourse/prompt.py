@@ -6,7 +6,7 @@ Prompt and response are tokenised apart, as they are when a model writes the res
 
 import re
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +22,18 @@ _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 class PromptError(MidcourseError):
     """A prompt that the template or the model cannot take."""
+
+
+class Prefix(NamedTuple):
+    """Where a row starts: the prompt as it was given, and the LM's token ids of it and of a response begun already."""
+
+    prompt: Prompt
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int] = ()
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.response_ids]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> list[int]:

@@ -1,8 +1,8 @@
 """A reward for every prefix: a causal backbone with a scalar head read at every position.
 
     rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
-    rows = reward.start(prompt_ids, ...)               decoding: rewards of k candidates per row and step,
-    rows.candidate_rewards(token_ids); rows.advance(index)       one forward over the cached prefixes
+    rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
+    rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
 
 A saved reward is a folder of safetensors and JSON:
 
@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,7 +33,6 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from midcourse.errors import MidcourseError
 from midcourse.files import whole_file, whole_folder, write_text
 from midcourse.language_model import (
     LanguageModel,
@@ -52,59 +51,12 @@ from midcourse.language_model import (
     weights_fingerprint,
 )
 from midcourse.prefix_cache import PrefixCache, check_supported, pad
-from midcourse.prompt import Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.reward import Reward, RewardError, RewardRows, Score, check_rendering, same_tokens
+from midcourse.text_reward import Retokenised
 
 FORMAT = 1
 Backbone: TypeAlias = PreTrainedModel | PeftModel
-
-
-class RewardError(MidcourseError):
-    """A reward that cannot be loaded, or does not fit the language model or the call."""
-
-
-@runtime_checkable
-class RewardRows(Protocol):
-    """A batch of rows under a reward, each at some prefix."""
-
-    def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        """The reward of every row's prefix extended by each of its candidates."""
-
-    def advance(self, index: Int[Tensor, " batch"]) -> None:
-        """Extend every row's prefix by the candidate at `index` of the last `candidate_rewards` call."""
-
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep only these rows, in this order."""
-
-
-@runtime_checkable
-class Reward(Protocol):
-    """Anything that gives every prefix a reward. `midcourse.testing` holds the laws it has to pass."""
-
-    @property
-    def template(self) -> Template:
-        """How prompts were rendered in training, and must be at decoding."""
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens a row may have, prompt and response together."""
-
-    def check(self, lm: LanguageModel) -> None:
-        """Raise RewardError where this reward cannot guide this LM."""
-
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int) -> RewardRows:
-        """Begin at these prompts (token ids); at most `candidates` candidates will be asked for at a time."""
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list["Score"]:
-        """The reward of every prefix of whole texts."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Rewards of a response's prefixes: `rewards[i]` is that of the prefix ending with token i."""
-
-    token_ids: tuple[int, ...]
-    texts: tuple[str, ...]
-    rewards: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -150,6 +102,11 @@ class RewardInfo:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def all_eos(self) -> list[int]:
+        """Every token that ends a text, the one that training wrote first."""
+        return [self.eos_token_id, *(i for i in self.eos_token_ids if i != self.eos_token_id)]
 
 
 class RewardModel(nn.Module):
@@ -230,33 +187,31 @@ class RewardModel(nn.Module):
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self.read(hidden)
 
-    def read(self, hidden: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens"]:
+    def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
         """The head on final hidden states."""
         return self.head(hidden).squeeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
 
     # Guiding
 
-    def check(self, lm: LanguageModel) -> None:
-        """Raise RewardError where the LM's tokens, chat template or ends of texts are not those of training."""
-        mine, other = self.info.backbone, lm.name
-        remedy = f"train a reward with --backbone {other}, or guide the model it was made for"
-        if tokenizer_fingerprint(lm.tokenizer) != self.info.tokenizer:
-            raise RewardError(
-                f"the reward reads the tokens of {mine}, the language model {other} writes others; {remedy}"
-            )
-        if self.template == "chat" and chat_fingerprint(lm.tokenizer) != self.info.chat_template:
-            raise RewardError(f"the reward was trained with the chat template of {mine}, {other} has another; {remedy}")
-        if unknown := sorted(lm.eos_token_ids - set(self.info.eos_token_ids)):
-            raise RewardError(f"{other} also ends texts with the token ids {unknown}, {mine} does not; {remedy}")
+    def bind(self, lm: LanguageModel) -> Reward:
+        """Itself, or with its text tokenised anew at every step where the LM writes other tokens.
+
+        Raises:
+            RewardError: the LM's chat template or ends of texts are not those of training.
+        """
+        if not same_tokens(self.tokenizer, lm):
+            return Retokenised(self, lm.tokenizer)
+        check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
+        return self
 
     @property
     def context_length(self) -> int:
         """The longest row the backbone was made for, in tokens."""
         return context_length(self.backbone.config)
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int) -> "ScalarRows":
-        """Read the prompts' cached states; see `Reward.start`."""
-        return ScalarRows(self, prompts, max_new_tokens, candidates)
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> RewardRows:
+        """Read the prefixes' states; see `Reward.start`."""
+        return ScalarRows(self, prefixes, max_new_tokens + candidates)
 
     # Scoring
 
@@ -299,7 +254,7 @@ class RewardModel(nn.Module):
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
-            ids, mask = pad([[*rows[i][0], *rows[i][1]] for i in part], self.device, "right")
+            ids, mask = pad([[*rows[i][0], *rows[i][1]] for i in part], self.device)
             rewards = self(input_ids=ids, attention_mask=mask).cpu()
             for i, row in zip(part, rewards, strict=True):
                 start = len(rows[i][0])
@@ -397,30 +352,109 @@ class RewardModel(nn.Module):
             tokenizer.save_pretrained(work)
 
 
-class ScalarRows:
+class CachedRows:
+    """Rows whose prefixes are cached under a model. What was advanced by without being read waits for the next forward.
+
+    Attributes:
+        ids: each row's tokens; the cache holds the first of them.
+    """
+
+    def __init__(self, model: Backbone, prefixes: Sequence[Prefix], room: int, eos_token_ids: Sequence[int]):
+        self.ids = [prefix.token_ids for prefix in prefixes]
+        self.cache = PrefixCache(model, len(prefixes), max(map(len, self.ids)) + room)
+        self.eos_token_id, *other = eos_token_ids
+        self.other_eos = torch.tensor(other, device=model.device, dtype=torch.long)
+
+    def as_trained(self, token_ids: Tensor) -> Tensor:
+        """Every end of a text is the same end: the one that training wrote."""
+        if not len(self.other_eos):
+            return token_ids
+        return token_ids.masked_fill(torch.isin(token_ids, self.other_eos), self.eos_token_id)
+
+    def waiting(self) -> tuple[Int[Tensor, "batch tokens"], list[int]]:
+        """The tokens not read yet, padded, and how many they are in each row."""
+        rows = [ids[length:] for ids, length in zip(self.ids, self.cache.lengths, strict=True)]
+        return pad(rows, self.other_eos.device)[0], [len(row) for row in rows]
+
+    def append(self, token_ids: Int[Tensor, " batch"]) -> None:
+        """Put a token at the end of each row, to be read later."""
+        for ids, token in zip(self.ids, token_ids.tolist(), strict=True):
+            ids.append(token)
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        self.ids = [ids[: len(ids) - count] for ids, count in zip(self.ids, counts, strict=True)]
+        self.forget(0)
+
+    def forget(self, tokens: int) -> None:
+        """Have the cache hold none of each row's last tokens, so that they wait to be read again."""
+        kept = [
+            min(length, max(len(ids) - tokens, 0)) for ids, length in zip(self.ids, self.cache.lengths, strict=True)
+        ]
+        self.cache.rewind([length - keep for length, keep in zip(self.cache.lengths, kept, strict=True)])
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.cache.select(rows)
+        self.ids = [list(self.ids[row]) for row in rows]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        self.cache.replace(places, other.cache)
+        for place, ids in zip(places, other.ids, strict=True):
+            self.ids[place] = ids
+
+
+class ScalarRows(CachedRows):
     """Rows under a scalar reward: one forward scores all candidates of all rows, and the chosen ones are kept."""
 
-    def __init__(self, reward: RewardModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int):
+    def __init__(self, reward: RewardModel, prefixes: Sequence[Prefix], room: int):
+        super().__init__(reward.backbone, prefixes, room, reward.info.all_eos)
         self.reward = reward
-        token_ids, mask = pad(prompts, reward.device, "left")
-        capacity = token_ids.shape[1] + max_new_tokens + candidates
-        self.cache = PrefixCache(reward.backbone, len(prompts), capacity)
-        self.cache.extend(token_ids, mask)
-        self.other_eos = torch.tensor(
-            [i for i in reward.info.eos_token_ids if i != reward.info.eos_token_id], device=reward.device
-        )
+        self.offered: tuple[Tensor, Tensor] | None = None
+        self.current: Tensor | None = None
+        self.prefix_rewards()
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        # Every end of a text is the same end: the one that training wrote.
-        if len(self.other_eos):
-            token_ids = token_ids.masked_fill(torch.isin(token_ids, self.other_eos), self.reward.info.eos_token_id)
-        return self.reward.read(self.cache.siblings(token_ids).last_hidden_state)
+        token_ids = self.as_trained(token_ids)
+        first, counts = self.waiting()
+        hidden = self.cache.branches(token_ids[:, :, None], first, counts).last_hidden_state
+        rewards = self.reward.read(hidden[:, first.shape[1] :])
+        self.offered = (token_ids, rewards)
+        return rewards
 
-    def advance(self, index: Int[Tensor, " batch"]) -> None:
-        self.cache.keep(index)
+    def prefix_rewards(self) -> Float[Tensor, " batch"]:
+        if self.current is None:
+            self.offered = None
+            self.forget(1)
+            token_ids, counts = self.waiting()
+            hidden = self.cache.extend(token_ids, counts).last_hidden_state
+            self.current = self.reward.read(hidden[range(len(counts)), [count - 1 for count in counts]])
+        return self.current
 
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        self.cache.select(rows)
+    def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
+        token_ids = self.as_trained(token_ids)
+        self.append(token_ids)
+        offered, self.offered, self.current = self.offered, None, None
+        if offered is None:
+            return
+        chosen = offered[0] == token_ids[:, None]
+        if bool(chosen.any(1).all()):
+            index = chosen.int().argmax(1)
+            self.cache.keep(index)
+            self.current = offered[1].gather(1, index[:, None])[:, 0]
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        super().rewind(counts)
+        self.offered, self.current = None, None
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        if self.offered:
+            self.offered = (self.offered[0][list(rows)], self.offered[1][list(rows)])
+        if self.current is not None:
+            self.current = self.current[list(rows)]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        super().replace(places, other)
+        self.offered, self.current = None, None
 
 
 def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:

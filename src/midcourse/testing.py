@@ -30,13 +30,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from midcourse.decode.loop import Generation, generate
-from midcourse.decode.methods import METHODS
-from midcourse.errors import MidcourseError
+from midcourse.decode.loop import generate
+from midcourse.decode.methods import Method
+from midcourse.decode.steps import Generation
 from midcourse.language_model import LanguageModel, chat_fingerprint, tokenizer_fingerprint
-from midcourse.prompt import Prompt, Template, prompt_ids, response_ids
+from midcourse.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
-from midcourse.reward_model import Reward, RewardInfo, RewardModel, Score, Tuning, with_adapter
+from midcourse.reward import Reward, RewardError, Score, same_tokens
+from midcourse.reward_model import RewardInfo, RewardModel, Tuning, with_adapter
+from midcourse.vocabulary_reward import VocabularyReward
 
 Architecture: TypeAlias = Literal["llama", "qwen3", "gemma3", "gpt2", "mistral"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -127,6 +129,20 @@ def tiny_reward(
     return reward.eval()
 
 
+def tiny_vocabulary_reward(
+    architecture: Architecture = "llama",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 3,
+    layers: int = 2,
+    template: Template = "raw",
+    more_eos: Sequence[int] = (),
+    normalised: bool = True,
+) -> VocabularyReward:
+    """A vocabulary reward of random weights, for the models of `tiny_language_model`."""
+    lm = tiny_language_model(architecture, dtype, seed, layers, more_eos)
+    return VocabularyReward(lm.model, lm.tokenizer, template=template, normalised=normalised, name=lm.name)
+
+
 def tiny_config(architecture: Architecture, layers: int) -> PretrainedConfig:
     """The configuration of a tiny model over bytes."""
     tokenizer = byte_tokenizer()
@@ -202,14 +218,15 @@ class KnownReward:
         self.more_eos = frozenset(more_eos)
         self.context_length = 2**20
 
-    def check(self, lm: LanguageModel) -> None:
-        """It can guide any LM with its tokenizer."""
-        if tokenizer_fingerprint(lm.tokenizer) != tokenizer_fingerprint(self.tokenizer):
-            raise MidcourseError(f"this known reward reads other tokens than {lm.name} writes; give it that tokenizer")
+    def bind(self, lm: LanguageModel) -> "KnownReward":
+        """Itself: it can guide any LM with its tokenizer."""
+        if not same_tokens(self.tokenizer, lm):
+            raise RewardError(f"this known reward reads other tokens than {lm.name} writes; give it that tokenizer")
+        return self
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, candidates: int) -> "KnownRows":
-        """Remember the prompts; see `Reward.start`."""
-        return KnownRows(self, prompts)
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "KnownRows":
+        """Remember the prefixes; see `Reward.start`."""
+        return KnownRows(self, prefixes)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """The reward of every prefix of whole texts, each ended by EOS."""
@@ -227,28 +244,38 @@ class KnownReward:
 
 
 class KnownRows:
-    """Rows under a `KnownReward`: lists of token ids."""
+    """Rows under a `KnownReward`: lists of token ids. They speak for the whole vocabulary too."""
 
-    def __init__(self, reward: KnownReward, prompts: Sequence[Sequence[int]]):
+    def __init__(self, reward: KnownReward, prefixes: Sequence[Prefix]):
         self.reward = reward
-        self.rows = [list(prompt) for prompt in prompts]
-        self.candidates: list[list[int]] = []
+        self.rows = [prefix.token_ids for prefix in prefixes]
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        self.candidates = [[self.reward.read(token) for token in row] for row in token_ids.tolist()]
         values = [
-            [self.reward.value([*row, token]) for token in tokens]
-            for row, tokens in zip(self.rows, self.candidates, strict=True)
+            [self.reward.value([*row, self.reward.read(token)]) for token in tokens]
+            for row, tokens in zip(self.rows, token_ids.tolist(), strict=True)
         ]
         return torch.tensor(values, dtype=torch.float32, device=token_ids.device)
 
-    def advance(self, index: Int[Tensor, " batch"]) -> None:
-        for row, tokens, chosen in zip(self.rows, self.candidates, index.tolist(), strict=True):
-            row.append(tokens[chosen])
+    def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
+        return self.candidate_rewards(torch.arange(len(self.reward.tokenizer)).expand(len(self.rows), -1))
 
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
-        self.rows = [self.rows[i] for i in rows.tolist()]
-        self.candidates = [self.candidates[i] for i in rows.tolist()]
+    def prefix_rewards(self) -> Float[Tensor, " batch"]:
+        return torch.tensor([self.reward.value(row) for row in self.rows], dtype=torch.float32)
+
+    def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
+        for row, token in zip(self.rows, token_ids.tolist(), strict=True):
+            row.append(self.reward.read(token))
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        self.rows = [row[: len(row) - count] for row, count in zip(self.rows, counts, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.rows = [list(self.rows[row]) for row in rows]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        for place, row in zip(places, other.rows, strict=True):
+            self.rows[place] = row
 
 
 # The laws. Their numbers are those of the project's design.
@@ -296,8 +323,7 @@ def assert_cached_equals_whole(
 ) -> None:
     """Law 2: rewards read step by step, among other candidates, equal those of the whole text at every position."""
     for prompt, score in zip(prompts, reward.score(prompts, responses), strict=True):
-        ids = prompt_ids(lm.tokenizer, prompt, reward.template)
-        (stepwise,) = _walk(reward, lm, [ids], [score.token_ids])
+        (stepwise,) = _walk(reward, lm, [_prefix(reward, lm, prompt)], [score.token_ids])
         _assert_close(stepwise, score.rewards, tolerance, f"cached and whole rewards after {prompt!r}")
 
 
@@ -310,13 +336,13 @@ def assert_batch_independent(
     tolerance: float = 1e-10,
 ) -> None:
     """Law 2: batched equals one by one, in any order, while rows of different length end and leave."""
-    ids = [prompt_ids(lm.tokenizer, prompt, reward.template) for prompt in prompts]
+    starts = [_prefix(reward, lm, prompt) for prompt in prompts]
     scores = reward.score(prompts, responses)
     tokens = [score.token_ids for score in scores]
-    together = _walk(reward, lm, ids, tokens)
-    backwards = _walk(reward, lm, ids[::-1], tokens[::-1])[::-1]
+    together = _walk(reward, lm, starts, tokens)
+    backwards = _walk(reward, lm, starts[::-1], tokens[::-1])[::-1]
     for i, prompt in enumerate(prompts):
-        (alone,) = _walk(reward, lm, [ids[i]], [tokens[i]])
+        (alone,) = _walk(reward, lm, [starts[i]], [tokens[i]])
         _assert_close(together[i], alone, tolerance, f"rewards in a batch and alone after {prompt!r}")
         _assert_close(backwards[i], alone, tolerance, f"rewards in a reversed batch and alone after {prompt!r}")
         (scored,) = reward.score([prompt], [responses[i]])
@@ -375,9 +401,9 @@ def assert_end_is_finished_text(
     """Law 6: every EOS of the LM is a candidate whose reward is that of the finished text."""
     ends = sorted(lm.eos_token_ids)
     for prompt, score in zip(prompts, reward.score(prompts, responses), strict=True):
-        ids = [*prompt_ids(lm.tokenizer, prompt, reward.template), *score.token_ids[:-1]]
+        prefix = _prefix(reward, lm, prompt)._replace(response_ids=score.token_ids[:-1])
         candidates = torch.tensor([ends], device=lm.model.device)
-        rewards = reward.start([ids], 1, len(ends)).candidate_rewards(candidates)[0].tolist()
+        rewards = reward.start([prefix], 1, len(ends)).candidate_rewards(candidates)[0].tolist()
         _assert_close(rewards, [score.rewards[-1]] * len(ends), tolerance, f"EOS and finished text after {prompt!r}")
 
 
@@ -421,7 +447,7 @@ def assert_equals_reference(
     settings: dict[str, Any] = {"reward_weight": reward_weight, "max_new_tokens": max_new_tokens}
     for greedy in (False, True):
         warm: dict[str, Any] = {} if greedy else {"temperature": temperature}
-        method = replace(METHODS["pargs"], greedy=greedy)
+        method = replace(Method(), greedy=greedy)
         rows = generate(lm, prompts, reward, method=method, seed=11, **settings, **warm)
         for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             want = pargs(lm, reward, prompt, seed=11 + i, greedy=greedy, **settings, **warm)
@@ -446,13 +472,13 @@ def assert_same_generation(have: Generation, want: Generation, *, tolerance: flo
 
 @torch.inference_mode()
 def _walk(
-    reward: Reward, lm: LanguageModel, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+    reward: Reward, lm: LanguageModel, prefixes: Sequence[Prefix], responses: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     """The rewards of given responses, read step by step beside two other candidates; rows that end leave the batch."""
     longest = max(len(response) for response in responses)
-    rows = reward.start(prompts, longest, 3)
-    here = list(range(len(prompts)))
-    found: list[list[float]] = [[] for _ in prompts]
+    rows = reward.start(prefixes, longest, 3)
+    here = list(range(len(prefixes)))
+    found: list[list[float]] = [[] for _ in prefixes]
     device = lm.model.device
     for t in range(longest):
         places = torch.tensor([(t + i) % 3 for i in here], device=device)
@@ -467,10 +493,13 @@ def _walk(
             break
         if len(kept) < len(here):
             here = [here[row] for row in kept]
-            rows.select(torch.tensor(kept, device=device))
-            places = places[kept]
-        rows.advance(places)
+            rows.select(kept)
+        rows.advance(torch.tensor([responses[i][t] for i in here], device=device))
     return found
+
+
+def _prefix(reward: Reward, lm: LanguageModel, prompt: Prompt) -> Prefix:
+    return Prefix(prompt, prompt_ids(lm.tokenizer, prompt, reward.template or "raw"))
 
 
 def _tokens(generations: Sequence[Generation]) -> list[list[int]]:

@@ -4,12 +4,15 @@ With candidates C, temperature T, base b = softmax(log pi / T) and guided policy
 guidance_kl = KL(q || b) and total_kl = KL(q || pi), exact for every step.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+_HALVINGS = 24  # of a KL budget's bisection: the weight is found to 1 part in 16 million
 
 
 def normalise(scores: Float[Tensor, "batch candidates"], temperature: float) -> Float[Tensor, "batch candidates"]:
@@ -39,9 +42,66 @@ def kl_divergence(
     return torch.where(guided == float("-inf"), 0.0, terms).sum(1)
 
 
-def row_uniforms(seeds: Sequence[int], max_new_tokens: int, device: torch.device) -> Float[Tensor, "batch tokens"]:
-    """Each row's uniform numbers in [0, 1), one a step: a function of the row's own seed only."""
-    drawn = [np.random.default_rng(seed).random(max_new_tokens) for seed in seeds]
+def within_budget(
+    policy: Callable[[Float[Tensor, "batch 1"]], Float[Tensor, "batch candidates"]],
+    base: Float[Tensor, "batch candidates"],
+    weight: float,
+    allowance: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch 1"]:
+    """For each row the largest weight from 0 to `weight` whose policy q has KL(q || base) <= allowance.
+
+    An additive guidance tilts the base by exp(w f(r)), so d KL / d w = w Var_q(f(r)) / T^2: the divergence grows with
+    |w|, and bisection finds where it passes the allowance. The lower end is returned: it is never exceeded.
+
+    Args:
+        policy: weights -> normalised guided log-probabilities.
+    """
+
+    def exceeds(share: Tensor) -> Bool[Tensor, "batch 1"]:
+        kl = kl_divergence(policy(weight * share), base)
+        return (kl.to(allowance.dtype) > allowance)[:, None]
+
+    low = base.new_zeros(len(base), 1)
+    high = base.new_ones(len(base), 1)
+    over = exceeds(high)
+    if not bool(over.any()):
+        return weight * high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        too_much = exceeds(middle)
+        low, high = torch.where(too_much, low, middle), torch.where(too_much, middle, high)
+    return weight * torch.where(over, low, 1.0)
+
+
+def largest_shift(base: Float[Tensor, "batch candidates"], spread: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """The most that exp(f) can change `base` in total variation, for any f whose values differ by at most `spread`.
+
+    Raising a set of probability a by e^spread moves g(a) = a (1 - a) (e^s - 1) / (1 + a (e^s - 1)) to it, which grows
+    up to a* = 1 / (1 + e^(s/2)), where it is tanh(s / 4). A set without the likeliest candidate holds at most
+    1 - max b, a set with it at least max b; while 1 - max b <= a*, nothing moves more than g(1 - max b).
+    """
+    rest = 1 - base.exp().amax(1)
+    gain = spread.clamp(max=80.0).expm1()
+    moved = rest * (1 - rest) * gain / (1 + rest * gain)
+    best = 1 / (1 + (spread / 2).clamp(max=80.0).exp())
+    return torch.where(rest <= best, moved, (spread / 4).tanh())
+
+
+def greedy_gap(logprobs: Float[Tensor, "batch candidates"]) -> Float[Tensor, " batch"]:
+    """How far the likeliest candidate lies above the next: no smaller spread of rewards can change a greedy choice."""
+    if logprobs.shape[1] == 1:
+        return logprobs.new_full((len(logprobs),), math.inf)
+    first, second = logprobs.topk(2, dim=1).values.unbind(1)
+    return first - second
+
+
+def row_uniforms(seed: int, tokens: int) -> Float[np.ndarray, " tokens"]:
+    """A row's uniform numbers in [0, 1), one a step: a function of its own seed only."""
+    return np.random.default_rng(seed).random(tokens)
+
+
+def uniforms_now(uniforms: Sequence[float], device: torch.device) -> Float[Tensor, " batch"]:
+    """The rows' uniform numbers of one step."""
     # fp64 where the device has it: in fp32 a draw may round to 1, which no cumulative probability passes.
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.from_numpy(np.stack(drawn)).to(device=device, dtype=dtype)
+    return torch.tensor(uniforms, dtype=dtype, device=device)

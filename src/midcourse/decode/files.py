@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from midcourse.decode.loop import Generation, Step, stream
+from midcourse.decode.loop import Guides, stream
+from midcourse.decode.steps import Generation, Step
 from midcourse.errors import MidcourseError
 from midcourse.language_model import LanguageModel
 from midcourse.progress import progress
 from midcourse.prompt import Prompt
-from midcourse.reward_model import Reward
+from midcourse.reward import Reward
 
 
 class PromptFileError(MidcourseError):
@@ -79,7 +80,7 @@ def append_rows(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
     left: Sequence[int],
-    reward: Reward | None,
+    reward: Reward | Guides | None,
     settings: dict[str, Any],
 ) -> None:
     """Decode the rows in `left` and append each to `path` when it is finished."""

@@ -1,86 +1,49 @@
 """The loop: prompts in, one Step per token and row out. Each line of `_decode` is a file of this folder."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from midcourse.decode.candidates import Candidates, short_list
-from midcourse.decode.choice import draw, kl_divergence, normalise, row_uniforms
-from midcourse.decode.methods import Method, MethodError
+from midcourse.decode.blocks import stream_blocks
+from midcourse.decode.candidates import Candidates, nucleus, short_list
+from midcourse.decode.choice import (
+    draw,
+    greedy_gap,
+    kl_divergence,
+    largest_shift,
+    normalise,
+    uniforms_now,
+    within_budget,
+)
+from midcourse.decode.methods import (
+    AnyMethod,
+    Limits,
+    LogitsProcessor,
+    Method,
+    MethodError,
+    check_limits,
+    with_settings,
+)
 from midcourse.decode.methods import method as named_method
+from midcourse.decode.steps import Generation, Row, ScoredCandidate, Step, processed
 from midcourse.decode.text import TextStream
 from midcourse.language_model import LanguageModel
-from midcourse.prompt import Prompt, PromptError, Template, prompt_ids
-from midcourse.reward_model import Reward, RewardError
+from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
+from midcourse.reward import Reward, RewardError, RewardRows, VocabularyRows
 
+Guides: TypeAlias = Sequence[tuple[Reward, float]]
+Event: TypeAlias = tuple[int, Step | Generation]
 
-@dataclass(frozen=True)
-class Step:
-    """One emitted token. All figures are natural logs, rewards, or nats.
-
-    Attributes:
-        token_id: the token.
-        text: the text that became certain with it: whole characters, "" while one is incomplete.
-        logprob: of the token under the guided policy, over the candidates.
-        reference_logprob: of the token under the language model, over its vocabulary.
-        reward: of the prefix that ends with the token; None where no reward was computed (weight 0).
-        weight: the reward's weight at this step.
-        guidance_kl: KL(q || b) of this step; for greedy choices -log b of the token.
-        total_kl: KL(q || pi) of this step; for greedy choices -log pi of the token.
-        candidates: the short list, likeliest first under the LM, with each candidate's reward.
-    """
-
-    token_id: int
-    text: str
-    logprob: float
-    reference_logprob: float
-    reward: float | None
-    weight: float
-    guidance_kl: float
-    total_kl: float
-    candidates: tuple["ScoredCandidate", ...] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class ScoredCandidate:
-    """A candidate of a step: its token, log-probability under the LM, and reward (None at weight 0)."""
-
-    token_id: int
-    logprob: float
-    reward: float | None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished response.
-
-    Attributes:
-        prompt: as it was given.
-        text: the response without EOS and stop string.
-        steps: one per token; their texts joined are `text`.
-        finish_reason: "stop" (EOS or a stop string) or "length".
-        reward: of the whole response; None at weight 0.
-        guidance_kl, total_kl: summed over the steps, in nats.
-        prompt_tokens: length of the prompt in tokens.
-        seed: the row's own.
-    """
-
-    prompt: Prompt
-    text: str
-    steps: tuple[Step, ...]
-    finish_reason: str
-    reward: float | None
-    guidance_kl: float
-    total_kl: float
-    prompt_tokens: int
-    seed: int
+_LISTED = 20  # candidates reported of a whole vocabulary
 
 
 def generate(
-    lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward | None = None, **settings: Any
+    lm: LanguageModel, prompts: Sequence[Prompt], reward: Reward | Guides | None = None, **settings: Any
 ) -> list[Generation]:
     """Continue each prompt; `settings` are those of `stream`. Generations come in the order of the prompts.
 
@@ -97,58 +60,81 @@ def generate(
 def stream(
     lm: LanguageModel,
     prompts: Sequence[Prompt],
-    reward: Reward | None = None,
+    reward: Reward | Guides | None = None,
     *,
-    method: str | Method = "pargs",
-    reward_weight: float | None = None,
-    top_k: int | None = None,
-    temperature: float | None = None,
+    method: str | AnyMethod = "pargs",
     template: Template | None = None,
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
     always_offer_eos: bool = False,
+    kl_per_token: float | None = None,
+    kl_budget: float | None = None,
+    skip_tolerance: float | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int = 16,
-    logits_processor: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> Iterator[tuple[int, Step | Generation]]:
+    logits_processor: LogitsProcessor | None = None,
+    **settings: Any,
+) -> Iterator[Event]:
     """Yield (row, Step) for every token as it is drawn, and (row, Generation) when a row is finished.
 
     Args:
         lm: the language model; it is not changed.
         prompts: texts or chat messages.
-        reward: what guides; not needed by method "plain" or weight 0, which decode the LM alone.
-        method: a name from `METHODS` or a Method; `reward_weight`, `top_k` and `temperature` override its settings.
+        reward: what guides, or several as (reward, weight) pairs, whose weighted rewards add up. Not needed by method
+            "plain" or weight 0, which decode the LM alone.
+        method: a name from `METHODS`, or one of its kinds with settings of your own.
         template: how prompts become tokens; by default the reward's own, else "raw".
         stop: a response ends before the first of these strings.
         always_offer_eos: EOS is a candidate even where the LM does not rank it among the top k.
+        kl_per_token: each token has the largest weight up to the method's whose guidance KL is within these nats.
+        kl_budget: the same for the whole response.
+        skip_tolerance: where the LM is so sure that no reward within the range seen so far in the row could change the
+            choice by more than this in total variation, the token is drawn from the LM and the reward reads it later.
+            For a greedy method any tolerance means: where the choice cannot change. A pass is saved where all rows of
+            a batch are so sure.
         seed: row i uses seed + i; a sequence gives every row its own.
-        batch_size: rows decoded together; a row's sample does not depend on it.
+        batch_size: rows decoded together. A finished row's place goes to the next prompt; a row's sample does not
+            depend on its neighbours.
         logits_processor: called with (token ids of prompt and response, log-probabilities) before the short list;
             what it sets to -inf stays impossible.
+        settings: those of the method: `reward_weight`, `top_k`, `top_p`, `temperature`, `samples`, ... (None: its own).
 
     Raises:
         MethodError, PromptError, RewardError: a setting, prompt or reward that cannot be used, before any decoding.
     """
-    chosen = named_method(method) if isinstance(method, str) else method
-    given: dict[str, Any] = {"reward_weight": reward_weight, "top_k": top_k, "temperature": temperature}
-    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    check_settings(chosen, max_new_tokens, batch_size)
-    if chosen.temperature == 0:
-        chosen = replace(chosen, greedy=True)
-    if chosen.guide is None or chosen.reward_weight == 0:
-        template = template or (reward.template if reward else "raw")
-        reward, chosen = None, replace(chosen, guide=None, reward_weight=0.0)
-    elif reward is None:
-        raise MethodError("this method needs a reward; give one, or use method 'plain'")
-    else:
-        reward.check(lm)
-        template = template or reward.template
-        if template != reward.template:
-            raise RewardError(
-                f"the reward was trained with template {reward.template!r}, not {template!r}; "
-                f"use --template {reward.template}"
+    name = method if isinstance(method, str) else type(method).__name__
+    chosen = with_settings(named_method(method) if isinstance(method, str) else method, name, settings)
+    if max_new_tokens < 1:
+        raise MethodError(f"max-new-tokens {max_new_tokens} asks for no token; use 1 or more")
+    if batch_size < 1:
+        raise MethodError(f"batch-size {batch_size} holds no row; use 1 or more")
+    limits = Limits(always_offer_eos, kl_per_token, kl_budget, skip_tolerance, logits_processor)
+    guides = as_guides(reward)
+    if isinstance(chosen, Method):
+        if chosen.temperature == 0:
+            chosen = replace(chosen, greedy=True)
+        if chosen.guide is None or chosen.reward_weight == 0:
+            template = template or next((r.template for r, _ in guides if r.template), "raw")
+            guides, chosen = (
+                [],
+                Method(
+                    None,
+                    greedy=chosen.greedy,
+                    reward_weight=0.0,
+                    top_k=chosen.top_k,
+                    temperature=chosen.temperature,
+                    top_p=chosen.top_p,
+                ),
             )
-    rows = encode(lm, reward, prompts, template, max_new_tokens)
+        elif not guides:
+            raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
+    elif not guides:
+        raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
+    check_limits(chosen, name, limits)
+    guides = [(guide.bind(lm), weight) for guide, weight in guides]
+    check_soft_value(chosen, guides)
+    template = agreed_template(guides, template)
+    rows = encode(lm, [guide for guide, _ in guides], prompts, template, max_new_tokens)
     seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(rows):
         raise MethodError(f"{len(seeds)} seeds for {len(rows)} prompts; give one each, or a single number")
@@ -157,147 +143,298 @@ def stream(
     stop = [stop] if isinstance(stop, str) else stop
     if "" in stop:
         raise MethodError("an empty stop string would end every response at once; leave it out")
-    for begin in range(0, len(rows), batch_size):
-        part = slice(begin, begin + batch_size)
-        batch = [
-            _Row(begin + i, prompt, ids, row_seed, TextStream(lm.tokenizer, stop))
-            for i, (prompt, ids, row_seed) in enumerate(zip(prompts[part], rows[part], seeds[part], strict=True))
-        ]
-        yield from _decode(lm, batch, reward, chosen, max_new_tokens, always_offer_eos, logits_processor)
+    queue = [
+        Row.begin(i, prefix, row_seed, TextStream(lm.tokenizer, stop), max_new_tokens)
+        for i, (prefix, row_seed) in enumerate(zip(rows, seeds, strict=True))
+    ]
+    if isinstance(chosen, Method):
+        return _without_gradients(_decode(lm, queue, guides, chosen, limits, max_new_tokens, batch_size))
+    return _without_gradients(stream_blocks(lm, queue, guides, chosen, limits, max_new_tokens, batch_size))
+
+
+def _without_gradients(events: Iterator[Event]) -> Iterator[Event]:
+    """The events, each made in inference mode; who reads them stays in the mode they are in."""
+    while True:
+        with torch.inference_mode():
+            event = next(events, None)
+        if event is None:
+            return
+        yield event
+
+
+def as_guides(reward: Reward | Guides | None) -> list[tuple[Reward, float]]:
+    """Rewards with their own weights: a lone reward has 1."""
+    if reward is None:
+        return []
+    guides = [(reward, 1.0)] if isinstance(reward, Reward) else [(guide, float(own)) for guide, own in reward]
+    for _, own in guides:
+        if not math.isfinite(own):
+            raise MethodError(f"reward weight {own} is not a finite number; give one, such as 2")
+    return guides
+
+
+def agreed_template(guides: Guides, template: Template | None) -> Template:
+    """The one template of all rewards; RewardError where they, or the one asked for, differ."""
+    for reward, _ in guides:
+        if reward.template is None:
+            continue
+        template = template or reward.template
+        if template != reward.template:
+            raise RewardError(
+                f"the reward was trained with template {reward.template!r}, not {template!r}; "
+                f"use --template {reward.template}"
+            )
+    return template or "raw"
+
+
+def check_soft_value(chosen: AnyMethod, guides: Guides) -> None:
+    """Raise RewardError where a soft value would be used at another weight than its own, or is none."""
+    if not isinstance(chosen, Method) or not chosen.soft_value:
+        return
+    for reward, own in guides:
+        made_for = getattr(reward, "soft_value_weight", None)
+        if made_for is None:
+            raise RewardError("soft-value needs a reward trained to estimate (1/w) log E exp(w R); use method 'cd'")
+        if not math.isclose(made_for, own * chosen.reward_weight, rel_tol=1e-9):
+            raise RewardError(
+                f"this soft value is exact at weight {made_for:g} only, not at {own * chosen.reward_weight:g}; "
+                f"use --reward-weight {made_for:g} or method 'cd'"
+            )
 
 
 def encode(
-    lm: LanguageModel, reward: Reward | None, prompts: Sequence[Prompt], template: Template, max_new_tokens: int
-) -> list[list[int]]:
-    """Token ids of the prompts, each checked to leave room for the response."""
+    lm: LanguageModel, rewards: Sequence[Reward], prompts: Sequence[Prompt], template: Template, max_new_tokens: int
+) -> list[Prefix]:
+    """The prompts in the LM's tokens, each checked to leave room for the response."""
     if isinstance(prompts, str):
         raise PromptError("the prompts are a single text; give a list of texts")
-    rows = [prompt_ids(lm.tokenizer, prompt, template) for prompt in prompts]
-    context = min(lm.context_length, reward.context_length) if reward else lm.context_length
+    rows = [Prefix(prompt, prompt_ids(lm.tokenizer, prompt, template)) for prompt in prompts]
+    context = min([lm.context_length, *(reward.context_length for reward in rewards)])
     for number, row in enumerate(rows, 1):
-        if len(row) + max_new_tokens > context:
+        if len(row.prompt_ids) + max_new_tokens > context:
             raise PromptError(
-                f"prompt {number} has {len(row)} tokens, which with {max_new_tokens} new ones exceed the context of "
-                f"{context}; shorten it or lower --max-new-tokens"
+                f"prompt {number} has {len(row.prompt_ids)} tokens, which with {max_new_tokens} new ones exceed the "
+                f"context of {context}; shorten it or lower --max-new-tokens"
             )
     return rows
 
 
-def check_settings(chosen: Method, max_new_tokens: int, batch_size: int) -> None:
-    """Raise MethodError on a setting that makes no sense."""
-    number = float(chosen.reward_weight)
-    if number != number or number in (float("inf"), float("-inf")):
-        raise MethodError(f"reward weight {number} is not a finite number; give one, such as 2")
-    if chosen.top_k < 1:
-        raise MethodError(f"top-k {chosen.top_k} leaves no candidates; use 1 or more")
-    if not 0 <= chosen.temperature < float("inf"):
-        raise MethodError(
-            f"temperature {chosen.temperature} is not a number of 0 or more; use 1 for the paper's setting"
-        )
-    if max_new_tokens < 1:
-        raise MethodError(f"max-new-tokens {max_new_tokens} asks for no token; use 1 or more")
-    if batch_size < 1:
-        raise MethodError(f"batch-size {batch_size} holds no row; use 1 or more")
-
-
-@dataclass
-class _Row:
-    """A row on its way: what it was asked, and what it has emitted."""
-
-    number: int
-    prompt: Prompt
-    prompt_ids: list[int]
-    seed: int
-    text: TextStream
-    steps: list[Step] = field(default_factory=list)
-
-    def finished(self, reason: str) -> Generation:
-        return Generation(
-            prompt=self.prompt,
-            text="".join(step.text for step in self.steps),
-            steps=tuple(self.steps),
-            finish_reason=reason,
-            reward=self.steps[-1].reward,
-            guidance_kl=sum(step.guidance_kl for step in self.steps),
-            total_kl=sum(step.total_kl for step in self.steps),
-            prompt_tokens=len(self.prompt_ids),
-            seed=self.seed,
-        )
-
-
-@torch.inference_mode()
 def _decode(
     lm: LanguageModel,
-    rows: list[_Row],
-    reward: Reward | None,
+    queue: list[Row],
+    guides: Guides,
     chosen: Method,
+    limits: Limits,
     max_new_tokens: int,
-    always_offer_eos: bool,
-    logits_processor: Callable[[Tensor, Tensor], Tensor] | None,
-) -> Iterator[tuple[int, Step | Generation]]:
-    """Decode one batch to its end; finished rows leave it."""
+    batch_size: int,
+) -> Iterator[Event]:
+    """Decode every row; a finished one's place goes to the next in the queue."""
+    waiting = deque(queue)
+    rows = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
     device = lm.model.device
-    prompts = [row.prompt_ids for row in rows]
-    uniforms = row_uniforms([row.seed for row in rows], max_new_tokens, device)
-    always = torch.tensor(sorted(lm.eos_token_ids), device=device) if always_offer_eos else None
-    lm_rows = lm.start(prompts, max_new_tokens)
-    room = min(chosen.top_k, lm_rows.logprobs.shape[1]) + (0 if always is None else len(always))
-    reward_rows = reward.start(prompts, max_new_tokens, room) if reward else None
+    always = torch.tensor(sorted(lm.eos_token_ids), device=device) if limits.always_offer_eos else None
+    room = min(chosen.top_k or 0, lm.model.config.vocab_size) + (0 if always is None else len(always))
+    own = [weight for _, weight in guides]
+    if rows:
+        lm_rows = lm.start([row.prefix.token_ids for row in rows], max_new_tokens)
+        guide_rows = [guide.start([row.prefix for row in rows], max_new_tokens, room) for guide, _ in guides]
+        check_vocabulary(chosen, guide_rows)
 
-    for t in range(max_new_tokens):
-        logprobs = lm_rows.logprobs
-        if logits_processor:
-            logprobs = _process(logits_processor, rows, logprobs)
-        candidates = short_list(logprobs, chosen.top_k, always)
-        rewards = reward_rows.candidate_rewards(candidates.token_ids) if reward_rows else None
-        base, guided = policies(candidates, rewards, chosen)
-        index = guided.argmax(1) if chosen.greedy else draw(guided, uniforms[:, t])
-        steps = _steps(candidates, rewards, base, guided, index, chosen)
-
-        going = []
-        for i, (row, step) in enumerate(zip(rows, steps, strict=True)):
-            ended = step.token_id in lm.eos_token_ids
-            last = ended or t + 1 == max_new_tokens
-            piece = "" if ended else row.text.push(step.token_id)
-            if last and not row.text.stopped:
-                piece += row.text.finish()
-            row.steps.append(replace(step, text=piece))
-            yield row.number, row.steps[-1]
-            if ended or row.text.stopped:
-                yield row.number, row.finished("stop")
-            elif last:
-                yield row.number, row.finished("length")
-            else:
-                going.append(i)
-        if not going:
-            return
+    while rows:
+        logprobs = processed(limits.logits_processor, rows, lm_rows.logprobs)
+        candidates, rewards = _offer(logprobs, guide_rows, own, chosen, always)
+        base = normalise(candidates.logprobs, _temperature(chosen))
+        skipped = _skippable(rows, base, candidates, chosen, limits)
+        if guides and rewards is None and not all(skipped):
+            rewards = [found.candidate_rewards(candidates.token_ids) for found in guide_rows]
+        guided, weights = _policy(rows, candidates, rewards, own, base, skipped, chosen, limits)
+        index = guided.argmax(1) if chosen.greedy else draw(guided, uniforms_now([r.uniform for r in rows], device))
+        steps = _steps(candidates, _weighted(rewards, own), base, guided, index, weights, skipped, chosen)
         token_ids = candidates.token_ids.gather(1, index[:, None])[:, 0]
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=device)
-            rows = [rows[i] for i in going]
-            token_ids, index, uniforms = token_ids[kept], index[kept], uniforms[kept]
+
+        reasons = []
+        for row, step in zip(rows, steps, strict=True):
+            ended = step.token_id in lm.eos_token_ids
+            reasons.append(row.push(step, ended=ended, last=len(row.steps) + 1 == max_new_tokens))
+            yield row.number, row.steps[-1]
+        final = _final_rewards(rows, reasons, guide_rows, own, token_ids)
+        for row, reason, reward in zip(rows, reasons, final, strict=True):
+            if reason:
+                yield row.number, row.finished(reason, reward)
+
+        # Finished rows leave, but for as many as have a successor, which takes their place.
+        ended_places = [place for place, reason in enumerate(reasons) if reason]
+        successors = [waiting.popleft() for _ in range(min(len(ended_places), len(waiting)))]
+        leaving = set(ended_places[len(successors) :])
+        kept = _without(len(rows), leaving)
+        places = [kept.index(place) for place in ended_places[: len(successors)]]
+        rows = [rows[place] for place in kept]
+        if leaving and rows:
+            token_ids = token_ids[kept]
             lm_rows.select(kept)
-            if reward_rows:
-                reward_rows.select(kept)
-        lm_rows.step(token_ids)
-        if reward_rows:
-            reward_rows.advance(index)
+            for found in guide_rows:
+                found.select(kept)
+        if len(places) < len(rows):
+            lm_rows.step(token_ids)
+            for found in guide_rows:
+                found.advance(token_ids)
+        if places:
+            lm_rows.replace(places, lm.start([row.prefix.token_ids for row in successors], max_new_tokens))
+            for found, (guide, _) in zip(guide_rows, guides, strict=True):
+                found.replace(places, guide.start([row.prefix for row in successors], max_new_tokens, room))
+        for place, row in zip(places, successors, strict=True):
+            rows[place] = row
 
 
-def policies(candidates: Candidates, rewards: Tensor | None, chosen: Method) -> tuple[Tensor, Tensor]:
-    """(log b, log q) over the candidates: the LM's own policy there and the guided one, both at the temperature.
+def check_vocabulary(chosen: Method, guide_rows: Sequence[RewardRows]) -> None:
+    """Raise MethodError where a method ranks the whole vocabulary and a reward does not speak for it."""
+    if chosen.ranked_by == "sum" and not all(isinstance(found, VocabularyRows) for found in guide_rows):
+        raise MethodError(
+            "this method ranks the whole vocabulary, which takes a vocabulary reward; "
+            "use pargs with a reward of prefixes or texts"
+        )
 
-    A greedy choice has no temperature: its base is taken at 1.
-    """
-    temperature = 1.0 if chosen.greedy else chosen.temperature
-    base = normalise(candidates.logprobs, temperature)
+
+def _without(count: int, leaving: set[int]) -> list[int]:
+    """The places that stay of `count`, the last ones moved into the holes: little is copied."""
+    places = list(range(count))
+    for hole in sorted(leaving, reverse=True):
+        last = places.pop()
+        if hole < len(places):
+            places[hole] = last
+    return places
+
+
+def _temperature(chosen: Method) -> float:
+    """Of the policies; a greedy choice has none, and its base is taken at 1."""
+    return 1.0 if chosen.greedy else chosen.temperature
+
+
+def _offer(
+    logprobs: Tensor, guide_rows: Sequence[RewardRows], own: Sequence[float], chosen: Method, always: Tensor | None
+) -> tuple[Candidates, list[Tensor] | None]:
+    """The candidates; their rewards too where the rewards of the whole vocabulary took part in choosing them."""
+    if chosen.ranked_by == "sum" and chosen.guide:
+        spoken = [found.vocabulary_rewards() for found in guide_rows if isinstance(found, VocabularyRows)]
+        order = _guide(logprobs, spoken, own, chosen, chosen.reward_weight)
+        candidates = short_list(logprobs, chosen.top_k, always, order)
+        rewards = [reward.gather(1, candidates.token_ids) for reward in spoken]
+    else:
+        candidates, rewards = short_list(logprobs, chosen.top_k, always), None
+    return nucleus(candidates, chosen.top_p, _temperature(chosen)), rewards
+
+
+def _guide(
+    logprobs: Tensor, rewards: Sequence[Tensor], own: Sequence[float], chosen: Method, weight: float | Tensor
+) -> Tensor:
+    """The method's equation, one reward after the other, each at its own weight times the common one."""
+    assert chosen.guide is not None
+    for reward, share in zip(rewards, own, strict=True):
+        logprobs = chosen.guide(logprobs, reward, weight * share)
+    return logprobs
+
+
+def _weighted(rewards: Sequence[Tensor] | None, own: Sequence[float]) -> Tensor | None:
+    """The rewards' weighted sum; a lone reward as it is."""
+    if not rewards:
+        return None
+    return sum((share * reward for reward, share in zip(rewards[1:], own[1:], strict=True)), own[0] * rewards[0])
+
+
+def _skippable(rows: Sequence[Row], base: Tensor, candidates: Candidates, chosen: Method, limits: Limits) -> list[bool]:
+    """Which rows' choices no reward within the range seen so far could change by more than the tolerance."""
+    if limits.skip_tolerance is None:
+        return [False] * len(rows)
+    seen = torch.tensor([math.inf if row.spread is None else row.spread for row in rows], device=base.device)
+    if chosen.greedy:
+        return (seen < greedy_gap(candidates.logprobs)).tolist()
+    return (largest_shift(base, seen / chosen.temperature) <= limits.skip_tolerance).tolist()
+
+
+def _policy(
+    rows: Sequence[Row],
+    candidates: Candidates,
+    rewards: Sequence[Tensor] | None,
+    own: Sequence[float],
+    base: Tensor,
+    skipped: Sequence[bool],
+    chosen: Method,
+    limits: Limits,
+) -> tuple[Tensor, list[float]]:
+    """(log q, the weight of each row). Rows remember how far their rewards spread."""
     if chosen.guide is None or rewards is None:
-        return base, base
-    return base, normalise(chosen.guide(candidates.logprobs, rewards, chosen.reward_weight), temperature)
+        return base, [0.0] * len(rows)
+
+    def policy(weight: float | Tensor) -> Tensor:
+        return normalise(_guide(candidates.logprobs, rewards, own, chosen, weight), _temperature(chosen))
+
+    used: Tensor = base.new_full((len(rows), 1), chosen.reward_weight)
+    if limits.kl_per_token is not None or limits.kl_budget is not None:
+        left = [
+            min(math.inf if limits.kl_per_token is None else limits.kl_per_token, _left(row, limits)) for row in rows
+        ]
+        allowance = torch.tensor(left, dtype=torch.float64, device="cpu").to(base.device)
+        used = within_budget(policy, base, chosen.reward_weight, allowance)
+    if any(skipped):
+        used = used.masked_fill(torch.tensor(skipped, device=base.device)[:, None], 0.0)
+    if limits.skip_tolerance is not None:
+        _remember_spread(rows, candidates, rewards, own, skipped, chosen)
+    return policy(used), used[:, 0].tolist()
+
+
+def _left(row: Row, limits: Limits) -> float:
+    """Nats that the response's budget leaves to the next step, a rounding error less."""
+    return math.inf if limits.kl_budget is None else max(limits.kl_budget * (1 - 1e-9) - row.spent, 0.0)
+
+
+def _remember_spread(
+    rows: Sequence[Row],
+    candidates: Candidates,
+    rewards: Sequence[Tensor],
+    own: Sequence[float],
+    skipped: Sequence[bool],
+    chosen: Method,
+) -> None:
+    possible = candidates.logprobs > -math.inf
+    added = _guide(torch.zeros_like(candidates.logprobs), rewards, own, chosen, chosen.reward_weight)
+    spread = added.masked_fill(~possible, -math.inf).amax(1) - added.masked_fill(~possible, math.inf).amin(1)
+    for row, value, skip in zip(rows, spread.tolist(), skipped, strict=True):
+        # What a skipped row did not ask for, its neighbours' pass must not tell it.
+        if not skip:
+            row.spread = value if row.spread is None else max(row.spread, value)
+
+
+def _final_rewards(
+    rows: Sequence[Row],
+    reasons: Sequence[str | None],
+    guide_rows: Sequence[RewardRows],
+    own: Sequence[float],
+    token_ids: Tensor,
+) -> list[float | None]:
+    """The reward of each finished response: its last step's, or where that was skipped, read now."""
+    final = [row.steps[-1].reward for row in rows]
+    missing = [place for place, reason in enumerate(reasons) if reason and final[place] is None]
+    if missing and guide_rows:
+        for found in guide_rows:
+            found.advance(token_ids)
+        read = _weighted([found.prefix_rewards() for found in guide_rows], own)
+        assert read is not None
+        for place in missing:
+            final[place] = float(read[place])
+        for found in guide_rows:
+            found.rewind([1] * len(rows))
+    return final
 
 
 def _steps(
-    candidates: Candidates, rewards: Tensor | None, base: Tensor, guided: Tensor, index: Tensor, chosen: Method
+    candidates: Candidates,
+    rewards: Tensor | None,
+    base: Tensor,
+    guided: Tensor,
+    index: Tensor,
+    weights: Sequence[float],
+    skipped: Sequence[bool],
+    chosen: Method,
 ) -> list[Step]:
     """Each row's step, its text still to come."""
     picked = index[:, None]
@@ -309,37 +446,40 @@ def _steps(
         guidance_kl, total_kl = kl_divergence(guided, base), kl_divergence(guided, candidates.logprobs)
         logprob = guided.gather(1, picked)[:, 0]
     columns = torch.stack([logprob, reference, guidance_kl, total_kl], 1).tolist()
-    tokens, logprobs = candidates.token_ids.tolist(), candidates.logprobs.tolist()
-    scores = rewards.tolist() if rewards is not None else [[None] * len(row) for row in tokens]
+    chosen_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
+    scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(chosen_ids)
+    listed = _listed(candidates, rewards, guided, chosen)
+    skipped = skipped or [False] * len(chosen_ids)
     return [
         Step(
-            token_id=tokens[i][j],
+            token_id=chosen_ids[i],
             text="",
             logprob=columns[i][0],
             reference_logprob=columns[i][1],
-            reward=scores[i][j],
-            weight=chosen.reward_weight,
-            guidance_kl=columns[i][2],
+            reward=None if skipped[i] else scores[i],
+            weight=weights[i],
+            guidance_kl=columns[i][2] if chosen.ranked_by == "lm" else None,
             total_kl=columns[i][3],
             candidates=tuple(
-                ScoredCandidate(*scored)
-                for scored in zip(tokens[i], logprobs[i], scores[i], strict=True)
-                if scored[1] > float("-inf")
+                ScoredCandidate(token, logprob, None if skipped[i] else reward)
+                for token, logprob, reward in listed[i]
+                if logprob > -math.inf
             ),
         )
-        for i, j in enumerate(index.tolist())
+        for i in range(len(chosen_ids))
     ]
 
 
-def _process(logits_processor: Callable[[Tensor, Tensor], Tensor], rows: list[_Row], logprobs: Tensor) -> Tensor:
-    """Apply an earlier processor row by row: each sees its own prompt and response, without padding."""
-    processed = []
-    for i, row in enumerate(rows):
-        token_ids = torch.tensor([row.prompt_ids + [step.token_id for step in row.steps]], device=logprobs.device)
-        processed.append(logits_processor(token_ids, logprobs[i : i + 1]))
-        if bool((processed[-1] == float("-inf")).all()):
-            raise MethodError(
-                f"the logits processor leaves prompt {row.number + 1} no token at step {len(row.steps) + 1}; "
-                "it has to leave at least one"
-            )
-    return torch.cat(processed)
+def _listed(
+    candidates: Candidates, rewards: Tensor | None, guided: Tensor, chosen: Method
+) -> list[list[tuple[int, float, float | None]]]:
+    """The candidates to report: all that were short-listed, of a whole vocabulary the likeliest."""
+    ids, logprobs = candidates
+    if chosen.top_k is None:
+        best = guided.topk(min(_LISTED, guided.shape[1]), dim=1).indices
+        ids, logprobs = ids.gather(1, best), logprobs.gather(1, best)
+        rewards = rewards.gather(1, best) if rewards is not None else None
+    scores: list[list[float | None]] = (
+        rewards.tolist() if rewards is not None else [[None] * ids.shape[1] for _ in range(len(ids))]
+    )
+    return [list(zip(*row, strict=True)) for row in zip(ids.tolist(), logprobs.tolist(), scores, strict=True)]

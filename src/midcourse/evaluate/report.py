@@ -20,11 +20,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.decode.loop import Generation, Step
+from midcourse.decode.steps import Generation, Step
 from midcourse.decode.text import TextStream
 from midcourse.files import write_text
 from midcourse.prompt import Prompt, as_messages
-from midcourse.reward_model import Score
+from midcourse.reward import Score
 
 
 @dataclass(frozen=True)

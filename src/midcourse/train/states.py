@@ -151,7 +151,7 @@ def _write_shard(
     order = sorted(range(len(shard)), key=lambda i: len(shard[i].prompt) + len(shard[i].response))
     for begin in range(0, len(order), BATCH_ROWS):
         part = order[begin : begin + BATCH_ROWS]
-        ids, mask = pad([shard[i].prompt + shard[i].response for i in part], reward.device, "right")
+        ids, mask = pad([shard[i].prompt + shard[i].response for i in part], reward.device)
         hidden = made.bottom(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.cpu()
         for i, row in zip(part, hidden, strict=True):
             end = len(shard[i].prompt) + len(shard[i].response)

@@ -158,7 +158,7 @@ class Scorer(nn.Module):
         if self.states:
             return {"states": self.states[row_set].batch(numbers)}
         rows = [self.row_sets[row_set][number] for number in numbers]
-        ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"), "right")
+        ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"))
         return {"input_ids": ids, "attention_mask": mask}
 
     def starts(self, row_set: int, numbers: Sequence[int]) -> list[int]:

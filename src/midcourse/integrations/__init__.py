@@ -1,0 +1,1 @@
+"""Guided decoding inside other libraries' own calls. Each module needs the library it is named after."""
