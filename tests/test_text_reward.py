@@ -27,6 +27,8 @@ from midcourse.decode.loop import generate
 from midcourse.decode.text import TextStream
 from midcourse.language_model import LanguageModel, ModelError, tokenizer_fingerprint
 from midcourse.prompt import Prefix, prompt_ids, response_ids
+from midcourse.response_text import ResponseText
+from midcourse.retokenised import Retokenised
 from midcourse.reward import Reward, RewardError
 from midcourse.reward_model import RewardInfo, RewardModel
 from midcourse.testing import (
@@ -41,15 +43,7 @@ from midcourse.testing import (
     tiny_language_model,
     tiny_reward,
 )
-from midcourse.text_reward import (
-    ClassifierReward,
-    FunctionReward,
-    ResponseText,
-    Retokenised,
-    Text,
-    TextReward,
-    load_function,
-)
+from midcourse.text_reward import ClassifierReward, FunctionReward, Text, TextReward, load_function
 
 PROMPTS = ["The ferry was late, and", "A", "żółć"]
 RESPONSES = [" we loved it.", " no", "👍🏽 ok"]
@@ -545,7 +539,12 @@ def test_the_tokens_really_differ(writes):
 
 @pytest.mark.parametrize("writes", ["bytes", "bpe"])
 @settings(deadline=None, max_examples=15)
-@given(text=st.text(st.one_of(st.sampled_from("the ferry é👍🏽żó"), st.characters(codec="utf-8")), max_size=8))
+@given(  # without byte 17, which ends texts here
+    text=st.text(
+        st.one_of(st.sampled_from("the ferry é👍🏽żó"), st.characters(codec="utf-8", exclude_characters="\x11")),
+        max_size=8,
+    )
+)
 def test_retokenised_scores_equal_reading_each_text_from_scratch(writes, text):
     lm, reward = pair(writes, "gemma3")
     (score,) = retokenised(lm, reward).score(["the fer"], [text])

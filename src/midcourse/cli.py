@@ -14,10 +14,10 @@ import tyro
 from midcourse.errors import MidcourseError
 
 if TYPE_CHECKING:
-    from midcourse.decode.loop import Generation
+    from midcourse.decode.steps import Generation
     from midcourse.language_model import LanguageModel
     from midcourse.prompt import Prompt
-    from midcourse.reward_model import RewardModel
+    from midcourse.reward import Reward
     from midcourse.train.comparisons import BadRow
 
 
@@ -69,12 +69,15 @@ class Train:
 
 @dataclass
 class Guide:
-    """Write with a language model, steered by a reward."""
+    """Write with a language model, steered by one or several rewards."""
 
-    reward: str | None = None
-    """Folder of a reward, with =WEIGHT if you like (my-reward=2.5)."""
+    reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What guides: a folder that midcourse train wrote, a sequence classifier of one label, or a causal LM (a reward
+    of the vocabulary); with =WEIGHT if you like (my-reward=2.5). Give the flag again for more: they add up."""
+    reward_function: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A Python function from the response to a number, as MODULE:NAME, with =WEIGHT if you like."""
     method: str = "pargs"
-    """pargs, pargs-greedy, or plain (the LM alone)."""
+    """How to guide; midcourse methods lists them. best-of-n:N and cd-blockwise:N set the number of samples."""
     lm: str = "smollm2"
     """Causal LM: smollm2, a folder, or a Hub id."""
     prompt: str | None = None
@@ -85,26 +88,52 @@ class Guide:
     resume: bool = False
     """Skip the rows that --out already holds."""
     reward_weight: float | None = None
-    """Multiplier of the reward; by default the reward's own, else the method's."""
+    """Multiplier of all rewards; by default 1 where one has a weight of its own, else the reward's or the method's."""
     top_k: int | None = None
-    """Candidates per token; by default the method's (10)."""
+    """Candidates per token; by default the method's."""
+    top_p: float | None = None
+    """Of the candidates only the likeliest that hold this probability; 1 by default."""
     temperature: float | None = None
+    kl_per_token: float | None = None
+    """Nats of guidance KL that a token may have: the largest weight within them is used."""
+    kl_budget: float | None = None
+    """Nats of guidance KL that a response may have."""
+    skip_tolerance: float | None = None
+    """Ask no reward where none in the range seen so far could change the choice by more than this (total variation)."""
+    samples: int | None = None
+    """Samples of best-of-n, or of a block in cd-blockwise."""
+    block_tokens: int | None = None
+    """Tokens of a block in cd-blockwise."""
+    reward_threshold: float | None = None
+    """The reward that a good response has, for cards."""
+    entropy_threshold: float | None = None
+    """Where a segment of cards ends, in nats."""
+    keep_all: bool = False
+    """Write all samples of best-of-n, not the best alone (rows of --out and --json)."""
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
     """Strings that end a response."""
     template: Literal["chat", "raw"] | None = None
-    """By default the reward's; without a reward, raw."""
+    """By default the reward's; without one that has its own, raw."""
     always_offer_eos: bool = False
     """Let the end of the text be a candidate even where the LM ranks it below the top k."""
     seed: int = 0
     """Row i uses seed + i."""
     batch_size: int = 16
+    """Rows written side by side; a finished row's place goes to the next prompt."""
     device: str = "auto"
     dtype: str = "auto"
     json: bool = False
     """Print rows as JSON."""
     stream: bool = False
     """Print text as it is written (one prompt)."""
+
+
+@dataclass
+class Methods:
+    """List the methods that --method takes, with their settings and sources."""
+
+    json: bool = False
 
 
 @dataclass
@@ -165,6 +194,7 @@ def run(command: object) -> int:
     verbs: dict[type, Callable[[Any], int]] = {
         Train: _train,
         Guide: _guide,
+        Methods: _methods,
         ScoreText: _score,
         Export: _export,
         Demo: _demo,
@@ -228,67 +258,105 @@ def _train(flags: Train) -> int:
 
 def _guide(flags: Guide) -> int:
     from midcourse.decode.files import append_rows, read_prompts, rows_done
-    from midcourse.decode.methods import method
+    from midcourse.decode.methods import BestOfN, Method, method
     from midcourse.language_model import LanguageModel
-    from midcourse.reward_model import RewardModel
 
-    method(flags.method)
+    chosen = method(flags.method)
     if (flags.prompt is None) == (flags.prompts is None):
         raise UsageError("give either --prompt TEXT or --prompts FILE.jsonl")
     if flags.stream and (flags.prompt is None or flags.json):
         raise UsageError("--stream prints the text of one --prompt as it is written; leave --prompts and --json away")
     if flags.resume and not flags.out:
         raise UsageError("--resume goes on with the rows of --out; name that file")
-    folder, weight = parse_reward(flags.reward) if flags.reward else (None, None)
+    if flags.keep_all and not (isinstance(chosen, BestOfN) and (flags.out or flags.json)):
+        raise UsageError("--keep-all writes the samples of --method best-of-n as JSON; add --out FILE or --json")
+    named = [parse_reward(text) for text in flags.reward]
+    functions = [parse_reward(text) for text in flags.reward_function]
     prompts: Sequence[Prompt] = read_prompts(flags.prompts) if flags.prompts else [flags.prompt or ""]
     done = rows_done(flags.out, prompts, flags.resume) if flags.out else set()
     left = [row for row in range(len(prompts)) if row not in done]
-    reward = RewardModel.load(folder, device=flags.device, dtype=flags.dtype) if folder else None
+    guides, weight = load_guides(named, functions, flags, tokenwise=isinstance(chosen, Method))
     lm = LanguageModel.load(flags.lm, device=flags.device, dtype=flags.dtype)
-    given = weight if flags.reward_weight is None else flags.reward_weight
-    if given is None and reward:
-        given = reward.info.reward_weight
-    settings = {
+    settings: dict[str, Any] = {
         "method": flags.method,
-        "reward_weight": given,
-        "top_k": flags.top_k,
-        "temperature": flags.temperature,
-        "template": flags.template,
+        "reward_weight": weight,
         "max_new_tokens": flags.max_new_tokens,
-        "stop": flags.stop,
-        "always_offer_eos": flags.always_offer_eos,
-        "batch_size": flags.batch_size,
+        "keep_all": flags.keep_all,
         "seed": [flags.seed + row for row in left],
     }
+    passed_on = (
+        "top_k top_p temperature template stop always_offer_eos batch_size kl_per_token kl_budget skip_tolerance "
+        "samples block_tokens reward_threshold entropy_threshold"
+    )
+    settings |= {name: getattr(flags, name) for name in passed_on.split()}
     if flags.out:
-        append_rows(flags.out, lm, prompts, left, reward, settings)
+        append_rows(flags.out, lm, prompts, left, guides, settings)
         print(
             f"{len(left)} rows written to {flags.out}" + (f", {len(done)} were there already" if done else ""),
             file=sys.stderr,
         )
         return 0
-    _print_rows(lm, prompts, reward, settings, flags)
+    _print_rows(lm, prompts, guides, settings, flags)
     return 0
+
+
+def load_guides(
+    named: Sequence[tuple[str, float | None]],
+    functions: Sequence[tuple[str, float | None]],
+    flags: Guide,
+    tokenwise: bool,
+) -> "tuple[list[tuple[Reward, float]], float | None]":
+    """The rewards with their own weights, and what multiplies them all (None: the method's own weight).
+
+    A lone reward's weight is the common one, so that its rewards are reported as they are.
+    """
+    from midcourse.loading import load_reward
+    from midcourse.reward_model import RewardModel
+    from midcourse.text_reward import FunctionReward
+
+    rewards: list[Reward] = [
+        load_reward(name, template=flags.template, device=flags.device, dtype=flags.dtype) for name, _ in named
+    ]
+    rewards += [FunctionReward.load(name) for name, _ in functions]
+    own = [weight for _, weight in (*named, *functions)]
+    common = flags.reward_weight
+    if not tokenwise:
+        return [
+            (reward, 1.0 if weight is None else weight) for reward, weight in zip(rewards, own, strict=True)
+        ], common
+    if common is None and any(weight is not None for weight in own):
+        common = 1.0
+    if len(rewards) == 1:
+        lone = rewards[0]
+        if common is None and isinstance(lone, RewardModel):
+            common = lone.info.reward_weight
+        return [(lone, 1.0)], common if own[0] is None or common is None else common * own[0]
+    return _weighted(rewards, own), common
+
+
+def _weighted(rewards: "list[Reward]", own: Sequence[float | None]) -> "list[tuple[Reward, float]]":
+    return [(reward, 1.0 if weight is None else weight) for reward, weight in zip(rewards, own, strict=True)]
 
 
 def _print_rows(
     lm: "LanguageModel",
     prompts: "Sequence[Prompt]",
-    reward: "RewardModel | None",
+    guides: "list[tuple[Reward, float]]",
     settings: dict[str, Any],
     flags: Guide,
 ) -> None:
     from midcourse.decode.files import as_row
-    from midcourse.decode.loop import Step, stream
+    from midcourse.decode.loop import stream
+    from midcourse.decode.steps import Step
     from midcourse.progress import progress
 
     finished = {}
     if flags.stream:
-        for _, event in stream(lm, prompts, reward, **settings):
+        for _, event in stream(lm, prompts, guides, **settings):
             print(event.text, end="", flush=True) if isinstance(event, Step) else print()
         return
     with progress("writing", len(prompts) * flags.max_new_tokens) as advance:
-        for row, event in stream(lm, prompts, reward, **settings):
+        for row, event in stream(lm, prompts, guides, **settings):
             if isinstance(event, Step):
                 advance(1)
             else:
@@ -306,10 +374,27 @@ def _show(generation: "Generation") -> None:
     print(generation.text)
     figures = [f"{len(generation.steps)} tokens, {generation.finish_reason}"]
     if generation.reward is not None:
-        figures.append(f"reward {generation.reward:.2f}, guidance KL {generation.guidance_kl:.1f} nats")
-    print(
-        "  ".join([f"[{figure}]" for figure in (*figures, f"total KL {generation.total_kl:.1f} nats")]), file=sys.stderr
-    )
+        figures.append(f"reward {generation.reward:.2f}")
+        if generation.guidance_kl is not None:
+            figures.append(f"guidance KL {generation.guidance_kl:.1f} nats")
+    if generation.total_kl is not None:
+        figures.append(f"total KL {generation.total_kl:.1f} nats")
+    print("  ".join(f"[{figure}]" for figure in figures), file=sys.stderr)
+
+
+def _methods(flags: Methods) -> int:
+    from midcourse.decode.methods import METHODS, settings_of
+
+    if flags.json:
+        print(json.dumps({name: settings_of(found) for name, found in METHODS.items()}, indent=1))
+        return 0
+    rows = []
+    for name, found in METHODS.items():
+        settings = settings_of(found)
+        source = settings.pop("source")
+        rows.append((name, "  ".join(f"{key}={value}" for key, value in settings.items()), source))
+    _table("methods of midcourse guide --method", ("method", "settings", "source"), rows, justify="left")
+    return 0
 
 
 def parse_reward(text: str) -> tuple[str, float | None]:
@@ -374,13 +459,18 @@ def _bench(flags: Bench) -> int:
     return 0
 
 
-def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def _table(
+    title: str,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    justify: Literal["left", "right"] = "right",
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+        table.add_column(column, justify="left" if column == columns[0] else justify)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -389,6 +479,7 @@ def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
 Command = Annotated[
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Guide, tyro.conf.subcommand("guide")]
+    | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[ScoreText, tyro.conf.subcommand("score")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]

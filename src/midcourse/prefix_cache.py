@@ -166,13 +166,17 @@ class PrefixCache:
             kwargs: for the model (`logits_to_keep=1`, say).
         """
         tokens = token_ids.shape[1]
-        positions = self._lengths_column(token_ids.device) + torch.arange(tokens, device=token_ids.device)
+        counts = counts or [tokens] * self.batch
+        # Padding stands at its row's last position: a model may know none beyond its context.
+        last = torch.tensor(counts, device=token_ids.device)[:, None] - 1
+        steps = torch.arange(tokens, device=token_ids.device).minimum(last.clamp(min=0))
+        positions = self._lengths_column(token_ids.device) + steps
         # Later tokens are invisible, so padding is. A lone token sees all of its prefix where all are equally long, and
         # a prompt is plainly causal: no mask is the fast mask.
         plain = max(self.lengths) == 0 or (tokens == 1 and self.slots.level)
         causal = None if plain else torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
         output = self._forward(token_ids, positions, causal, **kwargs)
-        for row, count in enumerate(counts or [tokens] * self.batch):
+        for row, count in enumerate(counts):
             self.lengths[row] += count
         return output
 
@@ -198,7 +202,8 @@ class PrefixCache:
         ahead = torch.tensor(counts or [waiting] * batch, device=device)
         steps = torch.arange(waiting, device=device).expand(batch, -1)
         offsets = ahead[:, None] + torch.arange(depth, device=device).repeat(k)
-        positions = self._lengths_column(device) + torch.cat([steps, offsets], 1)
+        places = steps.minimum((ahead[:, None] - 1).clamp(min=0))
+        positions = self._lengths_column(device) + torch.cat([places, offsets], 1)
         tokens = waiting + k * depth
         new = torch.zeros(batch, tokens, tokens, dtype=torch.bool, device=device)
         new[:, :, :waiting] = steps[:, None, :] < ahead[:, None, None]

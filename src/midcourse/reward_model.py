@@ -52,8 +52,8 @@ from midcourse.language_model import (
 )
 from midcourse.prefix_cache import PrefixCache, check_supported, pad
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.retokenised import Retokenised
 from midcourse.reward import Reward, RewardError, RewardRows, Score, check_rendering, same_tokens
-from midcourse.text_reward import Retokenised
 
 FORMAT = 1
 Backbone: TypeAlias = PreTrainedModel | PeftModel
@@ -200,7 +200,7 @@ class RewardModel(nn.Module):
             RewardError: the LM's chat template or ends of texts are not those of training.
         """
         if not same_tokens(self.tokenizer, lm):
-            return Retokenised(self, lm.tokenizer)
+            return Retokenised(self, lm.tokenizer, lm.eos_token_ids)
         check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
         return self
 

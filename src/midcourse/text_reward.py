@@ -1,13 +1,8 @@
 """Rewards of texts: at every step the candidates become texts, and whatever reads texts gives the rewards.
 
-    TextReward         any function of a batch of texts
-    FunctionReward     any function of the response alone
-    ClassifierReward   a sequence-classification model of transformers with one label
-    Retokenised        a scalar reward whose tokenizer is another than the language model's
-
-The text of a response is what the language model's tokenizer decodes its tokens to, without special tokens and without
-a last character whose bytes are not all there yet: a token that leaves one incomplete has the reward of the text
-before that character. A candidate that ends the response has the text as it stands, and is finished.
+TextReward         any function of a batch of texts
+FunctionReward     any function of the response alone
+ClassifierReward   a sequence-classification model of transformers with one label
 """
 
 import copy
@@ -17,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -36,11 +31,11 @@ from midcourse.language_model import (
     resolve_device,
     resolve_dtype,
 )
-from midcourse.prefix_cache import PrefixCache, pad
+from midcourse.prefix_cache import pad
 from midcourse.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
+from midcourse.response_text import Point, ResponseText
 from midcourse.reward import RewardError, Score
 
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _NO_LIMIT = 2**20  # tokens of a row, where only its text is read
 
 
@@ -53,115 +48,22 @@ class Text(NamedTuple):
 
 
 TextScorer: TypeAlias = Callable[[Sequence[Text]], Sequence[float]]
-_Key: TypeAlias = tuple[str, str, bool]  # a Text that can be looked up, though its prompt be a list of messages
+Key: TypeAlias = tuple[str, str, bool]  # a Text that can be looked up, though its prompt be a list of messages
 
 
-# The text of a response
-
-
-class _Anchor(NamedTuple):
-    """A place to decode from: the tokens from `begin` to `end` decode to `known`, which follows the text `head`.
-
-    Decoding starts at tokens that are known already, since the spaces of the next depend on them.
-    """
-
-    begin: int
-    end: int
-    head: str
-    known: str
-
-
-class _Point(NamedTuple):
-    """A response after one of its tokens: its text, whether that is finished, and where to decode the next from."""
-
-    text: str
-    finished: bool
-    complete: bool
-    anchor: _Anchor
-
-
-class ResponseText:
-    """A response's tokens and its text after each of them; see the module for what that is.
-
-    Args:
-        eos_token_ids: the tokens that finish the text; they add nothing to it.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int], token_ids: Sequence[int] = ()
-    ):
-        self.tokenizer = tokenizer
-        self.eos_token_ids = eos_token_ids
-        self.token_ids: list[int] = []
-        self._points = [_Point("", False, True, _Anchor(0, 0, "", ""))]
-        for token in token_ids:
-            self.push(token)
-
-    @property
-    def now(self) -> _Point:
-        """The text as it stands."""
-        return self._points[-1]
-
-    def after(self, token_id: int) -> _Point:
-        """The text if this token came next."""
-        now = self.now
-        if token_id in self.eos_token_ids:
-            return now._replace(finished=True)
-        anchor = now.anchor
-        near = self._decode([*self.token_ids[anchor.begin :], token_id])
-        # Some tokenizers take characters back while bytes are missing: then all tokens are decoded.
-        text = anchor.head + near if near.startswith(anchor.known) else self._decode([*self.token_ids, token_id])
-        whole = text.rstrip(_INCOMPLETE)
-        if whole == text:
-            return _Point(whole, False, True, anchor)
-        return _Point(max(now.text, whole, key=len), False, False, anchor)
-
-    def push(self, token_id: int) -> None:
-        """Append a token."""
-        point = self.after(token_id)
-        self.token_ids.append(token_id)
-        self._points.append(point._replace(anchor=self._next_anchor(point)))
-
-    def rewind(self, count: int) -> None:
-        """Take that many tokens off the end."""
-        kept = len(self.token_ids) - count
-        del self.token_ids[kept:], self._points[kept + 1 :]
-
-    def copy(self) -> "ResponseText":
-        """The same response, to go on in another way."""
-        other = copy.copy(self)
-        other.token_ids, other._points = list(self.token_ids), list(self._points)
-        return other
-
-    def _next_anchor(self, point: _Point) -> _Anchor:
-        """Behind the last token where new characters are complete with it; else the one before."""
-        anchor, text = point.anchor, point.text
-        # A tokenizer that cleans up spaces changes text far from where it decodes: there every text is decoded whole.
-        grown = point.complete and not point.finished and text != anchor.head + anchor.known
-        if not grown or self.tokenizer.clean_up_tokenization_spaces:
-            return anchor
-        known = self._decode(self.token_ids[anchor.end :])
-        if not text.endswith(known):
-            return anchor
-        return _Anchor(anchor.end, len(self.token_ids), text[: len(text) - len(known)], known)
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
-
-def _whole(
+def whole_response(
     tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int], response: str
-) -> tuple[list[int], list[_Point]]:
+) -> tuple[list[int], list[Point]]:
     """The tokens of a whole response, EOS at the end, and its text after each of them."""
     text = ResponseText(tokenizer, eos_token_ids, response_ids(tokenizer, response, finished=True))
-    return text.token_ids, text._points[1:]
+    return text.token_ids, text.points[1:]
 
 
-def _as_score(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], rewards: Sequence[float]) -> Score:
+def as_score(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], rewards: Sequence[float]) -> Score:
     return Score(tuple(token_ids), tuple(tokenizer.decode([token]) for token in token_ids), tuple(rewards))
 
 
-class _Rows:
+class ResponseRows:
     """Rows of responses as texts. A text of the last reading is not read again.
 
     Args:
@@ -181,9 +83,9 @@ class _Rows:
         self.keys = [repr(prompt) for prompt in self.prompts]
         self.responses = [ResponseText(tokenizer, eos_token_ids, prefix.response_ids) for prefix in prefixes]
         self.device = device
-        self.known: dict[_Key, float] = {}
+        self.known: dict[Key, float] = {}
 
-    def read(self, asked: list[dict[_Key, Text]]) -> dict[_Key, float]:
+    def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
         """The rewards of each row's texts, at least one per row."""
         raise NotImplementedError
 
@@ -213,7 +115,7 @@ class _Rows:
             self.responses[place] = other.responses[row].copy()
         self.known = {**self.known, **other.known}
 
-    def _rewards(self, points: list[list[_Point]]) -> Float[Tensor, "batch texts"]:
+    def _rewards(self, points: list[list[Point]]) -> Float[Tensor, "batch texts"]:
         keys = [[(key, p.text, p.finished) for p in row] for key, row in zip(self.keys, points, strict=True)]
         if any(key not in self.known for row in keys for key in row):
             self.known = self.read(
@@ -269,7 +171,7 @@ class TextReward:
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
         """The reward of every prefix of whole texts in the bound LM's tokens, each ended by EOS."""
         lm = self.bound()
-        whole = [_whole(lm.tokenizer, lm.eos_token_ids, response) for response in responses]
+        whole = [whole_response(lm.tokenizer, lm.eos_token_ids, response) for response in responses]
         texts = [
             [Text(prompt, point.text, point.finished) for point in points]
             for prompt, (_, points) in zip(prompts, whole, strict=True)
@@ -277,7 +179,7 @@ class TextReward:
         distinct = {_key(text): text for row in texts for text in row}
         known = dict(zip(distinct, self.ask(list(distinct.values())), strict=True))
         return [
-            _as_score(lm.tokenizer, ids, [known[_key(text)] for text in row])
+            as_score(lm.tokenizer, ids, [known[_key(text)] for text in row])
             for (ids, _), row in zip(whole, texts, strict=True)
         ]
 
@@ -312,7 +214,7 @@ class TextReward:
         return rounded
 
 
-class TextRows(_Rows):
+class TextRows(ResponseRows):
     """Rows under a reward of texts."""
 
     def __init__(self, reward: TextReward, prefixes: Sequence[Prefix]):
@@ -320,7 +222,7 @@ class TextRows(_Rows):
         super().__init__(lm.tokenizer, lm.eos_token_ids, prefixes, lm.model.device)
         self.reward = reward
 
-    def read(self, asked: list[dict[_Key, Text]]) -> dict[_Key, float]:
+    def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
         texts = {key: text for row in asked for key, text in row.items()}
         new = {key: text for key, text in texts.items() if key not in self.known}
         found = dict(zip(new, self.reward.ask(list(new.values())), strict=True))
@@ -377,7 +279,7 @@ def load_function(name: str) -> Callable[[str], float]:
     return found
 
 
-def _key(text: Text) -> _Key:
+def _key(text: Text) -> Key:
     return repr(text.prompt), text.response, text.finished
 
 
@@ -520,173 +422,3 @@ def check_one_label(labels: int, name: str) -> None:
 def as_plain_text(prompt: Prompt) -> str:
     """A text as it is; of chat messages the contents, joined by blank lines."""
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
-
-
-# A scalar reward in other tokens
-
-
-@runtime_checkable
-class ScalarReward(Protocol):
-    """What `Retokenised` asks of a reward: a causal backbone with a scalar read at every position."""
-
-    backbone: Any
-    tokenizer: Any
-
-    @property
-    def template(self) -> Template:
-        """How prompts are rendered."""
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens of its own that a row may have."""
-
-    def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
-        """The reward at final hidden states."""
-
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
-        """The rewards at every response position of (prompt ids, response ids) rows."""
-
-
-class Retokenised:
-    """A scalar reward for a language model that writes other tokens than the reward reads.
-
-    The response so far, with each candidate, is tokenised anew at every step, so its last tokens may change; what all
-    candidates of a row share stays cached, and the rest of all rows is read in one forward.
-
-    Args:
-        reward: a causal scalar reward, such as a RewardModel.
-        eos_token_ids: the tokens of the language model that end a text; its tokenizer's EOS by default. Each stands
-            for the EOS of the reward's tokenizer.
-    """
-
-    def __init__(
-        self,
-        reward: ScalarReward,
-        lm_tokenizer: PreTrainedTokenizerBase,
-        eos_token_ids: Collection[int] | None = None,
-    ):
-        self.reward = reward
-        self.lm_tokenizer = lm_tokenizer
-        self.eos_token_ids = frozenset([lm_tokenizer.eos_token_id] if eos_token_ids is None else eos_token_ids)
-
-    @property
-    def template(self) -> Template:
-        """That of the reward."""
-        return self.reward.template
-
-    @property
-    def context_length(self) -> int:
-        """That of the reward, in its own tokens; every text is checked when it is read."""
-        return self.reward.context_length
-
-    def bind(self, lm: LanguageModel) -> "Retokenised":
-        """Itself: it was made for one language model's tokens."""
-        return self
-
-    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "RetokenisedRows":
-        """Read the prefixes; RewardError where one is too long in the reward's tokens."""
-        return RetokenisedRows(self, prefixes, max_new_tokens + candidates)
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
-        """The reward of every prefix of whole texts in the LM's tokens, ended by EOS; each is read from scratch."""
-        return [self._score(*texts) for texts in zip(prompts, responses, strict=True)]
-
-    def _score(self, prompt: Prompt, response: str) -> Score:
-        before = prompt_ids(self.reward.tokenizer, prompt, self.template)
-        ids, points = _whole(self.lm_tokenizer, self.eos_token_ids, response)
-        rows = [self.encode(before, point.text, point.finished) for point in points]
-        # The reward is read at a row's last token, which is the prompt's where the response is still empty.
-        rewards = self.reward.score_ids([(row[:-1], row[-1:]) for row in rows])
-        return _as_score(self.lm_tokenizer, ids, [row[0].item() for row in rewards])
-
-    def encode(self, before: Sequence[int], response: str, finished: bool) -> list[int]:
-        """The reward's token ids of a prompt's ids and a response; RewardError where they exceed its context."""
-        ids = [*before, *response_ids(self.reward.tokenizer, response, finished=finished)]
-        if len(ids) > (room := self.context_length):
-            raise RewardError(
-                f"prompt and response have {len(ids)} tokens of the reward's tokenizer, its context is {room}; "
-                "shorten the prompt or lower max_new_tokens"
-            )
-        return ids
-
-
-class RetokenisedRows(_Rows):
-    """Rows under a reward with tokens of its own.
-
-    Attributes:
-        before: the prompts in the reward's tokens.
-        cached: each row's tokens in the cache.
-    """
-
-    def __init__(self, reward: Retokenised, prefixes: Sequence[Prefix], room: int):
-        backbone, tokenizer = reward.reward.backbone, reward.reward.tokenizer
-        super().__init__(reward.lm_tokenizer, reward.eos_token_ids, prefixes, backbone.device)
-        self.reward = reward
-        self.dtype = torch.promote_types(backbone.dtype, torch.float32)
-        self.before = [prompt_ids(tokenizer, prompt, reward.template) for prompt in self.prompts]
-        now = [response.now for response in self.responses]
-        self.cached = [reward.encode(ids, p.text, p.finished) for ids, p in zip(self.before, now, strict=True)]
-        self.cache = PrefixCache(backbone, len(prefixes), max(map(len, self.cached)) + room)
-        token_ids, _ = pad(self.cached, self.device)
-        hidden = self.cache.extend(token_ids, counts := [len(ids) for ids in self.cached]).last_hidden_state
-        rewards = self.reward.reward.read(hidden[range(len(counts)), [count - 1 for count in counts]])
-        keys = [(key, p.text, p.finished) for key, p in zip(self.keys, now, strict=True)]
-        self.known = dict(zip(keys, rewards.tolist(), strict=True))
-
-    def read(self, asked: list[dict[_Key, Text]]) -> dict[_Key, float]:
-        """One forward; the cache then holds what the texts of each row share."""
-        rows = [
-            [self.reward.encode(before, text.response, text.finished) for text in row.values()]
-            for before, row in zip(self.before, asked, strict=True)
-        ]
-        # At least the last token of each text is read, since the reward is read there.
-        shared = [min(_shared(row), min(map(len, row)) - 1) for row in rows]
-        # Padding has positions too, and a model may have none beyond its context: a row near the end of it shares less
-        # and reads some again, where others need that much padding.
-        depth = max(len(ids) - n for row, n in zip(rows, shared, strict=True) for ids in row)
-        shared = [min(n, self.reward.context_length - depth) for n in shared]
-        kept = [_shared([old, row[0][:n]]) for old, row, n in zip(self.cached, rows, shared, strict=True)]
-        ahead = max(n - keep for n, keep in zip(shared, kept, strict=True))
-        kept = [min(keep, self.reward.context_length - ahead) for keep in kept]
-
-        self.cache.rewind([len(old) - keep for old, keep in zip(self.cached, kept, strict=True)])
-        self.cached = [row[0][:n] for row, n in zip(rows, shared, strict=True)]
-        first, _ = pad([ids[keep:] for ids, keep in zip(self.cached, kept, strict=True)], self.device)
-        ends = [[ids[n:] for ids in row] for row, n in zip(rows, shared, strict=True)]
-        rewards = self._branches(ends, first, [n - keep for n, keep in zip(shared, kept, strict=True)])
-        found: dict[_Key, float] = {}
-        for row, values in zip(asked, rewards, strict=True):
-            found.update(zip(row, values, strict=True))
-        return found
-
-    def _branches(
-        self, ends: list[list[list[int]]], first: Int[Tensor, "batch first"], counts: list[int]
-    ) -> list[list[float]]:
-        """The rewards at the last tokens of each row's alternative ends, which follow `first`."""
-        width = max(map(len, ends))
-        filled = [end for row in ends for end in [*row, *[[0]] * (width - len(row))]]
-        token_ids, _ = pad(filled, self.device)
-        branches = token_ids.view(len(ends), width, -1)
-        hidden = self.cache.branches(branches, first, counts).last_hidden_state[:, first.shape[1] :]
-        last = torch.tensor([len(end) - 1 for end in filled], device=self.device)
-        at_ends = hidden.reshape(len(filled), token_ids.shape[1], -1)[range(len(filled)), last]
-        rewards = self.reward.reward.read(at_ends).view(len(ends), width).tolist()
-        return [values[: len(row)] for row, values in zip(ends, rewards, strict=True)]
-
-    def select(self, rows: Sequence[int]) -> None:
-        super().select(rows)
-        self.cache.select(rows)
-        self.before = [self.before[row] for row in rows]
-        self.cached = [self.cached[row] for row in rows]
-
-    def replace(self, places: Sequence[int], other: Any) -> None:
-        super().replace(places, other)
-        self.cache.replace(places, other.cache)
-        for row, place in enumerate(places):
-            self.before[place], self.cached[place] = other.before[row], other.cached[row]
-
-
-def _shared(rows: Sequence[list[int]]) -> int:
-    """The length of the longest beginning that all rows have: what the first and the last in order share."""
-    first, last = min(rows), max(rows)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -381,9 +381,13 @@ def test_cards_follows_its_law():
     # A first segment has 1 token, or 2 after the likeliest token, 54. Its likeliest end, 181, is nearly always
     # rejected: the number that drew 181 must not draw the token after an accepted segment of 1.
     lm = lm_of()
-    reward = KnownReward(lambda ids: math.sin(sum((i + 2) * ids[i] for i in range(len(ids)))) - 6 * (181 in ids[2:3]))
+
+    def value(ids):
+        return math.sin(sum((i + 2) * token for i, token in enumerate(ids))) / 2 - 6 * (181 in ids[2:3])
+
+    reward = KnownReward(value)
     chosen = Cards(
-        reward_threshold=0.8,
+        reward_threshold=0.3,
         entropy_threshold=4.0,
         least_tokens=1,
         segment_tokens=2,
@@ -391,7 +395,7 @@ def test_cards_follows_its_law():
         top_k=3,
         temperature=2.0,
     )
-    rows = generate(lm, ["A"] * 1500, reward, method=chosen, max_new_tokens=3, batch_size=250, seed=11)
+    rows = generate(lm, ["A"] * 1500, reward, method=chosen, max_new_tokens=3, batch_size=250, seed=20011)
     law = CardsLaw(lm, reward, chosen, 3)
     exact = law.of(tuple(b"A"))
     assert sum(exact.values()) == pytest.approx(1)

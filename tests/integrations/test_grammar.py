@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -117,6 +118,19 @@ def test_refused():
         json_grammar(tokenizer, {"type": "objct"})
 
 
+def test_llguidance_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(GrammarError, match=r"^grammars need llguidance; install it with pip install 'midcourse\[gra"):
+        json_grammar(byte_tokenizer(), SCHEMA)
+
+
+def test_json_is_spaced_as_python_writes_it():
+    have = ask(
+        json_grammar(byte_tokenizer(), {"type": "array", "items": {"const": 1}}), "P", "P[", "P[1", "P[1,", "P[1, "
+    )
+    assert have == [{91}, {49, 93}, {44, 93}, {32}, {49}]
+
+
 # Guided and constrained at once
 
 
@@ -129,7 +143,7 @@ def loves(text: str, by: float = 3.0) -> KnownReward:
 def test_guided_responses_are_json(batch_size):
     lm = tiny_language_model()
     settings = {"max_new_tokens": 40, "batch_size": batch_size, "seed": 1, "top_k": 20}
-    prompts = PROMPTS * 4
+    prompts = PROMPTS * 2
     for reward, wanted in ((loves("u", 30.0), "ugly"), (loves("b", 30.0), "bad"), (loves("\0"), None)):
         grammar = json_grammar(lm.tokenizer, SCHEMA, lm.eos_token_ids)
         rows = generate(lm, prompts, reward, logits_processor=grammar, **settings)

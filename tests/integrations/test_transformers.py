@@ -294,15 +294,15 @@ class Watching(LogitsProcessor):
 
 
 def test_users_processors_see_the_whole_batch():
-    lm, reward = lm_of(), reward_of()
+    lm, reward = lm_of(), KnownReward(more_eos=MORE_EOS)
     watching = Watching()
     inputs = padded(lm, PROMPTS)
-    settings = {"guide": Guide(reward, lm.tokenizer, top_k=300, seed=3), "max_new_tokens": 12}
+    settings = {"guide": Guide(reward, lm.tokenizer, top_k=300, seed=3), "max_new_tokens": 24}
     have = lm.model.generate(**inputs, custom_generate=guided, logits_processor=[watching], **settings)
     width = inputs["input_ids"].shape[1]
     assert watching.shown == [have[:, : width + i].tolist() for i in range(len(watching.shown))]
     assert len(watching.shown) == have.shape[1] - width
-    assert len(set(map(len, responses(lm, have, width, 12)))) > 1  # rows have left, the others kept their places
+    assert len(set(map(len, responses(lm, have, width, 24)))) > 1  # rows have left, the others kept their places
     assert all(101 + i not in row for i, row in enumerate(have[:, width:].tolist()))
 
 
@@ -323,11 +323,15 @@ def test_sampling_defaults_of_the_model_have_no_effect():
     )
     try:
         assert call(lm, PROMPTS, Guide(reward, lm.tokenizer, seed=3)) == want
-        with pytest.raises(MethodError, match=r"do_sample=False contradicts method pargs with a temperature; leave"):
+        with pytest.raises(
+            MethodError, match=r"^do_sample=False contradicts method pargs, which samples here; .* use pargs-greedy$"
+        ):
             call(lm, PROMPTS, Guide(reward, lm.tokenizer), do_sample=False)
     finally:
         lm.model.generation_config = usual
     assert call(lm, PROMPTS, Guide(reward, lm.tokenizer, seed=3), do_sample=True) == want
+    with pytest.raises(MethodError, match=r"^do_sample=True contradicts method args, which takes .* or use pargs$"):
+        call(lm, PROMPTS, Guide(reward, lm.tokenizer, "args"), do_sample=True)
 
 
 class EndsAfter(StoppingCriteria):
@@ -361,10 +365,10 @@ def test_stopping_criteria_end_rows_one_by_one():
 
 def test_stop_strings():
     lm = lm_of()
-    counts = KnownReward(lambda ids: 100.0 * (ids[-1] == 97 + len(ids) % 6))
-    criteria = StoppingCriteriaList([StopStringCriteria(lm.tokenizer, ["ef"])])
+    counts = KnownReward(lambda ids: 100.0 * (ids[-1] == 100 + len(ids) % 6))
+    criteria = StoppingCriteriaList([StopStringCriteria(lm.tokenizer, ["hi"])])
     have = call(lm, ["123456", "1234"], Guide(counts, lm.tokenizer, top_k=300), stopping_criteria=criteria)
-    assert [bytes(token for token in row if token < 256) for row in have] == [b"bcdef", b"fabcdef"]
+    assert [bytes(token for token in row if token < 256) for row in have] == [b"efghi", b"idefghi"]
 
 
 def test_streamer():
@@ -431,7 +435,7 @@ def test_refused_rewards_and_rows():
         call(lm, ["A", "B"], guide, guided_streamer=streamer)
     for run in (call, processed):
         with pytest.raises(PromptError, match=r"^prompt 1 has 250 tokens, which with \d+ new ones exceed the context"):
-            run(lm, ["A" * 250], guide, 12)
+            run(lm, ["A" * 250], Guide(loves({101: 100.0}), lm.tokenizer, top_k=300), 12)
     with pytest.raises(MethodError, match=r"leave prompt 2 no token at step 1; they have to leave at least one$"):
         call(lm, ["A", "B"], guide, logits_processor=[LeavesOneRowNothing()])
 

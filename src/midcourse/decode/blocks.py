@@ -476,14 +476,14 @@ class _Segments:
             self.best = trial
         if self.rejected_here == chosen.retries:
             return self.best
-        self.trial = _branch(self.kept, _uniforms(self.kept, self.rejected_here))
+        self.trial = _branch(self.kept, _uniforms(self.kept, self.rejected))
         return None
 
     def accept(self, row: Row, start: Float[Tensor, " vocab"]) -> None:
         """Go on from here."""
         self.kept, self.start = row, start.clone()
         self.best, self.rejected_here = None, 0
-        self.trial = _branch(row, np.random.default_rng(row.seed).random(len(row.uniforms)))
+        self.trial = _branch(row, _uniforms(row, self.rejected))
 
 
 def threshold(chosen: Cards, prompt_reward: float, tokens: int, max_new_tokens: int) -> float:

@@ -186,6 +186,14 @@ def method(name: str) -> AnyMethod:
     return replace(found, samples=int(samples))
 
 
+def settings_of(chosen: AnyMethod) -> dict[str, Any]:
+    """A method's settings by name, as numbers and words."""
+    found = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
+    if isinstance(chosen, Method):
+        found["guide"] = chosen.guide.__name__ if chosen.guide else None
+    return found
+
+
 def with_settings(chosen: AnyMethod, name: str, settings: dict[str, Any]) -> AnyMethod:
     """The method with those settings that are not None.
 

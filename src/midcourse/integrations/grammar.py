@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import MidcourseError
 
+_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MATCHERS = 256  # kept; another one is made from the response where it is needed again
 
 
@@ -26,7 +27,8 @@ def json_grammar(
 ) -> "Grammar":
     """A logits processor under which every finished response is JSON that is valid under the schema.
 
-    A response that is cut at its length limit may be unfinished JSON: bound the schema's strings and arrays.
+    Spaces are those that `json.dumps` writes, so that no response runs on in white space. One that is cut at its
+    length limit may be unfinished JSON: bound the schema's strings and arrays.
 
     Raises:
         GrammarError: llguidance is not installed, or cannot use the schema or the tokenizer.
@@ -35,7 +37,10 @@ def json_grammar(
         >>> schema = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
         >>> generate(lm, prompts, reward, logits_processor=json_grammar(lm.tokenizer, schema, lm.eos_token_ids))
     """
-    return Grammar(tokenizer, _llguidance().LLMatcher.grammar_from_json_schema(json.dumps(dict(schema))), eos_token_ids)
+    matcher = _llguidance().LLMatcher
+    return Grammar(
+        tokenizer, matcher.grammar_from_json_schema(json.dumps(dict(schema)), overrides=_SPACES), eos_token_ids
+    )
 
 
 def regex_grammar(

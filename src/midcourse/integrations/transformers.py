@@ -114,6 +114,7 @@ class Guide:
 
     @property
     def method_name(self) -> str:
+        """For messages."""
         return self.method if isinstance(self.method, str) else type(self.method).__name__
 
 
@@ -251,9 +252,11 @@ class GuidedLogitsProcessor(LogitsProcessor):
             MethodError: the rows changed places, or the reward does not fit the method.
             PromptError: a prompt is all padding, or the next token would not fit the context.
         """
-        self._follow(input_ids)
+        # generate keeps ids and scores where the prompts were, which may be another device than the model's.
+        device = self._lm.model.device
+        self._follow(input_ids.to(device))
         chosen, own = self._chosen, [weight for _, weight in self._guides]
-        logprobs = scores.log_softmax(1)
+        logprobs = scores.to(device).log_softmax(1)
         candidates, rewards = _offer(logprobs, self._guide_rows, own, chosen, self._always)
         base = normalise(candidates.logprobs, _temperature(chosen))
         if self._guides and rewards is None:
@@ -264,11 +267,11 @@ class GuidedLogitsProcessor(LogitsProcessor):
             for row, spent in zip(self._rows, kl_divergence(policy, base).tolist(), strict=True):
                 row.spent += spent
         # The larger where a token has two places: one of EOS's may be empty.
-        found = torch.full_like(scores, float("-inf"), dtype=policy.dtype)
+        found = torch.full_like(logprobs, float("-inf"), dtype=policy.dtype)
         found = found.scatter_reduce(1, candidates.token_ids, policy, "amax")
         # A finished row may have no possible token left; generate ignores what it gets.
         impossible = (scores == float("-inf")).all(1, keepdim=True)
-        return torch.where(impossible, scores, found.to(scores.dtype))
+        return torch.where(impossible, scores, found.to(scores))
 
     def _follow(self, input_ids: Tensor) -> None:
         """Bring the reward's rows to these ids."""
@@ -445,9 +448,10 @@ def _check_sampling(config: GenerationConfig, default: GenerationConfig, chosen:
             remedy = f"give it to Guide({name}=...)" if hasattr(guide, name) else "leave it out"
             raise MethodError(f"{name} {getattr(config, name)} of generate has no effect on guided decoding; {remedy}")
     if config.do_sample != bool(default.do_sample) and config.do_sample == chosen.greedy:
+        habit = "takes the likeliest token" if chosen.greedy else "samples"
         raise MethodError(
-            f"do_sample={config.do_sample} contradicts method {guide.method_name} "
-            f"{'without' if chosen.greedy else 'with'} a temperature; leave it out, and use Guide(temperature=...)"
+            f"do_sample={config.do_sample} contradicts method {guide.method_name}, which {habit} here; "
+            f"leave it out, or use {'pargs' if chosen.greedy else 'pargs-greedy'}"
         )
 
 
