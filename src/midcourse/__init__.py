@@ -6,19 +6,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from midcourse.decode.loop import generate, stream
     from midcourse.decode.steps import Generation, Step
+    from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
     from midcourse.language_model import LanguageModel
+    from midcourse.loading import load_reward
     from midcourse.reward import Score
     from midcourse.reward_model import RewardModel
+    from midcourse.text_reward import ClassifierReward, FunctionReward, TextReward
     from midcourse.vocabulary_reward import VocabularyReward
 
 __all__ = [
+    "ClassifierReward",
+    "FunctionReward",
     "Generation",
+    "Guide",
+    "GuidedLogitsProcessor",
     "LanguageModel",
     "RewardModel",
     "Score",
     "Step",
+    "TextReward",
     "VocabularyReward",
     "generate",
+    "guided",
+    "load_reward",
     "stream",
 ]
 
@@ -26,9 +36,12 @@ __all__ = [
 _HOMES = {
     "midcourse.decode.loop": ("generate", "stream"),
     "midcourse.decode.steps": ("Generation", "Step"),
+    "midcourse.integrations.transformers": ("Guide", "GuidedLogitsProcessor", "guided"),
     "midcourse.language_model": ("LanguageModel",),
+    "midcourse.loading": ("load_reward",),
     "midcourse.reward": ("Score",),
     "midcourse.reward_model": ("RewardModel",),
+    "midcourse.text_reward": ("ClassifierReward", "FunctionReward", "TextReward"),
     "midcourse.vocabulary_reward": ("VocabularyReward",),
 }
 

@@ -113,8 +113,7 @@ class LanguageModelRows:
         self.cache.rewind(counts)
         self.logprobs = logprobs
 
-    @staticmethod
-    def _read(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+    def _read(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 

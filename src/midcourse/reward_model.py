@@ -360,9 +360,12 @@ class CachedRows:
     """
 
     def __init__(self, model: Backbone, prefixes: Sequence[Prefix], room: int, eos_token_ids: Sequence[int]):
-        self.ids = [prefix.token_ids for prefix in prefixes]
-        self.cache = PrefixCache(model, len(prefixes), max(map(len, self.ids)) + room)
         self.eos_token_id, *other = eos_token_ids
+        self.ids = [
+            [*prefix.prompt_ids, *(self.eos_token_id if i in other else i for i in prefix.response_ids)]
+            for prefix in prefixes
+        ]
+        self.cache = PrefixCache(model, len(prefixes), max(map(len, self.ids)) + room)
         self.other_eos = torch.tensor(other, device=model.device, dtype=torch.long)
 
     def as_trained(self, token_ids: Tensor) -> Tensor:

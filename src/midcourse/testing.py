@@ -248,7 +248,7 @@ class KnownRows:
 
     def __init__(self, reward: KnownReward, prefixes: Sequence[Prefix]):
         self.reward = reward
-        self.rows = [prefix.token_ids for prefix in prefixes]
+        self.rows = [[*prefix.prompt_ids, *map(reward.read, prefix.response_ids)] for prefix in prefixes]
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
         values = [
@@ -464,10 +464,9 @@ def assert_same_generation(have: Generation, want: Generation, *, tolerance: flo
     assert [step.token_id for step in have.steps] == [step.token_id for step in want.steps], have.prompt
     for name in ("logprob", "reference_logprob", "reward", "guidance_kl", "total_kl"):
         a, b = ([getattr(step, name) for step in row.steps] for row in (have, want))
-        if None in (*a, *b):
-            assert a == b
-        else:
-            _assert_close(a, b, tolerance, f"{name} after {have.prompt!r}")
+        assert [x is None for x in a] == [x is None for x in b], f"{name} after {have.prompt!r}"
+        known_a, known_b = ([x for x in row if x is not None] for row in (a, b))
+        _assert_close(known_a, known_b, tolerance, f"{name} after {have.prompt!r}")
 
 
 @torch.inference_mode()

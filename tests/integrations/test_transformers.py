@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    EosTokenCriteria,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -306,12 +308,16 @@ def test_users_processors_see_the_whole_batch():
     assert all(101 + i not in row for i, row in enumerate(have[:, width:].tolist()))
 
 
-def test_prefix_allowed_tokens():
+def test_processors_know_their_rows_while_others_leave():
     lm, reward = lm_of(), reward_of()
-    have = call(
-        lm, PROMPTS, Guide(reward, lm.tokenizer, seed=3), prefix_allowed_tokens_fn=lambda row, ids: [70 + row, 80 + row]
-    )
-    assert all(set(row) <= {70 + i, 80 + i} for i, row in enumerate(have))
+    width = padded(lm, PROMPTS)["input_ids"].shape[1]
+    lengths = [5, 2, 4, 7]
+
+    def allowed(row, ids):
+        return [70 + row] if len(ids) - width < lengths[row] else [257]
+
+    have = call(lm, PROMPTS, Guide(reward, lm.tokenizer), prefix_allowed_tokens_fn=allowed)
+    assert have == [[70 + row] * length + [257] for row, length in enumerate(lengths)]
 
 
 def test_sampling_defaults_of_the_model_have_no_effect():
@@ -358,6 +364,10 @@ def test_stopping_criteria_end_rows_one_by_one():
     assert [row[: len(cut)] for row, cut in zip(have, want, strict=True)] == want
     assert all(set(row[len(cut) :]) <= {258} for row, cut in zip(have, want, strict=True))
     assert len({len(cut) for cut in want}) > 1
+
+    for mine, length in ((MaxLengthCriteria(width + 4), 4), (EosTokenCriteria([token]), 6)):
+        have = lm.model.generate(**inputs, stopping_criteria=StoppingCriteriaList([mine]), **settings)[0, width:]
+        assert have[:length].tolist() == long[0][:length] and set(have[length:].tolist()) <= {258}
 
     have = lm.model.generate(**inputs, stopping_criteria=StoppingCriteriaList([MaxTimeCriteria(0.0)]), **settings)
     assert have[:, width:].tolist() == [row[:1] for row in long]

@@ -8,7 +8,6 @@ A row's first draws use its own uniform numbers, so a choice of one in one is pl
 derived from the row's seed: nothing depends on which rows share a batch.
 """
 
-import copy
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -23,13 +22,12 @@ from torch import Tensor
 
 from midcourse.decode.candidates import nucleus, short_list
 from midcourse.decode.choice import draw, kl_divergence, normalise, uniforms_now
-from midcourse.decode.methods import BestOfN, BlockMethod, Blockwise, Cards, Limits
-from midcourse.decode.steps import Generation, Row, ScoredCandidate, Step, processed
+from midcourse.decode.methods import BestOfN, BlockMethod, Blockwise, Cards, Limits, Method
+from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
 from midcourse.language_model import LanguageModel, LanguageModelRows
 from midcourse.prompt import Prefix
 from midcourse.reward import Reward
 
-_LISTED = 20  # candidates reported of a whole vocabulary
 _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count from 1
 
 
@@ -59,7 +57,6 @@ class Samples:
         return replace(found, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None)
 
 
-@torch.inference_mode()
 def stream_blocks(
     lm: LanguageModel,
     queue: Sequence[Row],
@@ -68,18 +65,20 @@ def stream_blocks(
     limits: Limits,
     max_new_tokens: int,
     batch_size: int,
+    keep_all: bool = False,
 ) -> Iterator[tuple[int, Step | Generation]]:
     """Yield (row, Step) for every token as soon as its block is chosen, and (row, Generation) for a finished row.
 
     Args:
         guides: rewards bound to `lm`, with their weights; their weighted sum is the reward of a text.
         batch_size: rows of the language model that are decoded together.
+        keep_all: the Generation of best-of-n holds all its samples.
     """
     if not queue:
         return
     if isinstance(chosen, BestOfN):
         for number, samples in best_of_n_samples(lm, queue, guides, chosen, limits, max_new_tokens, batch_size):
-            winner = samples.winner
+            winner = replace(samples.winner, samples=samples.generations if keep_all else ())
             for step in winner.steps:
                 yield number, step
             yield number, winner
@@ -188,42 +187,11 @@ def plain_steps(logprobs: Float[Tensor, "batch vocab"], uniforms: Sequence[float
         uniforms: one number in [0, 1) a row.
         chosen: its top_k, top_p and temperature; at temperature 0 the likeliest token.
     """
-    greedy = chosen.temperature == 0
-    temperature = 1.0 if greedy else chosen.temperature
-    candidates = nucleus(short_list(logprobs, chosen.top_k), chosen.top_p, temperature)
-    base = normalise(candidates.logprobs, temperature)
-    index = base.argmax(1) if greedy else draw(base, uniforms_now(uniforms, base.device))
-    picked = index[:, None]
-    own, reference = base.gather(1, picked)[:, 0], candidates.logprobs.gather(1, picked)[:, 0]
-    if greedy:
-        figures = [torch.zeros_like(own), reference, -own, -reference]
-    else:
-        figures = [own, reference, torch.zeros_like(own), kl_divergence(base, candidates.logprobs)]
-    ids, listed = candidates
-    if chosen.top_k is None:
-        likeliest = listed.topk(min(_LISTED, listed.shape[1]), dim=1).indices
-        ids, listed = ids.gather(1, likeliest), listed.gather(1, likeliest)
-    return [
-        Step(
-            token_id=token,
-            text="",
-            logprob=logprob,
-            reference_logprob=reference_logprob,
-            reward=None,
-            weight=0.0,
-            guidance_kl=guidance_kl,
-            total_kl=total_kl,
-            candidates=tuple(
-                ScoredCandidate(*place, None) for place in zip(*offered, strict=True) if place[1] > -math.inf
-            ),
-        )
-        for token, (logprob, reference_logprob, guidance_kl, total_kl), offered in zip(
-            candidates.token_ids.gather(1, picked)[:, 0].tolist(),
-            torch.stack(figures, 1).tolist(),
-            zip(ids.tolist(), listed.tolist(), strict=True),
-            strict=True,
-        )
-    ]
+    plain = Method(None, greedy=chosen.temperature == 0, temperature=chosen.temperature, top_k=chosen.top_k)
+    candidates = nucleus(short_list(logprobs, chosen.top_k), chosen.top_p, plain.policy_temperature)
+    base = normalise(candidates.logprobs, plain.policy_temperature)
+    index = base.argmax(1) if plain.greedy else draw(base, uniforms_now(uniforms, base.device))
+    return as_steps(candidates, None, base, base, index, [0.0] * len(base), [], plain)
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:
@@ -238,14 +206,7 @@ def _uniforms(row: Row, stream: int) -> np.ndarray:
 
 def _branch(row: Row, uniforms: np.ndarray) -> Row:
     """The row as it stands, to be continued apart from it."""
-    text = copy.copy(row.text)
-    text._ids = list(text._ids)
-    return replace(row, text=text, uniforms=uniforms, steps=list(row.steps))
-
-
-def _staying(count: int, leaving: Sequence[int]) -> list[int]:
-    """The places of `count` that others than those leaving have."""
-    return [place for place in range(count) if place not in leaving]
+    return replace(row, text=row.text.copy(), uniforms=uniforms, steps=list(row.steps))
 
 
 def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Step]:
@@ -263,7 +224,6 @@ def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Step]:
 # Best of n
 
 
-@torch.inference_mode()
 def best_of_n_samples(
     lm: LanguageModel,
     queue: Sequence[Row],
@@ -308,7 +268,7 @@ def best_of_n_samples(
             lm_rows.replace([place], read[1])
             active[place] = j, row
         if leaving := ended[len(successors) :]:
-            kept = _staying(len(active), leaving)
+            kept = remaining(len(active), set(leaving))
             active = [active[place] for place in kept]
             if kept:
                 lm_rows.select(kept)
@@ -546,7 +506,7 @@ def _cards(call: _Call, queue: Sequence[Row], chosen: Cards) -> Iterator[tuple[i
         if reading:
             _read(call, states, active, reading)
         if leaving:
-            kept = _staying(len(active), leaving)
+            kept = remaining(len(active), set(leaving))
             active = [active[place] for place in kept]
             if kept:
                 states.select(kept)

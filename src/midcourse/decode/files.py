@@ -97,9 +97,14 @@ def append_rows(
 
 def as_row(row: int, generation: Generation) -> dict[str, Any]:
     """A response as its JSON row. A token's text is what became certain with it; their texts joined are `text`."""
+    found = {"row": row, "prompt": generation.prompt, **_response(generation)}
+    if generation.samples:
+        found["samples"] = [_response(sample) for sample in generation.samples]
+    return found
+
+
+def _response(generation: Generation) -> dict[str, Any]:
     return {
-        "row": row,
-        "prompt": generation.prompt,
         "text": generation.text,
         "finish_reason": generation.finish_reason,
         "reward": generation.reward,

@@ -11,17 +11,10 @@ from torch import Tensor
 
 from midcourse.decode.blocks import stream_blocks
 from midcourse.decode.candidates import Candidates, nucleus, short_list
-from midcourse.decode.choice import (
-    draw,
-    greedy_gap,
-    kl_divergence,
-    largest_shift,
-    normalise,
-    uniforms_now,
-    within_budget,
-)
+from midcourse.decode.choice import draw, greedy_gap, largest_shift, normalise, uniforms_now, within_budget
 from midcourse.decode.methods import (
     AnyMethod,
+    BestOfN,
     Limits,
     LogitsProcessor,
     Method,
@@ -30,7 +23,7 @@ from midcourse.decode.methods import (
     with_settings,
 )
 from midcourse.decode.methods import method as named_method
-from midcourse.decode.steps import Generation, Row, ScoredCandidate, Step, processed
+from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
 from midcourse.decode.text import TextStream
 from midcourse.language_model import LanguageModel
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
@@ -38,8 +31,6 @@ from midcourse.reward import Reward, RewardError, RewardRows, VocabularyRows
 
 Guides: TypeAlias = Sequence[tuple[Reward, float]]
 Event: TypeAlias = tuple[int, Step | Generation]
-
-_LISTED = 20  # candidates reported of a whole vocabulary
 
 
 def generate(
@@ -73,6 +64,7 @@ def stream(
     seed: int | Sequence[int] = 0,
     batch_size: int = 16,
     logits_processor: LogitsProcessor | None = None,
+    keep_all: bool = False,
     **settings: Any,
 ) -> Iterator[Event]:
     """Yield (row, Step) for every token as it is drawn, and (row, Generation) when a row is finished.
@@ -97,43 +89,23 @@ def stream(
             depend on its neighbours.
         logits_processor: called with (token ids of prompt and response, log-probabilities) before the short list;
             what it sets to -inf stays impossible.
+        keep_all: the Generation of best-of-n holds all its samples.
         settings: those of the method: `reward_weight`, `top_k`, `top_p`, `temperature`, `samples`, ... (None: its own).
 
     Raises:
         MethodError, PromptError, RewardError: a setting, prompt or reward that cannot be used, before any decoding.
     """
-    name = method if isinstance(method, str) else type(method).__name__
-    chosen = with_settings(named_method(method) if isinstance(method, str) else method, name, settings)
     if max_new_tokens < 1:
         raise MethodError(f"max-new-tokens {max_new_tokens} asks for no token; use 1 or more")
     if batch_size < 1:
         raise MethodError(f"batch-size {batch_size} holds no row; use 1 or more")
     limits = Limits(always_offer_eos, kl_per_token, kl_budget, skip_tolerance, logits_processor)
-    guides = as_guides(reward)
-    if isinstance(chosen, Method):
-        if chosen.temperature == 0:
-            chosen = replace(chosen, greedy=True)
-        if chosen.guide is None or chosen.reward_weight == 0:
-            template = template or next((r.template for r, _ in guides if r.template), "raw")
-            guides, chosen = (
-                [],
-                Method(
-                    None,
-                    greedy=chosen.greedy,
-                    reward_weight=0.0,
-                    top_k=chosen.top_k,
-                    temperature=chosen.temperature,
-                    top_p=chosen.top_p,
-                ),
-            )
-        elif not guides:
-            raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
-    elif not guides:
-        raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
-    check_limits(chosen, name, limits)
-    guides = [(guide.bind(lm), weight) for guide, weight in guides]
-    check_soft_value(chosen, guides)
-    template = agreed_template(guides, template)
+    given = as_guides(reward)
+    chosen, guides = settled(lm, method, settings, given, limits)
+    if keep_all and not isinstance(chosen, BestOfN):
+        raise MethodError("only best-of-n has several samples to keep; leave keep-all out")
+    # At weight 0 nothing guides, but the rewards' template holds all the same.
+    template = agreed_template(guides or given[:1], template)
     rows = encode(lm, [guide for guide, _ in guides], prompts, template, max_new_tokens)
     seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(rows):
@@ -148,8 +120,35 @@ def stream(
         for i, (prefix, row_seed) in enumerate(zip(rows, seeds, strict=True))
     ]
     if isinstance(chosen, Method):
-        return _without_gradients(_decode(lm, queue, guides, chosen, limits, max_new_tokens, batch_size))
-    return _without_gradients(stream_blocks(lm, queue, guides, chosen, limits, max_new_tokens, batch_size))
+        return _without_gradients(decode_rows(lm, queue, guides, chosen, limits, max_new_tokens, batch_size))
+    return _without_gradients(stream_blocks(lm, queue, guides, chosen, limits, max_new_tokens, batch_size, keep_all))
+
+
+def settled(
+    lm: LanguageModel,
+    method: str | AnyMethod,
+    settings: dict[str, Any],
+    guides: Guides,
+    limits: Limits,
+) -> tuple[AnyMethod, list[tuple[Reward, float]]]:
+    """The method with its settings, and the rewards as they read the LM's tokens: none where none has a say.
+
+    Raises:
+        MethodError, RewardError: settings, limits and rewards that do not go together.
+    """
+    name = method if isinstance(method, str) else type(method).__name__
+    chosen = with_settings(named_method(method) if isinstance(method, str) else method, name, settings)
+    if isinstance(chosen, Method) and chosen.temperature == 0:
+        chosen = replace(chosen, greedy=True)
+    if isinstance(chosen, Method) and (chosen.guide is None or chosen.reward_weight == 0):
+        guides = []
+        chosen = replace(chosen, guide=None, reward_weight=0.0, ranked_by="lm", soft_value=False)
+    elif not guides:
+        raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
+    check_limits(chosen, name, limits)
+    bound = [(guide.bind(lm), weight) for guide, weight in guides]
+    check_soft_value(chosen, bound)
+    return chosen, bound
 
 
 def _without_gradients(events: Iterator[Event]) -> Iterator[Event]:
@@ -209,17 +208,22 @@ def encode(
     if isinstance(prompts, str):
         raise PromptError("the prompts are a single text; give a list of texts")
     rows = [Prefix(prompt, prompt_ids(lm.tokenizer, prompt, template)) for prompt in prompts]
-    context = min([lm.context_length, *(reward.context_length for reward in rewards)])
-    for number, row in enumerate(rows, 1):
-        if len(row.prompt_ids) + max_new_tokens > context:
-            raise PromptError(
-                f"prompt {number} has {len(row.prompt_ids)} tokens, which with {max_new_tokens} new ones exceed the "
-                f"context of {context}; shorten it or lower --max-new-tokens"
-            )
+    check_room(lm, rewards, rows, max_new_tokens)
     return rows
 
 
-def _decode(
+def check_room(lm: LanguageModel, rewards: Sequence[Reward], prefixes: Sequence[Prefix], max_new_tokens: int) -> None:
+    """Raise PromptError where a prompt leaves no room for the response."""
+    context = min([lm.context_length, *(reward.context_length for reward in rewards)])
+    for number, prefix in enumerate(prefixes, 1):
+        if len(prefix.prompt_ids) + max_new_tokens > context:
+            raise PromptError(
+                f"prompt {number} has {len(prefix.prompt_ids)} tokens, which with {max_new_tokens} new ones exceed the "
+                f"context of {context}; shorten it or lower --max-new-tokens"
+            )
+
+
+def decode_rows(
     lm: LanguageModel,
     queue: list[Row],
     guides: Guides,
@@ -242,14 +246,14 @@ def _decode(
 
     while rows:
         logprobs = processed(limits.logits_processor, rows, lm_rows.logprobs)
-        candidates, rewards = _offer(logprobs, guide_rows, own, chosen, always)
-        base = normalise(candidates.logprobs, _temperature(chosen))
+        candidates, rewards = offer(logprobs, guide_rows, own, chosen, always)
+        base = normalise(candidates.logprobs, chosen.policy_temperature)
         skipped = _skippable(rows, base, candidates, chosen, limits)
         if guides and rewards is None and not all(skipped):
             rewards = [found.candidate_rewards(candidates.token_ids) for found in guide_rows]
-        guided, weights = _policy(rows, candidates, rewards, own, base, skipped, chosen, limits)
+        guided, weights = policy_of(rows, candidates, rewards, own, base, skipped, chosen, limits)
         index = guided.argmax(1) if chosen.greedy else draw(guided, uniforms_now([r.uniform for r in rows], device))
-        steps = _steps(candidates, _weighted(rewards, own), base, guided, index, weights, skipped, chosen)
+        steps = as_steps(candidates, _weighted(rewards, own), base, guided, index, weights, skipped, chosen)
         token_ids = candidates.token_ids.gather(1, index[:, None])[:, 0]
 
         reasons = []
@@ -266,7 +270,7 @@ def _decode(
         ended_places = [place for place, reason in enumerate(reasons) if reason]
         successors = [waiting.popleft() for _ in range(min(len(ended_places), len(waiting)))]
         leaving = set(ended_places[len(successors) :])
-        kept = _without(len(rows), leaving)
+        kept = remaining(len(rows), leaving)
         places = [kept.index(place) for place in ended_places[: len(successors)]]
         rows = [rows[place] for place in kept]
         if leaving and rows:
@@ -295,22 +299,7 @@ def check_vocabulary(chosen: Method, guide_rows: Sequence[RewardRows]) -> None:
         )
 
 
-def _without(count: int, leaving: set[int]) -> list[int]:
-    """The places that stay of `count`, the last ones moved into the holes: little is copied."""
-    places = list(range(count))
-    for hole in sorted(leaving, reverse=True):
-        last = places.pop()
-        if hole < len(places):
-            places[hole] = last
-    return places
-
-
-def _temperature(chosen: Method) -> float:
-    """Of the policies; a greedy choice has none, and its base is taken at 1."""
-    return 1.0 if chosen.greedy else chosen.temperature
-
-
-def _offer(
+def offer(
     logprobs: Tensor, guide_rows: Sequence[RewardRows], own: Sequence[float], chosen: Method, always: Tensor | None
 ) -> tuple[Candidates, list[Tensor] | None]:
     """The candidates; their rewards too where the rewards of the whole vocabulary took part in choosing them."""
@@ -321,7 +310,7 @@ def _offer(
         rewards = [reward.gather(1, candidates.token_ids) for reward in spoken]
     else:
         candidates, rewards = short_list(logprobs, chosen.top_k, always), None
-    return nucleus(candidates, chosen.top_p, _temperature(chosen)), rewards
+    return nucleus(candidates, chosen.top_p, chosen.policy_temperature), rewards
 
 
 def _guide(
@@ -351,7 +340,7 @@ def _skippable(rows: Sequence[Row], base: Tensor, candidates: Candidates, chosen
     return (largest_shift(base, seen / chosen.temperature) <= limits.skip_tolerance).tolist()
 
 
-def _policy(
+def policy_of(
     rows: Sequence[Row],
     candidates: Candidates,
     rewards: Sequence[Tensor] | None,
@@ -366,7 +355,7 @@ def _policy(
         return base, [0.0] * len(rows)
 
     def policy(weight: float | Tensor) -> Tensor:
-        return normalise(_guide(candidates.logprobs, rewards, own, chosen, weight), _temperature(chosen))
+        return normalise(_guide(candidates.logprobs, rewards, own, chosen, weight), chosen.policy_temperature)
 
     used: Tensor = base.new_full((len(rows), 1), chosen.reward_weight)
     if limits.kl_per_token is not None or limits.kl_budget is not None:
@@ -424,62 +413,3 @@ def _final_rewards(
         for found in guide_rows:
             found.rewind([1] * len(rows))
     return final
-
-
-def _steps(
-    candidates: Candidates,
-    rewards: Tensor | None,
-    base: Tensor,
-    guided: Tensor,
-    index: Tensor,
-    weights: Sequence[float],
-    skipped: Sequence[bool],
-    chosen: Method,
-) -> list[Step]:
-    """Each row's step, its text still to come."""
-    picked = index[:, None]
-    reference = candidates.logprobs.gather(1, picked)[:, 0]
-    if chosen.greedy:
-        guidance_kl, total_kl = -base.gather(1, picked)[:, 0], -reference
-        logprob = torch.zeros_like(reference)
-    else:
-        guidance_kl, total_kl = kl_divergence(guided, base), kl_divergence(guided, candidates.logprobs)
-        logprob = guided.gather(1, picked)[:, 0]
-    columns = torch.stack([logprob, reference, guidance_kl, total_kl], 1).tolist()
-    chosen_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
-    scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(chosen_ids)
-    listed = _listed(candidates, rewards, guided, chosen)
-    skipped = skipped or [False] * len(chosen_ids)
-    return [
-        Step(
-            token_id=chosen_ids[i],
-            text="",
-            logprob=columns[i][0],
-            reference_logprob=columns[i][1],
-            reward=None if skipped[i] else scores[i],
-            weight=weights[i],
-            guidance_kl=columns[i][2] if chosen.ranked_by == "lm" else None,
-            total_kl=columns[i][3],
-            candidates=tuple(
-                ScoredCandidate(token, logprob, None if skipped[i] else reward)
-                for token, logprob, reward in listed[i]
-                if logprob > -math.inf
-            ),
-        )
-        for i in range(len(chosen_ids))
-    ]
-
-
-def _listed(
-    candidates: Candidates, rewards: Tensor | None, guided: Tensor, chosen: Method
-) -> list[list[tuple[int, float, float | None]]]:
-    """The candidates to report: all that were short-listed, of a whole vocabulary the likeliest."""
-    ids, logprobs = candidates
-    if chosen.top_k is None:
-        best = guided.topk(min(_LISTED, guided.shape[1]), dim=1).indices
-        ids, logprobs = ids.gather(1, best), logprobs.gather(1, best)
-        rewards = rewards.gather(1, best) if rewards is not None else None
-    scores: list[list[float | None]] = (
-        rewards.tolist() if rewards is not None else [[None] * ids.shape[1] for _ in range(len(ids))]
-    )
-    return [list(zip(*row, strict=True)) for row in zip(ids.tolist(), logprobs.tolist(), scores, strict=True)]

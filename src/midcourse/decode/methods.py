@@ -43,6 +43,11 @@ class Method:
     soft_value: bool = False
     source: str = ""
 
+    @property
+    def policy_temperature(self) -> float:
+        """Of the base and guided policies; a greedy choice has none, and its base is taken at 1."""
+        return 1.0 if self.greedy else self.temperature
+
 
 @dataclass(frozen=True)
 class BestOfN:

@@ -1,5 +1,6 @@
 """What decoding yields: a Step for every token, a Generation for every response."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -8,10 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from midcourse.decode.choice import row_uniforms
-from midcourse.decode.methods import LogitsProcessor, MethodError
+from midcourse.decode.candidates import Candidates
+from midcourse.decode.choice import kl_divergence, row_uniforms
+from midcourse.decode.methods import LogitsProcessor, Method, MethodError
 from midcourse.decode.text import TextStream
 from midcourse.prompt import Prefix, Prompt
+
+_LISTED = 20  # candidates reported of a whole vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Step:
         weight: the reward's weight at this step: what a KL budget left of it, 0 where it was skipped.
         guidance_kl: KL(q || b) of this step; for greedy choices -log b of the token; None for methods whose policy
             leaves the base's candidates, and inside blocks.
-        total_kl: KL(q || pi) of this step; for greedy choices -log pi of the token; None inside blocks.
+        total_kl: KL(q || pi) of this step; for greedy choices -log pi of the token; None inside blocks. The steps of a
+            best-of-n response have that of the plain policy that drew them.
         candidates: the short list, likeliest first under the LM, with each candidate's reward; of a whole vocabulary
             the likeliest 20 of the guided policy.
     """
@@ -63,10 +68,11 @@ class Generation:
         steps: one per token; their texts joined are `text`.
         finish_reason: "stop" (EOS or a stop string) or "length".
         reward: of the whole response; None where no reward guides.
-        guidance_kl, total_kl: summed over the steps, in nats; None where a step has none. For best-of-n the bounds
-            that hold for the choice of one in n.
+        guidance_kl, total_kl: summed over the steps, in nats; None where a step has none. Of best-of-n the first is
+            the bound log n - (n - 1) / n, and the second None.
         prompt_tokens: length of the prompt in tokens.
         seed: the row's own.
+        samples: all responses among which best-of-n chose, where they were asked for.
     """
 
     prompt: Prompt
@@ -78,6 +84,7 @@ class Generation:
     total_kl: float | None
     prompt_tokens: int
     seed: int
+    samples: tuple["Generation", ...] = ()
 
 
 @dataclass
@@ -162,3 +169,72 @@ def processed(
                 "it has to leave at least one"
             )
     return torch.cat(found)
+
+
+def as_steps(
+    candidates: Candidates,
+    rewards: Tensor | None,
+    base: Tensor,
+    guided: Tensor,
+    index: Tensor,
+    weights: Sequence[float],
+    skipped: Sequence[bool],
+    chosen: Method,
+) -> list[Step]:
+    """Each row's step, its text still to come."""
+    picked = index[:, None]
+    reference = candidates.logprobs.gather(1, picked)[:, 0]
+    if chosen.greedy:
+        guidance_kl, total_kl = -base.gather(1, picked)[:, 0], -reference
+        logprob = torch.zeros_like(reference)
+    else:
+        guidance_kl, total_kl = kl_divergence(guided, base), kl_divergence(guided, candidates.logprobs)
+        logprob = guided.gather(1, picked)[:, 0]
+    columns = torch.stack([logprob, reference, guidance_kl, total_kl], 1).tolist()
+    chosen_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
+    scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(chosen_ids)
+    listed = _listed(candidates, rewards, guided, chosen)
+    skipped = skipped or [False] * len(chosen_ids)
+    return [
+        Step(
+            token_id=chosen_ids[i],
+            text="",
+            logprob=columns[i][0],
+            reference_logprob=columns[i][1],
+            reward=None if skipped[i] else scores[i],
+            weight=weights[i],
+            guidance_kl=columns[i][2] if chosen.ranked_by == "lm" else None,
+            total_kl=columns[i][3],
+            candidates=tuple(
+                ScoredCandidate(token, logprob, None if skipped[i] else reward)
+                for token, logprob, reward in listed[i]
+                if logprob > -math.inf
+            ),
+        )
+        for i in range(len(chosen_ids))
+    ]
+
+
+def _listed(
+    candidates: Candidates, rewards: Tensor | None, guided: Tensor, chosen: Method
+) -> list[list[tuple[int, float, float | None]]]:
+    """The candidates to report: all that were short-listed, of a whole vocabulary the likeliest."""
+    ids, logprobs = candidates
+    if chosen.top_k is None:
+        best = guided.topk(min(_LISTED, guided.shape[1]), dim=1).indices
+        ids, logprobs = ids.gather(1, best), logprobs.gather(1, best)
+        rewards = rewards.gather(1, best) if rewards is not None else None
+    scores: list[list[float | None]] = (
+        rewards.tolist() if rewards is not None else [[None] * ids.shape[1] for _ in range(len(ids))]
+    )
+    return [list(zip(*row, strict=True)) for row in zip(ids.tolist(), logprobs.tolist(), scores, strict=True)]
+
+
+def remaining(count: int, leaving: set[int]) -> list[int]:
+    """The places that stay of `count`, the last ones moved into the holes: little is copied."""
+    places = list(range(count))
+    for hole in sorted(leaving, reverse=True):
+        last = places.pop()
+        if hole < len(places):
+            places[hole] = last
+    return places

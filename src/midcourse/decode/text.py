@@ -1,5 +1,6 @@
 """Token ids to text pieces: whole UTF-8 characters only, cut at stop strings."""
 
+import copy
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,12 @@ class TextStream:
         """What was held back; bytes of a character that never became whole are dropped."""
         piece, self._held = self._held, ""
         return "" if self.stopped else piece
+
+    def copy(self) -> "TextStream":
+        """The same text, to go on apart from this one."""
+        other = copy.copy(self)
+        other._ids = list(self._ids)
+        return other
 
     def _decode_new(self) -> str:
         decode = self.tokenizer.decode

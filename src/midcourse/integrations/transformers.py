@@ -18,6 +18,7 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.generation import (
@@ -38,15 +39,15 @@ from transformers.generation import (
 from midcourse.decode.choice import kl_divergence, normalise
 from midcourse.decode.loop import (
     Guides,
-    _decode,
-    _offer,
-    _policy,
-    _temperature,
     as_guides,
-    check_soft_value,
+    check_room,
     check_vocabulary,
+    decode_rows,
+    offer,
+    policy_of,
+    settled,
 )
-from midcourse.decode.methods import AnyMethod, Limits, Method, MethodError, check_limits, with_settings
+from midcourse.decode.methods import AnyMethod, Limits, Method, MethodError
 from midcourse.decode.methods import method as named_method
 from midcourse.decode.steps import Row, Step
 from midcourse.decode.text import TextStream
@@ -167,16 +168,16 @@ def guided(
     chosen, guides, limits = _settled(guide, lm)
     _check_sampling(generation_config, model.generation_config, chosen, guide)
     max_new_tokens = generation_config.max_length - input_ids.shape[1]
-    prompts = _prompts(input_ids, model_kwargs.get("attention_mask"))
-    _check_room(lm, guides, prompts, max_new_tokens)
+    prefixes = _prefixes(guide.tokenizer, _prompts(input_ids, model_kwargs.get("attention_mask")))
+    check_room(lm, [reward for reward, _ in guides], prefixes, max_new_tokens)
 
     seed = int(torch.randint(2**31, ())) if guide.seed is None else guide.seed
     criteria = StoppingCriteriaList(
-        [found for found in stopping_criteria if not isinstance(found, MaxLengthCriteria | EosTokenCriteria)]
+        [found for found in stopping_criteria if not _is_the_loops(found, generation_config)]
     )
     rows = [
         Row.begin(i, prefix, seed + i, _Ending(guide.tokenizer, input_ids[i : i + 1], criteria), max_new_tokens)
-        for i, prefix in enumerate(_prefixes(guide.tokenizer, prompts))
+        for i, prefix in enumerate(prefixes)
     ]
     ends = _eos_token_ids(generation_config)
     called = _CalledModel(
@@ -192,7 +193,7 @@ def guided(
     limits = replace(limits, always_offer_eos=limits.always_offer_eos and bool(ends))
     if guided_streamer is not None:
         guided_streamer.put(input_ids.cpu())
-    for _, event in _decode(called, rows, guides, chosen, limits, max_new_tokens, len(rows)):
+    for _, event in decode_rows(called, rows, guides, chosen, limits, max_new_tokens, len(rows)):
         if guided_streamer is not None and isinstance(event, Step):
             guided_streamer.put(torch.tensor([event.token_id]))
     if guided_streamer is not None:
@@ -216,8 +217,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
     Args:
         guide: what guides; its seed has to be None, since generate draws.
         model: the language model whose `generate` is called.
-        attention_mask: of the prompts, to know their left padding; without it leading padding tokens are taken for
-            padding, which is wrong for prompts that begin with that token.
+        attention_mask: of the prompts, to know their left padding; the processor is for these prompts then. Without
+            it leading padding tokens are taken for padding, which is wrong for prompts that begin with that token.
 
     Example:
         >>> processor = GuidedLogitsProcessor(Guide(reward, tokenizer), model)
@@ -257,12 +258,12 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self._follow(input_ids.to(device))
         chosen, own = self._chosen, [weight for _, weight in self._guides]
         logprobs = scores.to(device).log_softmax(1)
-        candidates, rewards = _offer(logprobs, self._guide_rows, own, chosen, self._always)
-        base = normalise(candidates.logprobs, _temperature(chosen))
+        candidates, rewards = offer(logprobs, self._guide_rows, own, chosen, self._always)
+        base = normalise(candidates.logprobs, chosen.policy_temperature)
         if self._guides and rewards is None:
             rewards = [found.candidate_rewards(candidates.token_ids) for found in self._guide_rows]
         none = [False] * len(self._rows)
-        policy, _ = _policy(self._rows, candidates, rewards, own, base, none, chosen, self._limits)
+        policy, _ = policy_of(self._rows, candidates, rewards, own, base, none, chosen, self._limits)
         if self._limits.kl_budget is not None:
             for row, spent in zip(self._rows, kl_divergence(policy, base).tolist(), strict=True):
                 row.spent += spent
@@ -280,7 +281,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
             self._begin(input_ids)
         elif torch.equal(before, self._seen):
             new_tokens = input_ids.shape[1] - self._width + 1
-            _check_room(self._lm, self._guides, [row.prefix.prompt_ids for row in self._rows], new_tokens)
+            check_room(self._lm, [reward for reward, _ in self._guides], [r.prefix for r in self._rows], new_tokens)
             for found in self._guide_rows:
                 found.advance(input_ids[:, -1])
         elif bool((before[:, None] == self._seen).all(2).any(1).all()):
@@ -293,9 +294,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self._seen = input_ids.clone()
 
     def _begin(self, input_ids: Tensor) -> None:
-        prompts = _prompts(input_ids, self._mask(input_ids))
-        _check_room(self._lm, self._guides, prompts, 1)
-        prefixes = _prefixes(self.guide.tokenizer, prompts)
+        prefixes = _prefixes(self.guide.tokenizer, _prompts(input_ids, self._mask(input_ids)))
+        check_room(self._lm, [reward for reward, _ in self._guides], prefixes, 1)
         no_text = TextStream(self.guide.tokenizer)
         room = (self._chosen.top_k or 0) + (0 if self._always is None else len(self._always))
         self._rows = [Row.begin(i, prefix, 0, no_text, 0) for i, prefix in enumerate(prefixes)]
@@ -366,7 +366,7 @@ class _ProcessedRows(LanguageModelRows):
         super().select(rows)
         self.live = [self.live[row] for row in rows]
 
-    def _read(self, logits: Float[Tensor, "live vocab"]) -> Float[Tensor, "live vocab"]:  # type: ignore[override]
+    def _read(self, logits: Float[Tensor, "live vocab"]) -> Float[Tensor, "live vocab"]:
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         everyone = scores.new_zeros(len(self.lm.rows), scores.shape[1])
         everyone[self.live] = scores
@@ -403,24 +403,15 @@ def _language_model(model: PreTrainedModel, guide: Guide) -> LanguageModel:
 
 def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, list[tuple[Reward, float]], Limits]:
     """The method with the guide's settings, the rewards as they read this model's tokens, and the limits."""
-    name = guide.method_name
-    settings = {key: getattr(guide, key) for key in ("reward_weight", "top_k", "top_p", "temperature")}
     method = named_method(guide.method) if isinstance(guide.method, str) else guide.method
     if not isinstance(method, Method):
-        raise MethodError(f"method {name} guides whole blocks, which generate cannot host; use midcourse.generate")
-    chosen = with_settings(method, name, settings)
-    assert isinstance(chosen, Method)
-    if chosen.temperature == 0:
-        chosen = replace(chosen, greedy=True)
-    guides = as_guides(guide.reward)
-    if chosen.guide is None or chosen.reward_weight == 0:
-        guides, chosen = [], replace(chosen, guide=None, reward_weight=0.0, ranked_by="lm", soft_value=False)
-    elif not guides:
-        raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
+        raise MethodError(
+            f"method {guide.method_name} guides whole blocks, which generate cannot host; use midcourse.generate"
+        )
+    settings = {key: getattr(guide, key) for key in ("reward_weight", "top_k", "top_p", "temperature")}
     limits = Limits(guide.always_offer_eos, guide.kl_per_token, guide.kl_budget)
-    check_limits(chosen, name, limits)
-    guides = [(reward.bind(lm), weight) for reward, weight in guides]
-    check_soft_value(chosen, guides)
+    chosen, guides = settled(lm, guide.method, settings, as_guides(guide.reward), limits)
+    assert isinstance(chosen, Method)
     return chosen, guides, limits
 
 
@@ -463,6 +454,13 @@ def _eos_token_ids(config: GenerationConfig) -> list[int]:
     return torch.as_tensor(given).reshape(-1).tolist()
 
 
+def _is_the_loops(criterion: StoppingCriteria, config: GenerationConfig) -> bool:
+    """Whether the loop ends rows by this criterion anyway, so that it need not be asked about every row and token."""
+    if isinstance(criterion, MaxLengthCriteria):
+        return criterion.max_length == config.max_length
+    return isinstance(criterion, EosTokenCriteria) and set(criterion.eos_token_id.tolist()) <= {*_eos_token_ids(config)}
+
+
 def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
     """Each row's token ids without its left padding."""
     if attention_mask is None:
@@ -479,17 +477,6 @@ def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]
 def _prefixes(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
     """The prompts with their texts, which rewards of texts read."""
     return [Prefix(tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in prompts]
-
-
-def _check_room(lm: LanguageModel, guides: Guides, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raise PromptError where a prompt leaves no room for the response."""
-    context = min([lm.context_length, *(reward.context_length for reward, _ in guides)])
-    for number, ids in enumerate(prompts, 1):
-        if len(ids) + max_new_tokens > context:
-            raise PromptError(
-                f"prompt {number} has {len(ids)} tokens, which with {max_new_tokens} new ones exceed the context of "
-                f"{context}; shorten it or lower max_new_tokens"
-            )
 
 
 def _sequences(input_ids: Tensor, rows: Sequence[Row], pad_token_id: int) -> Tensor:
