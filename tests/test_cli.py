@@ -60,6 +60,125 @@ def test_guide_prints_text_and_figures(midcourse, lm_folder, reward_folder):
     assert "guidance KL" in err
 
 
+def test_several_rewards_and_a_function(midcourse, lm_folder, reward_folder, tmp_path, monkeypatch):
+    (tmp_path / "taste.py").write_text("def long(text):\n    return len(text)\n")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = midcourse(
+        "guide", "--lm", lm_folder, "--reward", f"{reward_folder}=1", "--reward", f"{reward_folder}=-1",
+        "--reward-function", "taste:long=0.5", "--prompt", "abc", "--max-new-tokens", 4, "--json",
+    )  # fmt: skip
+    (row,) = rows(out)
+    assert code == 0, err
+    # The model's reward and its opposite cancel: what is left is half the text's length.
+    assert row["reward"] == pytest.approx(len(row["text"]) / 2, abs=1e-5)
+    assert row["tokens"][0]["weight"] == 1.0
+
+
+def test_lone_reward_is_reported_as_it_is(midcourse, lm_folder, reward_folder):
+    asked = ["--prompt", "abc", "--max-new-tokens", 4, "--json"]
+    _, own, _ = midcourse("guide", "--lm", lm_folder, "--reward", f"{reward_folder}=1.5", "--reward-weight", 2, *asked)
+    _, common, _ = midcourse("guide", "--lm", lm_folder, "--reward", reward_folder, "--reward-weight", 3, *asked)
+    assert own == common
+    assert rows(own)[0]["tokens"][0]["weight"] == 3.0
+
+
+def test_causal_lm_guides_as_a_vocabulary_reward(midcourse, lm_folder):
+    code, out, err = midcourse(
+        "guide", "--lm", lm_folder, "--reward", lm_folder, "--method", "genarm", "--prompt", "abc",
+        "--max-new-tokens", 4, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    (row,) = rows(out)
+    assert row["guidance_kl"] is None
+    assert row["total_kl"] > 0
+    code, out, err = midcourse(
+        "guide",
+        "--lm",
+        lm_folder,
+        "--reward",
+        lm_folder,
+        "--method",
+        "genarm",
+        "--prompt",
+        "abc",
+        "--max-new-tokens",
+        4,
+    )
+    assert code == 0
+    assert "total KL" in err
+    assert "guidance KL" not in err
+
+
+def test_best_of_n_may_keep_all(midcourse, lm_folder, reward_folder, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "abc"}\n{"prompt": "The ferry"}\n')
+    asked = ["guide", "--lm", lm_folder, "--reward", reward_folder, "--method", "best-of-n:3", "--prompts", prompts]
+    code, _, err = midcourse(*asked, "--max-new-tokens", 6, "--out", out, "--keep-all")
+    assert code == 0, err
+    for row in rows(out.read_text()):
+        assert len(row["samples"]) == 3
+        assert row["reward"] == max(sample["reward"] for sample in row["samples"])
+    code, _, err = midcourse(*asked, "--max-new-tokens", 6, "--out", tmp_path / "best.jsonl")
+    assert code == 0
+    assert all("samples" not in row for row in rows((tmp_path / "best.jsonl").read_text()))
+
+
+@pytest.mark.parametrize(
+    "method", ["args", "args-stochastic", "cd", "cd-blockwise", "rad", "fudge", "best-of-n:2", "pargs-greedy"]
+)
+def test_every_method_of_a_scalar_reward(midcourse, lm_folder, reward_folder, method):
+    asked = ["--prompt", "abc", "--max-new-tokens", 4, "--method", method]
+    code, out, err = midcourse("guide", "--lm", lm_folder, "--reward", reward_folder, *asked)
+    assert code == 0, err
+    assert out
+
+
+def test_cards_needs_its_threshold(midcourse, lm_folder, reward_folder):
+    asked = ["guide", "--lm", lm_folder, "--reward", reward_folder, "--prompt", "abc", "--method", "cards"]
+    refused(midcourse(*asked), "--reward-threshold")
+    code, _, err = midcourse(*asked, "--max-new-tokens", 6, "--reward-threshold", -5)
+    assert code == 0, err
+
+
+def test_kl_budget_and_skipping(midcourse, lm_folder, reward_folder):
+    code, out, err = midcourse(
+        "guide", "--lm", lm_folder, "--reward", f"{reward_folder}=50", "--prompt", "abc", "--max-new-tokens", 8,
+        "--kl-per-token", 0.2, "--kl-budget", 0.5, "--skip-tolerance", 0.01, "--top-p", 0.95, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    (row,) = rows(out)
+    assert row["guidance_kl"] <= 0.5
+
+
+def test_methods_are_listed(midcourse):
+    code, out, _ = midcourse("methods")
+    assert code == 0
+    assert "cd-blockwise" in out
+    code, out, _ = midcourse("methods", "--json")
+    assert json.loads(out)["pargs"] == {
+        "guide": "add_reward", "greedy": False, "reward_weight": 2.0, "top_k": 10, "temperature": 1.0, "top_p": 1.0,
+        "ranked_by": "lm", "soft_value": False, "source": json.loads(out)["pargs"]["source"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--method", "pargs", "--keep-all"], "--keep-all writes the samples of --method best-of-n"),
+        (["--method", "best-of-n", "--keep-all"], "add --out FILE or --json"),
+        (["--method", "best-of-n", "--reward-weight", "2"], "method best-of-n has no reward-weight"),
+        (["--method", "pargs", "--samples", "2"], "method pargs has no samples"),
+        (["--method", "farma"], "takes a vocabulary reward"),
+        (["--method", "args", "--kl-budget", "3"], "a greedy choice has none"),
+        (["--kl-per-token", "nan"], "kl-per-token nan is not a number of nats above 0"),
+        (["--reward-function", "nowhere:at_all"], "no reward function 'nowhere:at_all'"),
+        (["--method", "soft-value"], "soft-value needs a reward trained to estimate"),
+    ],
+)
+def test_guides_that_make_no_sense_are_refused(midcourse, lm_folder, reward_folder, asked, words):
+    refused(midcourse("guide", "--lm", lm_folder, "--reward", reward_folder, "--prompt", "abc", *asked), words)
+
+
 def test_guide_json_rows_carry_every_figure(midcourse, lm_folder, reward_folder):
     code, out, _ = midcourse(
         "guide", "--lm", lm_folder, "--reward", reward_folder, "--reward-weight", 2, "--prompt", "abc",
@@ -205,23 +324,6 @@ def test_a_folder_that_is_no_reward_model(midcourse, lm_folder, tmp_path):
     refused(midcourse("score", "--reward", tmp_path, "--prompt", "a", "--text", "b"), "is not a reward")
 
 
-def test_a_reward_whose_tokenizer_differs_names_both(midcourse, reward_folder, lm_folder, tmp_path):
-    from transformers import AutoTokenizer
-
-    other = tmp_path / "other"
-    lm = tiny_language_model("llama", dtype=torch.float32)
-    lm.model.save_pretrained(other)
-    tokenizer = AutoTokenizer.from_pretrained(lm_folder)
-    tokenizer.add_tokens(["abc"])
-    tokenizer.save_pretrained(other)
-    refused(
-        midcourse(*guide(str(other), "--reward", reward_folder)),
-        lm_folder,
-        str(other),
-        "train a reward with --backbone",
-    )
-
-
 def test_an_empty_chat_prompt(midcourse, lm_folder):
     result = midcourse("guide", "--lm", lm_folder, "--method", "plain", "--template", "chat", "--prompt", " ")
     refused(result, "the prompt is empty", "--template raw")
@@ -264,7 +366,7 @@ def test_settings_that_make_no_sense(midcourse, lm_folder, reward_folder, flags,
 
 def test_arguments_that_do_not_go_together(midcourse, lm_folder, reward_folder):
     refused(midcourse("guide", "--lm", lm_folder), "either --prompt TEXT or --prompts FILE")
-    refused(midcourse(*guide(lm_folder)), "this method needs a reward")
+    refused(midcourse(*guide(lm_folder)), "method pargs needs a reward")
     refused(midcourse(*guide(lm_folder, "--reward", f"{reward_folder}=much")), "weight 'much'", "is not a number")
     refused(midcourse(*guide(lm_folder, "--reward", reward_folder, "--stream", "--json")), "--stream")
     refused(midcourse(*guide(lm_folder, "--reward", reward_folder, "--resume")), "--resume", "--out")

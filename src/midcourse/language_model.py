@@ -68,6 +68,11 @@ class LanguageModel:
         """Every token id that ends a response: the generation config's and the tokenizer's."""
         return eos_token_ids(self.model.generation_config, self.tokenizer)
 
+    @cached_property
+    def tokens(self) -> str:
+        """The fingerprint of the tokenizer: rewards with the same one read this model's token ids as they are."""
+        return tokenizer_fingerprint(self.tokenizer)
+
     @property
     def context_length(self) -> int:
         """The most tokens a row may have, prompt and response together."""

@@ -11,13 +11,16 @@ a row can be replaced by another while its neighbours go on.
     select     rows go on, others leave the batch
     replace    rows of another cache take the places of rows here
 
+`compile_steps(model)` has later caches of that model run their short forwards through torch.compile.
+
 All attention masks are built here, so rows are independent of each other and of padding, and sliding-window layers
 need no cache of their own: their window is a mask.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,6 +33,10 @@ from midcourse.errors import MidcourseError
 
 MASK_ATTENTION = ("sdpa", "eager")  # the attention kernels of transformers that take a 4D mask
 MASK_LAYERS = {"full_attention", "sliding_attention"}
+
+_STEP_TOKENS = 64  # the longest forward that is compiled; a prompt's length differs every time
+_ROOM = 256  # capacities of compiled caches are multiples of this, so that few shapes are compiled
+_compiled: "WeakKeyDictionary[PreTrainedModel, Callable[..., ModelOutput]]" = WeakKeyDictionary()
 
 
 class UnsupportedModelError(MidcourseError):
@@ -54,12 +61,28 @@ def check_supported(config: PretrainedConfig) -> None:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; use a decoder-only model")
 
 
+def compile_steps(model: PreTrainedModel) -> None:
+    """Compile the model's short forwards over a cache: the steps of decoding, once for every shape they come in.
+
+    The first step of each shape takes a minute or so (a batch size, a number of candidates, 256 slots more); what
+    follows is faster, since attention, norms and activations run without Python between them. Nothing is written into
+    the model; caches made from now on use it.
+    """
+    check_supported(model.config)
+    _compiled[model] = torch.compile(model.forward, dynamic=False)
+
+
 @dataclass
 class _Slots:
-    """Where the forward under way writes: `count` slots from each row's length on. Shared by all layers."""
+    """Where the forward under way writes: `count` slots from each row's length on. Shared by all layers.
+
+    Attributes:
+        places: the slots as a tensor, in a compiled forward: it must not depend on numbers that change at every step.
+    """
 
     lengths: list[int]
     count: int = 0
+    places: Int[Tensor, "batch count"] | None = None
 
     @property
     def end(self) -> int:
@@ -91,6 +114,11 @@ class _SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.slots.places is not None:
+            rows = torch.arange(len(key_states), device=key_states.device)[:, None]
+            self.keys[rows, :, self.slots.places] = key_states.transpose(1, 2)
+            self.values[rows, :, self.slots.places] = value_states.transpose(1, 2)
+            return self.keys, self.values
         end = self.slots.end
         if self.slots.level:
             begin = end - self.slots.count
@@ -137,9 +165,11 @@ class PrefixCache:
         check_supported(model.config)
         self.model = model
         self.config = model.config
-        self.capacity = capacity
+        self.compiled = _compiled.get(model)
+        self.compiled_batch = batch
+        self.capacity = self._rounded(capacity)
         self.slots = _Slots([0] * batch)
-        self.layers = [_SlotLayer(capacity, self.slots) for _ in range(self.config.num_hidden_layers)]
+        self.layers = [_SlotLayer(self.capacity, self.slots) for _ in range(self.config.num_hidden_layers)]
         self.cache = Cache(layers=self.layers)
         self._held: tuple[list[int], int] | None = None
         window = getattr(self.config, "sliding_window", None)
@@ -274,7 +304,7 @@ class PrefixCache:
 
     def _reserve(self, needed: int) -> None:
         if needed > self.capacity:
-            self.capacity = needed + self.capacity // 4
+            self.capacity = self._rounded(needed + self.capacity // 4)
             for layer in self.layers:
                 layer.reserve(self.capacity)
 
@@ -284,7 +314,19 @@ class PrefixCache:
         self._held = None
         self.slots.count = token_ids.shape[1]
         self._reserve(self.slots.end)
-        return self.model(
+        forward: Callable[..., ModelOutput] = self.model
+        # A batch that has lost rows goes on uncompiled: its shape may not come again.
+        if (
+            self.compiled
+            and token_ids.shape[1] <= _STEP_TOKENS
+            and self.batch == self.compiled_batch
+            and min(self.lengths)
+        ):
+            forward = self.compiled
+            self.slots.places = self._lengths_column(token_ids.device) + torch.arange(
+                token_ids.shape[1], device=token_ids.device
+            )
+        output = forward(
             input_ids=token_ids,
             attention_mask=self._masks(positions, new),
             position_ids=positions,
@@ -292,6 +334,16 @@ class PrefixCache:
             use_cache=True,
             **kwargs,
         )
+        self.slots.places = None
+        return output
+
+    def _rounded(self, capacity: int) -> int:
+        return capacity if self.compiled is None else -(-capacity // _ROOM) * _ROOM
+
+    @property
+    def _width(self) -> int:
+        """Slots that the forward under way attends to."""
+        return self.slots.end if self.slots.places is None else self.capacity
 
     def _masks(
         self, positions: Int[Tensor, "batch tokens"], new: Bool[Tensor, "*batch tokens tokens"] | None
@@ -302,25 +354,25 @@ class PrefixCache:
             positions: the new tokens' positions in their rows.
             new: which of the new tokens see which; None where every token sees all before it.
         """
-        if new is None and self.window is None:
+        if new is None and self.window is None and self.slots.places is None:
             return None
         tokens, device = positions.shape[1], positions.device
         if new is None:
             new = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
         new = new.expand(self.batch, tokens, tokens)
-        if self.slots.level:
+        if self.slots.level and self.slots.places is None:
             old = self.slots.end - tokens
             sees = torch.cat([new.new_ones(self.batch, tokens, old), new], 2)
         else:
             # A slot holds an old token, then the row's new ones, then nothing.
-            which = torch.arange(self.slots.end, device=device) - self._lengths_column(device)
+            which = torch.arange(self._width, device=device) - self._lengths_column(device)
             new_slot = new.gather(2, which.clamp(0, tokens - 1)[:, None, :].expand(-1, tokens, -1))
             sees = (which < 0)[:, None, :] | (new_slot & ((which >= 0) & (which < tokens))[:, None, :])
         masks = {"full_attention": sees}
         if self.window is not None:
-            which = torch.arange(self.slots.end, device=device) - self._lengths_column(device)
+            which = torch.arange(self._width, device=device) - self._lengths_column(device)
             new_positions = positions.gather(1, which.clamp(0, tokens - 1))
-            slot_positions = torch.where(which < 0, torch.arange(self.slots.end, device=device), new_positions)
+            slot_positions = torch.where(which < 0, torch.arange(self._width, device=device), new_positions)
             masks["sliding_attention"] = sees & (positions[:, :, None] - slot_positions[:, None, :] < self.window)
         additive = {kind: _additive(masks[kind], self.model.dtype) for kind in self.layer_types}
         # One kind of layer: one mask, which every architecture passes on as it is. Two kinds: a dict by kind.

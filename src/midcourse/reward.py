@@ -13,10 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import MidcourseError
-from midcourse.language_model import LanguageModel, chat_fingerprint, tokenizer_fingerprint
+from midcourse.language_model import LanguageModel, chat_fingerprint
 from midcourse.prompt import Prefix, Prompt, Template
 
 
@@ -84,11 +83,6 @@ class Score:
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
     rewards: tuple[float, ...]
-
-
-def same_tokens(tokenizer: PreTrainedTokenizerBase, lm: LanguageModel) -> bool:
-    """Whether a reward with this tokenizer reads the LM's token ids as they are."""
-    return tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(lm.tokenizer)
 
 
 def check_rendering(

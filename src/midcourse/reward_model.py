@@ -53,7 +53,7 @@ from midcourse.language_model import (
 from midcourse.prefix_cache import PrefixCache, check_supported, pad
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.retokenised import Retokenised
-from midcourse.reward import Reward, RewardError, RewardRows, Score, check_rendering, same_tokens
+from midcourse.reward import Reward, RewardError, RewardRows, Score, check_rendering
 
 FORMAT = 1
 Backbone: TypeAlias = PreTrainedModel | PeftModel
@@ -199,7 +199,7 @@ class RewardModel(nn.Module):
         Raises:
             RewardError: the LM's chat template or ends of texts are not those of training.
         """
-        if not same_tokens(self.tokenizer, lm):
+        if self.info.tokenizer != lm.tokens:
             return Retokenised(self, lm.tokenizer, lm.eos_token_ids)
         check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
         return self

@@ -36,7 +36,7 @@ from midcourse.decode.steps import Generation
 from midcourse.language_model import LanguageModel, chat_fingerprint, tokenizer_fingerprint
 from midcourse.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
-from midcourse.reward import Reward, RewardError, Score, same_tokens
+from midcourse.reward import Reward, RewardError, Score
 from midcourse.reward_model import RewardInfo, RewardModel, Tuning, with_adapter
 from midcourse.vocabulary_reward import VocabularyReward
 
@@ -220,7 +220,7 @@ class KnownReward:
 
     def bind(self, lm: LanguageModel) -> "KnownReward":
         """Itself: it can guide any LM with its tokenizer."""
-        if not same_tokens(self.tokenizer, lm):
+        if tokenizer_fingerprint(self.tokenizer) != lm.tokens:
             raise RewardError(f"this known reward reads other tokens than {lm.name} writes; give it that tokenizer")
         return self
 

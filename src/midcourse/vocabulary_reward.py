@@ -13,10 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from midcourse.language_model import LanguageModel, chat_fingerprint, context_length, eos_token_ids
+from midcourse.language_model import (
+    LanguageModel,
+    chat_fingerprint,
+    context_length,
+    eos_token_ids,
+    tokenizer_fingerprint,
+)
 from midcourse.prefix_cache import check_supported, pad
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
-from midcourse.reward import RewardError, Score, check_rendering, same_tokens
+from midcourse.reward import RewardError, Score, check_rendering
 from midcourse.reward_model import CachedRows
 
 
@@ -50,6 +56,7 @@ class VocabularyReward:
         self.template: Template = template
         self.normalised = normalised
         self.name = name
+        self.tokens = tokenizer_fingerprint(tokenizer)
 
     @classmethod
     def load(
@@ -78,7 +85,7 @@ class VocabularyReward:
 
     def bind(self, lm: LanguageModel) -> "VocabularyReward":
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
-        if not same_tokens(self.tokenizer, lm):
+        if self.tokens != lm.tokens:
             raise RewardError(
                 f"{self.name} rewards the tokens of its own vocabulary, {lm.name} writes others; a vocabulary reward "
                 "guides only models with its tokenizer, so use one of those or a scalar reward"

@@ -415,6 +415,7 @@ def test_prompt_may_fill_the_context():
 
 # What is refused
 
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
