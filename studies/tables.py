@@ -61,25 +61,42 @@ def example(root: Path) -> str:
 
 
 def decode(root: Path) -> str:
-    """Decoding speed: time per token and the ratio to plain decoding by transformers."""
+    """Decoding speed: time per token, the ratio to plain decoding by transformers, and to the floor."""
     path, command = "benchmarks/results/decode.json", "make bench"
     found = load(root, path, command)
     try:
         rows = [
             [
-                row["method"],
+                row["method"] + (f" (compiled in {row['compile_seconds']:.0f} s)" if row["compile_seconds"] else ""),
                 row["reward"],
-                str(row["context"]),
-                number(1000 * row["seconds_per_token"], 0),
-                number(row["seconds_per_token_after_first"] and 1000 * row["seconds_per_token_after_first"], 0),
+                str(row["batch"]),
+                number(1000 * row["seconds_per_token"] / row["batch"], 0),
+                number(row["tokens_per_second"], 1),
                 with_interval(row["ratio_to_plain"], row["ratio_interval"]),
+                number(row["ratio_to_floor"], 1),
+                number(row["peak_mb"], 0),
             ]
             for row in found["rows"]
+            if row["study"] == "speed"
         ]
-        header = ["method", "reward", "context", "ms per token", "after the first", "times generate [range]"]
     except KeyError as error:
         raise _lacks(path, error, command) from error
-    return markdown(header, rows)
+    header = ["method", "reward", "batch", "ms per token", "tokens per second"]
+    return markdown([*header, "times generate [range]", "times floor", "peak MB beside the weights"], rows)
+
+
+def parts(root: Path) -> str:
+    """Where the time of guided decoding goes."""
+    path, command = "benchmarks/results/decode.json", "make bench"
+    found = load(root, path, command)
+    try:
+        rows = [
+            [row["part"], str(row["calls"]), number(row["seconds"]), f"{100 * row['share']:.1f}%"]
+            for row in found["profile"]
+        ]
+    except KeyError as error:
+        raise _lacks(path, error, command) from error
+    return markdown(["part", "calls", "seconds", "share"], rows)
 
 
 def rewards(root: Path) -> str:
@@ -136,6 +153,7 @@ TABLES: dict[str, Table] = {
     "demo": demo,
     "example": example,
     "decode": decode,
+    "parts": parts,
     "rewards": rewards,
     "steering": steering,
 }

@@ -34,6 +34,11 @@ DECODE_ROW = {
     "seconds_per_token_after_first": 0.111,
     "ratio_to_plain": 1.7,
     "ratio_interval": [1.65, 1.756],
+    "study": "speed",
+    "tokens_per_second": 8.1,
+    "ratio_to_floor": 2.5,
+    "peak_mb": 30.4,
+    "compile_seconds": None,
 }
 
 
@@ -147,13 +152,23 @@ def test_the_example_shows_code_and_output(tmp_path):
 
 def test_decode(tmp_path):
     plain = DECODE_ROW | {"method": "plain", "reward": "none", "ratio_to_plain": 1.0, "ratio_interval": [1.0, 1.0]}
-    reference = plain | {"method": "reference", "seconds_per_token_after_first": None}
-    write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [plain, DECODE_ROW, reference]})
+    batch = plain | {"batch": 2, "ratio_to_floor": None, "peak_mb": None}
+    compiled = DECODE_ROW | {"method": "pargs, compiled", "compile_seconds": 61.2}
+    growth = DECODE_ROW | {"study": "context"}
+    found = {"rows": [plain, DECODE_ROW, batch, compiled, growth]}
+    write_json(tmp_path / "benchmarks/results/decode.json", found)
     assert cells(tables.decode(tmp_path))[2:] == [
-        ["plain", "none", "76", "123", "111", "1.00 [1.00, 1.00]"],
-        ["pargs", "12 layers", "76", "123", "111", "1.70 [1.65, 1.76]"],
-        ["reference", "none", "76", "123", "", "1.00 [1.00, 1.00]"],
+        ["plain", "none", "1", "123", "8.1", "1.00 [1.00, 1.00]", "2.5", "30"],
+        ["pargs", "12 layers", "1", "123", "8.1", "1.70 [1.65, 1.76]", "2.5", "30"],
+        ["plain", "none", "2", "62", "8.1", "1.00 [1.00, 1.00]", "", ""],
+        ["pargs, compiled (compiled in 61 s)", "12 layers", "1", "123", "8.1", "1.70 [1.65, 1.76]", "2.5", "30"],
     ]
+
+
+def test_parts(tmp_path):
+    part = {"part": "draw", "seconds": 0.016, "share": 0.0123, "calls": 64}
+    write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [], "profile": [part]})
+    assert cells(tables.parts(tmp_path))[2:] == [["draw", "64", "0.02", "1.2%"]]
 
 
 def accuracies(*values: float) -> list[dict]:
