@@ -403,7 +403,8 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _show(rows: list[dict[str, Any]], parts: list[dict[str, Any]], bandwidth: float) -> None:
-    console = Console()
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=120)
     table = Table(title="decoding; ms per token and row of the whole call, and without reading the prompt")
     for column in ("method", "reward", "batch", "context", "k", "ms", "without", "times generate", "peak MB"):
         table.add_column(column, justify="left" if column in ("method", "reward") else "right", no_wrap=True)
