@@ -18,9 +18,9 @@ def test_a_quick_benchmark_writes_its_rows(tmp_path):
         assert 0 < low <= row["ratio_to_plain"] <= high
         assert row["seconds_per_token"] > 0
         assert (row["batch"], row["context"], row["new_tokens"]) == (1, 64, 32)
-    assert found["rows"][0]["ratio_to_plain"] == 1
         assert row["ratio_to_floor"] > 0
-        assert row["peak_mb"] is None or row["peak_mb"] > 0
+        assert row["peak_mb"] is None or row["peak_mb"] >= 0
+    assert found["rows"][0]["ratio_to_plain"] == 1
     parts = {part["part"]: part["share"] for part in found["profile"]}
     assert 0.5 < parts["language model, one token"] + parts["reward, all candidates"] <= 1
     assert {"commit", "date", "versions", "cores"} <= found.keys()
