@@ -15,7 +15,7 @@ from statistics import fmean, pstdev
 from prompts import prompts
 
 from midcourse import LanguageModel, stream
-from midcourse.decode.loop import Generation
+from midcourse.decode.steps import Generation
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import write_text

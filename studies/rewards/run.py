@@ -27,7 +27,7 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from midcourse import LanguageModel, RewardModel, generate, stream
-from midcourse.decode.loop import Generation
+from midcourse.decode.steps import Generation
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results

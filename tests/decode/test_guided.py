@@ -149,6 +149,7 @@ DRAWS = 20_000
 VALUES = (0.4, -1.2, 2.0, 0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from midcourse.decode.guidance import add_reward
-from midcourse.decode.loop import Generation, Step, generate, stream
+from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import Method, MethodError
+from midcourse.decode.steps import Generation, Step
 from midcourse.language_model import LanguageModel
 from midcourse.prompt import PromptError
 from midcourse.reward_model import RewardError, RewardModel

@@ -17,7 +17,7 @@ from rich.text import Text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from midcourse.decode.loop import Generation, ScoredCandidate, Step
+from midcourse.decode.steps import Generation, ScoredCandidate, Step
 from midcourse.evaluate.report import (
     DARK,
     END_MARK,
