@@ -409,7 +409,8 @@ def _methods(flags: Methods) -> int:
     for name, found in METHODS.items():
         settings = settings_of(found)
         source = settings.pop("source")
-        rows.append((name, "  ".join(f"{key}={value}" for key, value in settings.items()), source))
+        told = {key: value for key, value in settings.items() if value not in (None, False) and key != "ranked_by"}
+        rows.append((name, "  ".join(f"{key}={value}" for key, value in told.items()), source))
     _table("methods of midcourse guide --method", ("method", "settings", "source"), rows, justify="left")
     return 0
 

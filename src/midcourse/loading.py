@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from midcourse.language_model import load_config, resolve
+from midcourse.language_model import ModelError, load_config, resolve
 from midcourse.prompt import Template
-from midcourse.reward import Reward
+from midcourse.reward import Reward, RewardError
 from midcourse.reward_model import RewardModel
 from midcourse.text_reward import ClassifierReward
 from midcourse.vocabulary_reward import VocabularyReward
@@ -27,7 +27,13 @@ def load_reward(
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         return RewardModel.load(folder, device=device, dtype=dtype)
-    config = load_config(resolve(str(name)))
+    try:
+        config = load_config(resolve(str(name)))
+    except ModelError as error:
+        raise RewardError(
+            f"{name} is no reward: neither a folder that midcourse train wrote nor a model of transformers; "
+            "name one of these"
+        ) from error
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         return ClassifierReward.load(name, device=device, dtype=dtype)
