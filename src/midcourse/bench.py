@@ -149,7 +149,8 @@ def _never_ending() -> LanguageModel:
 def _reward(layers: int | None) -> RewardModel:
     """A reward of that size with random weights in its head: speed does not depend on them."""
     reward = RewardModel.create("smollm2", template="raw", layers=layers, tune="head").eval()
-    torch.nn.init.normal_(reward.head.weight, std=0.02)
+    for weight in reward.head.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
     return reward
 
 

@@ -37,8 +37,12 @@ class Train:
     """Pretrained causal LM: smollm2, a folder, or a Hub id."""
     layers: int | None = None
     """Use only the first N layers (fewer are faster at every token); all by default."""
-    tune: str = "last:2"
-    """What is trained: head, last:N layers, lora[:RANK], or all. What lies below is computed once and cached."""
+    head: str = "scalar"
+    """scalar: a number for every prefix, by a pass of the reward's own. trunk[:RANK]: from the hidden states that the
+    steered model computes anyway, without a pass; --layers says after how many layers (two thirds by default)."""
+    tune: str | None = None
+    """What is trained: head, last:N layers, lora[:RANK], or all; last:2 by default, of a trunk its head. What lies
+    below is computed once and cached."""
     objective: Literal["prefix", "sequence"] = "prefix"
     """Bradley-Terry on equal-length prefixes, or on whole responses only."""
     past_end: Literal["drop", "paper"] = "drop"
@@ -209,7 +213,7 @@ def run(command: object) -> int:
 
 
 def _train(flags: Train) -> int:
-    from midcourse.reward_model import RewardModel
+    from midcourse.loading import head_of
     from midcourse.train.card import accuracy_table
     from midcourse.train.comparisons import read_comparisons, write_bad_rows
     from midcourse.train.prefixes import prompt_limit
@@ -228,13 +232,15 @@ def _train(flags: Train) -> int:
     rejects: list[BadRow] | None = [] if flags.skip_bad_rows else None
     # A look at the file before the model is loaded: a wrong path should not cost seconds.
     read_comparisons(flags.comparisons, rejects=rejects)
-    reward = RewardModel.create(
+    make, head = head_of(flags.head)
+    reward = make.create(
         flags.backbone,
         template=flags.template,
         objective=flags.objective,
         past_end=flags.past_end,
         layers=flags.layers,
-        tune=flags.tune,
+        tune=flags.tune or ("last:2" if head == "scalar" else "head"),
+        head=head,
         seed=flags.seed,
         device=flags.device,
         dtype=flags.dtype,

@@ -78,9 +78,15 @@ class LanguageModel:
         """The most tokens a row may have, prompt and response together."""
         return context_length(self.model.config)
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> "LanguageModelRows":
-        """Read a batch of prompts (token ids, none empty) and be ready for `max_new_tokens` more per row."""
-        return LanguageModelRows(self.model, prompts, max_new_tokens)
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, layers: Sequence[int] = ()
+    ) -> "LanguageModelRows":
+        """Read a batch of prompts (token ids, none empty) and be ready for `max_new_tokens` more per row.
+
+        Args:
+            layers: after how many layers hidden states are to be kept, for rewards that read them.
+        """
+        return LanguageModelRows(self.model, prompts, max_new_tokens, layers)
 
 
 class LanguageModelRows:
@@ -88,33 +94,57 @@ class LanguageModelRows:
 
     Attributes:
         logprobs: of each row's next token, over the whole vocabulary.
+        states: by layer, the hidden state of each row's last token; behind the last layer it is normalised.
+        previous: those of the token before it.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        layers: Sequence[int] = (),
+    ):
         token_ids, _ = pad(prompts, model.device)
         lengths = [len(prompt) for prompt in prompts]
         self.cache = PrefixCache(model, len(prompts), max(lengths) + max_new_tokens)
+        self.wanted: dict[str, Any] = {"output_hidden_states": True} if layers else {}
         # Only the positions where a row ends pass the vocabulary's matrix.
         ends = sorted({length - 1 for length in lengths})
-        logits = self.cache.extend(token_ids, lengths, logits_to_keep=torch.tensor(ends, device=model.device)).logits
-        self.logprobs = self._read(logits[range(len(prompts)), [ends.index(length - 1) for length in lengths]])
+        keep = torch.tensor(ends, device=model.device)
+        output = self.cache.extend(token_ids, lengths, logits_to_keep=keep, **self.wanted)
+        rows, last = range(len(prompts)), [length - 1 for length in lengths]
+        self.states = {layer: output.hidden_states[layer][rows, last] for layer in layers}
+        before = [max(place - 1, 0) for place in last]
+        self.previous = {layer: output.hidden_states[layer][rows, before] for layer in layers}
+        self.logprobs = self._read(output.logits[rows, [ends.index(place) for place in last]])
 
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
         """Append one token to every row."""
-        self.logprobs = self._read(self.cache.extend(token_ids[:, None]).logits[:, -1])
+        output = self.cache.extend(token_ids[:, None], **self.wanted)
+        self.previous, self.states = self.states, {layer: output.hidden_states[layer][:, -1] for layer in self.states}
+        self.logprobs = self._read(output.logits[:, -1])
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order; a row may be named again and again."""
         self.cache.select(rows)
         self.logprobs = self.logprobs[list(rows)]
+        for kept in (self.states, self.previous):
+            kept.update({layer: states[list(rows)] for layer, states in kept.items()})
 
     def replace(self, places: Sequence[int], other: "LanguageModelRows") -> None:
         """Put the rows of `other` at these places."""
         self.cache.replace(places, other.cache)
         self.logprobs[list(places)] = other.logprobs
+        for mine, theirs in ((self.states, other.states), (self.previous, other.previous)):
+            for layer, states in theirs.items():
+                mine[layer] = mine[layer].index_copy(0, torch.tensor(places, device=states.device), states)
 
     def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Go back by that many tokens in each row, where the next token's log-probabilities were `logprobs`."""
+        """Go back by that many tokens in each row, where the next token's log-probabilities were `logprobs`.
+
+        Hidden states do not go back; block methods take no reward that reads them.
+        """
         self.cache.rewind(counts)
         self.logprobs = logprobs
 

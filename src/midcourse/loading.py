@@ -5,8 +5,9 @@ from pathlib import Path
 from midcourse.language_model import ModelError, load_config, resolve
 from midcourse.prompt import Template
 from midcourse.reward import Reward, RewardError
-from midcourse.reward_model import RewardModel
+from midcourse.reward_model import RewardModel, read_info
 from midcourse.text_reward import ClassifierReward
+from midcourse.trunk_reward import TRUNK_RANK, TrunkReward
 from midcourse.vocabulary_reward import VocabularyReward
 
 
@@ -26,7 +27,8 @@ def load_reward(
     """
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        return RewardModel.load(folder, device=device, dtype=dtype)
+        kind = RewardModel if read_info(folder).head == "scalar" else TrunkReward
+        return kind.load(folder, device=device, dtype=dtype)
     try:
         config = load_config(resolve(str(name)))
     except ModelError as error:
@@ -38,3 +40,13 @@ def load_reward(
     if any(kind.endswith("ForSequenceClassification") for kind in kinds):
         return ClassifierReward.load(name, device=device, dtype=dtype)
     return VocabularyReward.load(name, template=template or "raw", device=device, dtype=dtype)
+
+
+def head_of(name: str) -> tuple[type[RewardModel], str]:
+    """The kind of reward with a head of that name, and the name with its rank; RewardError for an unknown one."""
+    if name == "scalar":
+        return RewardModel, name
+    kind, _, rank = name.partition(":")
+    if kind != "trunk" or not (rank or str(TRUNK_RANK)).isdecimal() or rank == "0":
+        raise RewardError(f"head {name!r} is unknown; use scalar, trunk or trunk:RANK")
+    return TrunkReward, f"trunk:{rank or TRUNK_RANK}"

@@ -4,6 +4,7 @@ Kinds, all of which keep the laws of `midcourse.testing`:
 
     scalar        one number at every position                     reward_model.RewardModel
     vocabulary    one number for every possible next token         vocabulary_reward.VocabularyReward
+    trunk         a number for a next token, from the LM's state   trunk_reward.TrunkReward
     text          a number for a text, whatever computes it        text_reward.TextReward
 """
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from midcourse.errors import MidcourseError
-from midcourse.language_model import LanguageModel, chat_fingerprint
+from midcourse.language_model import LanguageModel, LanguageModelRows, chat_fingerprint
 from midcourse.prompt import Prefix, Prompt, Template
 
 
@@ -52,6 +53,23 @@ class VocabularyRows(RewardRows, Protocol):
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
         """The reward of every row's prefix extended by each token of the vocabulary."""
+
+
+@runtime_checkable
+class StateReader(Protocol):
+    """Rows that read the language model's own hidden states."""
+
+    def follow(self, lm_rows: LanguageModelRows) -> None:
+        """Go along with these rows of the language model, which keep the states of the reward's layer."""
+
+
+@runtime_checkable
+class ReadsStates(Protocol):
+    """A reward whose rows are StateReaders."""
+
+    @property
+    def layer(self) -> int:
+        """After how many layers of the language model the states are read."""
 
 
 @runtime_checkable

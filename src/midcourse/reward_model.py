@@ -99,6 +99,8 @@ class RewardInfo:
     chat_template: str | None = None
     past_end: str = "drop"
     reward_weight: float | None = None
+    head: str = "scalar"
+    backbone_layers: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -124,11 +126,16 @@ class RewardModel(nn.Module):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.info = info
-        config = backbone.config
-        self.head = nn.Linear(config.hidden_size, 1, bias=False, device=backbone.device, dtype=backbone.dtype)
-        # At zero every prefix is worth the same: training starts from the unguided policy.
-        nn.init.zeros_(self.head.weight)
+        self.head = self.make_head()
         set_trainable(self)
+
+    def make_head(self) -> nn.Module:
+        """A new head: one number for a state."""
+        width, place = self.backbone.config.hidden_size, {"device": self.backbone.device, "dtype": self.backbone.dtype}
+        head = nn.Linear(width, 1, bias=False, **place)
+        # At zero every prefix is worth the same: training starts from the unguided policy.
+        nn.init.zeros_(head.weight)
+        return head
 
     @property
     def template(self) -> Template:
@@ -137,7 +144,7 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        return next(self.head.parameters()).device
 
     @classmethod
     def create(
@@ -149,6 +156,7 @@ class RewardModel(nn.Module):
         past_end: str = "drop",
         layers: int | None = None,
         tune: str = "last:2",
+        head: str = "scalar",
         seed: int = 0,
         device: str = "auto",
         dtype: str = "auto",
@@ -174,6 +182,8 @@ class RewardModel(nn.Module):
             eos_token_ids=tuple(sorted(eos)),
             tokenizer=tokenizer_fingerprint(tokenizer),
             chat_template=chat_fingerprint(tokenizer) if template == "chat" else None,
+            head=head,
+            backbone_layers=load_config(resolve(backbone)).num_hidden_layers,
         )
         torch.manual_seed(seed)  # LoRA starts from random numbers
         return cls(with_adapter(model, tuning), tokenizer, info)
@@ -293,6 +303,8 @@ class RewardModel(nn.Module):
         """
         folder = Path(folder)
         info = read_info(folder)
+        if (info.head == "scalar") != (cls is RewardModel):
+            raise RewardError(f"{folder} holds a reward with a {info.head} head; load it with midcourse.load_reward")
         tuning = Tuning.parse(info.tune)
         if tuning.kind == "all":
             model = empty_backbone(load_config(str(folder / "backbone")), device, dtype)

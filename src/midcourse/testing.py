@@ -7,6 +7,7 @@ Each `assert_...` function states one law and raises AssertionError where a rewa
 exactly, so run them on models in float64: in float32 two candidates may tie.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +34,12 @@ from transformers import (
 from midcourse.decode.loop import generate
 from midcourse.decode.methods import Method
 from midcourse.decode.steps import Generation
-from midcourse.language_model import LanguageModel, chat_fingerprint, tokenizer_fingerprint
+from midcourse.language_model import LanguageModel, LanguageModelRows, chat_fingerprint, tokenizer_fingerprint
 from midcourse.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
-from midcourse.reward import Reward, RewardError, Score
+from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, Score, StateReader
 from midcourse.reward_model import RewardInfo, RewardModel, Tuning, with_adapter
+from midcourse.trunk_reward import TrunkReward
 from midcourse.vocabulary_reward import VocabularyReward
 
 Architecture: TypeAlias = Literal["llama", "qwen3", "gemma3", "gpt2", "mistral"]
@@ -141,6 +143,35 @@ def tiny_vocabulary_reward(
     """A vocabulary reward of random weights, for the models of `tiny_language_model`."""
     lm = tiny_language_model(architecture, dtype, seed, layers, more_eos)
     return VocabularyReward(lm.model, lm.tokenizer, template=template, normalised=normalised, name=lm.name)
+
+
+def tiny_trunk_reward(
+    lm: LanguageModel, seed: int = 1, layers: int = 2, rank: int = 4, template: Template = "raw"
+) -> TrunkReward:
+    """A trunk reward of random weights on the states of a tiny language model after some of its layers."""
+    config = copy.deepcopy(lm.model.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    backbone = AutoModel.from_config(config, attn_implementation="sdpa", dtype=lm.model.dtype)
+    backbone.load_state_dict(lm.model.base_model.state_dict(), strict=False)
+    info = RewardInfo(
+        backbone=lm.name,
+        backbone_fingerprint="",
+        layers=layers,
+        tune="head",
+        template=template,
+        objective="prefix",
+        eos_token_id=lm.tokenizer.eos_token_id,
+        eos_token_ids=tuple(sorted(lm.eos_token_ids)),
+        tokenizer=tokenizer_fingerprint(lm.tokenizer),
+        chat_template=chat_fingerprint(lm.tokenizer) if template == "chat" else None,
+        head=f"trunk:{rank}",
+        backbone_layers=lm.model.config.num_hidden_layers,
+    )
+    reward = TrunkReward(backbone, lm.tokenizer, info)
+    randomise(reward, seed)
+    return reward.eval()
 
 
 def tiny_config(architecture: Architecture, layers: int) -> PretrainedConfig:
@@ -403,7 +434,9 @@ def assert_end_is_finished_text(
     for prompt, score in zip(prompts, reward.score(prompts, responses), strict=True):
         prefix = _prefix(reward, lm, prompt)._replace(response_ids=score.token_ids[:-1])
         candidates = torch.tensor([ends], device=lm.model.device)
-        rewards = reward.start([prefix], 1, len(ends)).candidate_rewards(candidates)[0].tolist()
+        rows = reward.start([prefix], 1, len(ends))
+        _followed(reward, rows, lm, [prefix], 1)
+        rewards = rows.candidate_rewards(candidates)[0].tolist()
         _assert_close(rewards, [score.rewards[-1]] * len(ends), tolerance, f"EOS and finished text after {prompt!r}")
 
 
@@ -476,6 +509,7 @@ def _walk(
     """The rewards of given responses, read step by step beside two other candidates; rows that end leave the batch."""
     longest = max(len(response) for response in responses)
     rows = reward.start(prefixes, longest, 3)
+    lm_rows = _followed(reward, rows, lm, prefixes, longest)
     here = list(range(len(prefixes)))
     found: list[list[float]] = [[] for _ in prefixes]
     device = lm.model.device
@@ -493,8 +527,24 @@ def _walk(
         if len(kept) < len(here):
             here = [here[row] for row in kept]
             rows.select(kept)
-        rows.advance(torch.tensor([responses[i][t] for i in here], device=device))
+            if lm_rows:
+                lm_rows.select(kept)
+        tokens = torch.tensor([responses[i][t] for i in here], device=device)
+        rows.advance(tokens)
+        if lm_rows:
+            lm_rows.step(tokens)
     return found
+
+
+def _followed(
+    reward: Reward, rows: RewardRows, lm: LanguageModel, prefixes: Sequence[Prefix], max_new_tokens: int
+) -> LanguageModelRows | None:
+    """The language model's rows that a reward's rows go along with, where they read its states."""
+    if not (isinstance(reward, ReadsStates) and isinstance(rows, StateReader)):
+        return None
+    lm_rows = lm.start([prefix.token_ids for prefix in prefixes], max_new_tokens, [reward.layer])
+    rows.follow(lm_rows)
+    return lm_rows
 
 
 def _prefix(reward: Reward, lm: LanguageModel, prompt: Prompt) -> Prefix:

@@ -27,7 +27,7 @@ from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, r
 from midcourse.decode.text import TextStream
 from midcourse.language_model import LanguageModel
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
-from midcourse.reward import Reward, RewardError, RewardRows, VocabularyRows
+from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, StateReader, VocabularyRows
 
 Guides: TypeAlias = Sequence[tuple[Reward, float]]
 Event: TypeAlias = tuple[int, Step | Generation]
@@ -146,6 +146,8 @@ def settled(
     elif not guides:
         raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
     check_limits(chosen, name, limits)
+    if not isinstance(chosen, Method) and any(isinstance(guide, ReadsStates) for guide, _ in guides):
+        raise MethodError(f"method {name} judges blocks, a trunk reward guides tokens; use pargs or another reward")
     bound = [(guide.bind(lm), weight) for guide, weight in guides]
     check_soft_value(chosen, bound)
     return chosen, bound
@@ -239,9 +241,13 @@ def decode_rows(
     always = torch.tensor(sorted(lm.eos_token_ids), device=device) if limits.always_offer_eos else None
     room = min(chosen.top_k or 0, lm.model.config.vocab_size) + (0 if always is None else len(always))
     own = [weight for _, weight in guides]
+    layers = [guide.layer for guide, _ in guides if isinstance(guide, ReadsStates)]
     if rows:
-        lm_rows = lm.start([row.prefix.token_ids for row in rows], max_new_tokens)
+        lm_rows = lm.start([row.prefix.token_ids for row in rows], max_new_tokens, layers)
         guide_rows = [guide.start([row.prefix for row in rows], max_new_tokens, room) for guide, _ in guides]
+        for found in guide_rows:
+            if isinstance(found, StateReader):
+                found.follow(lm_rows)
         check_vocabulary(chosen, guide_rows)
 
     while rows:
@@ -283,7 +289,7 @@ def decode_rows(
             for found in guide_rows:
                 found.advance(token_ids)
         if places:
-            lm_rows.replace(places, lm.start([row.prefix.token_ids for row in successors], max_new_tokens))
+            lm_rows.replace(places, lm.start([row.prefix.token_ids for row in successors], max_new_tokens, layers))
             for found, (guide, _) in zip(guide_rows, guides, strict=True):
                 found.replace(places, guide.start([row.prefix for row in successors], max_new_tokens, room))
         for place, row in zip(places, successors, strict=True):

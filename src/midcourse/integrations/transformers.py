@@ -336,8 +336,10 @@ class _CalledModel(LanguageModel):
     def eos_token_ids(self) -> frozenset[int]:
         return self.ends
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> "_ProcessedRows":
-        return _ProcessedRows(self, prompts, max_new_tokens)
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, layers: Sequence[int] = ()
+    ) -> "_ProcessedRows":
+        return _ProcessedRows(self, prompts, max_new_tokens, layers)
 
 
 class _ProcessedRows(LanguageModelRows):
@@ -350,11 +352,13 @@ class _ProcessedRows(LanguageModelRows):
         sequences: of all rows, as generate would hold them.
     """
 
-    def __init__(self, lm: _CalledModel, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+    def __init__(
+        self, lm: _CalledModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, layers: Sequence[int] = ()
+    ):
         self.lm = lm
         self.live = list(range(len(prompts)))
         self.sequences = lm.input_ids
-        super().__init__(lm.model, prompts, max_new_tokens)
+        super().__init__(lm.model, prompts, max_new_tokens, layers)
 
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
         count = max(len(row.steps) for row in self.lm.rows)

@@ -1,7 +1,7 @@
 """The hidden states that training does not change: computed once, kept on disk, shared by heads and seeds.
 
-Where only the head is trained, these are the backbone's final states at the response positions; where the last layers
-are trained too, the states that enter those layers, at all positions.
+Where only the head is trained, these are the backbone's final states at the response positions (of a trunk reward, at
+the positions before them); where the last layers are trained too, the states that enter those layers, at all positions.
 """
 
 import copy
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,18 +23,25 @@ from midcourse.prefix_cache import pad
 from midcourse.progress import progress
 from midcourse.reward_model import RewardModel, Tuning, layers_of
 from midcourse.train.prefixes import Row
+from midcourse.trunk_reward import TrunkReward
 
 SHARD_ROWS = 128
 BATCH_ROWS = 16
 
 
 class Split(NamedTuple):
-    """A backbone in two: `bottom` is frozen (ids to states), `top` is trained (states to rewards)."""
+    """A backbone in two: `bottom` is frozen (ids to states), `top` is trained (states to rewards).
+
+    Attributes:
+        response_only: the states are those of the response's tokens, not of the whole row's.
+        before: they are those of the tokens before, and `top` takes the tokens too.
+    """
 
     bottom: nn.Module
-    top: "Top"
+    top: nn.Module
     frozen_layers: int
     response_only: bool
+    before: bool = False
 
 
 class Top(nn.Module):
@@ -54,10 +61,27 @@ class Top(nn.Module):
         return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
 
 
+class TrunkTop(nn.Module):
+    """The trained part of a trunk reward: its head, on the states before tokens and their frozen embeddings."""
+
+    def __init__(self, reward: TrunkReward):
+        super().__init__()
+        self.head = reward.head
+        # Not a buffer: it is neither trained nor saved.
+        self._embeddings = reward.embeddings.detach()
+
+    def forward(
+        self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens"]:
+        return self.head(states, self._embeddings.to(states.device)[token_ids])
+
+
 def split(reward: RewardModel) -> Split | None:
     """The reward's backbone as frozen bottom and trained top; None where nothing below the head is frozen."""
     tuning = Tuning.parse(reward.info.tune)
     layers = reward.backbone.config.num_hidden_layers
+    if isinstance(reward, TrunkReward):
+        return Split(reward.backbone, TrunkTop(reward), layers, response_only=True, before=True)
     if tuning.kind == "head":
         return Split(reward.backbone, Top(reward, None), layers, True)
     if tuning.kind != "last" or tuning.amount == layers or not hasattr(reward.backbone, "layers"):
@@ -86,6 +110,7 @@ def _equals_whole(made: Split, reward: RewardModel) -> bool:
     """Whether top after bottom is the whole backbone: not so where an architecture adds something to its input."""
     ids = torch.arange(8, device=reward.device)[None] + 5
     states = made.bottom(input_ids=ids, use_cache=False).last_hidden_state
+    assert isinstance(made.top, Top)
     have = made.top.hidden(states)
     want = reward.backbone(input_ids=ids, use_cache=False).last_hidden_state
     return torch.allclose(have, want, rtol=1e-3, atol=1e-3)
@@ -137,7 +162,8 @@ def _shard_key(reward: RewardModel, made: Split, shard: Sequence[Row]) -> str:
         info.layers,
         made.frozen_layers,
         made.response_only,
-        str(reward.head.weight.dtype),
+        str(reward.backbone.dtype),
+        *(["before"] if made.before else []),
     ]
     ids = [[row.prompt, row.response] for row in shard]
     return hashlib.sha256(json.dumps([what, ids]).encode()).hexdigest()[:32]
@@ -154,7 +180,7 @@ def _write_shard(
         ids, mask = pad([shard[i].prompt + shard[i].response for i in part], reward.device)
         hidden = made.bottom(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.cpu()
         for i, row in zip(part, hidden, strict=True):
-            end = len(shard[i].prompt) + len(shard[i].response)
+            end = len(shard[i].prompt) + len(shard[i].response) - made.before
             states[i] = row[end - _width(shard[i], made) : end].clone()
         advance(len(part))
     with whole_file(path) as temporary:

@@ -151,12 +151,17 @@ class Scorer(nn.Module):
         self.row_sets = row_sets
         made = split(reward)
         self.trained = made.top if made else reward
+        self.takes_tokens = bool(made and made.before)
         self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
 
     def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
         """What `forward` takes for some rows of a row set."""
         if self.states:
-            return {"states": self.states[row_set].batch(numbers)}
+            found = {"states": self.states[row_set].batch(numbers)}
+            if self.takes_tokens:
+                responses = [self.row_sets[row_set][number].response for number in numbers]
+                found["token_ids"] = pad(responses, torch.device("cpu"))[0]
+            return found
         rows = [self.row_sets[row_set][number] for number in numbers]
         ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"))
         return {"input_ids": ids, "attention_mask": mask}

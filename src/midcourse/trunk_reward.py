@@ -1,0 +1,207 @@
+"""A reward on the hidden states that the steered language model computes anyway: guidance without a pass of its own.
+
+The reward of a next token v is a small head's number for the state h of the prefix before it, at a named layer of the
+language model, and the model's own embedding e(v):
+
+    r(v | h) = a . n(h) + b . n(e(v)) + (A n(h)) . (B n(e(v)))
+
+with n a normalisation without weights and A, B of low rank. The model stays frozen; the head is trained on states
+computed once. The form is that of RAD-Q (Deng et al., 2025), which distils another reward; this one is trained on
+preferences itself.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from midcourse.language_model import LanguageModel, LanguageModelRows, load_config, resolve
+from midcourse.prompt import Prefix
+from midcourse.reward import Reward, RewardError, check_rendering
+from midcourse.reward_model import Backbone, RewardInfo, RewardModel, layers_of
+
+TRUNK_RANK = 64
+
+
+class TrunkHead(nn.Module):
+    """The reward of a next token from the state before it and its embedding.
+
+    Args:
+        hidden: width of states and embeddings.
+        rank: of the bilinear part.
+    """
+
+    def __init__(self, hidden: int, rank: int, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
+        self.state = nn.Linear(hidden, 1, **place)
+        self.token = nn.Linear(hidden, 1, **place)
+        self.left = nn.Linear(hidden, rank, **place)
+        self.right = nn.Linear(hidden, rank, **place)
+        # At zero every token is worth the same; one side of the product starts at random, or neither would ever move.
+        for part in (self.state, self.token, self.right):
+            nn.init.zeros_(part.weight)
+
+    def forward(
+        self, states: Float[Tensor, "*#place hidden"], embeddings: Float[Tensor, "*#place hidden"]
+    ) -> Float[Tensor, "*place"]:
+        h, e = normed(states), normed(embeddings)
+        found = (self.state(h) + self.token(e)).squeeze(-1) + (self.left(h) * self.right(e)).sum(-1)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def normed(vectors: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place hidden"]:
+    """Each vector at root mean square 1: states of different depth and tokens of different frequency on one scale."""
+    return vectors * torch.rsqrt(vectors.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class TrunkReward(RewardModel):
+    """A prefix reward that reads the steered model's own states at layer `info.layers`; see the module for its form.
+
+    It has the first layers of that model itself, to be trained and to score whole texts. Guiding reads the states of
+    the model it steers and needs none of them.
+
+    Example:
+        >>> reward = TrunkReward.load("my-trunk-reward")
+        >>> generate(lm, ["The ferry was late, and"], reward, max_new_tokens=24)[0].text
+    """
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+        if info.tune != "head":
+            raise RewardError(f"a trunk reward trains its head alone, not {info.tune}; use --tune head")
+        super().__init__(backbone, tokenizer, info)
+        if info.layers < info.backbone_layers:
+            # States between layers are read as they are; those behind the last one come normalised out of any model.
+            _remove_final_norm(backbone)
+
+    @classmethod
+    def create(cls, backbone: str, *, layers: int | None = None, **settings: Any) -> "RewardModel":
+        """As `RewardModel.create`, on the states after two thirds of the layers by default."""
+        if layers is None:
+            layers = max(1, 2 * load_config(resolve(backbone)).num_hidden_layers // 3)
+        return super().create(backbone, layers=layers, **settings)
+
+    def make_head(self) -> nn.Module:
+        rank = int(self.info.head.partition(":")[2])
+        return TrunkHead(self.backbone.config.hidden_size, rank, self.backbone.device, self.backbone.dtype)
+
+    @property
+    def layer(self) -> int:
+        """After how many layers of the language model the states are read."""
+        return self.info.layers
+
+    @property
+    def embeddings(self) -> Float[Tensor, "vocab hidden"]:
+        """e(v): the backbone's own, frozen."""
+        return self.backbone.get_input_embeddings().weight
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens"]:
+        """The reward of every prefix of right-padded rows; a row's first token has none before it, and the reward 0."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        later = self.head(hidden[:, :-1], self.embeddings[input_ids[:, 1:]])
+        return torch.cat([later.new_zeros(len(later), 1), later], 1)
+
+    def bind(self, lm: LanguageModel) -> Reward:
+        """Itself; RewardError where the LM's tokens, templates or weights are not those it was trained on."""
+        if self.info.tokenizer != lm.tokens or not self._knows(lm):
+            raise RewardError(
+                f"the trunk reward was trained on the states of {self.info.backbone}, and {lm.name} has other tokens "
+                f"or weights; train one with --backbone {lm.name} --head trunk"
+            )
+        check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
+        return self
+
+    def _knows(self, lm: LanguageModel) -> bool:
+        """Whether the LM's embeddings and first layers are the very weights of the backbone."""
+        base = lm.model.base_model
+        if not torch.equal(base.get_input_embeddings().weight.to(self.device), self.embeddings):
+            return False
+        pairs = zip(layers_of(base), layers_of(self.backbone), strict=False)
+        mine_and_theirs = (zip(a.parameters(), b.parameters(), strict=True) for a, b in pairs)
+        return all(torch.equal(a.to(self.device), b) for layer in mine_and_theirs for a, b in layer)
+
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "TrunkRows":
+        """Rows that read a language model's states once they `follow` its rows; see `Reward.start`."""
+        return TrunkRows(self, prefixes)
+
+    def export(self, folder: Any) -> None:
+        """RewardError: transformers has no such form."""
+        raise RewardError("a trunk reward has no form that transformers reads; export a scalar one")
+
+
+class TrunkRows:
+    """Rows under a trunk reward. They go along with the language model's rows, at most one token ahead."""
+
+    def __init__(self, reward: TrunkReward, prefixes: Sequence[Prefix]):
+        self.reward = reward
+        self.ids = [
+            [*prefix.prompt_ids, *(self._as_trained(token) for token in prefix.response_ids)] for prefix in prefixes
+        ]
+        self.lm: LanguageModelRows | None = None
+        ends = [token for token in reward.info.all_eos if token < len(reward.embeddings)]
+        self.place = torch.arange(len(reward.embeddings), device=reward.device)
+        self.place[ends] = reward.info.eos_token_id  # every end of a text is the one that training wrote
+
+    def follow(self, lm_rows: LanguageModelRows) -> None:
+        """Read these rows' states from now on."""
+        self.lm = lm_rows
+
+    def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
+        return self._rewards(self._rows().states[self.reward.layer][:, None], token_ids)
+
+    def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
+        every = torch.arange(len(self.reward.embeddings), device=self.reward.device)
+        return self.candidate_rewards(every.expand(len(self.ids), -1))
+
+    def prefix_rewards(self) -> Float[Tensor, " batch"]:
+        rows, layer = self._rows(), self.reward.layer
+        ahead = [len(ids) > length for ids, length in zip(self.ids, rows.cache.lengths, strict=True)]
+        known = torch.tensor([len(ids) > 1 for ids in self.ids], device=self.reward.device)
+        states = torch.where(
+            torch.tensor(ahead, device=self.reward.device)[:, None], rows.states[layer], rows.previous[layer]
+        )
+        last = torch.tensor([ids[-1] for ids in self.ids], device=self.reward.device)
+        return torch.where(known, self._rewards(states, last), 0.0)
+
+    def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
+        for ids, token in zip(self.ids, token_ids.tolist(), strict=True):
+            ids.append(self._as_trained(token))
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        self.ids = [ids[: len(ids) - count] for ids, count in zip(self.ids, counts, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.ids = [list(self.ids[row]) for row in rows]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        for place, ids in zip(places, other.ids, strict=True):
+            self.ids[place] = ids
+
+    def _as_trained(self, token: int) -> int:
+        return self.reward.info.eos_token_id if token in self.reward.info.eos_token_ids else token
+
+    def _rows(self) -> LanguageModelRows:
+        if self.lm is None:
+            raise RewardError(
+                "a trunk reward reads the language model's own states, which this call does not have; "
+                "use midcourse.generate or custom_generate=midcourse.guided"
+            )
+        return self.lm
+
+    def _rewards(self, states: Tensor, token_ids: Tensor) -> Tensor:
+        return self.reward.head(states, self.reward.embeddings[self.place[token_ids]])
+
+
+def _remove_final_norm(backbone: nn.Module) -> None:
+    for name in ("norm", "ln_f", "final_layernorm"):
+        if isinstance(getattr(backbone, name, None), nn.Module):
+            setattr(backbone, name, nn.Identity())
+            return
+    raise RewardError(f"no final norm found in {type(backbone).__name__}; use --head scalar")
