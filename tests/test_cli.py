@@ -287,6 +287,29 @@ def test_train_prints_accuracies_and_leaves_bad_rows_out(midcourse, lm_folder, t
     assert rows(bad.read_text())[0]["line"] == 13
 
 
+def test_trunk_is_trained_and_guides(midcourse, lm_folder, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"p{i}", "chosen": " good", "rejected": " poor text"} for i in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    same = ("train", data, "--backbone", lm_folder, "--template", "raw", "--epochs", 1)
+    code, out, err = midcourse(*same, "--head", "trunk:4", "--out", tmp_path / "trunk")
+    assert code == 0, err
+    assert "100% of the response" in out
+    info = json.loads((tmp_path / "trunk" / "midcourse.json").read_text())
+    assert (info["head"], info["layers"], info["backbone_layers"], info["tune"]) == ("trunk:4", 2, 3, "head")
+    code, out, err = midcourse(
+        "guide", "--lm", lm_folder, "--reward", f"{tmp_path / 'trunk'}=2", "--prompt", "p1", "--max-new-tokens", 4
+    )
+    assert code == 0, err
+    assert "guidance KL" in err
+    code, out, _ = midcourse("score", "--reward", tmp_path / "trunk", "--prompt", "p1", "--text", " good", "--json")
+    assert code == 0
+    assert len(json.loads(out)["tokens"]) == len(" good") + 1
+    refused(midcourse("score", "--reward", lm_folder, "--prompt", "a", "--text", "b"), "is no reward of prefixes")
+    refused(midcourse(*same, "--head", "tree", "--out", tmp_path / "x"), "head 'tree' is unknown; use scalar, trunk or")
+    refused(midcourse(*same, "--head", "trunk", "--tune", "last:1", "--out", tmp_path / "x"), "trains its head alone")
+
+
 # Misuse: exit code 2, one sentence, no traceback, nothing half-written
 
 

@@ -436,9 +436,12 @@ def _score(flags: ScoreText) -> int:
     from rich.console import Console
 
     from midcourse.evaluate.report import score_line, tokens_of_score, write_score_page
+    from midcourse.loading import load_reward
     from midcourse.reward_model import RewardModel
 
-    reward = RewardModel.load(flags.reward, device=flags.device, dtype=flags.dtype)
+    reward = load_reward(flags.reward, device=flags.device, dtype=flags.dtype)
+    if not isinstance(reward, RewardModel):
+        raise UsageError(f"{flags.reward} is no reward of prefixes; score takes folders that midcourse train wrote")
     (score,) = reward.score([flags.prompt], [flags.text], finished=not flags.unfinished)
     tokens = tokens_of_score(score, reward.tokenizer)
     if flags.html:

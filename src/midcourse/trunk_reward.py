@@ -23,7 +23,7 @@ from midcourse.prompt import Prefix
 from midcourse.reward import Reward, RewardError, check_rendering
 from midcourse.reward_model import Backbone, RewardInfo, RewardModel, layers_of
 
-TRUNK_RANK = 64
+TRUNK_RANK = 16
 
 
 class TrunkHead(nn.Module):

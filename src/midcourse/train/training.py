@@ -34,7 +34,7 @@ from midcourse.train.prefixes import PairSet, Row, encode, pair_rewards, plan_ba
 from midcourse.train.states import FrozenStates, split
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {"head": 3e-3, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
 
 
 class TrainingError(MidcourseError):
@@ -89,7 +89,9 @@ def train(
     if kind not in OBJECTIVES:
         raise TrainingError(f"objective {kind[0]!r} has no past-end {kind[1]!r}; use one of: {known_objectives()}")
     if settings.lr is None:
-        settings = replace(settings, lr=LEARNING_RATES[Tuning.parse(reward.info.tune).kind])
+        kind_of_head = reward.info.head.partition(":")[0]
+        tuned = Tuning.parse(reward.info.tune).kind if kind_of_head == "scalar" else kind_of_head
+        settings = replace(settings, lr=LEARNING_RATES[tuned])
     # The same prompts are held out whatever the seed: runs stay comparable, and share their frozen states.
     kept, held = split_by_prompt(comparisons, settings.held_out, seed=0)
     run = {
