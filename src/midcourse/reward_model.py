@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from midcourse.cached_rows import CachedRows
 from midcourse.files import whole_file, whole_folder, write_text
 from midcourse.language_model import (
     LanguageModel,
@@ -50,7 +51,7 @@ from midcourse.language_model import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from midcourse.prefix_cache import PrefixCache, check_supported, pad
+from midcourse.prefix_cache import check_supported, pad
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.retokenised import Retokenised
 from midcourse.reward import Reward, RewardError, RewardRows, Score, check_rendering
@@ -362,59 +363,6 @@ class RewardModel(nn.Module):
         with whole_folder(Path(folder)) as work:
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
-
-
-class CachedRows:
-    """Rows whose prefixes are cached under a model. What was advanced by without being read waits for the next forward.
-
-    Attributes:
-        ids: each row's tokens; the cache holds the first of them.
-    """
-
-    def __init__(self, model: Backbone, prefixes: Sequence[Prefix], room: int, eos_token_ids: Sequence[int]):
-        self.eos_token_id, *other = eos_token_ids
-        self.ids = [
-            [*prefix.prompt_ids, *(self.eos_token_id if i in other else i for i in prefix.response_ids)]
-            for prefix in prefixes
-        ]
-        self.cache = PrefixCache(model, len(prefixes), max(map(len, self.ids)) + room)
-        self.other_eos = torch.tensor(other, device=model.device, dtype=torch.long)
-
-    def as_trained(self, token_ids: Tensor) -> Tensor:
-        """Every end of a text is the same end: the one that training wrote."""
-        if not len(self.other_eos):
-            return token_ids
-        return token_ids.masked_fill(torch.isin(token_ids, self.other_eos), self.eos_token_id)
-
-    def waiting(self) -> tuple[Int[Tensor, "batch tokens"], list[int]]:
-        """The tokens not read yet, padded, and how many they are in each row."""
-        rows = [ids[length:] for ids, length in zip(self.ids, self.cache.lengths, strict=True)]
-        return pad(rows, self.other_eos.device)[0], [len(row) for row in rows]
-
-    def append(self, token_ids: Int[Tensor, " batch"]) -> None:
-        """Put a token at the end of each row, to be read later."""
-        for ids, token in zip(self.ids, token_ids.tolist(), strict=True):
-            ids.append(token)
-
-    def rewind(self, counts: Sequence[int]) -> None:
-        self.ids = [ids[: len(ids) - count] for ids, count in zip(self.ids, counts, strict=True)]
-        self.forget(0)
-
-    def forget(self, tokens: int) -> None:
-        """Have the cache hold none of each row's last tokens, so that they wait to be read again."""
-        kept = [
-            min(length, max(len(ids) - tokens, 0)) for ids, length in zip(self.ids, self.cache.lengths, strict=True)
-        ]
-        self.cache.rewind([length - keep for length, keep in zip(self.cache.lengths, kept, strict=True)])
-
-    def select(self, rows: Sequence[int]) -> None:
-        self.cache.select(rows)
-        self.ids = [list(self.ids[row]) for row in rows]
-
-    def replace(self, places: Sequence[int], other: Any) -> None:
-        self.cache.replace(places, other.cache)
-        for place, ids in zip(places, other.ids, strict=True):
-            self.ids[place] = ids
 
 
 class ScalarRows(CachedRows):

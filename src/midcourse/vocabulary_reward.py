@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from midcourse.cached_rows import CachedRows
 from midcourse.language_model import (
     LanguageModel,
     chat_fingerprint,
@@ -23,7 +24,6 @@ from midcourse.language_model import (
 from midcourse.prefix_cache import check_supported, pad
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.reward import RewardError, Score, check_rendering
-from midcourse.reward_model import CachedRows
 
 
 class VocabularyReward:
