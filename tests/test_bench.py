@@ -12,7 +12,8 @@ def test_a_quick_benchmark_writes_its_rows(tmp_path):
     bench_decode(json=tmp_path / "decode.json", quick=True)
     found = json.loads((tmp_path / "decode.json").read_text())
     assert {row["method"] for row in found["rows"]} == {"generate", "weight 0", "pargs"}
-    assert {row["reward"] for row in found["rows"]} == {"none", "30 layers", "10 layers", "vocabulary, 30 layers"}
+    rewards = {row["reward"] for row in found["rows"]}
+    assert rewards == {"none", "30 layers", "10 layers", "vocabulary, 30 layers", "trunk"}
     for row in found["rows"]:
         low, high = row["ratio_interval"]
         assert 0 < low <= row["ratio_to_plain"] <= high

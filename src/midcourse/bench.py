@@ -33,6 +33,7 @@ from midcourse.prefix_cache import PrefixCache, compile_steps
 from midcourse.progress import progress
 from midcourse.reward import Reward
 from midcourse.reward_model import RewardModel, ScalarRows
+from midcourse.trunk_reward import TRUNK_RANK, TrunkReward
 from midcourse.vocabulary_reward import VocabularyReward
 
 TOP_K, WEIGHT, BATCH = 10, 2.0, 16
@@ -122,6 +123,7 @@ class Models:
         lm = _never_ending()
         rewards: dict[str, Reward] = {"30 layers": _reward(None), "10 layers": _reward(10)}
         rewards["vocabulary, 30 layers"] = VocabularyReward(lm.model, lm.tokenizer, name="vocabulary")
+        rewards["trunk"] = _trunk()
         if not compiled:
             return cls(lm, rewards, None)
         fast, reward = _never_ending(), _reward(None)
@@ -135,6 +137,8 @@ class Models:
         if name is None:
             return total
         reward = self.rewards[name]
+        if isinstance(reward, TrunkReward):
+            return total + weight_bytes(reward.head)
         if isinstance(reward, RewardModel):
             # Of the embedding only the tokens' rows are read.
             return total + weight_bytes(reward) - weight_bytes(reward.backbone.get_input_embeddings())
@@ -151,6 +155,15 @@ def _reward(layers: int | None) -> RewardModel:
     reward = RewardModel.create("smollm2", template="raw", layers=layers, tune="head").eval()
     for weight in reward.head.parameters():
         torch.nn.init.normal_(weight, std=0.02)
+    return reward
+
+
+def _trunk() -> TrunkReward:
+    """A trunk reward with random weights in its head."""
+    reward = TrunkReward.create("smollm2", template="raw", tune="head", head=f"trunk:{TRUNK_RANK}").eval()
+    for weight in reward.head.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    assert isinstance(reward, TrunkReward)
     return reward
 
 
@@ -192,6 +205,7 @@ def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[Case]:
     for run, method, guide in (
         (partial(_generate, lm, [prompt] * BATCH, new_tokens), "generate", "none"),
         (partial(_stream, lm, [prompt] * BATCH, loaded, new_tokens), "pargs", "30 layers"),
+        (partial(_stream, lm, [prompt] * BATCH, rewards["trunk"], new_tokens), "pargs", "trunk"),
         (partial(_stream, lm, [prompt], loaded, new_tokens, method=f"best-of-n:{BATCH}"), "best-of-n", "30 layers"),
     ):
         yield Case("speed", method, guide, 64, new_tokens, run, batch=BATCH)

@@ -1,12 +1,11 @@
 """Gold rewards: any function of a text that returns a number."""
 
-import importlib
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from midcourse.errors import MidcourseError
+from midcourse.reward import RewardError
+from midcourse.text_reward import load_function
 
 Gold = Callable[[str], float]
 
@@ -42,13 +41,9 @@ def _vader() -> Gold:
 
 
 def _imported(name: str) -> Gold:
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise GoldError(f"no gold reward {name!r} ({error}); use vader or MODULE:FUNCTION") from error
-    if not callable(found):
-        raise GoldError(f"gold reward {name!r} is not a function; use vader or MODULE:FUNCTION")
-    return found
+        return load_function(name)
+    except RewardError as error:
+        raise GoldError(
+            f"no gold reward {name!r} ({error.__cause__ or error}); use vader or MODULE:FUNCTION"
+        ) from error
