@@ -125,6 +125,7 @@ def test_new_reward_is_0_everywhere(architecture, model_folder):
         eos_token_ids=(257,),
         tokenizer=tiny_reward().info.tokenizer,
         chat_template=tiny_reward(template="chat").info.chat_template,
+        backbone_layers=3,
     )
 
 
