@@ -57,6 +57,7 @@ from midcourse.retokenised import Retokenised
 from midcourse.reward import Reward, RewardError, RewardRows, Score, check_rendering
 
 FORMAT = 1
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm")  # what architectures call the norm behind their last layer
 Backbone: TypeAlias = PreTrainedModel | PeftModel
 
 
@@ -480,7 +481,7 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 
 def final_norm_of(backbone: nn.Module) -> nn.Module:
     """The norm behind a backbone's last layer (`norm` in most architectures, `ln_f` in GPT-2's)."""
-    for name in ("norm", "ln_f", "final_layernorm"):
+    for name in FINAL_NORMS:
         if isinstance(found := getattr(backbone, name, None), nn.Module):
             return found
     raise RewardError(f"no final norm found in {type(backbone).__name__}; use --tune head, lora or all")

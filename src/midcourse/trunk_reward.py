@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from midcourse.language_model import LanguageModel, LanguageModelRows, load_config, resolve
 from midcourse.prompt import Prefix
 from midcourse.reward import Reward, RewardError, check_rendering
-from midcourse.reward_model import Backbone, RewardInfo, RewardModel, layers_of
+from midcourse.reward_model import FINAL_NORMS, Backbone, RewardInfo, RewardModel, layers_of
 
 TRUNK_RANK = 16
 
@@ -200,7 +200,7 @@ class TrunkRows:
 
 
 def _remove_final_norm(backbone: nn.Module) -> None:
-    for name in ("norm", "ln_f", "final_layernorm"):
+    for name in FINAL_NORMS:
         if isinstance(getattr(backbone, name, None), nn.Module):
             setattr(backbone, name, nn.Identity())
             return
