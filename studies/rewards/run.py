@@ -37,7 +37,8 @@ from midcourse.progress import progress
 from midcourse.train.accuracy import SHARES, length_baseline, outcome, pair_accuracy
 from midcourse.train.comparisons import Comparison
 from midcourse.train.prefixes import PairSet, encode
-from midcourse.train.training import Scorer, Settings, train
+from midcourse.train.scorer import Scorer
+from midcourse.train.training import Settings, train
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs/rewards"

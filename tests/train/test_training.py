@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from midcourse.reward_model import RewardModel
 from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train.comparisons import Comparison, read_comparisons
+from midcourse.train.folder import TrainingError, checkpoints
 from midcourse.train.objectives import OBJECTIVES
 from midcourse.train.prefixes import encode
-from midcourse.train.training import Scorer, Settings, TrainingError, checkpoints, train
+from midcourse.train.scorer import Scorer
+from midcourse.train.training import Settings, train
 
 GOOD, BAD = (" fine and good", " bad and poor")
 

@@ -1,17 +1,13 @@
 """The loop: comparisons in, a saved reward out. transformers' Trainer underneath.
 
-The output folder is a reward (midcourse.json is written last) with metrics.jsonl, training.png and a model card.
-While training goes on it holds run.json and the last whole checkpoint, from which `resume` goes on to the same model
-as an undisturbed run.
+The output folder is a reward with metrics.jsonl, training.png and a model card; see `train.folder`.
 """
 
 import json
 import math
 import shutil
-import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,30 +19,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
-from midcourse.prefix_cache import pad
 from midcourse.progress import progress
 from midcourse.reward_model import RewardModel, Tuning
 from midcourse.train.accuracy import length_baseline, pair_accuracy
-from midcourse.train.card import plot_training, write_card
 from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
+from midcourse.train.folder import TrainingError, checkpoints, finish_folder, prepare_folder
+from midcourse.train.interruption import Interrupted, Interruption, stop_on_signal
 from midcourse.train.objectives import OBJECTIVES, Objective
-from midcourse.train.prefixes import PairSet, Row, encode, pair_rewards, plan_batches, renumber, response_columns
-from midcourse.train.states import FrozenStates, split
+from midcourse.train.prefixes import PairSet, encode, pair_rewards, plan_batches, renumber, response_columns
+from midcourse.train.scorer import Scorer
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
 LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
-
-
-class TrainingError(MidcourseError):
-    """Training that cannot start, go on, or be saved."""
-
-
-class Interrupted(Exception):
-    """Stopped by Ctrl-C or SIGTERM after a whole checkpoint was written; `signal` is the signal's number."""
-
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
 
 
 @dataclass(frozen=True)
@@ -140,84 +124,6 @@ def check_settings(settings: Settings) -> None:
         raise TrainingError(f"held-out is {settings.held_out}; use a share between 0 and 1, such as 0.1")
     if settings.lr is not None and not 0 < settings.lr < math.inf:
         raise TrainingError(f"lr is {settings.lr}; use a positive number, such as 3e-4")
-
-
-class Scorer(nn.Module):
-    """Rewards at the response positions of rows, through cached frozen states where there are any.
-
-    Its forward is what the Trainer wraps: all trained parameters are reached through it.
-    """
-
-    def __init__(self, reward: RewardModel, row_sets: Sequence[list[Row]]):
-        super().__init__()
-        self.row_sets = row_sets
-        made = split(reward)
-        self.trained = made.top if made else reward
-        self.takes_tokens = bool(made and made.before)
-        self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
-
-    def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """What `forward` takes for some rows of a row set."""
-        if self.states:
-            found = {"states": self.states[row_set].batch(numbers)}
-            if self.takes_tokens:
-                responses = [self.row_sets[row_set][number].response for number in numbers]
-                found["token_ids"] = pad(responses, torch.device("cpu"))[0]
-            return found
-        rows = [self.row_sets[row_set][number] for number in numbers]
-        ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"))
-        return {"input_ids": ids, "attention_mask": mask}
-
-    def starts(self, row_set: int, numbers: Sequence[int]) -> list[int]:
-        """The columns of `forward`'s result at which each row's response begins."""
-        if self.states:
-            return [self.states[row_set].starts[number] for number in numbers]
-        return [len(self.row_sets[row_set][number].prompt) for number in numbers]
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Rewards of shape (rows, tokens)."""
-        return self.trained(**inputs)
-
-    @torch.no_grad()
-    def score(self, row_set: int, batch_rows: int = 32) -> list[Tensor]:
-        """The rewards at the response positions of every row of a set."""
-        rows = self.row_sets[row_set]
-        device = next(self.parameters()).device
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
-        for begin in range(0, len(order), batch_rows):
-            part = order[begin : begin + batch_rows]
-            rewards = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()}).cpu()
-            aligned = rewards.gather(1, response_columns([rows[i] for i in part], self.starts(row_set, part)))
-            for i, row in zip(part, aligned, strict=True):
-                found[i] = row[: len(rows[i].response)].clone()
-        return found
-
-
-@dataclass
-class Interruption:
-    """Which signal has asked training to stop, if any."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Interruption]:
-    """Let Ctrl-C and SIGTERM end training after the current step; a second one ends it at once."""
-    interruption = Interruption()
-    earlier: dict[int, Any] = {}
-
-    def ask(number: int, frame: Any) -> None:
-        interruption.signal = number
-        signal.signal(number, earlier[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        earlier[number] = signal.signal(number, ask)
-    try:
-        yield interruption
-    finally:
-        for changed, handler in earlier.items():
-            signal.signal(changed, handler)
 
 
 class _Watch(TrainerCallback):
@@ -376,58 +282,3 @@ def _held_out(pairs: PairSet, scorer: Scorer) -> dict[str, Any]:
     """What the curve shows: accuracy on held-out pairs by share of the response."""
     shares = pair_accuracy(pairs, scorer.score(1))["shares"]
     return {"accuracy": {str(row["share"]): row["accuracy"] for row in shares}}
-
-
-def prepare_folder(out: Path, run: dict[str, Any], resume: bool) -> Path | None:
-    """Make `out` ready for this run; the checkpoint to go on from, or None for a start from the beginning."""
-    if out.exists() and not out.is_dir():
-        raise TrainingError(f"{out} is a file; name a folder for --out")
-    run_file = out / "run.json"
-    if (out / "midcourse.json").is_file():
-        raise TrainingError(f"{out} already holds a finished reward; name another folder for --out, or delete it")
-    if run_file.is_file():
-        if not resume:
-            raise TrainingError(f"{out} holds an unfinished run; add --resume to go on with it, or delete it")
-        check_same_run(json.loads(run_file.read_text()), json.loads(json.dumps(run)), out)
-    elif out.is_dir() and any(out.iterdir()):
-        raise TrainingError(f"{out} is not empty and holds no run of midcourse; name a new folder for --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for torn in out.glob(".*-*"):  # what a kill left of a file or checkpoint being written
-        shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
-    write_text(run_file, json.dumps(run, indent=2) + "\n")
-    return checkpoints(out)[-1] if checkpoints(out) else None
-
-
-def check_same_run(have: dict[str, Any], want: dict[str, Any], out: Path) -> None:
-    """Raise TrainingError where a folder's unfinished run had other data or settings."""
-    if have == want:
-        return
-    flat = [
-        {
-            f"{a}.{b}": v
-            for a, part in run.items()
-            for b, v in (part.items() if isinstance(part, dict) else [("", part)])
-        }
-        for run in (have, want)
-    ]
-    name = next(key for key in flat[1] if flat[0].get(key) != flat[1][key])
-    raise TrainingError(
-        f"{out} holds a run with {name.strip('.')} {flat[0].get(name)!r}, not {flat[1][name]!r}; "
-        "resume with the same arguments, or name another folder for --out"
-    )
-
-
-def finish_folder(reward: RewardModel, out: Path) -> None:
-    """Turn a run's folder into a reward: curves, card, weights, then midcourse.json; then drop what resuming needed."""
-    plot_training(out / "metrics.jsonl", reward.info, out / "training.png")
-    write_card(reward.info, out / "README.md")
-    reward.write(out)
-    for checkpoint in checkpoints(out):
-        shutil.rmtree(checkpoint)
-    (out / "run.json").unlink()
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    found = [path for path in out.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

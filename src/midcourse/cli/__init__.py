@@ -1,0 +1,47 @@
+"""The command line: each verb is a dataclass of its flags whose `run` calls one function.
+
+Verbs import what they need when they run: torch and transformers take seconds, which --help should not.
+"""
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import tyro
+
+from midcourse.cli.guide import Guide, Methods
+from midcourse.cli.rewards import Export, ScoreText
+from midcourse.cli.train import Train
+from midcourse.cli.trials import Bench, Demo
+from midcourse.errors import MidcourseError
+
+Command = Annotated[
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Guide, tyro.conf.subcommand("guide")]
+    | Annotated[Methods, tyro.conf.subcommand("methods")]
+    | Annotated[ScoreText, tyro.conf.subcommand("score")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")],
+    tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+]
+
+
+def main() -> None:
+    """Entry point: 0 when done, 2 on misuse with one sentence, 130 or 143 when interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    command = tyro.cli(Command, prog="midcourse", description="A reward for every token.")
+    try:
+        sys.exit(command.run())
+    except MidcourseError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room or name a place you can write to")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _fail(message: str) -> None:
+    print(f"midcourse: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,74 @@
+"""The folder a reward is trained in: one run's, from its first step to the finished reward.
+
+While training goes on it holds run.json and the last whole checkpoint, from which `resume` goes on to the same model
+as an undisturbed run; when it is done, midcourse.json (written last) makes it a reward.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from midcourse.errors import MidcourseError
+from midcourse.files import write_text
+from midcourse.reward_model import RewardModel
+from midcourse.train.card import plot_training, write_card
+
+
+class TrainingError(MidcourseError):
+    """Training that cannot start, go on, or be saved."""
+
+
+def prepare_folder(out: Path, run: dict[str, Any], resume: bool) -> Path | None:
+    """Make `out` ready for this run; the checkpoint to go on from, or None for a start from the beginning."""
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"{out} is a file; name a folder for --out")
+    run_file = out / "run.json"
+    if (out / "midcourse.json").is_file():
+        raise TrainingError(f"{out} already holds a finished reward; name another folder for --out, or delete it")
+    if run_file.is_file():
+        if not resume:
+            raise TrainingError(f"{out} holds an unfinished run; add --resume to go on with it, or delete it")
+        check_same_run(json.loads(run_file.read_text()), json.loads(json.dumps(run)), out)
+    elif out.is_dir() and any(out.iterdir()):
+        raise TrainingError(f"{out} is not empty and holds no run of midcourse; name a new folder for --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for torn in out.glob(".*-*"):  # what a kill left of a file or checkpoint being written
+        shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
+    write_text(run_file, json.dumps(run, indent=2) + "\n")
+    return checkpoints(out)[-1] if checkpoints(out) else None
+
+
+def check_same_run(have: dict[str, Any], want: dict[str, Any], out: Path) -> None:
+    """Raise TrainingError where a folder's unfinished run had other data or settings."""
+    if have == want:
+        return
+    flat = [
+        {
+            f"{a}.{b}": v
+            for a, part in run.items()
+            for b, v in (part.items() if isinstance(part, dict) else [("", part)])
+        }
+        for run in (have, want)
+    ]
+    name = next(key for key in flat[1] if flat[0].get(key) != flat[1][key])
+    raise TrainingError(
+        f"{out} holds a run with {name.strip('.')} {flat[0].get(name)!r}, not {flat[1][name]!r}; "
+        "resume with the same arguments, or name another folder for --out"
+    )
+
+
+def finish_folder(reward: RewardModel, out: Path) -> None:
+    """Turn a run's folder into a reward: curves, card, weights, then midcourse.json; then drop what resuming needed."""
+    plot_training(out / "metrics.jsonl", reward.info, out / "training.png")
+    write_card(reward.info, out / "README.md")
+    reward.write(out)
+    for checkpoint in checkpoints(out):
+        shutil.rmtree(checkpoint)
+    (out / "run.json").unlink()
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [path for path in out.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

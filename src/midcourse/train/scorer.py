@@ -1,0 +1,63 @@
+"""Rewards of encoded rows in training: through cached frozen states where there are any."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from midcourse.prefix_cache import pad
+from midcourse.reward_model import RewardModel
+from midcourse.train.prefixes import Row, response_columns
+from midcourse.train.states import FrozenStates, split
+
+
+class Scorer(nn.Module):
+    """Rewards at the response positions of rows, through cached frozen states where there are any.
+
+    Its forward is what the Trainer wraps: all trained parameters are reached through it.
+    """
+
+    def __init__(self, reward: RewardModel, row_sets: Sequence[list[Row]]):
+        super().__init__()
+        self.row_sets = row_sets
+        made = split(reward)
+        self.trained = made.top if made else reward
+        self.takes_tokens = bool(made and made.before)
+        self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
+
+    def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """What `forward` takes for some rows of a row set."""
+        if self.states:
+            found = {"states": self.states[row_set].batch(numbers)}
+            if self.takes_tokens:
+                responses = [self.row_sets[row_set][number].response for number in numbers]
+                found["token_ids"] = pad(responses, torch.device("cpu"))[0]
+            return found
+        rows = [self.row_sets[row_set][number] for number in numbers]
+        ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"))
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def starts(self, row_set: int, numbers: Sequence[int]) -> list[int]:
+        """The columns of `forward`'s result at which each row's response begins."""
+        if self.states:
+            return [self.states[row_set].starts[number] for number in numbers]
+        return [len(self.row_sets[row_set][number].prompt) for number in numbers]
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Rewards of shape (rows, tokens)."""
+        return self.trained(**inputs)
+
+    @torch.no_grad()
+    def score(self, row_set: int, batch_rows: int = 32) -> list[Tensor]:
+        """The rewards at the response positions of every row of a set."""
+        rows = self.row_sets[row_set]
+        device = next(self.parameters()).device
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
+        for begin in range(0, len(order), batch_rows):
+            part = order[begin : begin + batch_rows]
+            rewards = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()}).cpu()
+            aligned = rewards.gather(1, response_columns([rows[i] for i in part], self.starts(row_set, part)))
+            for i, row in zip(part, aligned, strict=True):
+                found[i] = row[: len(rows[i].response)].clone()
+        return found
