@@ -70,6 +70,11 @@ def test_chat_takes_a_text_as_the_users_message():
     assert prompt_ids(TOKENIZER, " Hi ", "chat") == prompt_ids(TOKENIZER, [{"role": "user", "content": " Hi "}], "chat")
 
 
+def test_mixed_continues_texts_and_renders_messages():
+    assert prompt_ids(TOKENIZER, " Hi ", "mixed") == prompt_ids(TOKENIZER, " Hi ", "raw")
+    assert prompt_ids(TOKENIZER, MESSAGES, "mixed") == prompt_ids(TOKENIZER, MESSAGES, "chat")
+
+
 def test_transcript_to_messages():
     assert as_messages(TURNS) == MESSAGES
 

@@ -568,6 +568,16 @@ def test_laws_of_a_retokenised_chat_reward():
     assert_laws(reward, lm, PROMPTS, RESPONSES)
 
 
+def test_a_retokenised_reward_renders_prompts_as_the_call_does():
+    lm, mixed = tiny_language_model(), bpe_reward("llama", template="mixed")
+    for template in ("raw", "chat"):
+        of_that_template = bpe_reward("llama", template=template)
+        settings = {"reward_weight": 3.0, "max_new_tokens": 4, "seed": 5, "template": template}
+        found, want = (generate(lm, ["the ferry"], reward, **settings)[0] for reward in (mixed, of_that_template))
+        assert found.reward == want.reward and found.text == want.text
+    assert generate(lm, ["the ferry"], mixed, max_new_tokens=4, seed=5, reward_weight=3.0)[0].reward != found.reward
+
+
 def test_prefix_rewards_of_the_start_and_of_a_candidate_cost_nothing_more():
     lm, reward = pair("bytes", "llama")
     forwards = []

@@ -14,7 +14,7 @@ from midcourse.errors import MidcourseError
 
 Message: TypeAlias = dict[str, str]
 Prompt: TypeAlias = str | Sequence[Message]
-Template = Literal["chat", "raw"]
+Template = Literal["chat", "raw", "mixed"]
 TEMPLATES: tuple[str, ...] = get_args(Template)
 
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -25,11 +25,15 @@ class PromptError(MidcourseError):
 
 
 class Prefix(NamedTuple):
-    """Where a row starts: the prompt as it was given, and the LM's token ids of it and of a response begun already."""
+    """Where a row starts: the prompt as it was given, and the LM's token ids of it and of a response begun already.
+
+    `template` is how the prompt was rendered, for a reward that renders it again; None is that reward's own way.
+    """
 
     prompt: Prompt
     prompt_ids: Sequence[int]
     response_ids: Sequence[int] = ()
+    template: Template | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -41,14 +45,16 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Tem
 
     "raw" takes a text and continues it; an empty text starts from BOS. "chat" takes a text (one user message), a
     transcript ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or a list of messages, and applies the tokenizer's own chat
-    template, its default system prompt included.
+    template, its default system prompt included. "mixed" is "raw" for a text and "chat" for a list of messages.
 
     Raises:
         PromptError: messages with "raw", an empty prompt with "chat", or a tokenizer without what is needed.
     """
+    if template == "mixed":
+        template = "raw" if isinstance(prompt, str) else "chat"
     if template == "raw":
         if not isinstance(prompt, str):
-            raise PromptError("the raw template takes a text, not a list of messages; use --template chat")
+            raise PromptError("the raw template takes a text, not a list of messages; use --template chat or mixed")
         return tokenizer(prompt)["input_ids"] or [start_of_text(tokenizer)]
     if template != "chat":
         raise PromptError(f"template {template!r} is unknown; use one of: {', '.join(TEMPLATES)}")

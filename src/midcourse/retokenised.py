@@ -113,7 +113,7 @@ class RetokenisedRows(ResponseRows):
         super().__init__(reward.lm_tokenizer, reward.eos_token_ids, prefixes, backbone.device)
         self.reward = reward
         self.dtype = torch.promote_types(backbone.dtype, torch.float32)
-        self.before = [prompt_ids(tokenizer, prompt, reward.template) for prompt in self.prompts]
+        self.before = [prompt_ids(tokenizer, prefix.prompt, prefix.template or reward.template) for prefix in prefixes]
         now = [response.now for response in self.responses]
         self.cached = [reward.encode(ids, p.text, p.finished) for ids, p in zip(self.before, now, strict=True)]
         self.cache = PrefixCache(backbone, len(prefixes), max(map(len, self.cached)) + room)

@@ -114,7 +114,7 @@ def check_rendering(
         eos_token_ids: every token that ended a text in training.
     """
     remedy = f"train a reward with --backbone {lm.name}, or guide the model it was made for"
-    if template == "chat" and chat_fingerprint(lm.tokenizer) != chat_template:
+    if template in ("chat", "mixed") and chat_fingerprint(lm.tokenizer) != chat_template:
         raise RewardError(f"the reward was trained with the chat template of {name}, {lm.name} has another; {remedy}")
     if unknown := sorted(lm.eos_token_ids - set(eos_token_ids)):
         raise RewardError(f"{lm.name} also ends texts with the token ids {unknown}, {name} does not; {remedy}")

@@ -183,7 +183,7 @@ class RewardModel(nn.Module):
             eos_token_id=tokenizer.eos_token_id,
             eos_token_ids=tuple(sorted(eos)),
             tokenizer=tokenizer_fingerprint(tokenizer),
-            chat_template=chat_fingerprint(tokenizer) if template == "chat" else None,
+            chat_template=None if template == "raw" else chat_fingerprint(tokenizer),
             head=head,
             backbone_layers=load_config(resolve(backbone)).num_hidden_layers,
         )

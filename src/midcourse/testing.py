@@ -124,7 +124,7 @@ def tiny_reward(
         eos_token_id=tokenizer.eos_token_id,
         eos_token_ids=tuple(sorted({tokenizer.eos_token_id, *more_eos})),
         tokenizer=tokenizer_fingerprint(tokenizer),
-        chat_template=chat_fingerprint(tokenizer) if template == "chat" else None,
+        chat_template=None if template == "raw" else chat_fingerprint(tokenizer),
     )
     reward = RewardModel(with_adapter(backbone, Tuning.parse(tune)), tokenizer, info)
     randomise(reward, seed + 1)
@@ -165,7 +165,7 @@ def tiny_trunk_reward(
         eos_token_id=lm.tokenizer.eos_token_id,
         eos_token_ids=tuple(sorted(lm.eos_token_ids)),
         tokenizer=tokenizer_fingerprint(lm.tokenizer),
-        chat_template=chat_fingerprint(lm.tokenizer) if template == "chat" else None,
+        chat_template=None if template == "raw" else chat_fingerprint(lm.tokenizer),
         head=f"trunk:{rank}",
         backbone_layers=lm.model.config.num_hidden_layers,
     )

@@ -465,6 +465,26 @@ def test_empty_chat_prompt_is_refused():
         generate(lm_of(), ["Hi", ""], tiny_reward(template="chat", more_eos=MORE_EOS))
 
 
+def test_a_reward_of_mixed_prompts_goes_with_any_template():
+    lm, reward = lm_of(), tiny_reward(template="mixed", more_eos=MORE_EOS)
+    message = [{"role": "user", "content": "Hi"}]
+    settings = {"reward_weight": 2.0, "max_new_tokens": 4}
+    chat, raw = generate(lm, ["Hi"], reward, template="chat", **settings), generate(lm, ["Hi"], reward, **settings)
+    both = generate(lm, [message, "Hi"], reward, seed=[0, 0], **settings)
+    assert tokens(both) == tokens(chat) + tokens(raw)
+    assert both[0].prompt == message and chat[0].prompt == "Hi"
+    assert both[0].prompt_tokens == chat[0].prompt_tokens > raw[0].prompt_tokens
+
+
+def test_rewards_of_mixed_prompts_follow_the_others():
+    lm, mixed, raw = lm_of(), tiny_reward(template="mixed", more_eos=MORE_EOS), reward_of()
+    for guides in ([(mixed, 1.0), (raw, 1.0)], [(raw, 1.0), (mixed, 1.0)]):
+        with pytest.raises(RewardError, match="trained with template 'raw', not 'chat'"):
+            generate(lm, ["Hi"], guides, template="chat", max_new_tokens=2)
+        with pytest.raises(PromptError, match="takes a text, not a list of messages"):
+            generate(lm, [[{"role": "user", "content": "Hi"}]], guides, max_new_tokens=2)
+
+
 def test_method_of_ones_own():
     def only_reward(logprobs, rewards, weight):
         return add_reward(torch.zeros_like(logprobs), rewards, weight)

@@ -64,8 +64,9 @@ class Guide:
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
     """Strings that end a response."""
-    template: Literal["chat", "raw"] | None = None
-    """By default the reward's; without one that has its own, raw."""
+    template: Literal["chat", "raw", "mixed"] | None = None
+    """chat: a prompt is the user's message. raw: it is continued. mixed: texts are continued, message lists are chats.
+    By default the reward's; without one that has its own, raw."""
     always_offer_eos: bool = False
     """Let the end of the text be a candidate even where the LM ranks it below the top k."""
     seed: int = 0

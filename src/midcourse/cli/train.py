@@ -36,8 +36,9 @@ class Train:
     """Bradley-Terry on equal-length prefixes, or on whole responses only."""
     past_end: Literal["drop", "paper"] = "drop"
     """Past the shorter response's end: stop, or compare its finished text with longer prefixes (PARGS's authors)."""
-    template: Literal["chat", "raw"] = "chat"
-    """How prompts are rendered; stored with the reward."""
+    template: Literal["chat", "raw", "mixed"] = "chat"
+    """How prompts are rendered, stored with the reward. chat: by the chat template. raw: as they are, to be continued.
+    mixed: texts raw, message lists by the chat template; such a reward guides both."""
     epochs: int = 2
     lr: float | None = None
     """Peak learning rate; by default one that suits --tune."""

@@ -175,9 +175,13 @@ def as_guides(reward: Reward | Guides | None) -> list[tuple[Reward, float]]:
 
 
 def agreed_template(guides: Guides, template: Template | None) -> Template:
-    """The one template of all rewards; RewardError where they, or the one asked for, differ."""
+    """The one template of all rewards; RewardError where they, or the one asked for, differ.
+
+    A reward that was trained on both kinds of prompts goes with any.
+    """
+    rendered = [reward.template for reward, _ in guides if reward.template is not None]
     for reward, _ in guides:
-        if reward.template is None:
+        if reward.template in (None, "mixed"):
             continue
         template = template or reward.template
         if template != reward.template:
@@ -185,7 +189,7 @@ def agreed_template(guides: Guides, template: Template | None) -> Template:
                 f"the reward was trained with template {reward.template!r}, not {template!r}; "
                 f"use --template {reward.template}"
             )
-    return template or "raw"
+    return template or ("mixed" if rendered else "raw")
 
 
 def check_soft_value(chosen: AnyMethod, guides: Guides) -> None:
@@ -209,7 +213,7 @@ def encode(
     """The prompts in the LM's tokens, each checked to leave room for the response."""
     if isinstance(prompts, str):
         raise PromptError("the prompts are a single text; give a list of texts")
-    rows = [Prefix(prompt, prompt_ids(lm.tokenizer, prompt, template)) for prompt in prompts]
+    rows = [Prefix(prompt, prompt_ids(lm.tokenizer, prompt, template), template=template) for prompt in prompts]
     check_room(lm, rewards, rows, max_new_tokens)
     return rows
 
