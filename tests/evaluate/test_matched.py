@@ -1,0 +1,50 @@
+"""Reading gold off at a guidance KL."""
+
+import numpy as np
+import pytest
+
+from midcourse.evaluate.matched import Guided, at_kl, weight_at
+
+PLAIN = Guided(0.0, np.array([0.0, 0.2]), np.array([0.0, 0.0]))
+ONE = Guided(1.0, np.array([0.4, 0.6]), np.array([1.0, 3.0]))
+TWO = Guided(2.0, np.array([0.6, 0.8]), np.array([5.0, 7.0]))
+
+
+@pytest.mark.parametrize(
+    ("kl", "gold"), [(0.0, 0.1), (1.0, 0.3), (2.0, 0.5), (4.0, 0.6), (6.0, 0.7)], ids=lambda x: str(x)
+)
+def test_gold_lies_on_the_line_between_two_weights(kl, gold):
+    for runs in ([PLAIN, ONE, TWO], [TWO, PLAIN, ONE]):
+        mean, (low, high) = at_kl(runs, kl)
+        assert mean == pytest.approx(gold)
+        assert low <= mean <= high
+
+
+@pytest.mark.parametrize("kl", [6.01, -0.1])
+def test_nothing_is_extrapolated(kl):
+    assert at_kl([PLAIN, ONE, TWO], kl) is None
+
+
+def test_the_interval_covers_the_curve_of_all_prompts():
+    """Weights differ in KL and gold by prompt; over 100 draws of 80 prompts, 95 % intervals hold the truth in about 95."""
+    rng = np.random.default_rng(0)
+    truth, draws, held = 0.75, 100, 0
+    for draw in range(draws):
+        taste = rng.normal(0, 1, 80)
+        runs = [
+            Guided(w, 0.25 * w + 0.3 * taste, np.abs(2.0 * w + w * rng.normal(0, 0.5, 80))) for w in (0.0, 2.0, 4.0)
+        ]
+        _, (low, high) = at_kl(runs, 6.0, seed=draw)
+        held += low <= truth <= high
+    assert 89 <= held <= 99
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, 60.0])
+def test_weight_at_finds_the_weight_of_a_kl(scale):
+    kl_of = lambda weight: 20 * (1 - np.exp(-((weight * scale) ** 2) / 20))  # noqa: E731
+    for kl in (2.0, 5.0, 10.0):
+        assert kl_of(weight_at(kl_of, kl, tries=12)) == pytest.approx(kl, rel=0.1)
+
+
+def test_weight_at_gives_the_nearest_where_a_kl_is_not_reached():
+    assert weight_at(lambda weight: min(weight, 3.0), 10.0, tries=4) >= 3.0
