@@ -1,0 +1,103 @@
+"""What the studies share: texts under a reward at several weights, judged by gold, read off at equal guidance KL."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from midcourse import LanguageModel, stream
+from midcourse.decode.steps import Generation
+from midcourse.evaluate.matched import Guided, at_kl, weight_at
+from midcourse.evaluate.metrics import perplexity, repeated_bigrams
+from midcourse.progress import progress
+from midcourse.prompt import Prompt
+from midcourse.reward import Reward
+
+Gold = Callable[[str], float]
+KLS = (2.0, 5.0, 10.0)
+
+
+def write(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    reward: Reward | None,
+    weight: float,
+    *,
+    new_tokens: int = 24,
+    seed: int = 0,
+    batch_size: int = 40,
+    **settings: Any,
+) -> list[Generation]:
+    """Responses to the prompts at one weight, plain where there is no reward: top 10, temperature 1."""
+    found: dict[int, Generation] = {}
+    chosen = {"method": "pargs" if reward else "plain", "top_k": 10, "reward_weight": weight, "template": "mixed"}
+    with progress(f"weight {weight:.2g}", len(prompts)) as advance:
+        for row, event in stream(
+            lm, prompts, reward, max_new_tokens=new_tokens, seed=seed, batch_size=batch_size, **(chosen | settings)
+        ):
+            if isinstance(event, Generation):
+                found[row] = event
+                advance(1)
+    return [found[row] for row in range(len(prompts))]
+
+
+def judged(texts: Sequence[Generation], weight: float, gold: Gold) -> Guided:
+    """Each text's gold and guidance KL."""
+    return Guided(
+        weight, np.array([gold(text.text) for text in texts]), np.array([text.guidance_kl or 0.0 for text in texts])
+    )
+
+
+def figures(texts: Sequence[Generation], gold: Guided) -> dict[str, float]:
+    """A weight's row of a results file."""
+    return {
+        "weight": gold.weight,
+        "gold": float(gold.gold.mean()),
+        "guidance_kl": float(gold.guidance_kl.mean()),
+        "total_kl": fmean(text.total_kl or 0.0 for text in texts),
+        "perplexity": perplexity(texts),
+        "repeated_bigrams": fmean(repeated_bigrams(text.text) for text in texts),
+        "length": fmean(len(text.steps) for text in texts),
+    }
+
+
+def steered(
+    lm: LanguageModel,
+    reward: Reward,
+    gold: Gold,
+    validation: Sequence[Prompt],
+    test: Sequence[Prompt],
+    plain: Sequence[Generation],
+    *,
+    kls: Sequence[float] = KLS,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Gold at each guidance KL on test prompts; the weights that reach them are found on validation prompts.
+
+    Args:
+        plain: the test prompts' unguided texts.
+
+    Returns:
+        prompts, weights (a row of figures each), at_kl (kl, gold and interval, or None where it was not reached).
+    """
+
+    def kl_of(weight: float) -> float:
+        texts = write(lm, validation, reward, weight, seed=10_000, **settings)
+        return fmean(text.guidance_kl or 0.0 for text in texts)
+
+    runs, rows, start = [judged(plain, 0.0, gold)], [figures(plain, judged(plain, 0.0, gold))], 1.0
+    for kl in kls:
+        start = weight_at(kl_of, kl, start=start)
+        # Past the last aim by a tenth of the weight, so that it is reached on other prompts too.
+        weight = start * (1.1 if kl == max(kls) else 1.0)
+        texts = write(lm, test, reward, weight, **settings)
+        runs.append(judged(texts, weight, gold))
+        rows.append(figures(texts, runs[-1]))
+    return {"prompts": len(test), "weights": rows, "at_kl": [read_off(runs, kl) for kl in kls]}
+
+
+def read_off(runs: Sequence[Guided], kl: float) -> dict[str, Any]:
+    """A row of `at_kl`: the gold reward at a guidance KL."""
+    found = at_kl(runs, kl)
+    return {"kl": kl, "gold": found[0] if found else None, "interval": found[1] if found else None}
