@@ -43,7 +43,7 @@ class ScoreText:
     json: bool = False
 
     def run(self) -> int:
-        from midcourse.evaluate.report import tokens_of_score, write_score_page
+        from midcourse.evaluate.report import chance, tokens_of_score, write_score_page
 
         if self.html and self.against is not None:
             raise UsageError("--html shows one text; leave out --against")
@@ -71,7 +71,8 @@ class ScoreText:
         else:
             self._print(tokens)
             if preferred is not None:
-                print(f"A is preferred to B with probability {preferred:.2f}")
+                cut = f", both cut to {min(len(score.rewards) for score in scores)} tokens" if self.unfinished else ""
+                print(f"A is preferred to B with probability {chance(preferred)}{cut}")
             if calibration is None:
                 print(
                     "no calibration is stored with this reward, so no probability is shown; midcourse train stores one"
@@ -102,19 +103,19 @@ class ScoreText:
     def _print(self, texts: "list[list[Token]]") -> None:
         from rich.console import Console
 
-        from midcourse.evaluate.report import number, score_line, score_table
+        from midcourse.evaluate.report import chance, number, score_line, score_table
 
-        console = Console(highlight=False)
-        end, average = ("the prefix", "its length") if self.unfinished else ("the finished text", "the finished ones")
+        console = Console()
+        end = "the prefix" if self.unfinished else "the finished text"
         for name, tokens in zip(("A: ", "B: ") if len(texts) > 1 else ("",), texts, strict=True):
             console.print(name, score_line(tokens), sep="")
             last = tokens[-1]
             shown = f"reward of {end}: {number(last.reward, 3)}"
             if last.centred is not None:
-                shown += f", against the mean of {average} {number(last.centred, 3, sign=True)}"
+                shown += f", centred {number(last.centred, 3, sign=True)}"
             if last.probability is not None:
-                shown += f", preferred to an average one with probability {number(last.probability)}"
-            console.print(shown)
+                shown += f", preferred to an average one with probability {chance(last.probability)}"
+            print(shown)
             if self.table:
                 console.print(score_table(tokens))
 

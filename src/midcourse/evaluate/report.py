@@ -332,7 +332,7 @@ def score_table(tokens: Sequence[Token]) -> Table:
     for token, position, change in zip(tokens, _positions(tokens), changes(tokens), strict=True):
         text = Text(END_MARK if token.end else repr(token.text))
         figures = number(token.reward, 3), number(change, 3, sign=True)
-        shown = number(token.centred, 3, sign=True), number(token.probability)
+        shown = number(token.centred, 3, sign=True), chance(token.probability)
         table.add_row(str(position + 1), text, *figures, *shown[: len(names) - 4])
     return table
 
@@ -423,6 +423,13 @@ def number(value: float | int | None, digits: int = 2, sign: bool = False) -> st
     return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
+def chance(probability: float | None) -> str:
+    """A probability to two digits, never as certain as 0 or 1; "n/a" where there is none."""
+    if probability is None or not math.isfinite(probability):
+        return "n/a"
+    return "<0.01" if probability < 0.01 else ">0.99" if probability > 0.99 else f"{probability:.2f}"
+
+
 @dataclass(frozen=True)
 class _Cell:
     """A token as the templates show it."""
@@ -456,7 +463,7 @@ def _title(token: Token, position: int, value: float | None, colouring: Colourin
     shown = "" if value is None else f", {against} {number(value, 3, sign=True)}"
     against_mean = "" if token.centred is None else f"{number(token.centred, 3, sign=True)} against the mean here"
     if token.probability is not None:
-        against_mean += f", preferred with probability {number(token.probability)}"
+        against_mean += f", preferred with probability {chance(token.probability)}"
     lines = (f"{name}, position {position + 1}", f"reward {number(token.reward, 3)}{shown}", against_mean, token.detail)
     return "\n".join(line for line in lines if line)
 
@@ -513,7 +520,7 @@ def _write_page(path: Path, template: str, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, repr=repr)
+    environment.filters.update(number=number, chance=chance, repr=repr)
     environment.globals.update(light=LIGHT, dark=DARK, shades=range(-SHADES, SHADES + 1))
     page = environment.get_template(template).render(content)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,8 @@ def calibration_error(
 
     ECE = sum over bins of (share of the pairs) |accuracy - mean confidence| (Naeini et al., 2015), in bins of equal
     mass by confidence (equal confidences share a bin). Chance alone makes it positive, and resampling adds that once
-    more: the interval is therefore the reflected one (2 ECE - quantiles of the resampled ECE), cut at 0.
+    more: the interval is therefore the reflected one (2 ECE - quantiles of the resampled ECE), cut at 0 and widened to
+    hold the ECE itself.
     """
     confidence = expit(np.abs(margins) / temperatures)
     correct = 0.5 + 0.5 * np.sign(margins)
@@ -157,7 +158,7 @@ def calibration_error(
     times = resamples(len(names))
     again = np.abs(times @ gaps).sum(1) / (times @ np.bincount(prompt_of))
     low, high = 2 * ece - np.quantile(again, [0.975, 0.025])
-    return {"ece": ece, "interval": (max(float(low), 0.0), max(float(high), 0.0))}
+    return {"ece": ece, "interval": (max(float(low), 0.0), max(float(high), ece))}
 
 
 # The mean at every length
