@@ -22,7 +22,11 @@ def mean_interval(
         [str(g) for g in groups] if groups is not None else np.arange(len(values)), return_inverse=True
     )
     sums, counts = np.bincount(group, values), np.bincount(group)
-    rng = np.random.default_rng(seed)
-    times = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    times = resamples(len(sums), seed=seed)
     low, high = np.quantile((times @ sums) / (times @ counts), [0.025, 0.975])
     return float(values.mean()), (float(low), float(high))
+
+
+def resamples(groups: int, *, seed: int = 0) -> np.ndarray:
+    """How often each group is drawn in each bootstrap sample, of shape (resamples, groups)."""
+    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)

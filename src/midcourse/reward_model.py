@@ -34,6 +34,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.cached_rows import CachedRows
+from midcourse.calibration import Calibration
 from midcourse.files import whole_file, whole_folder, write_text
 from midcourse.language_model import (
     LanguageModel,
@@ -105,6 +106,7 @@ class RewardInfo:
     backbone_layers: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -143,6 +145,11 @@ class RewardModel(nn.Module):
     def template(self) -> Template:
         """How prompts were rendered in training, and must be here."""
         return self.info.template
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns its rewards into probabilities for a reader; None for a reward that was saved without one."""
+        return Calibration.read(self.info.calibration)
 
     @property
     def device(self) -> torch.device:

@@ -17,6 +17,7 @@ from rich.text import Text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from midcourse.calibration import Calibration
 from midcourse.decode.steps import Generation, ScoredCandidate, Step
 from midcourse.evaluate.report import (
     DARK,
@@ -31,6 +32,7 @@ from midcourse.evaluate.report import (
     by_position,
     centre,
     centred,
+    chance,
     changes,
     mark,
     number,
@@ -341,6 +343,34 @@ def test_score_table_has_a_row_per_token():
     assert table.split("\n")[2].split() == ["2", "'b'", "n/a", "n/a"]
     assert table.split("\n")[3].split() == ["4", END_MARK, "0.500", "-0.500"]
     assert isinstance(score_line([]), Text)
+
+
+def test_score_table_shows_what_a_calibration_says():
+    tokens = [Token("a", 1.0, centred=0.25, probability=0.625), Token("b", 2.0, centred=-3.0, probability=0.001)]
+    table = printed(score_table([*tokens, Token("", 0.5, end=True)]))
+    assert table.split("\n")[0].split() == ["position", "token", "reward", "change", "centred", "probability"]
+    assert table.split("\n")[1].split()[4:] == ["+0.250", "0.62"]
+    assert table.split("\n")[2].split()[4:] == ["-3.000", "<0.01"]
+    assert table.split("\n")[3].split()[4:] == ["n/a", "n/a"]
+
+
+def test_no_probability_is_shown_as_certain():
+    assert [chance(p) for p in (0.0, 0.0099, 0.01, 0.5, 0.99, 0.991, 1.0, None)] == [
+        *("<0.01", "<0.01", "0.01", "0.50", "0.99", ">0.99", ">0.99", "n/a")
+    ]
+
+
+def test_score_page_shows_what_a_calibration_says(tmp_path, tokenizer):
+    score = scored(tokenizer, "ab")
+    calibration = Calibration(2.0, None, (1.0, 0.0), None)
+    write_score_page(tmp_path / "page.html", "p", tokens_of_score(score, tokenizer, calibration), "t")
+    page = Page(tmp_path / "page.html")
+    assert "\n-1.000 against the mean here, preferred with probability 0.38\n" in page.tokens[0]["title"]
+    assert "against the mean" not in page.tokens[2]["title"]  # no finished text was seen
+    assert "centred" in page.texts["th"] and "0.38" in page.texts["td"]
+    write_score_page(tmp_path / "plain.html", "p", tokens_of_score(score, tokenizer), "t")
+    assert "centred" not in Page(tmp_path / "plain.html").texts["th"]
+    assert "No calibration is stored" in (tmp_path / "plain.html").read_text()
 
 
 # Pages

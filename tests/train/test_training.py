@@ -112,6 +112,9 @@ def test_a_reward_folder_holds_the_card_the_curves_and_a_line_per_step(undisturb
     info = json.loads((undisturbed / "midcourse.json").read_text())
     assert info["training"]["comparisons"] == 48
     assert info["metrics"]["length_baseline"]["prefers"] in ("longer", "shorter")
+    assert [row["share"] for row in info["metrics"]["calibration"]["shares"]] == [0.1, 0.25, 0.5, 0.75, 1.0]
+    assert RewardModel.load(undisturbed).calibration.finished_temperature > 0
+    assert "Of finished texts, a is preferred to b with probability" in (undisturbed / "README.md").read_text()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "mistral"])

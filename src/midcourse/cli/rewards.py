@@ -2,57 +2,149 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from midcourse.cli.console import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from midcourse.calibration import Calibration
+    from midcourse.evaluate.report import Token
+    from midcourse.reward import Reward, Score
 
 
 @dataclass
 class ScoreText:
-    """Show the reward of every prefix of a text."""
+    """Show the reward of every prefix of a text, and how likely it is to be preferred."""
 
     reward: str
-    """Folder of a reward."""
+    """Folder of a reward, a sequence classifier of one label, or a causal LM whose log-probabilities are rewards."""
     prompt: str
     text: str
     """The response, without the prompt."""
+    against: str | None = None
+    """Another response: print the probability that --text is preferred to it."""
     unfinished: bool = False
-    """Do not end the text: the last reward is that of a prefix."""
+    """Do not end the text: the last reward is that of a prefix. With --against both are compared at the shorter
+    one's length."""
+    table: bool = False
+    """Print a row of numbers for every token."""
     html: Path | None = None
     """Write a page with every token coloured."""
+    lm: str = "smollm2"
+    """For a classifier: the causal LM whose tokens the prefixes end with."""
+    template: Literal["chat", "raw"] | None = None
+    """For a causal LM: how prompts were rendered in its training; raw by default. Other rewards know theirs."""
     device: str = "auto"
     dtype: str = "auto"
     json: bool = False
 
     def run(self) -> int:
-        from rich.console import Console
+        from midcourse.evaluate.report import chance, tokens_of_score, write_score_page
 
-        from midcourse.evaluate.report import score_line, tokens_of_score, write_score_page
-        from midcourse.loading import load_reward
-        from midcourse.reward_model import RewardModel
-
-        reward = load_reward(self.reward, device=self.device, dtype=self.dtype)
-        if not isinstance(reward, RewardModel):
-            raise UsageError(f"{self.reward} is no reward of prefixes; score takes folders that midcourse train wrote")
-        (score,) = reward.score([self.prompt], [self.text], finished=not self.unfinished)
-        tokens = tokens_of_score(score, reward.tokenizer)
+        if self.html and self.against is not None:
+            raise UsageError("--html shows one text; leave out --against")
+        texts = [self.text] if self.against is None else [self.text, self.against]
+        if self.unfinished and "" in texts:
+            raise UsageError("an empty text that is --unfinished has no token to reward; give some text")
+        reward, tokenizer = self._load()
+        calibration: Calibration | None = getattr(reward, "calibration", None)
+        finished = not self.unfinished
+        scores = reward.score([self.prompt] * len(texts), texts)
+        if self.unfinished:
+            scores = [_without_end(score) for score in scores]
+        preferred = _preferred(scores, calibration, finished) if self.against is not None else None
+        tokens = [tokens_of_score(score, tokenizer, calibration, finished=finished) for score in scores]
         if self.html:
-            write_score_page(self.html, self.prompt, tokens, title="midcourse score")
+            write_score_page(self.html, self.prompt, tokens[0], title="midcourse score")
         if self.json:
-            rows = [
-                {"token_id": i, "text": text, "reward": r}
-                for i, text, r in zip(score.token_ids, score.texts, score.rewards, strict=True)
-            ]
-            print(json.dumps({"prompt": self.prompt, "text": self.text, "reward": score.rewards[-1], "tokens": rows}))
+            first, *others = (
+                {"text": text, **_figures(score, calibration, finished)}
+                for text, score in zip(texts, scores, strict=True)
+            )
+            names = ("temperature", "finished_temperature")
+            row = {"prompt": self.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
+            print(json.dumps({**row, "against": others[0], "preferred": preferred} if others else row))
         else:
-            console = Console()
-            console.print(score_line(tokens))
-            end = "the prefix" if self.unfinished else "the finished text"
-            console.print(f"reward of {end}: {score.rewards[-1]:.3f}", highlight=False)
+            self._print(tokens)
+            if preferred is not None:
+                cut = f", both cut to {min(len(score.rewards) for score in scores)} tokens" if self.unfinished else ""
+                print(f"A is preferred to B with probability {chance(preferred)}{cut}")
+            if calibration is None:
+                print(
+                    "no calibration is stored with this reward, so no probability is shown; midcourse train stores one"
+                )
+            elif finished and calibration.finished_mean is None:
+                print(
+                    "no finished text was seen in calibration, so none is compared with; --unfinished compares prefixes"
+                )
         if self.html:
             print(f"page: {self.html}", file=sys.stderr)
         return 0
+
+    def _load(self) -> "tuple[Reward, PreTrainedTokenizerBase]":
+        """The reward and the tokenizer of its scores."""
+        from midcourse.language_model import LanguageModel
+        from midcourse.loading import load_reward
+        from midcourse.reward_model import RewardModel
+        from midcourse.text_reward import TextReward
+        from midcourse.vocabulary_reward import VocabularyReward
+
+        reward = load_reward(self.reward, template=self.template, device=self.device, dtype=self.dtype)
+        if isinstance(reward, TextReward):
+            lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
+            return reward.bind(lm), lm.tokenizer
+        assert isinstance(reward, RewardModel | VocabularyReward)
+        return reward, reward.tokenizer
+
+    def _print(self, texts: "list[list[Token]]") -> None:
+        from rich.console import Console
+
+        from midcourse.evaluate.report import chance, number, score_line, score_table
+
+        console = Console()
+        end = "the prefix" if self.unfinished else "the finished text"
+        for name, tokens in zip(("A: ", "B: ") if len(texts) > 1 else ("",), texts, strict=True):
+            console.print(name, score_line(tokens), sep="")
+            last = tokens[-1]
+            shown = f"reward of {end}: {number(last.reward, 3)}"
+            if last.centred is not None:
+                shown += f", centred {number(last.centred, 3, sign=True)}"
+            if last.probability is not None:
+                shown += f", preferred to an average one with probability {chance(last.probability)}"
+            print(shown)
+            if self.table:
+                console.print(score_table(tokens))
+
+
+def _without_end(score: "Score") -> "Score":
+    """The score less its EOS; what was read before the end does not depend on it."""
+    return replace(score, token_ids=score.token_ids[:-1], texts=score.texts[:-1], rewards=score.rewards[:-1])
+
+
+def _preferred(scores: "list[Score]", calibration: "Calibration | None", finished: bool) -> float | None:
+    """The probability that the first text is preferred to the second: at their ends, or cut to the shorter one."""
+    first, second = (score.rewards for score in scores)
+    at = -1 if finished else min(len(first), len(second)) - 1
+    return calibration.probability(first[at] - second[at], finished=finished) if calibration else None
+
+
+def _figures(score: "Score", calibration: "Calibration | None", finished: bool) -> dict[str, Any]:
+    """A score's rewards, centred rewards and probabilities: of the whole, and of every token."""
+    nothing: list[float | None] = [None] * len(score.rewards)
+    centred = calibration.centred(score.rewards, finished=finished) if calibration else nothing
+    probabilities = calibration.against_mean(score.rewards, finished=finished) if calibration else nothing
+    tokens = [
+        {"token_id": i, "text": text, "reward": reward, "centred": c, "probability": p}
+        for i, text, reward, c, p in zip(
+            score.token_ids, score.texts, score.rewards, centred, probabilities, strict=True
+        )
+    ]
+    whole = {name: tokens[-1][name] for name in ("reward", "centred", "probability")}
+    return {**whole, "tokens": tokens}
 
 
 @dataclass

@@ -62,7 +62,7 @@ class Train:
 
     def run(self) -> int:
         from midcourse.loading import head_of
-        from midcourse.train.card import accuracy_table
+        from midcourse.train.card import accuracy_table, calibration_table, temperature_lines
         from midcourse.train.comparisons import read_comparisons, write_bad_rows
         from midcourse.train.prefixes import prompt_limit
         from midcourse.train.training import Interrupted, Settings, check_settings, train
@@ -108,5 +108,8 @@ class Train:
         else:
             title = f"Held-out pair accuracy ({metrics['pairs']} pairs of {metrics['prompts']} prompts, 95% intervals)"
             table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
+            title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
+            table(title, ("compared at", "before", "after"), calibration_table(metrics))
+            print(*temperature_lines(metrics), sep="\n")
             print(f"reward, card and curves: {self.out}")
         return 0

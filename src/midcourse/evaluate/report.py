@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from midcourse.calibration import Calibration
 from midcourse.decode.steps import Generation, Step
 from midcourse.decode.text import TextStream
 from midcourse.files import write_text
@@ -37,6 +38,8 @@ class Token:
         detail: further lines for whoever asks for this token.
         tokens: how many of the model's tokens it holds (several where they share a character).
         end: it ends the text (EOS, or what was cut off as a stop string).
+        centred: the reward less the mean one at this length; None without a calibration.
+        probability: that the prefix is preferred to one of its length with the mean reward; None without a calibration.
     """
 
     text: str
@@ -44,6 +47,8 @@ class Token:
     detail: str = ""
     tokens: int = 1
     end: bool = False
+    centred: float | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,22 @@ def tokens_of(generation: Generation, tokenizer: PreTrainedTokenizerBase) -> lis
     return tokens
 
 
-def tokens_of_score(score: Score, tokenizer: PreTrainedTokenizerBase) -> list[Token]:
-    """A scored text's tokens; EOS is a mark."""
+def tokens_of_score(
+    score: Score,
+    tokenizer: PreTrainedTokenizerBase,
+    calibration: Calibration | None = None,
+    *,
+    finished: bool = True,
+) -> list[Token]:
+    """A scored text's tokens; EOS is a mark.
+
+    Args:
+        calibration: gives the centred rewards and probabilities; None leaves them out.
+        finished: the score's last reward is that of the finished text.
+    """
+    nothing: list[float | None] = [None] * len(score.rewards)
+    centred = calibration.centred(score.rewards, finished=finished) if calibration else nothing
+    probabilities = calibration.against_mean(score.rewards, finished=finished) if calibration else nothing
     return [
         Token(
             text=text,
@@ -91,6 +110,8 @@ def tokens_of_score(score: Score, tokenizer: PreTrainedTokenizerBase) -> list[To
             detail=_ids(score.token_ids[part], tokenizer),
             tokens=part.stop - part.start,
             end=not text and part.stop == len(score.token_ids),
+            centred=centred[part.stop - 1],
+            probability=probabilities[part.stop - 1],
         )
         for text, part in _pieces(score.token_ids, tokenizer)
     ]
@@ -303,14 +324,22 @@ def score_legend(colouring: Colouring) -> Text:
 
 
 def score_table(tokens: Sequence[Token]) -> Table:
-    """Position, token, reward and change, one row per token."""
-    table = Table("position", "token", "reward", "change", box=None)
+    """Position, token, reward and change, one row per token; centred reward and probability where tokens have them."""
+    names = ("position", "token", "reward", "change", *(("centred", "probability") if calibrated(tokens) else ()))
+    table = Table(*names, box=None)
     for column in (table.columns[0], *table.columns[2:]):
         column.justify = "right"
     for token, position, change in zip(tokens, _positions(tokens), changes(tokens), strict=True):
         text = Text(END_MARK if token.end else repr(token.text))
-        table.add_row(str(position + 1), text, number(token.reward, 3), number(change, 3, sign=True))
+        figures = number(token.reward, 3), number(change, 3, sign=True)
+        shown = number(token.centred, 3, sign=True), chance(token.probability)
+        table.add_row(str(position + 1), text, *figures, *shown[: len(names) - 4])
     return table
+
+
+def calibrated(tokens: Sequence[Token]) -> bool:
+    """Whether any of them has a centred reward."""
+    return any(token.centred is not None for token in tokens)
 
 
 def _style(value: float | None, scale: float) -> Style:
@@ -332,6 +361,7 @@ def write_score_page(path: Path, prompt: Prompt, tokens: Sequence[Token], title:
         cells=_cells(tokens, colouring),
         colouring=colouring,
         curve=_curve(tokens),
+        calibrated=calibrated(tokens),
     )
 
 
@@ -393,6 +423,13 @@ def number(value: float | int | None, digits: int = 2, sign: bool = False) -> st
     return f"{round(value, digits) + 0.0:{'+' if sign else ''}.{digits}f}"
 
 
+def chance(probability: float | None) -> str:
+    """A probability to two digits, never as certain as 0 or 1; "n/a" where there is none."""
+    if probability is None or not math.isfinite(probability):
+        return "n/a"
+    return "<0.01" if probability < 0.01 else ">0.99" if probability > 0.99 else f"{probability:.2f}"
+
+
 @dataclass(frozen=True)
 class _Cell:
     """A token as the templates show it."""
@@ -424,7 +461,10 @@ def _title(token: Token, position: int, value: float | None, colouring: Colourin
     name = "end of the text" if token.end else repr(token.text)
     against = "change" if colouring.offsets is None else "against the mean here"
     shown = "" if value is None else f", {against} {number(value, 3, sign=True)}"
-    lines = (f"{name}, position {position + 1}", f"reward {number(token.reward, 3)}{shown}", token.detail)
+    against_mean = "" if token.centred is None else f"{number(token.centred, 3, sign=True)} against the mean here"
+    if token.probability is not None:
+        against_mean += f", preferred with probability {chance(token.probability)}"
+    lines = (f"{name}, position {position + 1}", f"reward {number(token.reward, 3)}{shown}", against_mean, token.detail)
     return "\n".join(line for line in lines if line)
 
 
@@ -480,7 +520,7 @@ def _write_page(path: Path, template: str, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, repr=repr)
+    environment.filters.update(number=number, chance=chance, repr=repr)
     environment.globals.update(light=LIGHT, dark=DARK, shades=range(-SHADES, SHADES + 1))
     page = environment.get_template(template).render(content)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -58,14 +58,15 @@ def _accuracy(
     pairs: PairSet, rewards: Sequence[Tensor], share: float, numbers: Sequence[int] | None = None
 ) -> dict[str, Any]:
     numbers = range(len(pairs.pairs)) if numbers is None else numbers
-    differences = [_difference(pairs, rewards, number, share) for number in numbers]
+    differences = [difference(pairs, rewards, number, share) for number in numbers]
     outcomes = np.array([outcome(difference) for difference in differences])
     mean, interval = mean_interval(outcomes, [pairs.prompts[number] for number in numbers])
     ties = float(np.mean([difference == 0 for difference in differences]))
     return {"accuracy": mean, "interval": interval, "ties": ties}
 
 
-def _difference(pairs: PairSet, rewards: Sequence[Tensor], number: int, share: float) -> float:
+def difference(pairs: PairSet, rewards: Sequence[Tensor], number: int, share: float) -> float:
+    """r_chosen - r_rejected of a pair at a share of the response."""
     a, b = pairs.pairs[number]
     if share == 1:
         return float(rewards[a][-1] - rewards[b][-1])

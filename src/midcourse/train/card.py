@@ -9,6 +9,12 @@ from matplotlib.figure import Figure
 from midcourse.files import whole_file, write_text
 from midcourse.reward_model import RewardInfo
 
+# What a temperature rests on besides the data; see `train.calibration.fit_temperature`.
+LIMITS = {
+    "chance": ": near one half, since the margins of held-out pairs say no more than chance",
+    "separable": ", as sure as the number of held-out pairs allows, none of which is ordered wrongly",
+}
+
 
 def plot_training(metrics: Path, info: RewardInfo, path: Path) -> None:
     """Loss by step, and held-out pair accuracy by share of the response after each epoch."""
@@ -66,11 +72,39 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
     ]
 
 
+def calibration_table(metrics: dict) -> list[tuple[str, str, str]]:
+    """(share, calibration error before, after) rows of a reward's held-out metrics, for terminal and card."""
+    return [
+        (f"{100 * row['share']:.0f}% of the response", _error(row["before"]), _error(row["after"]))
+        for row in metrics["calibration"]["shares"]
+    ]
+
+
+def temperature_lines(metrics: dict) -> list[str]:
+    """What the temperatures are and what limits them, a sentence for each."""
+    found = metrics["calibration"]
+    return [
+        f"Of {texts}, a is preferred to b with probability sigmoid((r_a - r_b) / {temperature:.3g})"
+        f"{LIMITS.get(found[kind + 'limit'], '')}."
+        for texts, kind in (("prefixes of equal length", ""), ("finished texts", "finished_"))
+        if (temperature := found[kind + "temperature"]) is not None
+    ]
+
+
+def _error(found: dict | None) -> str:
+    if found is None:
+        return "n/a"
+    low, high = found["interval"]
+    return f"{found['ece']:.3f} ({low:.3f} to {high:.3f})"
+
+
 def write_card(info: RewardInfo, path: Path) -> None:
     """The model card, with the front matter that model hubs read."""
     metrics, run = info.metrics, info.training
     objective = f"`{info.objective}`" + (" (past end: paper)" if info.past_end == "paper" else "")
     table = "\n".join(f"| {name} | {accuracy} | {interval} |" for name, accuracy, interval in accuracy_table(metrics))
+    calibrated = "\n".join(f"| {' | '.join(row)} |" for row in calibration_table(metrics))
+    temperatures = "\n".join(temperature_lines(metrics))
     settings = "\n".join(f"- {name}: {value}" for name, value in run["settings"].items())
     write_text(
         path,
@@ -95,6 +129,17 @@ Trained by midcourse with the {objective} objective on the first {info.layers} l
 {table}
 
 ![training](training.png)
+
+## Calibration
+
+{temperatures}
+
+`midcourse score` shows these probabilities; guiding does not use them. Their expected calibration error, with 95%
+intervals over prompts: before (at temperature 1) and after (at temperatures fitted on other prompts than those judged).
+
+| share | before | after |
+|---|---|---|
+{calibrated}
 
 ## Use
 

@@ -22,6 +22,7 @@ from midcourse.files import publish_folder, write_text
 from midcourse.progress import progress
 from midcourse.reward_model import RewardModel, Tuning
 from midcourse.train.accuracy import length_baseline, pair_accuracy
+from midcourse.train.calibration import calibrate
 from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints, finish_folder, prepare_folder
 from midcourse.train.interruption import Interrupted, Interruption, stop_on_signal
@@ -98,12 +99,15 @@ def train(
     if interruption.signal is not None and trainer.state.global_step < len(plan):
         message = f"stopped after step {trainer.state.global_step} of {len(plan)}; add --resume to go on"
         raise Interrupted(message, interruption.signal)
+    rewards = scorer.score(1)
+    calibration, figures = calibrate(held_pairs, rewards)
     metrics = {
-        **pair_accuracy(held_pairs, scorer.score(1)),
+        **pair_accuracy(held_pairs, rewards),
         "length_baseline": length_baseline(train_pairs, held_pairs),
         "train_pairs": len(train_pairs.pairs),
+        "calibration": figures,
     }
-    reward.info = replace(reward.info, training=run, metrics=metrics)
+    reward.info = replace(reward.info, training=run, metrics=metrics, calibration=calibration.stored())
     finish_folder(reward, out)
     return metrics
 
