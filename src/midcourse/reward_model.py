@@ -24,7 +24,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from midcourse.backbone import (
     Backbone,
@@ -115,6 +115,11 @@ class RewardModel(nn.Module):
         # At zero every prefix is worth the same: training starts from the unguided policy.
         nn.init.zeros_(head.weight)
         return head
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The backbone as a module of transformers, whose layers are PEFT's where there are adapters."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
     def template(self) -> Template:
@@ -336,9 +341,7 @@ class RewardModel(nn.Module):
         except RewardError as error:
             if share_with is None or not allow_other_weights:
                 raise
-            raise RewardError(
-                f"the reward in {folder} does not fit {share_with.name}: {error}"
-            ) from error
+            raise RewardError(f"the reward in {folder} does not fit {share_with.name}: {error}") from error
         return reward.eval()
 
     def load_trained(self, path: Path) -> None:
@@ -385,7 +388,7 @@ class ScalarRows(CachedRows):
     """Rows under a scalar reward: one forward scores all candidates of all rows, and the chosen ones are kept."""
 
     def __init__(self, reward: RewardModel, prefixes: Sequence[Prefix], room: int):
-        super().__init__(reward.backbone, prefixes, room, reward.info.all_eos)
+        super().__init__(reward.decoder, prefixes, room, reward.info.all_eos)
         self.reward = reward
         self.offered: tuple[Tensor, Tensor] | None = None
         self.current: Tensor | None = None

@@ -232,7 +232,7 @@ def _compile(lm: "LanguageModel", guides: "list[tuple[Reward, float]]") -> None:
     compile_steps(lm.model)
     for reward, _ in guides:
         if isinstance(reward, RewardModel):
-            compile_steps(reward.backbone)
+            compile_steps(reward.decoder)
         elif isinstance(reward, VocabularyReward):
             compile_steps(reward.model)
 
