@@ -85,7 +85,7 @@ def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
         if found is None or found.shape != blank.shape or found.device != lm.model.device or found.is_meta:
             raise RewardError(
                 f"{lm.name} in memory does not hold the weights {name} in their usual form and place, so no reward "
-                "can share them; load the reward without sharing"
+                "can share them; leave share_with (guide: --share-weights) out"
             )
         path, _, leaf = name.rpartition(".")
         shared = found.detach()

@@ -42,7 +42,7 @@ def load_reward(
     if share_with is not None:
         raise RewardError(
             f"{name} is a model of its own, not a reward that midcourse train wrote, and shares no weights with "
-            f"{share_with.name}; load it without sharing"
+            f"{share_with.name}; leave share_with (guide: --share-weights) out"
         )
     if issubclass(kind, ClassifierReward):
         return kind.load(name, device=device, dtype=dtype)

@@ -460,7 +460,7 @@ def check_sharing(
     if info.tune == "all":
         raise RewardError(
             f"the reward in {folder} trained all of its weights (tune all) and has none to share with {lm.name}; "
-            "load it without sharing"
+            "leave share_with (guide: --share-weights) out"
         )
     model = lm.model
     for name, asked, has in (
@@ -478,8 +478,8 @@ def check_sharing(
         remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
         raise RewardError(
             f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "
-            f"{info.backbone_fingerprint}), and {lm.name} in memory has others ({which}); load it without sharing"
-            + (remedy if info.head != "scalar" else "")
+            f"{info.backbone_fingerprint}), and {lm.name} in memory has others ({which}); leave share_with "
+            "(guide: --share-weights) out" + (remedy if info.head != "scalar" else "")
         )
     if info.backbone_layers and info.backbone_layers != model.get_decoder().config.num_hidden_layers:
         raise RewardError(
