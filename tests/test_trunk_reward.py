@@ -89,7 +89,9 @@ def test_refilled_rows_change_nothing(settings):
 def test_only_the_model_it_knows():
     lm, other = tiny_language_model(), tiny_language_model(seed=5)
     reward = tiny_trunk_reward(lm)
-    with pytest.raises(RewardError, match="trained on the states of tiny llama, and tiny llama has other tokens"):
+    with pytest.raises(
+        RewardError, match="tiny llama, and tiny llama has other weights; train one with --backbone tiny llama"
+    ):
         generate(other, ["A"], reward, max_new_tokens=2)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -276,6 +276,47 @@ def weights_fingerprint(name: str) -> str:
 
     It tells a fine-tuned or requantised model from its base without reading all of it.
     """
+    digest = hashlib.sha256()
+    for path in _weight_files(name):
+        try:
+            _add_tensors(digest, path)
+        except (struct.error, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({error}); restore the model") from error
+    return digest.hexdigest()[:16]
+
+
+def loaded_fingerprint(model: PreTrainedModel) -> str | None:
+    """The `weights_fingerprint` of the files a model was loaded from; None where it was not, or has changed since.
+
+    The first row of every tensor is compared with that in the files, in the model's dtype.
+    """
+    if not model.name_or_path:
+        return None
+    try:
+        files = _weight_files(model.name_or_path)
+        return weights_fingerprint(model.name_or_path) if _as_in_files(model, files) else None
+    except (ModelError, SafetensorError):
+        return None
+
+
+def _as_in_files(model: PreTrainedModel, files: Sequence[Path]) -> bool:
+    tensors, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                # Old checkpoints leave the prefix out; what is stored in another form cannot be compared.
+                mine = tensors.get(name, tensors.get(prefix + name))
+                if mine is None:
+                    continue
+                saved = file.get_slice(name)
+                if list(mine.shape) != saved.get_shape():
+                    return False
+                if mine.ndim and not torch.equal(saved[:1].to(mine), mine[:1]):
+                    return False
+    return True
+
+
+def _weight_files(name: str) -> list[Path]:
     folder = Path(resolve(name))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -287,13 +328,7 @@ def weights_fingerprint(name: str) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{name} has no safetensors weights; convert it with save_pretrained first")
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            _add_tensors(digest, path)
-        except (struct.error, ValueError) as error:
-            raise ModelError(f"{path} is damaged ({error}); restore the model") from error
-    return digest.hexdigest()[:16]
+    return files
 
 
 def _add_tensors(digest: "hashlib._Hash", path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from midcourse.language_model import ModelError, load_config, resolve
+from midcourse.language_model import LanguageModel, ModelError, load_config, resolve
 from midcourse.prompt import Template
 from midcourse.reward import Reward, RewardError
 from midcourse.reward_model import RewardModel, read_info
@@ -12,7 +12,13 @@ from midcourse.vocabulary_reward import VocabularyReward
 
 
 def load_reward(
-    name: str | Path, *, template: Template | None = None, device: str = "auto", dtype: str = "auto"
+    name: str | Path,
+    *,
+    template: Template | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    share_with: LanguageModel | None = None,
+    allow_other_weights: bool = False,
 ) -> Reward:
     """Load what `midcourse train` wrote, a sequence classifier of one label, or a causal LM.
 
@@ -21,14 +27,33 @@ def load_reward(
 
     Args:
         template: how prompts were rendered in a causal LM's training; "raw" by default. The others know theirs.
+        share_with: the language model whose weights the reward is to use instead of a second copy; for what
+            `midcourse train` wrote. It saves memory, not passes.
+        allow_other_weights: for a trunk reward that shares: see `RewardModel.load`.
 
     Raises:
-        RewardError, ModelError: no reward of that name.
+        RewardError, ModelError: no reward of that name, or one that cannot share.
     """
+    kind = kind_of(name)
+    if issubclass(kind, RewardModel):
+        return kind.load(
+            name, device=device, dtype=dtype, share_with=share_with, allow_other_weights=allow_other_weights
+        )
+    if share_with is not None:
+        raise RewardError(
+            f"{name} is a model of its own, not a reward that midcourse train wrote, and shares no weights with "
+            f"{share_with.name}; leave share_with (guide: --share-weights) out"
+        )
+    if issubclass(kind, ClassifierReward):
+        return kind.load(name, device=device, dtype=dtype)
+    return kind.load(name, template=template or "raw", device=device, dtype=dtype)
+
+
+def kind_of(name: str | Path) -> type[RewardModel] | type[ClassifierReward] | type[VocabularyReward]:
+    """What kind of reward has that name, its weights unread; RewardError for none."""
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        kind = RewardModel if read_info(folder).head == "scalar" else TrunkReward
-        return kind.load(folder, device=device, dtype=dtype)
+        return RewardModel if read_info(folder).head == "scalar" else TrunkReward
     try:
         config = load_config(resolve(str(name)))
     except ModelError as error:
@@ -37,9 +62,8 @@ def load_reward(
             "name one of these"
         ) from error
     kinds = getattr(config, "architectures", None) or []
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        return ClassifierReward.load(name, device=device, dtype=dtype)
-    return VocabularyReward.load(name, template=template or "raw", device=device, dtype=dtype)
+    classifier = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    return ClassifierReward if classifier else VocabularyReward
 
 
 def head_of(name: str) -> tuple[type[RewardModel], str]:

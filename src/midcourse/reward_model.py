@@ -16,23 +16,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from midcourse.backbone import (
+    Backbone,
+    Tuning,
+    empty_backbone,
+    final_norm_of,
+    layers_of,
+    shared_backbone,
+    truncated_backbone,
+    with_adapter,
+)
 from midcourse.cached_rows import CachedRows
 from midcourse.calibration import Calibration
 from midcourse.files import whole_file, whole_folder, write_text
@@ -42,48 +45,22 @@ from midcourse.language_model import (
     chat_fingerprint,
     context_length,
     eos_token_ids,
-    load_backbone,
     load_config,
     load_generation_config,
     load_tokenizer,
+    loaded_fingerprint,
     resolve,
     resolve_device,
     resolve_dtype,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from midcourse.prefix_cache import check_supported, pad
+from midcourse.prefix_cache import pad
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.retokenised import Retokenised
 from midcourse.reward import Reward, RewardError, RewardRows, Score, check_rendering
 
 FORMAT = 1
-FINAL_NORMS = ("norm", "ln_f", "final_layernorm")  # what architectures call the norm behind their last layer
-Backbone: TypeAlias = PreTrainedModel | PeftModel
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Which of the backbone's weights a reward trains.
-
-    kind "head": none. "last": its last `amount` layers and final norm. "lora": adapters of rank `amount` on all linear
-    layers (Hu et al., 2021). "all": everything.
-    """
-
-    kind: str
-    amount: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> "Tuning":
-        """From "head", "last:2", "lora", "lora:8" or "all"."""
-        kind, _, amount = text.partition(":")
-        default = {"head": 0, "last": 2, "lora": 8, "all": 0}.get(kind)
-        if default is None or (amount and (kind in ("head", "all") or not amount.isdecimal() or int(amount) < 1)):
-            raise RewardError(f"tune {text!r} is unknown; use head, last:N, lora, lora:RANK or all")
-        return cls(kind, int(amount or default))
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.amount}" if self.amount else self.kind
 
 
 @dataclass(frozen=True)
@@ -140,6 +117,11 @@ class RewardModel(nn.Module):
         # At zero every prefix is worth the same: training starts from the unguided policy.
         nn.init.zeros_(head.weight)
         return head
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The backbone as a module of transformers, whose layers are PEFT's where there are adapters."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
     def template(self) -> Template:
@@ -304,18 +286,47 @@ class RewardModel(nn.Module):
         return {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "RewardModel":
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        share_with: LanguageModel | None = None,
+        allow_other_weights: bool = False,
+    ) -> "RewardModel":
         """Load a saved reward.
 
+        Args:
+            share_with: the language model whose tensors the reward's backbone is to consist of, but for what was
+                trained: no weight is there twice, and neither model sees anything of the other's adapters. What
+                changes one's weights in place (training the LM, PEFT's merge) changes both, so leave them frozen;
+                `.to(...)` of either gives it tensors of its own again. Device and dtype are the LM's.
+            allow_other_weights: a trunk reward may share with an LM of the same shape and tokens whose weights are
+                not those of its training: nearly the same, one hopes.
+
         Raises:
-            RewardError: the folder holds no reward, or its backbone has other weights or tokens than in training.
+            RewardError: the folder holds no reward, its backbone has other weights or tokens than in training, or it
+                cannot share them.
+
+        Example:
+            >>> lm = LanguageModel.load("smollm2")
+            >>> kind, brief = (RewardModel.load(name, share_with=lm) for name in ("kind", "brief"))
         """
         folder = Path(folder)
         info = read_info(folder)
         if (info.head == "scalar") != (cls is RewardModel):
             raise RewardError(f"{folder} holds a reward with a {info.head} head; load it with midcourse.load_reward")
+        if allow_other_weights and (info.head == "scalar" or share_with is None):
+            raise RewardError(
+                f"the reward in {folder} cannot be loaded with allow_other_weights: that is for trunk rewards, "
+                "together with share_with"
+            )
         tuning = Tuning.parse(info.tune)
-        if tuning.kind == "all":
+        if share_with is not None:
+            check_sharing(folder, info, share_with, device, dtype, allow_other_weights)
+            model, tokenizer = shared_backbone(share_with, info.layers), share_with.tokenizer
+        elif tuning.kind == "all":
             model = empty_backbone(load_config(str(folder / "backbone")), device, dtype)
             tokenizer = load_tokenizer(str(folder / "backbone"))
         else:
@@ -328,11 +339,16 @@ class RewardModel(nn.Module):
             tokenizer = load_tokenizer(resolve(info.backbone))
         if tokenizer_fingerprint(tokenizer) != info.tokenizer:
             raise RewardError(
-                f"the reward in {folder} was trained with another tokenizer than {info.backbone} has now; "
-                "restore it or train the reward again"
+                f"the reward in {folder} was trained with another tokenizer than "
+                f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
             )
         reward = cls(with_adapter(model, tuning), tokenizer, info)
-        reward.load_trained(folder / "reward.safetensors")
+        try:
+            reward.load_trained(folder / "reward.safetensors")
+        except RewardError as error:
+            if share_with is None or not allow_other_weights:
+                raise
+            raise RewardError(f"the reward in {folder} does not fit {share_with.name}: {error}") from error
         return reward.eval()
 
     def load_trained(self, path: Path) -> None:
@@ -341,10 +357,12 @@ class RewardModel(nn.Module):
             state = load_file(path)
         except (OSError, SafetensorError) as error:
             raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
-        wanted = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        if {name: tensor.shape for name, tensor in state.items()} != wanted:
+        wanted = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if {name: tensor.shape for name, tensor in state.items()} != {name: p.shape for name, p in wanted.items()}:
             raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
-        self.load_state_dict(state, strict=False)
+        # In place of what was there, not into it: that may be the weights of a language model.
+        own = {name: tensor.to(wanted[name]) for name, tensor in state.items()}
+        self.load_state_dict(own, strict=False, assign=True)
 
     def export(self, folder: str | Path) -> None:
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
@@ -377,7 +395,7 @@ class ScalarRows(CachedRows):
     """Rows under a scalar reward: one forward scores all candidates of all rows, and the chosen ones are kept."""
 
     def __init__(self, reward: RewardModel, prefixes: Sequence[Prefix], room: int):
-        super().__init__(reward.backbone, prefixes, room, reward.info.all_eos)
+        super().__init__(reward.decoder, prefixes, room, reward.info.all_eos)
         self.reward = reward
         self.offered: tuple[Tensor, Tensor] | None = None
         self.current: Tensor | None = None
@@ -428,42 +446,6 @@ class ScalarRows(CachedRows):
         self.offered, self.current = None, None
 
 
-def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
-    """The first `layers` layers of a pretrained causal LM (all where None), without its LM head."""
-    config = load_config(resolve(name))
-    if layers is not None:
-        if not 1 <= layers <= config.num_hidden_layers:
-            raise RewardError(f"layers {layers} is not between 1 and the {config.num_hidden_layers} that {name} has")
-        config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
-    model = load_backbone(AutoModel, name, config, device=device, dtype=dtype)
-    check_supported(model.config)
-    return model
-
-
-def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
-    """A backbone of that configuration whose weights are still to be read."""
-    place = resolve_device(device)
-    wanted = resolve_dtype(dtype, place)
-    # Made in its dtype, not cast to it: a cast would round the rotary frequencies, which are float32 in any dtype.
-    wanted = config.dtype if isinstance(wanted, str) else wanted
-    return AutoModel.from_config(config, attn_implementation="sdpa", dtype=wanted).to(place)
-
-
-def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
-    """The backbone, with fresh LoRA adapters where the tuning asks for them."""
-    if tuning.kind != "lora":
-        return backbone
-    config = LoraConfig(
-        r=tuning.amount,
-        lora_alpha=2 * tuning.amount,
-        target_modules="all-linear",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),  # GPT-2
-    )
-    return get_peft_model(backbone, config)
-
-
 def set_trainable(reward: RewardModel) -> None:
     """Freeze what the reward's tuning does not train, and switch dropout off (as TRL's reward training does)."""
     tuning = Tuning.parse(reward.info.tune)
@@ -478,20 +460,41 @@ def set_trainable(reward: RewardModel) -> None:
     reward.head.requires_grad_(True)
 
 
-def layers_of(backbone: nn.Module) -> nn.ModuleList:
-    """The list of a backbone's layers (`layers` in most architectures, `h` in GPT-2's)."""
-    for name in ("layers", "h"):
-        if isinstance(found := getattr(backbone, name, None), nn.ModuleList):
-            return found
-    raise RewardError(f"no list of layers found in {type(backbone).__name__}; use --tune head, lora or all")
-
-
-def final_norm_of(backbone: nn.Module) -> nn.Module:
-    """The norm behind a backbone's last layer (`norm` in most architectures, `ln_f` in GPT-2's)."""
-    for name in FINAL_NORMS:
-        if isinstance(found := getattr(backbone, name, None), nn.Module):
-            return found
-    raise RewardError(f"no final norm found in {type(backbone).__name__}; use --tune head, lora or all")
+def check_sharing(
+    folder: Path, info: RewardInfo, lm: LanguageModel, device: str, dtype: str, allow_other_weights: bool
+) -> None:
+    """Raise RewardError where a saved reward cannot stand on the weights of a language model in memory."""
+    if info.tune == "all":
+        raise RewardError(
+            f"the reward in {folder} trained all of its weights (tune all) and has none to share with {lm.name}; "
+            "leave share_with (guide: --share-weights) out"
+        )
+    model = lm.model
+    for name, asked, has in (
+        ("device", device if device == "auto" else resolve_device(device), model.device),
+        ("dtype", dtype if dtype == "auto" else resolve_dtype(dtype, model.device), model.dtype),
+    ):
+        if asked not in ("auto", has):
+            raise RewardError(
+                f"the reward in {folder} cannot have {name} {asked} on the weights of {lm.name}, which have {has}; "
+                f"leave {name} out"
+            )
+    found = None if allow_other_weights else loaded_fingerprint(model)
+    if not allow_other_weights and found != info.backbone_fingerprint:
+        which = f"fingerprint {found}" if found else "it was not loaded from files, or was changed since"
+        remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
+        raise RewardError(
+            f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "
+            f"{info.backbone_fingerprint}), and {lm.name} in memory has others ({which}); leave share_with "
+            "(guide: --share-weights) out" + (remedy if info.head != "scalar" else "")
+        )
+    if info.backbone_layers and info.backbone_layers != model.get_decoder().config.num_hidden_layers:
+        raise RewardError(
+            f"the reward in {folder} was trained on {info.backbone} of {info.backbone_layers} layers, and {lm.name} "
+            f"has {model.get_decoder().config.num_hidden_layers}; train one on {lm.name}"
+        )
+    if info.tokenizer == lm.tokens:  # load refuses others, as of any reward
+        check_rendering(lm, info.backbone, info.template, info.chat_template, info.eos_token_ids)
 
 
 def read_info(folder: Path) -> RewardInfo:

@@ -12,16 +12,18 @@ preferences itself.
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from midcourse.backbone import FINAL_NORMS, Backbone
 from midcourse.language_model import LanguageModel, LanguageModelRows, load_config, resolve
 from midcourse.prompt import Prefix
 from midcourse.reward import Reward, RewardError, check_rendering
-from midcourse.reward_model import FINAL_NORMS, Backbone, RewardInfo, RewardModel, layers_of
+from midcourse.reward_model import RewardInfo, RewardModel
 
 TRUNK_RANK = 16
 
@@ -62,7 +64,7 @@ class TrunkReward(RewardModel):
     """A prefix reward that reads the steered model's own states at layer `info.layers`; see the module for its form.
 
     It has the first layers of that model itself, to be trained and to score whole texts. Guiding reads the states of
-    the model it steers and needs none of them.
+    the model it steers and needs none of them; loaded with `share_with`, it has no tensors of its own but the head's.
 
     Example:
         >>> reward = TrunkReward.load("my-trunk-reward")
@@ -73,6 +75,7 @@ class TrunkReward(RewardModel):
         if info.tune != "head":
             raise RewardError(f"a trunk reward trains its head alone, not {info.tune}; use --tune head")
         super().__init__(backbone, tokenizer, info)
+        self._compared: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], bool]] = WeakKeyDictionary()
         if info.layers < info.backbone_layers:
             # States between layers are read as they are; those behind the last one come normalised out of any model.
             _remove_final_norm(backbone)
@@ -110,22 +113,38 @@ class TrunkReward(RewardModel):
 
     def bind(self, lm: LanguageModel) -> Reward:
         """Itself; RewardError where the LM's tokens, templates or weights are not those it was trained on."""
-        if self.info.tokenizer != lm.tokens or not self._knows(lm):
+        trained = f"the trunk reward was trained on the states of {self.info.backbone}"
+        remedy = f"train one with --backbone {lm.name} --head trunk"
+        if self.info.tokenizer != lm.tokens:
+            raise RewardError(f"{trained}, and {lm.name} has other tokens; {remedy}")
+        if lm.model.dtype != self.backbone.dtype:
+            raise RewardError(f"{trained} and has dtype {self.backbone.dtype}, not {lm.model.dtype}; load both alike")
+        if not self._knows(lm):
             raise RewardError(
-                f"the trunk reward was trained on the states of {self.info.backbone}, and {lm.name} has other tokens "
-                f"or weights; train one with --backbone {lm.name} --head trunk"
+                f"{trained}, and {lm.name} has other weights; {remedy}, or load this one with share_with and "
+                "allow_other_weights (guide: --allow-other-weights) if they are nearly the same"
             )
         check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
         return self
 
     def _knows(self, lm: LanguageModel) -> bool:
-        """Whether the LM's embeddings and first layers are the very weights of the backbone."""
-        base = lm.model.base_model
-        if not torch.equal(base.get_input_embeddings().weight.to(self.device), self.embeddings):
-            return False
-        pairs = zip(layers_of(base), layers_of(self.backbone), strict=False)
-        mine_and_theirs = (zip(a.parameters(), b.parameters(), strict=True) for a, b in pairs)
-        return all(torch.equal(a.to(self.device), b) for layer in mine_and_theirs for a, b in layer)
+        """Whether the LM's embeddings and first layers have the weights of the backbone.
+
+        Shared tensors need no look. Others are compared once for a model, and again where either side changed.
+        """
+        decoder = lm.model.get_decoder()
+        theirs, mine = dict(decoder.named_parameters()), dict(self.backbone.named_parameters())
+        pairs = [(theirs.get(name), weight) for name, weight in mine.items()]
+        own = [(a, b) for a, b in pairs if a is None or a.data_ptr() != b.data_ptr() or a.shape != b.shape]
+        state = [_state(tensor) for pair in own for tensor in pair if tensor is not None]
+        seen = self._compared.get(decoder)
+        if seen is None or seen[0] != state:
+            same = all(
+                a is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
+                for a, b in own
+            )
+            seen = self._compared[decoder] = (state, same)
+        return seen[1]
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "TrunkRows":
         """Rows that read a language model's states once they `follow` its rows; see `Reward.start`."""
@@ -197,6 +216,11 @@ class TrunkRows:
 
     def _rewards(self, states: Tensor, token_ids: Tensor) -> Tensor:
         return self.reward.head(states, self.reward.embeddings[self.place[token_ids]])
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What changes with a tensor: its place in memory, or the number of writes into it."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _remove_final_norm(backbone: nn.Module) -> None:

@@ -73,6 +73,11 @@ class Guide:
     """Row i uses seed + i."""
     batch_size: int = 16
     """Rows written side by side; a finished row's place goes to the next prompt."""
+    share_weights: bool = False
+    """Build the rewards on the LM's own weights: one copy in memory for the LM and all of them. It saves memory, not
+    time: a scalar head still costs a pass over the candidates. Trunk rewards share anyway."""
+    allow_other_weights: bool = False
+    """Let a trunk reward guide an LM of the same shape and tokens whose weights are not those of its training."""
     compile: bool = False
     """Compile the steps of the LM and the rewards: about a minute at first, then faster. For many prompts."""
     device: str = "auto"
@@ -86,6 +91,8 @@ class Guide:
         from midcourse.decode.files import append_rows, read_prompts, rows_done
         from midcourse.decode.methods import BestOfN, Method, method
         from midcourse.language_model import LanguageModel
+        from midcourse.loading import kind_of
+        from midcourse.trunk_reward import TrunkReward
 
         chosen = method(self.method)
         if (self.prompt is None) == (self.prompts is None):
@@ -103,8 +110,13 @@ class Guide:
         prompts: Sequence[Prompt] = read_prompts(self.prompts) if self.prompts else [self.prompt or ""]
         done = rows_done(self.out, prompts, self.resume) if self.out else set()
         left = [row for row in range(len(prompts)) if row not in done]
-        guides, weight = load_guides(named, functions, self, tokenwise=isinstance(chosen, Method))
+        kinds = [kind_of(name) for name, _ in named]  # unknown names are refused before the LM is loaded
+        if self.share_weights and not kinds:
+            raise UsageError("--share-weights is for rewards that midcourse train wrote; name one with --reward")
+        if self.allow_other_weights and TrunkReward not in kinds:
+            raise UsageError("--allow-other-weights is for trunk rewards; name one with --reward, or leave it out")
         lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
+        guides, weight = load_guides(lm, named, functions, self, tokenwise=isinstance(chosen, Method))
         if self.compile:
             _compile(lm, guides)
         settings: dict[str, Any] = {
@@ -153,6 +165,7 @@ class Methods:
 
 
 def load_guides(
+    lm: "LanguageModel",
     named: Sequence[tuple[str, float | None]],
     functions: Sequence[tuple[str, float | None]],
     flags: Guide,
@@ -162,13 +175,10 @@ def load_guides(
 
     A lone reward's weight is the common one, so that its rewards are reported as they are.
     """
-    from midcourse.loading import load_reward
     from midcourse.reward_model import RewardModel
     from midcourse.text_reward import FunctionReward
 
-    rewards: list[Reward] = [
-        load_reward(name, template=flags.template, device=flags.device, dtype=flags.dtype) for name, _ in named
-    ]
+    rewards = [_load_reward(lm, name, flags) for name, _ in named]
     rewards += [FunctionReward.load(name) for name, _ in functions]
     own = [weight for _, weight in (*named, *functions)]
     common = flags.reward_weight
@@ -186,6 +196,35 @@ def load_guides(
     return _weighted(rewards, own), common
 
 
+def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
+    """The reward of that name; on the LM's weights where asked for, and a trunk reward wherever they are its own."""
+    from midcourse.language_model import loaded_fingerprint
+    from midcourse.loading import kind_of, load_reward
+    from midcourse.reward_model import read_info
+    from midcourse.trunk_reward import TrunkReward
+
+    share, other = flags.share_weights, False
+    if kind_of(name) is TrunkReward:
+        same = loaded_fingerprint(lm.model) == read_info(Path(name)).backbone_fingerprint
+        other = flags.allow_other_weights and not same
+        share = share or same or other
+    reward = load_reward(
+        name,
+        template=flags.template,
+        device=flags.device,
+        dtype=flags.dtype,
+        share_with=lm if share else None,
+        allow_other_weights=other,
+    )
+    if other:
+        print(
+            f"warning: {name} was trained on the states of {read_info(Path(name)).backbone}, and {lm.name} has other "
+            "weights; its rewards may mean less here",
+            file=sys.stderr,
+        )
+    return reward
+
+
 def _compile(lm: "LanguageModel", guides: "list[tuple[Reward, float]]") -> None:
     from midcourse.prefix_cache import compile_steps
     from midcourse.reward_model import RewardModel
@@ -194,7 +233,7 @@ def _compile(lm: "LanguageModel", guides: "list[tuple[Reward, float]]") -> None:
     compile_steps(lm.model)
     for reward, _ in guides:
         if isinstance(reward, RewardModel):
-            compile_steps(reward.backbone)
+            compile_steps(reward.decoder)
         elif isinstance(reward, VocabularyReward):
             compile_steps(reward.model)
 
