@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -118,10 +119,7 @@ def _index(row: dict[str, Any], prompts: Sequence[Prompt], n: int, seed: int) ->
     """The place of a written row among all; ForeignRow where this run would write another there."""
     index = answered(row, prompts) * n + row["sample"]
     if not 0 <= row["sample"] < n or row["seed"] != seed + index:
-        raise ForeignRow(
-            f"(row {row['row']}, sample {row['sample']}, seed {row['seed']}) is not of --n {n} --seed {seed}; "
-            "give those it was made with"
-        )
+        raise ForeignRow(f"was sampled with another --n or --seed than {n} and {seed}")
     as_rollout(row)
     return index
 
@@ -142,7 +140,7 @@ def _row(index: int, n: int, generation: Generation, reward: Reward | None) -> d
 
 
 def read_rollouts(path: str | Path) -> list[Rollout]:
-    """The rollouts of a file that `sample` wrote, or of several of them joined.
+    """The rollouts of a file that `sample` wrote, or of several of them joined, by prompt and sample.
 
     Raises:
         SampleError: a file that cannot be read or has no rows; the first bad row, with its line.
@@ -158,32 +156,39 @@ def read_rollouts(path: str | Path) -> list[Rollout]:
         if not line.strip():
             continue
         try:
-            found.append(as_rollout(json.loads(line)))
+            row = json.loads(line)
+            found.append((_place(row), as_rollout(row)))
         except ForeignRow as problem:
-            raise SampleError(f"{path}, line {number} {problem}") from None
+            raise SampleError(f"{path}, line {number} {problem}; write rows as midcourse sample does") from None
         except (ValueError, RecursionError) as error:
             raise SampleError(
                 f"{path}, line {number} is not JSON; where the last line is torn, midcourse sample --resume mends it"
             ) from error
     if not found:
         raise SampleError(f"{path} has no rows; write some with midcourse sample")
-    return found
+    return [rollout for _, rollout in sorted(found, key=itemgetter(0))]
 
 
 def as_rollout(row: Any) -> Rollout:
     """A row's rollout; ForeignRow, with the field and a remedy, where it holds none."""
     if not isinstance(row, dict):
-        raise ForeignRow("is no object; write one a line, as midcourse sample does")
+        raise ForeignRow("is no object")
     for field, kind in (("prompt", str | list), ("response", str), ("finished", bool)):
         if not isinstance(row.get(field), kind):
-            raise ForeignRow(f"has the {field} {_short(row.get(field))}; write rows as midcourse sample does")
+            raise ForeignRow(f"has the {field} {_short(row.get(field))}")
     reward = row.get("reward")
     number = isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward)
     if reward is not None and not number:
-        raise ForeignRow(f"has the reward {_short(reward)}; give a finite number, or leave it out")
+        raise ForeignRow(f"has the reward {_short(reward)}, no finite number")
     if _HALF_SURROGATE.search(json.dumps([row["prompt"], row["response"]], ensure_ascii=False)):
-        raise ForeignRow("has half a surrogate pair in its texts; write the character whole")
+        raise ForeignRow("has half a surrogate pair in its texts")
     return Rollout(row["prompt"], row["response"], row["finished"], None if reward is None else float(reward))
+
+
+def _place(row: Any) -> tuple[int, int]:
+    """(row, sample): a file has them as they were finished. Other tools' rows need none, and stay as they are."""
+    numbers = [row.get(name) if isinstance(row, dict) else None for name in ("row", "sample")]
+    return tuple(number if isinstance(number, int) else 0 for number in numbers)
 
 
 def _short(value: Any) -> str:
