@@ -6,11 +6,16 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from chat_server import Server
 
 torch.set_num_threads(1)
 
@@ -46,3 +51,22 @@ def midcourse(
         return stop.value.code, out, err
 
     return call
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator["Callable[..., Server]"]:
+    """Starts a chat server with a function that replies to its requests."""
+    from chat_server import KEY, Server
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    servers = []
+
+    def start(reply: Callable[[dict[str, Any]], tuple[int, Any]]) -> "Server":
+        servers.append(Server(reply))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

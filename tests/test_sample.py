@@ -21,7 +21,7 @@ from midcourse.prompt import PromptError
 from midcourse.reward_model import RewardModel
 from midcourse.sample import Rollout, SampleError, read_rollouts, rewards_of, sample
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward
-from midcourse.text_reward import FunctionReward, TextReward
+from midcourse.text_reward import TextReward
 from midcourse.train.training import Settings, train
 
 MORE_EOS = (65, 66, 200, 31, 90, 150)
@@ -112,7 +112,9 @@ def test_every_kind_of_reward_tells_finished_from_cut(kind):
         "vocabulary": tiny_vocabulary_reward,
         "text": lambda: TextReward(lambda texts: [len(t.response) + 0.5 * t.finished for t in texts]),
     }[kind]()
-    ended, cut, empty = rewards_of(reward, [Rollout("a", "bcd", True), Rollout("a", "bcd", False), Rollout("a", "", 0 > 1)])
+    ended, cut, empty = rewards_of(
+        reward, [Rollout("a", "bcd", True), Rollout("a", "bcd", False), Rollout("a", "", 0 > 1)]
+    )
     assert ended != cut
     assert empty == empty
     if kind == "text":
@@ -302,4 +304,3 @@ def test_a_reward_from_nothing_but_prompts_and_a_function(tmp_path, model_folder
     assert summary.pairs == len(comparisons) > 20
     reward = RewardModel.load(tmp_path / "reward")
     assert generate(LanguageModel.load(folder), ["1"], reward, max_new_tokens=4)[0].reward is not None
-    assert FunctionReward(letters).template is None

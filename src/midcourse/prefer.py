@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import TypeAlias
 
 from midcourse.errors import MidcourseError
 from midcourse.files import write_bytes
@@ -16,8 +16,7 @@ from midcourse.sample import Rollout
 from midcourse.train.comparisons import Comparison, prompt_key
 from midcourse.train.labels import draw_label, label_ceiling, swapped
 
-Pairs = Literal["bradley-terry", "best-worst", "all"]
-PAIRS: tuple[str, ...] = get_args(Pairs)
+PAIRS = ("bradley-terry", "best-worst", "all")
 
 Group: TypeAlias = list[int]  # places among the rollouts
 
@@ -63,7 +62,7 @@ def prefer(
     rollouts: Sequence[Rollout],
     rewards: Sequence[float] | None = None,
     *,
-    pairs: Pairs = "bradley-terry",
+    pairs: str = "bradley-terry",
     scale: float = 1.0,
     min_gap: float = 0.0,
     pairs_per_prompt: int | None = None,

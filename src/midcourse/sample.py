@@ -185,7 +185,7 @@ def as_rollout(row: Any) -> Rollout:
     return Rollout(row["prompt"], row["response"], row["finished"], None if reward is None else float(reward))
 
 
-def _place(row: Any) -> tuple[int, int]:
+def _place(row: Any) -> tuple[int, ...]:
     """(row, sample): a file has them as they were finished. Other tools' rows need none, and stay as they are."""
     numbers = [row.get(name) if isinstance(row, dict) else None for name in ("row", "sample")]
     return tuple(number if isinstance(number, int) else 0 for number in numbers)
