@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from midcourse import cli
 from midcourse.calibration import Calibration
 from midcourse.reward_model import RewardModel
 from midcourse.testing import tiny_language_model
@@ -30,21 +29,6 @@ def reward_folder(lm_folder: str, tmp_path_factory: pytest.TempPathFactory) -> s
     folder = tmp_path_factory.mktemp("rewards") / "reward"
     reward.save(folder)
     return str(folder)
-
-
-@pytest.fixture
-def midcourse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Call the command line; returns (exit code, standard output, standard error)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["midcourse", *map(str, arguments)])
-        capsys.readouterr()  # what the test itself has printed
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return call
 
 
 def rows(text: str) -> list[dict]:

@@ -14,53 +14,48 @@ from statistics import fmean, pstdev
 
 from prompts import prompts
 
-from midcourse import LanguageModel, stream
-from midcourse.decode.steps import Generation
+from midcourse import LanguageModel
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import write_text
-from midcourse.progress import progress
+from midcourse.sample import Rollout, sample
 from midcourse.train.comparisons import Comparison
 from midcourse.train.labels import bayes_accuracy, draw_labels
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parents[1] / "src/midcourse/shipped"
-SAMPLED = HERE.parents[1] / "runs/demo_comparisons/samples.jsonl"
+SAMPLED = HERE.parents[1] / "runs/demo_comparisons/rollouts.jsonl"
 
 SAMPLES, PAIRS, NEW_TOKENS, TOP_K = 6, 8, 24, 50
 SCALE, SEED = 4.0, 0
 
 
-def sample(path: Path) -> list[dict]:
-    """SAMPLES responses to every training prompt, row by row into `path`."""
-    asked = [prompt for prompt in prompts("train") for _ in range(SAMPLES)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    done = {json.loads(line)["row"] for line in path.read_text().splitlines()}
-    left = [row for row in range(len(asked)) if row not in done]
-    lm = LanguageModel.load("smollm2")
-    texts = [asked[row]["prompt"] for row in left]
-    settings = {"method": "plain", "top_k": TOP_K, "max_new_tokens": NEW_TOKENS, "template": "raw", "batch_size": 48}
-    with progress("sampling", len(left)) as advance, path.open("a") as file:
-        for place, event in stream(lm, texts, seed=[SEED + row for row in left], **settings):
-            if isinstance(event, Generation):
-                finished = event.finish_reason == "stop"
-                row = {"row": left[place], "prompt": event.prompt, "text": event.text, "finished": finished}
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                advance(1)
-    return sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["row"])
+def sampled() -> list[Rollout]:
+    """SAMPLES responses to every training prompt, row by row into a file."""
+    SAMPLED.parent.mkdir(parents=True, exist_ok=True)
+    return sample(
+        LanguageModel.load("smollm2"),
+        [row["prompt"] for row in prompts("train")],
+        SAMPLED,
+        n=SAMPLES,
+        top_k=TOP_K,
+        max_new_tokens=NEW_TOKENS,
+        template="raw",
+        seed=SEED,
+        batch_size=48,
+        resume=True,
+    )
 
 
-def pair(rows: list[dict]) -> list[Comparison]:
+def pair(rows: list[Rollout]) -> list[Comparison]:
     """PAIRS random pairs of each prompt's distinct, non-empty responses, in no order of preference."""
     rng = random.Random(SEED)
     found = []
-    for prompt, group in itertools.groupby(rows, key=lambda row: row["prompt"]):
-        distinct = list({row["text"]: row for row in group if row["text"].strip()}.values())
+    for prompt, group in itertools.groupby(rows, key=lambda row: row.prompt):
+        distinct = list({row.response: row for row in group if row.response.strip()}.values())
         combinations = list(itertools.combinations(distinct, 2))
         for a, b in rng.sample(combinations, min(PAIRS, len(combinations))):
-            found.append(Comparison(prompt, a["text"], b["text"], a["finished"], b["finished"]))
+            found.append(Comparison(prompt, a.response, b.response, a.finished, b.finished))
     return found
 
 
@@ -68,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gold", default="vader", help="vader, or MODULE:FUNCTION of a text")
     gold = load_gold(parser.parse_args().gold)
-    rows = sample(SAMPLED)
+    rows = sampled()
     comparisons = draw_labels(pair(rows), gold, scale=SCALE, seed=SEED)
     lines = [json.dumps(vars(comparison), ensure_ascii=False) for comparison in comparisons]
     write_text(SHIPPED / "demo_comparisons.jsonl", "\n".join(lines) + "\n")
@@ -86,7 +81,7 @@ def main() -> None:
     }
     shipped = {"made_by": settings, **{split: prompts(split) for split in ("validation", "test")}}
     write_text(SHIPPED / "demo_prompts.json", json.dumps(shipped, indent=1) + "\n")
-    golds = [gold(row["text"]) for row in rows]
+    golds = [gold(row.response) for row in rows]
     right = fmean(gold(c.chosen) > gold(c.rejected) for c in comparisons)
     write_results(
         HERE / "results.json",
@@ -97,7 +92,7 @@ def main() -> None:
             "comparisons": len(comparisons),
             "gold_mean": fmean(golds),
             "gold_sd": pstdev(golds),
-            "finished": fmean(row["finished"] for row in rows),
+            "finished": fmean(row.finished for row in rows),
             "chosen_has_more_gold": right,
             "bayes_accuracy": bayes_accuracy(comparisons, gold, scale=SCALE),
         },

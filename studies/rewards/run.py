@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, mode, pstdev
 from typing import Any
@@ -26,14 +27,13 @@ from matplotlib.figure import Figure
 from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
-from midcourse import LanguageModel, RewardModel, generate, stream
-from midcourse.decode.steps import Generation
+from midcourse import LanguageModel, RewardModel, generate
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import whole_file, write_text
 from midcourse.intervals import mean_interval
-from midcourse.progress import progress
+from midcourse.sample import Rollout, sample
 from midcourse.train.accuracy import SHARES, length_baseline, outcome, pair_accuracy
 from midcourse.train.comparisons import Comparison
 from midcourse.train.prefixes import PairSet, encode
@@ -131,11 +131,11 @@ def sentiment(data: Path, split: str) -> list[Comparison]:
     """SmolLM2's own continuations of review openings, ordered by VADER where it differs by more than GAP."""
     gold = load_gold("vader")
     found = []
-    for opening, group in itertools.groupby(sampled(data, split), key=lambda row: row["prompt"]):
-        rows = [(gold(row["text"]), row) for row in group if row["text"].strip()]
+    for opening, group in itertools.groupby(sampled(data, split), key=lambda row: row.prompt):
+        rows = [(gold(row.response), row) for row in group if row.response.strip()]
         for (a, first), (b, second) in itertools.permutations(rows, 2):
             if a - b > GAP:
-                found.append(Comparison(opening, first["text"], second["text"], first["finished"], second["finished"]))
+                found.append(Comparison(opening, first.response, second.response, first.finished, second.finished))
     return found
 
 
@@ -150,27 +150,21 @@ def openings(data: Path, split: str) -> list[str]:
     return [distinct[i] for i in np.random.default_rng(0).permutation(len(distinct))]
 
 
-def sampled(data: Path, split: str) -> list[dict[str, Any]]:
+@cache
+def sampled(data: Path, split: str) -> list[Rollout]:
     """SAMPLES continuations of each opening by the plain LM, kept in runs/rewards/."""
-    path = RUNS / f"continuations-{split}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    chosen = openings(data, split)[: OPENINGS if split == "train" else GUIDED_OPENINGS]
-    asked = [opening for opening in chosen for _ in range(SAMPLES)]
-    done = {json.loads(line)["row"] for line in path.read_text().splitlines()}
-    left = [row for row in range(len(asked)) if row not in done]
-    if left:
-        lm = LanguageModel.load("smollm2")
-        settings = {"method": "plain", "top_k": 50, "max_new_tokens": NEW_TOKENS, "template": "raw", "batch_size": 48}
-        with progress(f"sampling {split}", len(left)) as advance, path.open("a") as file:
-            for place, event in stream(lm, [asked[row] for row in left], seed=left, **settings):
-                if isinstance(event, Generation):
-                    finished = event.finish_reason == "stop"
-                    row = {"row": left[place], "prompt": event.prompt, "text": event.text, "finished": finished}
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    advance(1)
-    return sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["row"])
+    RUNS.mkdir(parents=True, exist_ok=True)
+    return sample(
+        LanguageModel.load("smollm2"),
+        openings(data, split)[: OPENINGS if split == "train" else GUIDED_OPENINGS],
+        RUNS / f"rollouts-{split}.jsonl",
+        n=SAMPLES,
+        top_k=50,
+        max_new_tokens=NEW_TOKENS,
+        template="raw",
+        batch_size=48,
+        resume=True,
+    )
 
 
 # Training and judging

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from midcourse.cli.data import Prefer, Sample
 from midcourse.cli.guide import Guide, Methods
 from midcourse.cli.rewards import Export, ScoreText
 from midcourse.cli.train import Train
@@ -18,6 +19,8 @@ from midcourse.errors import MidcourseError
 
 Command = Annotated[
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Prefer, tyro.conf.subcommand("prefer")]
     | Annotated[Guide, tyro.conf.subcommand("guide")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[ScoreText, tyro.conf.subcommand("score")]

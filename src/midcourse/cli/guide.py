@@ -88,7 +88,7 @@ class Guide:
     """Print text as it is written (one prompt)."""
 
     def run(self) -> int:
-        from midcourse.decode.files import append_rows, read_prompts, rows_done
+        from midcourse.decode.files import append_rows, guided_row, read_prompts, rows_done
         from midcourse.decode.methods import BestOfN, Method, method
         from midcourse.language_model import LanguageModel
         from midcourse.loading import kind_of
@@ -132,7 +132,7 @@ class Guide:
         )
         settings |= {name: getattr(self, name) for name in passed_on.split()}
         if self.out:
-            append_rows(self.out, lm, prompts, left, guides, settings)
+            append_rows(self.out, lm, prompts, left, guides, settings, guided_row)
             print(
                 f"{len(left)} rows written to {self.out}" + (f", {len(done)} were there already" if done else ""),
                 file=sys.stderr,
@@ -249,7 +249,7 @@ def _print_rows(
     settings: dict[str, Any],
     flags: Guide,
 ) -> None:
-    from midcourse.decode.files import as_row
+    from midcourse.decode.files import guided_row
     from midcourse.decode.loop import stream
     from midcourse.decode.steps import Step
     from midcourse.progress import progress
@@ -268,7 +268,7 @@ def _print_rows(
                 advance(flags.max_new_tokens - len(event.steps))
     for row in sorted(finished):
         if flags.json:
-            print(json.dumps(as_row(row, finished[row]), ensure_ascii=False))
+            print(json.dumps(guided_row(row, finished[row]), ensure_ascii=False))
         else:
             _show(finished[row])
 

@@ -36,7 +36,7 @@ class ScoreText:
     """Write a page with every token coloured."""
     lm: str = "smollm2"
     """For a classifier: the causal LM whose tokens the prefixes end with."""
-    template: Literal["chat", "raw"] | None = None
+    template: Literal["chat", "raw", "mixed"] | None = None
     """For a causal LM: how prompts were rendered in its training; raw by default. Other rewards know theirs."""
     device: str = "auto"
     dtype: str = "auto"

@@ -1,14 +1,14 @@
 """Files of prompts in, files of responses out: one JSON row each, appended as soon as it is finished."""
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from midcourse.decode.loop import Guides, stream
 from midcourse.decode.steps import Generation, Step
 from midcourse.errors import MidcourseError
+from midcourse.jsonl import ForeignRow, append_row, written_rows
 from midcourse.language_model import LanguageModel
 from midcourse.progress import progress
 from midcourse.prompt import Prompt
@@ -16,7 +16,7 @@ from midcourse.reward import Reward
 
 
 class PromptFileError(MidcourseError):
-    """A prompt or output file that cannot be used; names file and line."""
+    """A file of prompts that cannot be used; names file and line."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -41,6 +41,12 @@ def _prompt(path: Path, number: int, line: bytes) -> Prompt:
     )
     if not (isinstance(prompt, str) or (prompt and messages)):
         raise PromptFileError(f"{path}, line {number}, field prompt: neither a text nor a list of messages")
+    try:
+        json.dumps(prompt, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # JSON can spell it ("\\ud83d"), no tokenizer takes it
+        raise PromptFileError(
+            f"{path}, line {number}, field prompt: half a surrogate pair; write the character whole"
+        ) from error
     return prompt
 
 
@@ -48,31 +54,19 @@ def rows_done(path: Path, prompts: Sequence[Prompt], resume: bool) -> set[int]:
     """The rows an output file already holds; a torn last line is dropped from it.
 
     Raises:
-        PromptFileError: the file has rows and `resume` is not set, or they answer other prompts.
+        RowFileError: the file has rows and `resume` is not set, or they answer other prompts.
     """
-    if not path.exists() or not path.stat().st_size:
-        return set()
-    if not resume:
-        raise PromptFileError(f"{path} exists already; add --resume to go on with it, or name another file for --out")
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    done = set()
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-            same = prompts[row["row"]] == row["prompt"]
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise PromptFileError(
-                f"{path}, line {number} is no row of these prompts ({error!r}); name another file"
-            ) from error
-        if not same:
-            raise PromptFileError(
-                f"{path}, line {number} answers another prompt than row {row['row']}; name another file"
-            )
-        done.add(row["row"])
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    return done
+    return set(written_rows(path, resume, lambda row: answered(row, prompts)))
+
+
+def answered(row: dict[str, Any], prompts: Sequence[Prompt]) -> int:
+    """The number of the prompt that a row answers; ForeignRow where that prompt is another."""
+    number = row["row"]
+    if not 0 <= number < len(prompts):
+        raise ForeignRow(f"is row {number} of other prompts, here are {len(prompts)}")
+    if prompts[number] != row["prompt"]:
+        raise ForeignRow(f"answers another prompt than row {number}")
+    return number
 
 
 def append_rows(
@@ -82,20 +76,19 @@ def append_rows(
     left: Sequence[int],
     reward: Reward | Guides | None,
     settings: dict[str, Any],
+    as_row: Callable[[int, Generation], dict[str, Any]],
 ) -> None:
-    """Decode the rows in `left` and append each to `path` when it is finished."""
-    with path.open("a") as file, progress("writing", len(left) * settings["max_new_tokens"]) as advance:
+    """Decode the rows in `left` and append what `as_row` makes of each to `path` when it is finished."""
+    with path.open("ab") as file, progress("writing", len(left) * settings["max_new_tokens"]) as advance:
         for place, event in stream(lm, [prompts[row] for row in left], reward, **settings):
             if isinstance(event, Step):
                 advance(1)
                 continue
-            file.write(json.dumps(as_row(left[place], event), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            append_row(file, as_row(left[place], event))
             advance(settings["max_new_tokens"] - len(event.steps))
 
 
-def as_row(row: int, generation: Generation) -> dict[str, Any]:
+def guided_row(row: int, generation: Generation) -> dict[str, Any]:
     """A response as its JSON row. A token's text is what became certain with it; their texts joined are `text`."""
     found = {"row": row, "prompt": generation.prompt, **_response(generation)}
     if generation.samples:

@@ -19,23 +19,35 @@ def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, 
     Example:
         >>> shorter = draw_labels(comparisons, lambda text: -len(text.split()), scale=1, seed=0)
     """
-    return [_draw(comparison, gold, scale, random.Random(f"{seed}/{i}")) for i, comparison in enumerate(comparisons)]
+    return [
+        draw_label(c, gold(c.chosen) - gold(c.rejected), scale, random.Random(f"{seed}/{i}"))
+        for i, c in enumerate(comparisons)
+    ]
+
+
+def draw_label(comparison: Comparison, margin: float, scale: float, rng: random.Random) -> Comparison:
+    """The same pair, its preference drawn anew: P(chosen over rejected) = sigmoid(scale margin).
+
+    Args:
+        margin: reward of the chosen response less that of the rejected one.
+    """
+    flip = comparison.chosen > comparison.rejected
+    first_wins = rng.random() < _sigmoid(scale * (-margin if flip else margin))
+    return comparison if first_wins != flip else swapped(comparison)
 
 
 def bayes_accuracy(comparisons: Sequence[Comparison], gold: Gold, *, scale: float) -> float:
     """The accuracy expected of the gold reward itself on labels drawn from it: no reward can do better."""
-    margins = [abs(gold(c.chosen) - gold(c.rejected)) for c in comparisons]
-    return sum(_sigmoid(scale * margin) for margin in margins) / len(margins)
+    return label_ceiling([gold(c.chosen) - gold(c.rejected) for c in comparisons], scale)
 
 
-def _draw(comparison: Comparison, gold: Gold, scale: float, rng: random.Random) -> Comparison:
-    flip = comparison.chosen > comparison.rejected
-    first, second = (comparison.rejected, comparison.chosen) if flip else (comparison.chosen, comparison.rejected)
-    first_wins = rng.random() < _sigmoid(scale * (gold(first) - gold(second)))
-    return comparison if first_wins != flip else _swapped(comparison)
+def label_ceiling(margins: Sequence[float], scale: float) -> float:
+    """The same from the margins of the pairs: the mean of sigmoid(scale |margin|)."""
+    return sum(_sigmoid(scale * abs(margin)) for margin in margins) / len(margins)
 
 
-def _swapped(c: Comparison) -> Comparison:
+def swapped(c: Comparison) -> Comparison:
+    """The opposite preference."""
     return replace(
         c,
         chosen=c.rejected,
