@@ -11,7 +11,7 @@ import tyro
 from midcourse.cli.console import table
 
 if TYPE_CHECKING:
-    from midcourse.train.comparisons import BadRow
+    from midcourse.train.rows import BadRow
 
 
 @dataclass
@@ -63,8 +63,9 @@ class Train:
     def run(self) -> int:
         from midcourse.loading import head_of
         from midcourse.train.card import accuracy_table, calibration_table, temperature_lines
-        from midcourse.train.comparisons import read_comparisons, write_bad_rows
+        from midcourse.train.comparisons import read_comparisons
         from midcourse.train.prefixes import prompt_limit
+        from midcourse.train.rows import write_bad_rows
         from midcourse.train.training import Interrupted, Settings, check_settings, train
 
         settings = Settings(
@@ -85,7 +86,7 @@ class Train:
             self.backbone,
             template=self.template,
             objective=self.objective,
-            past_end=self.past_end,
+            objective_settings={"past_end": self.past_end},
             layers=self.layers,
             tune=self.tune or ("last:2" if head == "scalar" else "head"),
             head=head,

@@ -1,6 +1,7 @@
 """Rewards of encoded rows in training: through cached frozen states where there are any."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ class Scorer(nn.Module):
     def __init__(self, reward: RewardModel, row_sets: Sequence[list[Row]]):
         super().__init__()
         self.row_sets = row_sets
+        self.additive = reward.info.additive
         made = split(reward)
         self.trained = made.top if made else reward
         self.takes_tokens = bool(made and made.before)
@@ -43,8 +45,8 @@ class Scorer(nn.Module):
             return [self.states[row_set].starts[number] for number in numbers]
         return [len(self.row_sets[row_set][number].prompt) for number in numbers]
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Rewards of shape (rows, tokens)."""
+    def forward(self, **inputs: Any) -> Any:
+        """Rewards of shape (rows, tokens); with `best`, also the best rewards that other tokens there would have."""
         return self.trained(**inputs)
 
     @torch.no_grad()

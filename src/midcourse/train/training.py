@@ -1,4 +1,4 @@
-"""The loop: comparisons in, a saved reward out. transformers' Trainer underneath.
+"""The loop: comparisons or rollouts in, a saved reward out. transformers' Trainer underneath, whatever the objective.
 
 The output folder is a reward with metrics.jsonl, training.png and a model card; see `train.folder`.
 """
@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -21,17 +23,38 @@ from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
 from midcourse.progress import progress
 from midcourse.reward_model import RewardModel, Tuning
-from midcourse.train.accuracy import length_baseline, pair_accuracy
+from midcourse.train.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.train.calibration import calibrate
 from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints, finish_folder, prepare_folder
 from midcourse.train.interruption import Interrupted, Interruption, stop_on_signal
-from midcourse.train.objectives import OBJECTIVES, Objective
-from midcourse.train.prefixes import PairSet, encode, pair_rewards, plan_batches, renumber, response_columns
+from midcourse.train.objectives import (
+    LabelledRewards,
+    NextRewards,
+    Objective,
+    ObjectiveError,
+    Phase,
+    check_head,
+    make_objective,
+)
+from midcourse.train.prefixes import (
+    Batch,
+    PairSet,
+    RolloutSet,
+    encode,
+    encode_rollouts,
+    in_turns,
+    pair_rewards,
+    pairs_by_label,
+    plan_batches,
+    renumber,
+    response_columns,
+)
+from midcourse.train.rollouts import Rollout, label_comparisons
 from midcourse.train.scorer import Scorer
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 3e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
 
 
 @dataclass(frozen=True)
@@ -39,9 +62,9 @@ class Settings:
     """How a reward is trained.
 
     Attributes:
-        epochs: passes over the comparisons.
+        epochs: passes over the data; of an objective in phases, passes of each phase.
         lr: peak learning rate (cosine to 0, 10 % warm-up); by default one that suits what is trained.
-        batch_size: pairs per step.
+        batch_size: pairs or rollouts per step.
         max_tokens: longest prompt and response together; longer responses are cut and count as unfinished.
         held_out: share of the prompts kept for the accuracies.
         weight_decay: of AdamW.
@@ -59,62 +82,119 @@ class Settings:
     seed: int = 0
 
 
+class Data(NamedTuple):
+    """Encoded data: what is trained on, and what is measured on held-out prompts.
+
+    Attributes:
+        train: the pairs or labelled responses that the objective learns from.
+        train_pairs, held_pairs: pairs, for the accuracies; those of rollouts are ordered by their labels.
+        held_rollouts: None where comparisons were given. Its rows are those of `held_pairs`.
+    """
+
+    train: PairSet | RolloutSet
+    train_pairs: PairSet
+    held_pairs: PairSet
+    held_rollouts: RolloutSet | None
+
+
 def train(
-    reward: RewardModel, comparisons: Sequence[Comparison], out: str | Path, settings: Settings, *, resume: bool = False
+    reward: RewardModel,
+    examples: Sequence[Comparison] | Sequence[Rollout],
+    out: str | Path,
+    settings: Settings,
+    *,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Train `reward` on comparisons and save it to `out`; returns its metrics on held-out prompts.
+    """Train `reward` on comparisons or rollouts and save it to `out`; returns its metrics on held-out prompts.
 
     Raises:
+        ObjectiveError: the reward's objective has no such settings, or does not go with its head or the examples.
         TrainingError: `out` is in use, another run's checkpoint was found, or the loss is no longer a number.
         Interrupted: after Ctrl-C or SIGTERM; the same call with `resume` goes on.
     """
     out = Path(out)
     check_settings(settings)
-    kind = reward.info.objective, reward.info.past_end
-    if kind not in OBJECTIVES:
-        raise TrainingError(f"objective {kind[0]!r} has no past-end {kind[1]!r}; use one of: {known_objectives()}")
+    objective = make_objective(reward.info.objective, **reward.info.objective_settings)
+    check_head(objective, reward.info.head)
+    reward.info = replace(reward.info, objective_settings=objective.settings, reward_weight=objective.reward_weight)
     if settings.lr is None:
-        kind_of_head = reward.info.head.partition(":")[0]
-        tuned = Tuning.parse(reward.info.tune).kind if kind_of_head == "scalar" else kind_of_head
-        settings = replace(settings, lr=LEARNING_RATES[tuned])
+        settings = replace(settings, lr=learning_rate(reward))
     # The same prompts are held out whatever the seed: runs stay comparable, and share their frozen states.
-    kept, held = split_by_prompt(comparisons, settings.held_out, seed=0)
+    kept, held = split_by_prompt([*examples], settings.held_out, seed=0)
     run = {
         "settings": asdict(settings),
         "reward": asdict(reward.info),
-        "comparisons": len(comparisons),
-        "data_fingerprint": fingerprint(comparisons),
+        "rollouts" if isinstance(examples[0], Rollout) else "comparisons": len(examples),
+        "data_fingerprint": fingerprint(examples),
     }
+    data = encode_all(reward, objective, kept, held, settings.max_tokens)
     checkpoint = prepare_folder(out, run, resume)
-    train_pairs, held_pairs = (encode(reward, part, settings.max_tokens) for part in (kept, held))
-    scorer = Scorer(reward, [train_pairs.rows, held_pairs.rows])
-    objective = OBJECTIVES[kind]
-    plan = plan_batches(train_pairs, settings.batch_size, settings.epochs, settings.seed)
-    trainer = _trainer(reward, scorer, train_pairs, objective, plan, settings, out)
+    scorer = Scorer(reward, [data.train.rows, data.held_pairs.rows])
+    plan = in_turns(
+        plan_batches(data.train, settings.batch_size, settings.epochs, settings.seed),
+        len(objective.phases),
+        objective.turns,
+    )
+    trainer = _trainer(reward, scorer, data.train, objective, plan, settings, out)
     per_epoch = len(plan) // settings.epochs
     with progress("training", len(plan)) as advance, stop_on_signal() as interruption:
-        trainer.watch = _Watch(out, per_epoch, lambda: _held_out(held_pairs, scorer), interruption, advance)
+        trainer.watch = _Watch(
+            out, per_epoch, lambda: _curve(_held_out(data, scorer, scorer.score(1))), interruption, advance
+        )
         trainer.add_callback(trainer.watch)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interruption.signal is not None and trainer.state.global_step < len(plan):
         message = f"stopped after step {trainer.state.global_step} of {len(plan)}; add --resume to go on"
         raise Interrupted(message, interruption.signal)
     rewards = scorer.score(1)
-    calibration, figures = calibrate(held_pairs, rewards)
-    metrics = {
-        **pair_accuracy(held_pairs, rewards),
-        "length_baseline": length_baseline(train_pairs, held_pairs),
-        "train_pairs": len(train_pairs.pairs),
-        "calibration": figures,
-    }
-    reward.info = replace(reward.info, training=run, metrics=metrics, calibration=calibration.stored())
+    metrics = _held_out(data, scorer, rewards)
+    calibration = None
+    # The rewards of what adds up over tokens are shown token by token, where there is nothing to calibrate.
+    if data.held_pairs.pairs and not scorer.additive:
+        calibration, metrics["calibration"] = calibrate(data.held_pairs, rewards)
+    if data.held_pairs.pairs and data.train_pairs.pairs:
+        metrics["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
+    kind = "train_rollouts" if data.held_rollouts else "train_pairs"
+    metrics[kind] = len(data.train.items if data.held_rollouts else data.train_pairs.items)
+    stored = calibration.stored() if calibration else {}
+    reward.info = replace(reward.info, training=run, metrics=metrics, calibration=stored)
     finish_folder(reward, out)
     return metrics
 
 
-def known_objectives() -> str:
-    """The objectives and their past-end variants, for a message."""
-    return ", ".join(f"{objective} with {past_end}" for objective, past_end in OBJECTIVES)
+def learning_rate(reward: RewardModel) -> float:
+    """The peak learning rate for what a reward trains."""
+    tuned = Tuning.parse(reward.info.tune).kind
+    head = reward.info.head.partition(":")[0]
+    return LEARNING_RATES[head if tuned == "head" and head != "scalar" else tuned]
+
+
+def encode_all(
+    reward: RewardModel,
+    objective: Objective,
+    kept: Sequence[Comparison | Rollout],
+    held: Sequence[Comparison | Rollout],
+    max_tokens: int,
+) -> Data:
+    """Token ids of what is trained and measured on.
+
+    Raises:
+        ObjectiveError: rollouts for an objective that compares two responses.
+    """
+    rollouts, held_rollouts = ([one for one in part if isinstance(one, Rollout)] for part in (kept, held))
+    if rollouts:
+        if objective.of == "pairs":
+            raise ObjectiveError(
+                f"objective {objective.name} learns from comparisons, and rollouts are single responses; make "
+                "comparisons of them with midcourse prefer"
+            )
+        trained, measured = (encode_rollouts(reward, part, max_tokens) for part in (rollouts, held_rollouts))
+        return Data(trained, pairs_by_label(trained), pairs_by_label(measured), measured)
+    comparisons, held_comparisons = ([one for one in part if isinstance(one, Comparison)] for part in (kept, held))
+    train_pairs, held_pairs = (encode(reward, part, max_tokens) for part in (comparisons, held_comparisons))
+    if objective.of == "pairs":
+        return Data(train_pairs, train_pairs, held_pairs, None)
+    return Data(encode_rollouts(reward, label_comparisons(comparisons), max_tokens), train_pairs, held_pairs, None)
 
 
 def check_settings(settings: Settings) -> None:
@@ -147,6 +227,7 @@ class _Watch(TrainerCallback):
         self.interruption = interruption
         self.advance = advance
         self.loss = math.nan
+        self.phase = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         lines = self.path.read_text().splitlines() if self.path.is_file() else []
@@ -160,6 +241,7 @@ class _Watch(TrainerCallback):
         row = {
             "step": step,
             "epoch": step / self.steps_per_epoch,
+            "phase": self.phase,
             "loss": self.loss,
             "learning_rate": lr_scheduler.get_last_lr()[0],
         }
@@ -180,8 +262,8 @@ def _whole_line(line: str) -> bool:
     return True
 
 
-class PairTrainer(Trainer):
-    """transformers' Trainer over a fixed plan of batches of pairs, whose checkpoints are whole or absent."""
+class PlanTrainer(Trainer):
+    """transformers' Trainer over a fixed plan of batches, whose checkpoints are whole or absent."""
 
     reward: RewardModel
     objective: Objective
@@ -192,9 +274,9 @@ class PairTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        columns, pairs, lengths, finished = (inputs.pop(name) for name in ("columns", "pairs", "lengths", "finished"))
-        rewards = model(**inputs).gather(1, columns)
-        loss = self.objective(pair_rewards(rewards, pairs, lengths, finished)).mean()
+        phase, batch = self.objective.phases[inputs.pop("phase")], inputs.pop("batch")
+        self.watch.phase = phase.name
+        loss = phase_losses(phase, model, inputs, **batch).mean()
         self.watch.loss = loss.item()
         if not math.isfinite(self.watch.loss):
             raise TrainingError(
@@ -234,27 +316,58 @@ class PairTrainer(Trainer):
         self.reward.load_trained(Path(resume_from_checkpoint) / "reward.safetensors")
 
 
+def phase_losses(
+    phase: Phase,
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    columns: Int[Tensor, "rows positions"],
+    items: Int[Tensor, "items sides"],
+    lengths: Int[Tensor, " rows"],
+    finished: Bool[Tensor, " rows"],
+    labels: Float[Tensor, " items"] | None,
+) -> Float[Tensor, " items"]:
+    """The loss of each pair or rollout of a batch; `items` are row numbers."""
+    if phase.of == "chosen":
+        rows = items[:, 0]
+        rewards, best = (found.gather(1, columns)[rows] for found in model(**inputs, best=True))
+        return phase.loss(NextRewards(rewards, best, lengths[rows]))
+    rewards = model(**inputs).gather(1, columns)
+    if phase.of == "pairs":
+        return phase.loss(pair_rewards(rewards, items, lengths, finished))
+    assert labels is not None
+    rows = items[:, 0]
+    return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype)))
+
+
 def _trainer(
     reward: RewardModel,
     scorer: Scorer,
-    pairs: PairSet,
+    data: PairSet | RolloutSet,
     objective: Objective,
-    plan: list[list[int]],
+    plan: list[Batch],
     settings: Settings,
     out: Path,
-) -> PairTrainer:
+) -> PlanTrainer:
     """A Trainer whose dataset is the plan: item n is the batch of step n."""
 
-    def collate(items: list[list[int]]) -> dict[str, Any]:
-        (batch,) = items
-        numbers, local = renumber([pairs.pairs[number] for number in batch])
-        rows = [pairs.rows[number] for number in numbers]
+    def collate(batches: list[Batch]) -> dict[str, Any]:
+        ((phase, picked),) = batches
+        items = [data.items[number] for number in picked]
+        if objective.phases[phase].of == "chosen":
+            items = [item[:1] for item in items]
+        numbers, local = renumber(items)
+        rows = [data.rows[number] for number in numbers]
+        labels = torch.tensor([data.labels[n] for n in picked]) if isinstance(data, RolloutSet) else None
         return {
             **scorer.inputs(0, numbers),
-            "columns": response_columns(rows, scorer.starts(0, numbers)),
-            "pairs": torch.tensor(local),
-            "lengths": torch.tensor([len(row.response) for row in rows]),
-            "finished": torch.tensor([row.finished for row in rows]),
+            "phase": phase,
+            "batch": {
+                "columns": response_columns(rows, scorer.starts(0, numbers)),
+                "items": torch.tensor(local),
+                "lengths": torch.tensor([len(row.response) for row in rows]),
+                "finished": torch.tensor([row.finished for row in rows]),
+                "labels": labels,
+            },
         }
 
     arguments = TrainingArguments(
@@ -276,13 +389,30 @@ def _trainer(
         dataloader_pin_memory=False,
     )
     set_seed(settings.seed)
-    trainer = PairTrainer(model=scorer, args=arguments, train_dataset=plan, data_collator=collate)
+    trainer = PlanTrainer(model=scorer, args=arguments, train_dataset=plan, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     trainer.reward, trainer.objective = reward, objective
     return trainer
 
 
-def _held_out(pairs: PairSet, scorer: Scorer) -> dict[str, Any]:
-    """What the curve shows: accuracy on held-out pairs by share of the response."""
-    shares = pair_accuracy(pairs, scorer.score(1))["shares"]
-    return {"accuracy": {str(row["share"]): row["accuracy"] for row in shares}}
+def _held_out(data: Data, scorer: Scorer, rewards: list[Tensor]) -> dict[str, Any]:
+    """Pair accuracy on held-out prompts, and of rollouts the fit to their labels, by share of the response."""
+    if scorer.additive:
+        rewards = [row.cumsum(0) for row in rewards]
+    found: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
+    if data.held_pairs.pairs:
+        found = pair_accuracy(data.held_pairs, rewards)
+    if data.held_rollouts:
+        assert isinstance(data.train, RolloutSet)
+        found["labels"] = label_fit(data.held_rollouts, rewards, fmean(data.train.labels))
+    return found
+
+
+def _curve(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the curves show of held-out metrics."""
+    found = {}
+    if "shares" in metrics:
+        found["accuracy"] = {str(row["share"]): row["accuracy"] for row in metrics["shares"]}
+    if "labels" in metrics:
+        found["correlation"] = {str(row["share"]): row["correlation"] for row in metrics["labels"]["shares"]}
+    return found
