@@ -7,7 +7,7 @@ import pytest
 import torch
 from chat_server import KEY, longer
 
-from midcourse.sample import read_rollouts
+from midcourse.sample import read_samples
 from midcourse.train.comparisons import read_comparisons
 
 
@@ -39,7 +39,7 @@ def test_from_prompts_to_a_reward(midcourse, lm_folder, prompts, taste, tmp_path
     assert "24 responses to 6 prompts" in err and "mean reward" in err
     assert midcourse(*asked)[0] == 2
     assert midcourse(*asked, "--resume")[0] == 0
-    assert all(rollout.reward == len(rollout.response) for rollout in read_rollouts(rollouts))
+    assert all(rollout.reward == len(rollout.response) for rollout in read_samples(rollouts))
 
     code, out, err = midcourse("prefer", rollouts, "--out", comparisons, "--scale", 2, "--json")
     assert code == 0, err
@@ -62,7 +62,7 @@ def test_from_prompts_to_a_reward(midcourse, lm_folder, prompts, taste, tmp_path
     by_reward = tmp_path / "by-reward.jsonl"
     code, _, err = midcourse(*asked[:6], by_reward, *asked[7:], "--label-with", reward)
     assert code == 0, err
-    assert all(rollout.reward is not None for rollout in read_rollouts(by_reward))
+    assert all(rollout.reward is not None for rollout in read_samples(by_reward))
 
 
 def test_a_judge_decides_and_is_asked_once(midcourse, lm_folder, prompts, tmp_path, serve):
@@ -92,10 +92,10 @@ def test_the_whole_vocabulary_and_a_label_for_rows_that_are_there(midcourse, lm_
     asked = ("sample", "--lm", lm_folder, "--prompts", prompts, "--out", out, "--n", 1, "--max-new-tokens", 4,
              "--top-k", 0)  # fmt: skip
     assert midcourse(*asked)[0] == 0
-    before = [rollout.response for rollout in read_rollouts(out)]
+    before = [rollout.response for rollout in read_samples(out)]
     code, _, err = midcourse(*asked, "--resume", "--label-with-function", "my_data_taste:length")
     assert code == 0, err
-    assert [(r.response, r.reward) for r in read_rollouts(out)] == [(text, len(text)) for text in before]
+    assert [(r.response, r.reward) for r in read_samples(out)] == [(text, len(text)) for text in before]
 
 
 @pytest.mark.parametrize(

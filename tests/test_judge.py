@@ -1,5 +1,6 @@
 """The judge, against a real server that speaks the protocol, and one that misbehaves."""
 
+import contextlib
 import json
 import threading
 from typing import Any
@@ -160,21 +161,23 @@ def test_many_questions_are_answered_in_order_and_kept(serve, tmp_path):
         judge_all(judge_of(server), QUESTIONS, path, resume=True)
 
 
-def test_no_more_than_the_allowed_questions_are_under_way(serve, tmp_path):
-    together = threading.Barrier(3)  # breaks, and so fails, unless three come at once
-    under_way, most = [], []
+def test_as_many_questions_are_under_way_as_allowed_and_no_more(serve, tmp_path):
+    three, four, met = threading.Barrier(3), threading.Barrier(4), []
 
-    def reply(request: dict[str, Any]) -> tuple[int, Any]:
-        under_way.append(1)
-        most.append(len(under_way))
-        together.wait(timeout=30)
-        under_way.pop()
+    def in_threes(request: dict[str, Any]) -> tuple[int, Any]:
+        three.wait(timeout=60)  # breaks, and so fails, unless three come at once
         return longer(request)
 
-    judge_all(judge_of(serve(reply), retries=0), QUESTIONS, tmp_path / "verdicts.jsonl", concurrency=3)
-    assert max(most) == 3
+    def in_fours(request: dict[str, Any]) -> tuple[int, Any]:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.append(four.wait(timeout=0.3))
+        return longer(request)
+
+    assert len(judge_all(judge_of(serve(in_threes)), QUESTIONS, tmp_path / "a.jsonl", concurrency=3)) == 9
+    assert len(judge_all(judge_of(serve(in_fours)), QUESTIONS, tmp_path / "b.jsonl", concurrency=3)) == 9
+    assert not met
     with pytest.raises(JudgeError, match="concurrency 0"):
-        judge_all(judge_of(serve(longer)), QUESTIONS, tmp_path / "other.jsonl", concurrency=0)
+        judge_all(judge_of(serve(longer)), QUESTIONS, tmp_path / "c.jsonl", concurrency=0)
 
 
 def test_verdicts_before_a_failure_are_kept(serve, tmp_path):

@@ -19,7 +19,7 @@ from midcourse.language_model import LanguageModel
 from midcourse.prefer import prefer
 from midcourse.prompt import PromptError
 from midcourse.reward_model import RewardModel
-from midcourse.sample import Rollout, SampleError, read_rollouts, rewards_of, sample
+from midcourse.sample import Sampled, SampleError, read_samples, rewards_of, sample
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward
 from midcourse.text_reward import TextReward
 from midcourse.train.training import Settings, train
@@ -53,8 +53,8 @@ def test_rows_have_the_stated_fields_and_come_back_by_prompt_and_sample(tmp_path
         assert row["prompt"] == PROMPTS[row["row"]]
         assert row["seed"] == 3 * row["row"] + row["sample"]
         assert row["reward"] == letters(row["response"])
-        assert found[row["seed"]] == Rollout(row["prompt"], row["response"], row["finished"], row["reward"])
-    assert read_rollouts(tmp_path / "out.jsonl") == found
+        assert found[row["seed"]] == Sampled(row["prompt"], row["response"], row["finished"], row["reward"])
+    assert read_samples(tmp_path / "out.jsonl") == found
     assert {rollout.finished for rollout in found} == {True, False}
 
 
@@ -87,7 +87,7 @@ def test_messages_take_the_chat_template(tmp_path):
     by_label = sample(lm_of(), [messages], tmp_path / "a.jsonl", n=2, max_new_tokens=6, label=label)
     asked = sample(lm_of(), [messages], tmp_path / "b.jsonl", n=2, max_new_tokens=6, template="chat")
     assert [r.response for r in by_label] == [r.response for r in asked]
-    assert read_rollouts(tmp_path / "a.jsonl")[0].prompt == messages
+    assert read_samples(tmp_path / "a.jsonl")[0].prompt == messages
     with pytest.raises(PromptError, match="use --template chat"):
         sample(lm_of(), [messages], tmp_path / "c.jsonl")
 
@@ -113,7 +113,7 @@ def test_every_kind_of_reward_tells_finished_from_cut(kind):
         "text": lambda: TextReward(lambda texts: [len(t.response) + 0.5 * t.finished for t in texts]),
     }[kind]()
     ended, cut, empty = rewards_of(
-        reward, [Rollout("a", "bcd", True), Rollout("a", "bcd", False), Rollout("a", "", 0 > 1)]
+        reward, [Sampled("a", "bcd", True), Sampled("a", "bcd", False), Sampled("a", "", 0 > 1)]
     )
     assert ended != cut
     assert empty == empty
@@ -266,7 +266,7 @@ def test_bad_rows_are_refused_with_their_line(tmp_path, line, problem):
     path = tmp_path / "rollouts.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
     with pytest.raises(SampleError, match=problem):
-        read_rollouts(path)
+        read_samples(path)
 
 
 def test_files_joined_are_read_as_one(tmp_path):
@@ -274,13 +274,13 @@ def test_files_joined_are_read_as_one(tmp_path):
     sample(lm_of(), ["A", "B"], tmp_path / "b.jsonl", n=2, max_new_tokens=4, seed=100)
     both = tmp_path / "both.jsonl"
     both.write_bytes((tmp_path / "a.jsonl").read_bytes() + (tmp_path / "b.jsonl").read_bytes())
-    found = read_rollouts(both)
+    found = read_samples(both)
     assert [r.prompt for r in found] == ["A"] * 4 + ["B"] * 4
     with pytest.raises(SampleError, match="cannot be read"):
-        read_rollouts(tmp_path / "missing.jsonl")
+        read_samples(tmp_path / "missing.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(SampleError, match="has no rows"):
-        read_rollouts(tmp_path / "empty.jsonl")
+        read_samples(tmp_path / "empty.jsonl")
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_refused_with_its_line(tmp_path):

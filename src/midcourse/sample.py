@@ -35,10 +35,11 @@ class SampleError(MidcourseError):
 
 
 @dataclass(frozen=True)
-class Rollout:
+class Sampled:
     """A response that a language model wrote, and its reward where it has one.
 
-    One that was cut at a length limit is not finished; its reward is that of the prefix it is.
+    One that was cut at a length limit is not finished; its reward is that of the prefix it is. With a reward it is a
+    rollout to train on.
     """
 
     prompt: Prompt
@@ -62,7 +63,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 16,
     resume: bool = False,
-) -> list[Rollout]:
+) -> list[Sampled]:
     """Write `n` responses to every prompt into `out`, and return all that it holds, by prompt and sample.
 
     A row is on disk as soon as it is finished: {"row", "sample", "prompt", "response", "finished", "reward", "seed"},
@@ -112,7 +113,7 @@ def sample(
         "batch_size": batch_size,
     }
     append_rows(out, lm, asked, left, None, settings, as_row)
-    return [as_rollout(found[i]) for i in range(len(asked))]
+    return [as_sampled(found[i]) for i in range(len(asked))]
 
 
 def _index(row: dict[str, Any], prompts: Sequence[Prompt], n: int, seed: int) -> int:
@@ -120,7 +121,7 @@ def _index(row: dict[str, Any], prompts: Sequence[Prompt], n: int, seed: int) ->
     index = answered(row, prompts) * n + row["sample"]
     if not 0 <= row["sample"] < n or row["seed"] != seed + index:
         raise ForeignRow(f"was sampled with another --n or --seed than {n} and {seed}")
-    as_rollout(row)
+    as_sampled(row)
     return index
 
 
@@ -139,7 +140,7 @@ def _row(index: int, n: int, generation: Generation, reward: Reward | None) -> d
 # Reading
 
 
-def read_rollouts(path: str | Path) -> list[Rollout]:
+def read_samples(path: str | Path) -> list[Sampled]:
     """The rollouts of a file that `sample` wrote, or of several of them joined, by prompt and sample.
 
     Raises:
@@ -157,7 +158,7 @@ def read_rollouts(path: str | Path) -> list[Rollout]:
             continue
         try:
             row = json.loads(line)
-            found.append((_place(row), as_rollout(row)))
+            found.append((_place(row), as_sampled(row)))
         except ForeignRow as problem:
             raise SampleError(f"{path}, line {number} {problem}; write rows as midcourse sample does") from None
         except (ValueError, RecursionError) as error:
@@ -169,7 +170,7 @@ def read_rollouts(path: str | Path) -> list[Rollout]:
     return [rollout for _, rollout in sorted(found, key=itemgetter(0))]
 
 
-def as_rollout(row: Any) -> Rollout:
+def as_sampled(row: Any) -> Sampled:
     """A row's rollout; ForeignRow, with the field and a remedy, where it holds none."""
     if not isinstance(row, dict):
         raise ForeignRow("is no object")
@@ -182,7 +183,7 @@ def as_rollout(row: Any) -> Rollout:
         raise ForeignRow(f"has the reward {_short(reward)}, no finite number")
     if _HALF_SURROGATE.search(json.dumps([row["prompt"], row["response"]], ensure_ascii=False)):
         raise ForeignRow("has half a surrogate pair in its texts")
-    return Rollout(row["prompt"], row["response"], row["finished"], None if reward is None else float(reward))
+    return Sampled(row["prompt"], row["response"], row["finished"], None if reward is None else float(reward))
 
 
 def _place(row: Any) -> tuple[int, ...]:
@@ -204,7 +205,7 @@ def as_reward(label: Label | None) -> Reward | None:
     return label if label is None or isinstance(label, Reward) else FunctionReward(label)
 
 
-def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:
+def rewards_of(reward: Reward, rollouts: Sequence[Sampled]) -> list[float]:
     """The reward of each response: of the finished text, or where it was cut of the prefix.
 
     An empty response has that of the finished text in any case: it has no other prefix.
@@ -221,7 +222,7 @@ def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:
 def _labelled(row: dict[str, Any], reward: Reward) -> dict[str, Any]:
     """The row with its reward, before the seed."""
     try:
-        (value,) = rewards_of(reward, [as_rollout(row)])
+        (value,) = rewards_of(reward, [as_sampled(row)])
     except MidcourseError as error:
         raise SampleError(f"row {row['row']}, sample {row['sample']}: {error}; then go on with --resume") from error
     if not math.isfinite(value):

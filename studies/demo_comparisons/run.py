@@ -18,7 +18,7 @@ from midcourse import LanguageModel
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import write_text
-from midcourse.sample import Rollout, sample
+from midcourse.sample import Sampled, sample
 from midcourse.train.comparisons import Comparison
 from midcourse.train.labels import bayes_accuracy, draw_labels
 
@@ -30,7 +30,7 @@ SAMPLES, PAIRS, NEW_TOKENS, TOP_K = 6, 8, 24, 50
 SCALE, SEED = 4.0, 0
 
 
-def sampled() -> list[Rollout]:
+def sampled() -> list[Sampled]:
     """SAMPLES responses to every training prompt, row by row into a file."""
     SAMPLED.parent.mkdir(parents=True, exist_ok=True)
     return sample(
@@ -47,7 +47,7 @@ def sampled() -> list[Rollout]:
     )
 
 
-def pair(rows: list[Rollout]) -> list[Comparison]:
+def pair(rows: list[Sampled]) -> list[Comparison]:
     """PAIRS random pairs of each prompt's distinct, non-empty responses, in no order of preference."""
     rng = random.Random(SEED)
     found = []

@@ -33,7 +33,7 @@ from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import whole_file, write_text
 from midcourse.intervals import mean_interval
-from midcourse.sample import Rollout, sample
+from midcourse.sample import Sampled, sample
 from midcourse.train.accuracy import SHARES, length_baseline, outcome, pair_accuracy
 from midcourse.train.comparisons import Comparison
 from midcourse.train.prefixes import PairSet, encode
@@ -151,7 +151,7 @@ def openings(data: Path, split: str) -> list[str]:
 
 
 @cache
-def sampled(data: Path, split: str) -> list[Rollout]:
+def sampled(data: Path, split: str) -> list[Sampled]:
     """SAMPLES continuations of each opening by the plain LM, kept in runs/rewards/."""
     RUNS.mkdir(parents=True, exist_ok=True)
     return sample(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from midcourse.prefer import Summary
     from midcourse.prompt import Template
     from midcourse.reward import Reward
-    from midcourse.sample import Rollout
+    from midcourse.sample import Sampled
     from midcourse.train.comparisons import Comparison
 
 
@@ -137,14 +137,14 @@ class Prefer:
 
     def run(self) -> int:
         from midcourse.prefer import write_comparisons
-        from midcourse.sample import read_rollouts
+        from midcourse.sample import read_samples
 
         if self.out.suffix not in (".jsonl", ".json"):
             raise UsageError(f"--out {self.out} is no JSON Lines; name a file that ends in .jsonl, as train reads it")
         if self.out.exists() and not self.resume:
             raise UsageError(f"{self.out} exists already; name another file for --out")
         self._check_judge()
-        comparisons, summary = self._decided(read_rollouts(self.rollouts))
+        comparisons, summary = self._decided(read_samples(self.rollouts))
         write_comparisons(self.out, comparisons)
         if self.json:
             print(json.dumps(asdict(summary), indent=1))
@@ -168,7 +168,7 @@ class Prefer:
         if self.pairs not in (None, "all") or self.scale != 1 or self.min_gap:
             raise UsageError("a judge gives no numbers; leave --pairs, --scale and --min-gap out")
 
-    def _decided(self, rollouts: "list[Rollout]") -> "tuple[list[Comparison], Summary]":
+    def _decided(self, rollouts: "list[Sampled]") -> "tuple[list[Comparison], Summary]":
         from midcourse.judge import Judge
         from midcourse.prefer import prefer, prefer_by_judge
         from midcourse.sample import rewards_of
