@@ -24,6 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -294,7 +295,8 @@ class RewardModel(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: all that has to be stored beside the backbone's name."""
-        return {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        return {name: whole_tensor(p).cpu().contiguous() for name, p in trained.items()}
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "RewardModel":
@@ -337,7 +339,10 @@ class RewardModel(nn.Module):
         wanted = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
         if {name: tensor.shape for name, tensor in state.items()} != wanted:
             raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
-        self.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.requires_grad:
+                    p.copy_(part_of(state[name], p))
 
     def export(self, folder: str | Path) -> None:
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
@@ -485,6 +490,18 @@ def final_norm_of(backbone: nn.Module) -> nn.Module:
         if isinstance(found := getattr(backbone, name, None), nn.Module):
             return found
     raise RewardError(f"no final norm found in {type(backbone).__name__}; use --tune head, lora or all")
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor, kept as FSDP2 keeps `like`; the tensor as it is where `like` is whole."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
 def read_info(folder: Path) -> RewardInfo:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ def plot_training(metrics: Path, info: RewardInfo, path: Path) -> None:
     colors = matplotlib.colormaps["viridis"]
     for i, row in enumerate(evaluated):
         shares = [100 * float(share) for share in row["accuracy"]]
-        label = f"epoch {row['epoch']:.0f}" if len(evaluated) <= 8 or i in (0, len(evaluated) - 1) else None
+        label = f"epoch {row['epoch']:.3g}" if len(evaluated) <= 8 or i in (0, len(evaluated) - 1) else None
         color = colors(0.15 + 0.7 * i / max(len(evaluated) - 1, 1))
         right.plot(shares, list(row["accuracy"].values()), marker="o", markersize=4, color=color, label=label)
     right.axhline(0.5, color="#999", linestyle=":", linewidth=1)
@@ -64,6 +65,19 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
         *table,
         (f"baseline: the {length['prefers']} response", f"{length['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"),
     ]
+
+
+def how_it_went(metrics: dict[str, Any]) -> str:
+    """Sentences on padding and early stopping."""
+    padding = metrics["padding"]
+    told = f"Of the tokens in its batches {padding['share']:.1%} were padding."
+    if stop := metrics.get("early_stopping"):
+        told += (
+            f" Training stopped after step {stop['stopped']} of {stop['planned']}, and the weights are those of step "
+            f"{stop['step']}, the best by mean prefix accuracy ({stop['accuracy']:.3f}) on {stop['pairs']} pairs of "
+            f"{stop['prompts']} held-out prompts. The table above is of other held-out prompts."
+        )
+    return told
 
 
 def write_card(info: RewardInfo, path: Path) -> None:
@@ -109,6 +123,7 @@ decoding does not see.
 ## Training
 
 {run["comparisons"]} comparisons (fingerprint `{run["data_fingerprint"]}`), {metrics["train_pairs"]} of them trained on.
+{how_it_went(metrics)}
 
 {settings}
 """,

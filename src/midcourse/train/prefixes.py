@@ -18,6 +18,8 @@ from midcourse.reward_model import RewardModel
 from midcourse.train.comparisons import Comparison, prompt_groups
 from midcourse.train.objectives import PairRewards
 
+WINDOW = 16  # batches that are sorted by length together: enough to pad little, few enough to stay random
+
 
 class Row(NamedTuple):
     """A prompt and a response in token ids; a finished response ends with EOS."""
@@ -83,22 +85,57 @@ def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: i
     return PairSet(list(numbers), pairs, prompt_groups(comparisons))
 
 
-def plan_batches(pairs: PairSet, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Every step's pair numbers, for all epochs: prompts in random order, the pairs of a prompt side by side.
+def plan_batches(
+    pairs: PairSet, lengths: Sequence[int], batch_size: int, epochs: int, seed: int, window: int = WINDOW
+) -> list[list[int]]:
+    """Every step's pair numbers, for all epochs: in random order, but with rows of similar length together.
+
+    Prompts are shuffled; each `window` batches' worth of them is put in order of length and cut into batches, which
+    are shuffled. A batch has the pairs of a prompt side by side; the short one, if any, ends the epoch.
 
     A pure function of its arguments: training that stopped after step n goes on with item n.
+
+    Args:
+        pairs: what is trained on.
+        lengths: tokens of each of `pairs.rows`.
+        batch_size: pairs of a batch.
+        epochs: how often each pair occurs.
+        seed: of the order.
+        window: batches that are sorted together; 1 is a plain shuffle.
     """
     by_prompt: dict[str, list[int]] = {}
     for number, prompt in enumerate(pairs.prompts):
         by_prompt.setdefault(prompt, []).append(number)
+    longest = {
+        prompt: max(lengths[row] for number in group for row in pairs.pairs[number])
+        for prompt, group in by_prompt.items()
+    }
     rng = random.Random(seed)
     plan = []
     for _ in range(epochs):
-        groups = [list(group) for group in by_prompt.values()]
-        rng.shuffle(groups)
-        order = [number for group in groups for number in group]
-        plan += [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        prompts = list(by_prompt)
+        rng.shuffle(prompts)
+        order: list[int] = []
+        while prompts:
+            taken: list[str] = []
+            while prompts and sum(len(by_prompt[prompt]) for prompt in taken) < window * batch_size:
+                taken.append(prompts.pop())
+            order += [number for prompt in sorted(taken, key=longest.__getitem__) for number in by_prompt[prompt]]
+        batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        last = [batches.pop()] if len(batches[-1]) < batch_size else []
+        rng.shuffle(batches)
+        plan += batches + last
     return plan
+
+
+def padding_share(pairs: PairSet, lengths: Sequence[int], plan: Sequence[Sequence[int]]) -> float:
+    """The share of the tokens in a plan's batches that is padding."""
+    read = computed = 0
+    for batch in plan:
+        rows, _ = renumber([pairs.pairs[number] for number in batch])
+        read += sum(lengths[row] for row in rows)
+        computed += len(rows) * max(lengths[row] for row in rows)
+    return 1 - read / computed
 
 
 def response_columns(rows: Sequence[Row], starts: Sequence[int]) -> Int[Tensor, "rows positions"]:

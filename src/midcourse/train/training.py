@@ -7,30 +7,47 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
 from midcourse.progress import progress
-from midcourse.reward_model import RewardModel, Tuning
+from midcourse.reward_model import RewardModel, Tuning, whole_tensor
+from midcourse.train import processes
 from midcourse.train.accuracy import length_baseline, pair_accuracy
-from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
-from midcourse.train.folder import TrainingError, checkpoints, finish_folder, prepare_folder
+from midcourse.train.comparisons import Comparison, fingerprint, prompt_groups, split_by_prompt
+from midcourse.train.folder import TrainingError, checkpoints, finish_folder, only_training, prepare_folder
 from midcourse.train.interruption import Interrupted, Interruption, stop_on_signal
 from midcourse.train.objectives import OBJECTIVES, Objective
-from midcourse.train.prefixes import PairSet, encode, pair_rewards, plan_batches, renumber, response_columns
+from midcourse.train.prefixes import (
+    PairSet,
+    encode,
+    padding_share,
+    pair_rewards,
+    plan_batches,
+    renumber,
+    response_columns,
+)
 from midcourse.train.scorer import Scorer
+from midcourse.train.stopping import Best, best_so_far
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
 LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+# A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
+EXPLODED = 1e6
+REPORTS = ("tensorboard", "trackio", "wandb")
+PRECISIONS = ("auto", "full", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,12 @@ class Settings:
         weight_decay: of AdamW.
         save_steps: steps between checkpoints; by default a tenth of the run.
         seed: of the batches and the weights; the split does not depend on it.
+        eval_steps: steps between evaluations on held-out prompts; by default an epoch's.
+        patience: stop after so many evaluations without a better prefix accuracy (its mean over the shares of the
+            response) and keep the best weights. Half of the held-out prompts then decide, the other half reports.
+        gradient_checkpointing: keep less for the backward pass and compute it again: slower, in less memory.
+        precision: "bfloat16" computes in it where that loses nothing, with weights in float32; "full" computes in the
+            weights' own dtype; "auto" is bfloat16 on GPUs that have it.
     """
 
     epochs: int = 2
@@ -56,19 +79,56 @@ class Settings:
     weight_decay: float = 0.05
     save_steps: int | None = None
     seed: int = 0
+    eval_steps: int | None = None
+    patience: int | None = None
+    gradient_checkpointing: bool = False
+    precision: str = "auto"
 
 
 def train(
-    reward: RewardModel, comparisons: Sequence[Comparison], out: str | Path, settings: Settings, *, resume: bool = False
+    reward: RewardModel,
+    comparisons: Sequence[Comparison],
+    out: str | Path,
+    settings: Settings,
+    *,
+    resume: bool = False,
+    report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `reward` on comparisons and save it to `out`; returns its metrics on held-out prompts.
 
+    In processes that torchrun or accelerate launch started, each takes its part of every batch, with the gradients of
+    the whole batch in all of them; the first one writes. After FSDP2 the reward is still in parts: load it from `out`.
+
+    Args:
+        reward: what is trained, in place.
+        comparisons: all of them; some prompts are held out.
+        out: folder of the reward.
+        settings: how.
+        resume: go on from the last checkpoint in `out`.
+        report_to: where else loss, learning rate and accuracies go: tensorboard, trackio, wandb.
+
     Raises:
-        TrainingError: `out` is in use, another run's checkpoint was found, or the loss is no longer a number.
+        TrainingError: `out` is in use, another run's checkpoint was found, or the loss or its gradient is no number
+            or has exploded: out/bad_batch.json then holds the batch.
         Interrupted: after Ctrl-C or SIGTERM; the same call with `resume` goes on.
     """
     out = Path(out)
     check_settings(settings)
+    check_reports(report_to)
+    processes.join(reward.device)
+    with ExitStack() as held:
+        processes.once(lambda: held.enter_context(only_training(out)))
+        return _train(reward, comparisons, out, settings, resume, report_to)
+
+
+def _train(
+    reward: RewardModel,
+    comparisons: Sequence[Comparison],
+    out: Path,
+    settings: Settings,
+    resume: bool,
+    report_to: Sequence[str],
+) -> dict[str, Any]:
     kind = reward.info.objective, reward.info.past_end
     if kind not in OBJECTIVES:
         raise TrainingError(f"objective {kind[0]!r} has no past-end {kind[1]!r}; use one of: {known_objectives()}")
@@ -84,28 +144,90 @@ def train(
         "comparisons": len(comparisons),
         "data_fingerprint": fingerprint(comparisons),
     }
-    checkpoint = prepare_folder(out, run, resume)
-    train_pairs, held_pairs = (encode(reward, part, settings.max_tokens) for part in (kept, held))
-    scorer = Scorer(reward, [train_pairs.rows, held_pairs.rows])
+    mixed = computes_in_bfloat16(settings, reward)
+    if settings.gradient_checkpointing and Tuning.parse(reward.info.tune).kind == "head":
+        raise TrainingError("gradient checkpointing saves memory of layers that are trained, and tune head trains none")
+    deciding, reporting = _halves(held) if settings.patience else (held, held)
+    checkpoint = processes.once(lambda: prepare_folder(out, run, resume))
+    train_pairs, held_pairs = (encode(reward, part, settings.max_tokens) for part in (kept, reporting))
+    watched_pairs = encode(reward, deciding, settings.max_tokens) if settings.patience else held_pairs
+    sets = [train_pairs, held_pairs, *([watched_pairs] if settings.patience else [])]
+    scorer = Scorer(reward, [pairs.rows for pairs in sets])
+    if settings.gradient_checkpointing:
+        scorer.checkpoint_gradients()
     objective = OBJECTIVES[kind]
-    plan = plan_batches(train_pairs, settings.batch_size, settings.epochs, settings.seed)
-    trainer = _trainer(reward, scorer, train_pairs, objective, plan, settings, out)
-    per_epoch = len(plan) // settings.epochs
-    with progress("training", len(plan)) as advance, stop_on_signal() as interruption:
-        trainer.watch = _Watch(out, per_epoch, lambda: _held_out(held_pairs, scorer), interruption, advance)
-        trainer.add_callback(trainer.watch)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interruption.signal is not None and trainer.state.global_step < len(plan):
-        message = f"stopped after step {trainer.state.global_step} of {len(plan)}; add --resume to go on"
+    lengths = scorer.lengths(0)
+    plan = plan_batches(train_pairs, lengths, settings.batch_size, settings.epochs, settings.seed)
+    trainer = _trainer(reward, scorer, train_pairs, objective, plan, settings, out, mixed, report_to)
+    bar = progress("training", len(plan), quiet=not processes.first())
+    with master_weights(reward, mixed), bar as advance, stop_on_signal() as interruption:
+        evaluate = partial(_held_out, watched_pairs, scorer, len(sets) - 1)
+        watch = _Watch(out, len(plan), settings, evaluate, interruption, advance)
+        watch.start(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+        if report_to:
+            watch.report = trainer.log
+        trainer.watch = watch
+        trainer.add_callback(watch)
+        if not watch.done:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    if not watch.done:
+        assert interruption.signal is not None
+        message = f"stopped after step {watch.step} of {len(plan)}; add --resume to go on"
         raise Interrupted(message, interruption.signal)
+    best = watch.best if settings.patience else None
+    wanted = best.step if best else watch.step
+    if wanted != trainer.state.global_step:
+        reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
+    shuffled = plan_batches(train_pairs, lengths, settings.batch_size, settings.epochs, settings.seed, window=1)
     metrics = {
         **pair_accuracy(held_pairs, scorer.score(1)),
         "length_baseline": length_baseline(train_pairs, held_pairs),
         "train_pairs": len(train_pairs.pairs),
+        "padding": {
+            "share": padding_share(train_pairs, lengths, plan),
+            "without_buckets": padding_share(train_pairs, lengths, shuffled),
+        },
     }
+    if best:
+        decided = {"prompts": len(set(watched_pairs.prompts)), "pairs": len(watched_pairs.pairs)}
+        metrics["early_stopping"] = {**decided, **best._asdict(), "stopped": watch.step, "planned": len(plan)}
     reward.info = replace(reward.info, training=run, metrics=metrics)
     finish_folder(reward, out)
     return metrics
+
+
+def _halves(held: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
+    """(comparisons that decide when to stop, those that report): their prompts are others."""
+    if len(set(prompt_groups(held))) < 2:
+        raise TrainingError("patience needs two held-out prompts, one to decide and one to report; raise --held-out")
+    return split_by_prompt(held, 0.5, seed=1)
+
+
+def computes_in_bfloat16(settings: Settings, reward: RewardModel) -> bool:
+    """Whether mixed precision is asked for, or the hardware has it; TrainingError where it is asked for in vain."""
+    able = reward.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if settings.precision == "bfloat16" and not able:
+        raise TrainingError(
+            f"precision bfloat16 needs a GPU that computes in it, and this is {reward.device}; use auto"
+        )
+    weights = {p.dtype for p in reward.parameters()}
+    return settings.precision == "bfloat16" or (
+        settings.precision == "auto" and able and weights <= {torch.float32, torch.bfloat16}
+    )
+
+
+@contextmanager
+def master_weights(reward: RewardModel, mixed: bool) -> Iterator[None]:
+    """Train bfloat16 weights as float32 ones, whose small steps are not lost; afterwards they are what they were."""
+    low = [p for p in reward.parameters() if p.requires_grad and p.dtype == torch.bfloat16] if mixed else []
+    for p in low:
+        p.data = p.data.float()
+    try:
+        yield
+    finally:
+        for p in low:
+            p.data = p.data.to(torch.bfloat16)
 
 
 def known_objectives() -> str:
@@ -118,38 +240,84 @@ def check_settings(settings: Settings) -> None:
     for name in ("epochs", "batch_size", "max_tokens"):
         if (value := getattr(settings, name)) < 1:
             raise TrainingError(f"{name.replace('_', '-')} is {value}; use 1 or more")
-    if settings.save_steps is not None and settings.save_steps < 1:
-        raise TrainingError(f"save-steps is {settings.save_steps}; use 1 or more")
+    for name in ("save_steps", "eval_steps", "patience"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise TrainingError(f"{name.replace('_', '-')} is {value}; use 1 or more")
+    if settings.precision not in PRECISIONS:
+        raise TrainingError(f"precision {settings.precision!r} is unknown; use one of: {', '.join(PRECISIONS)}")
     if not 0 < settings.held_out < 1:
         raise TrainingError(f"held-out is {settings.held_out}; use a share between 0 and 1, such as 0.1")
     if settings.lr is not None and not 0 < settings.lr < math.inf:
         raise TrainingError(f"lr is {settings.lr}; use a positive number, such as 3e-4")
 
 
+def check_reports(report_to: Sequence[str]) -> None:
+    """Raise TrainingError on a tracker that is not known, or not installed."""
+    for name in report_to:
+        if name not in REPORTS:
+            raise TrainingError(f"report-to {name!r} is unknown; use one of: {', '.join(REPORTS)}")
+        if find_spec(name) is None:
+            raise TrainingError(f"report-to {name} needs a package that is not installed; run: pip install {name}")
+
+
 class _Watch(TrainerCallback):
-    """After every step: a line of metrics, the bar, and a stop where one was asked for."""
+    """After every step: a line of metrics, the bar, and a stop where one was asked for or is due.
+
+    Attributes:
+        rows: the metrics of all steps so far.
+        step: the last one.
+        best: the best evaluation so far.
+        done: whether training is over.
+        grad_norm: of the step under way, before it is cut.
+        loss: likewise, over all processes.
+    """
 
     def __init__(
         self,
         out: Path,
-        steps_per_epoch: int,
+        total: int,
+        settings: Settings,
         evaluate: Callable[[], dict],
         interruption: Interruption,
         advance: Callable,
     ):
         self.path = out / "metrics.jsonl"
-        self.steps_per_epoch = steps_per_epoch
+        self.total = total
+        self.steps_per_epoch = total // settings.epochs
+        self.eval_steps = settings.eval_steps or self.steps_per_epoch
+        self.patience = settings.patience
         self.evaluate = evaluate
         self.interruption = interruption
         self.advance = advance
-        self.loss = math.nan
+        self.report: Callable[[dict], None] | None = None
+        self.loss = self.grad_norm = math.nan
+        self.rows: list[dict[str, Any]] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        # What was written after the checkpoint will be written again.
-        kept = [line for line in lines if _whole_line(line) and json.loads(line)["step"] <= state.global_step]
-        write_text(self.path, "".join(line + "\n" for line in kept))
-        self.advance(state.global_step)
+    @property
+    def step(self) -> int:
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def best(self) -> Best | None:
+        return best_so_far(self.rows)
+
+    @property
+    def done(self) -> bool:
+        best = self.best
+        return self.step == self.total or bool(self.patience and best and best.waited >= self.patience)
+
+    def start(self, step: int) -> None:
+        """Begin after a step; what was written after it will be written again."""
+
+        def kept() -> list[dict[str, Any]]:
+            lines = self.path.read_text().splitlines() if self.path.is_file() else []
+            rows = [json.loads(line) for line in lines if _whole_line(line)]
+            rows = [row for row in rows if row["step"] <= step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+            return rows
+
+        self.rows = processes.once(kept)
+        self.advance(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         step = state.global_step
@@ -157,15 +325,30 @@ class _Watch(TrainerCallback):
             "step": step,
             "epoch": step / self.steps_per_epoch,
             "loss": self.loss,
+            "grad_norm": self.grad_norm,
             "learning_rate": lr_scheduler.get_last_lr()[0],
         }
-        if step % self.steps_per_epoch == 0:
-            row |= self.evaluate()
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if step % self.eval_steps == 0 or step == self.total:
+            found = self.evaluate()
+            row |= processes.once(lambda: found)
+        self.rows.append(row)
+        if processes.first():
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.report:
+            self.report(_flat(row))
         self.advance(1)
-        if self.interruption.signal is not None:
+        if self.patience and "accuracy" in row and self.best and self.best.step == step:
+            control.should_save = True  # what may be returned to
+        self.interruption.signal = processes.highest(self.interruption.signal or 0) or None
+        if self.interruption.signal is not None or self.done:
             control.should_save = control.should_training_stop = True
+
+
+def _flat(row: dict[str, Any]) -> dict[str, float]:
+    """A row as trackers take it: numbers, those of held-out prompts named eval_..."""
+    shares = {f"eval_accuracy_at_{float(share):g}": value for share, value in row.get("accuracy", {}).items()}
+    return {name: value for name, value in row.items() if name not in ("step", "epoch", "accuracy")} | shares
 
 
 def _whole_line(line: str) -> bool:
@@ -181,23 +364,50 @@ class PairTrainer(Trainer):
 
     reward: RewardModel
     objective: Objective
+    pairs: PairSet
     watch: _Watch
+    _losses: Tensor
     _saving: str | None = None
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
-        return SequentialSampler(self.train_dataset)
+    def get_train_dataloader(self) -> DataLoader:
+        """All steps in order, in every process: what each takes of a batch is decided there."""
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         columns, pairs, lengths, finished = (inputs.pop(name) for name in ("columns", "pairs", "lengths", "finished"))
+        weight = inputs.pop("weight")
         rewards = model(**inputs).gather(1, columns)
-        loss = self.objective(pair_rewards(rewards, pairs, lengths, finished)).mean()
-        self.watch.loss = loss.item()
-        if not math.isfinite(self.watch.loss):
-            raise TrainingError(
-                f"the loss is {self.watch.loss} after step {self.state.global_step}; "
-                f"lower --lr, which is {self.args.learning_rate}"
-            )
+        losses = self.objective(pair_rewards(rewards, pairs, lengths, finished))
+        # Processes' gradients are averaged: weighted so, they are those of the mean over the whole batch's pairs.
+        loss = losses.mean() * weight
+        self._losses = losses.detach() if weight else losses.detach()[:0]
+        self.watch.loss = processes.mean(loss)
+        self._refuse_explosion("loss", self.watch.loss)
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.watch.grad_norm = float(whole_tensor(norm)) if isinstance(norm, Tensor) else norm
+        self._refuse_explosion("norm of its gradient", self.watch.grad_norm)
+        return norm
+
+    def _refuse_explosion(self, name: str, value: float) -> None:
+        """Write the batch down and raise TrainingError, in all processes, where a number is none or has exploded."""
+        if abs(value) <= EXPLODED:
+            return
+        losses, step = processes.gathered(self._losses.tolist()), self.state.global_step
+        out = Path(self.args.output_dir)
+        found = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
+
+        def refuse() -> None:
+            pairs = _described(self.pairs, self.train_dataset[step], losses, self.reward.tokenizer.decode)
+            write_text(out / "bad_batch.json", json.dumps({**found, "pairs": pairs}, indent=1, ensure_ascii=False))
+            raise TrainingError(
+                f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
+                f"broken pairs in {out / 'bad_batch.json'}, the batch it was computed on"
+            )
+
+        processes.once(refuse)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._saving or super()._get_output_dir(trial)
@@ -205,24 +415,33 @@ class PairTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         out = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as work:
-            self._saving = work
-            try:
-                super()._save_checkpoint(model, trial)
-                publish_folder(Path(work) / name, out / name, replace=True)
-            except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
-                kept = checkpoints(out)
-                state = f"{kept[-1].name} is whole" if kept else "there is none before it"
-                raise TrainingError(
-                    f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
-                ) from error
-            finally:
-                self._saving = None
-        for older in checkpoints(out)[:-1]:
-            shutil.rmtree(older)
+        save = super()._save_checkpoint
+        try:
+            self._saving = processes.once(lambda: tempfile.mkdtemp(prefix=".saving-", dir=out))
+            work = Path(self._saving)
+            processes.everywhere(lambda: save(model, trial))
+            processes.once(lambda: publish_folder(work / name, out / name, replace=True))
+        except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
+            whole = checkpoints(out)
+            state = f"{whole[-1].name} is whole" if whole else "there is none before it"
+            raise TrainingError(
+                f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
+            ) from error
+        finally:
+            if processes.first() and self._saving:
+                shutil.rmtree(self._saving, ignore_errors=True)
+            self._saving = None
+        if processes.first():
+            best = self.watch.best if self.watch.patience else None
+            for older in checkpoints(out)[:-1]:
+                if best is None or older.name != f"checkpoint-{best.step}":
+                    shutil.rmtree(older)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or self.args.output_dir)
+        if not processes.first():
+            self.reward.trained_state()  # all processes bring their parts together, one writes
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self.reward.write(folder)
 
@@ -238,15 +457,21 @@ def _trainer(
     plan: list[list[int]],
     settings: Settings,
     out: Path,
+    mixed: bool,
+    report_to: Sequence[str],
 ) -> PairTrainer:
     """A Trainer whose dataset is the plan: item n is the batch of step n."""
 
     def collate(items: list[list[int]]) -> dict[str, Any]:
         (batch,) = items
-        numbers, local = renumber([pairs.pairs[number] for number in batch])
+        mine = processes.part(batch)
+        weight = processes.count() * len(mine) / len(batch)
+        # A batch may have fewer pairs than there are processes: those left out compute along, for nothing.
+        numbers, local = renumber([pairs.pairs[number] for number in mine or batch[:1]])
         rows = [pairs.rows[number] for number in numbers]
         return {
             **scorer.inputs(0, numbers),
+            "weight": weight,
             "columns": response_columns(rows, scorer.starts(0, numbers)),
             "pairs": torch.tensor(local),
             "lengths": torch.tensor([len(row.response) for row in rows]),
@@ -264,21 +489,39 @@ def _trainer(
         save_strategy="steps",
         save_steps=settings.save_steps or math.ceil(len(plan) / 10),
         logging_strategy="no",
-        report_to="none",
+        report_to=list(report_to) or "none",
         seed=settings.seed,
         use_cpu=reward.device.type == "cpu",
+        bf16=mixed,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: several GPUs take as many processes
     set_seed(settings.seed)
     trainer = PairTrainer(model=scorer, args=arguments, train_dataset=plan, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
-    trainer.reward, trainer.objective = reward, objective
+    trainer.reward, trainer.objective, trainer.pairs = reward, objective, pairs
     return trainer
 
 
-def _held_out(pairs: PairSet, scorer: Scorer) -> dict[str, Any]:
+def _described(
+    pairs: PairSet, batch: Sequence[int], losses: Sequence[float], decode: Callable[[Sequence[int]], str]
+) -> list[dict[str, Any]]:
+    """A batch as a person reads it: each pair's number among those trained on, its texts, and its loss."""
+    found = []
+    for number, loss in zip(batch, losses, strict=True):
+        chosen, rejected = (pairs.rows[row] for row in pairs.pairs[number])
+        texts = {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
+        ids = {f"{side}_ids": list(tokens) for side, tokens in texts.items()}
+        # As text where it is no number, which JSON does not know.
+        told = loss if math.isfinite(loss) else str(loss)
+        found.append({"pair": number, "loss": told} | {side: decode(list(texts[side])) for side in texts} | ids)
+    return found
+
+
+def _held_out(pairs: PairSet, scorer: Scorer, row_set: int) -> dict[str, Any]:
     """What the curve shows: accuracy on held-out pairs by share of the response."""
-    shares = pair_accuracy(pairs, scorer.score(1))["shares"]
+    shares = pair_accuracy(pairs, scorer.score(row_set))["shares"]
     return {"accuracy": {str(row["share"]): row["accuracy"] for row in shares}}
