@@ -30,7 +30,9 @@ class Scorer(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Let the trained layers compute anew in the backward pass what they would otherwise keep for it."""
         layers: Any = self.trained.layers if isinstance(self.trained, Top) else self.trained.backbone
-        layers.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        new = hasattr(layers, "activation_checkpointing_enable")  # its name from transformers 5.23 on
+        enable = layers.activation_checkpointing_enable if new else layers.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def lengths(self, row_set: int) -> list[int]:
         """Tokens of each row that a forward reads."""
