@@ -86,9 +86,9 @@ def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: i
 
 
 def plan_batches(
-    pairs: PairSet, lengths: Sequence[int], batch_size: int, epochs: int, seed: int, window: int = WINDOW
+    prompts: Sequence[str], lengths: Sequence[int], batch_size: int, epochs: int, seed: int, window: int = WINDOW
 ) -> list[list[int]]:
-    """Every step's pair numbers, for all epochs: in random order, but with rows of similar length together.
+    """The numbers of every batch's pairs, for all epochs: in random order, but with pairs of similar length together.
 
     Prompts are shuffled; each `window` batches' worth of them is put in order of length and cut into batches, which
     are shuffled. A batch has the pairs of a prompt side by side; the short one, if any, ends the epoch.
@@ -96,31 +96,28 @@ def plan_batches(
     A pure function of its arguments: training that stopped after step n goes on with item n.
 
     Args:
-        pairs: what is trained on.
-        lengths: tokens of each of `pairs.rows`.
+        prompts: what each pair belongs to.
+        lengths: tokens of each pair's longest row.
         batch_size: pairs of a batch.
         epochs: how often each pair occurs.
         seed: of the order.
         window: batches that are sorted together; 1 is a plain shuffle.
     """
     by_prompt: dict[str, list[int]] = {}
-    for number, prompt in enumerate(pairs.prompts):
+    for number, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(number)
-    longest = {
-        prompt: max(lengths[row] for number in group for row in pairs.pairs[number])
-        for prompt, group in by_prompt.items()
-    }
     rng = random.Random(seed)
     plan = []
     for _ in range(epochs):
-        prompts = list(by_prompt)
-        rng.shuffle(prompts)
+        groups = list(by_prompt.values())
+        rng.shuffle(groups)
         order: list[int] = []
-        while prompts:
-            taken: list[str] = []
-            while prompts and sum(len(by_prompt[prompt]) for prompt in taken) < window * batch_size:
-                taken.append(prompts.pop())
-            order += [number for prompt in sorted(taken, key=longest.__getitem__) for number in by_prompt[prompt]]
+        while groups:
+            taken: list[list[int]] = []
+            while groups and sum(map(len, taken)) < window * batch_size:
+                taken.append(groups.pop())
+            taken.sort(key=lambda group: max(lengths[number] for number in group))
+            order += [number for group in taken for number in group]
         batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
         last = [batches.pop()] if len(batches[-1]) < batch_size else []
         rng.shuffle(batches)
@@ -128,11 +125,17 @@ def plan_batches(
     return plan
 
 
-def padding_share(pairs: PairSet, lengths: Sequence[int], plan: Sequence[Sequence[int]]) -> float:
-    """The share of the tokens in a plan's batches that is padding."""
+def padding_share(items: Sequence[Sequence[int]], lengths: Sequence[int], plan: Sequence[Sequence[int]]) -> float:
+    """The share of the tokens in a plan's batches that is padding.
+
+    Args:
+        items: the row numbers of each pair.
+        lengths: tokens of each row.
+        plan: the numbers of each batch's pairs.
+    """
     read = computed = 0
     for batch in plan:
-        rows, _ = renumber([pairs.pairs[number] for number in batch])
+        rows = {row for number in batch for row in items[number]}
         read += sum(lengths[row] for row in rows)
         computed += len(rows) * max(lengths[row] for row in rows)
     return 1 - read / computed

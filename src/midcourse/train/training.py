@@ -157,7 +157,9 @@ def _train(
         scorer.checkpoint_gradients()
     objective = OBJECTIVES[kind]
     lengths = scorer.lengths(0)
-    plan = plan_batches(train_pairs, lengths, settings.batch_size, settings.epochs, settings.seed)
+    longest = [max(lengths[row] for row in pair) for pair in train_pairs.pairs]
+    order = train_pairs.prompts, longest, settings.batch_size, settings.epochs, settings.seed
+    plan = plan_batches(*order)
     trainer = _trainer(reward, scorer, train_pairs, objective, plan, settings, out, mixed, report_to)
     bar = progress("training", len(plan), quiet=not processes.first())
     with master_weights(reward, mixed), bar as advance, stop_on_signal() as interruption:
@@ -179,14 +181,13 @@ def _train(
     wanted = best.step if best else watch.step
     if wanted != trainer.state.global_step:
         reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
-    shuffled = plan_batches(train_pairs, lengths, settings.batch_size, settings.epochs, settings.seed, window=1)
     metrics = {
         **pair_accuracy(held_pairs, scorer.score(1)),
         "length_baseline": length_baseline(train_pairs, held_pairs),
         "train_pairs": len(train_pairs.pairs),
         "padding": {
-            "share": padding_share(train_pairs, lengths, plan),
-            "without_buckets": padding_share(train_pairs, lengths, shuffled),
+            "share": padding_share(train_pairs.pairs, lengths, plan),
+            "without_buckets": padding_share(train_pairs.pairs, lengths, plan_batches(*order, window=1)),
         },
     }
     if best:
