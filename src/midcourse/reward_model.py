@@ -100,7 +100,7 @@ class RewardInfo:
     eos_token_ids: tuple[int, ...]
     tokenizer: str
     chat_template: str | None = None
-    past_end: str = "drop"
+    objective_settings: dict[str, Any] = field(default_factory=dict)
     reward_weight: float | None = None
     head: str = "scalar"
     backbone_layers: int = 0
@@ -112,6 +112,11 @@ class RewardInfo:
     def all_eos(self) -> list[int]:
         """Every token that ends a text, the one that training wrote first."""
         return [self.eos_token_id, *(i for i in self.eos_token_ids if i != self.eos_token_id)]
+
+    @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens' rewards; otherwise it is that of its last token."""
+        return self.objective in ("autoregressive", "implicit")
 
 
 class RewardModel(nn.Module):
@@ -146,6 +151,11 @@ class RewardModel(nn.Module):
         return self.info.template
 
     @property
+    def soft_value_weight(self) -> float | None:
+        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
+        return self.info.objective_settings.get("value_weight")
+
+    @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
 
@@ -156,7 +166,7 @@ class RewardModel(nn.Module):
         *,
         template: Template,
         objective: str = "prefix",
-        past_end: str = "drop",
+        objective_settings: dict[str, Any] | None = None,
         layers: int | None = None,
         tune: str = "last:2",
         head: str = "scalar",
@@ -164,7 +174,10 @@ class RewardModel(nn.Module):
         device: str = "auto",
         dtype: str = "auto",
     ) -> "RewardModel":
-        """An untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder or Hub id)."""
+        """An untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder or Hub id).
+
+        `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.
+        """
         tokenizer = load_tokenizer(resolve(backbone))
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {backbone} has no EOS token, which ends a finished response")
@@ -180,7 +193,7 @@ class RewardModel(nn.Module):
             tune=str(tuning),
             template=template,
             objective=objective,
-            past_end=past_end,
+            objective_settings=objective_settings or {},
             eos_token_id=tokenizer.eos_token_id,
             eos_token_ids=tuple(sorted(eos)),
             tokenizer=tokenizer_fingerprint(tokenizer),

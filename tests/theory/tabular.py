@@ -15,7 +15,7 @@ from torch import Tensor
 from midcourse.decode.candidates import Candidates, short_list
 from midcourse.decode.choice import normalise
 from midcourse.decode.guidance import add_reward
-from midcourse.train.objectives import Objective, PairRewards
+from midcourse.train.objectives import Loss, PairRewards
 from midcourse.train.prefixes import pair_rewards
 
 Prefix = tuple[int, ...]
@@ -207,12 +207,12 @@ def rewards_of_pairs(language: Language, rewards: Tensor) -> PairRewards:
     return pair_rewards(rewards[language.paths], language.pairs, language.lengths, finished)
 
 
-def expected_loss(language: Language, objective: Objective, rewards: Tensor, preferences: Tensor) -> Tensor:
+def expected_loss(language: Language, objective: Loss, rewards: Tensor, preferences: Tensor) -> Tensor:
     """The population loss."""
     return preferences @ objective(rewards_of_pairs(language, rewards))
 
 
-def fit(language: Language, objective: Objective, preferences: Tensor, seed: int) -> Tensor:
+def fit(language: Language, objective: Loss, preferences: Tensor, seed: int) -> Tensor:
     """The rewards at which the population loss is least, found by L-BFGS from a random start."""
     start = normals("start", seed, len(language.prefixes))
     # Rare prefixes have little curvature: in these units all have about as much.

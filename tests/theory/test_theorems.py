@@ -9,7 +9,7 @@ from torch import Tensor
 
 from midcourse.decode.choice import kl_divergence, normalise
 from midcourse.decode.guidance import add_reward
-from midcourse.train.objectives import Objective, prefix, prefix_past_end, sequence
+from midcourse.train.objectives import Loss, prefix, prefix_past_end, sequence
 from tests.theory.tabular import (
     Language,
     bradley_terry_preferences,
@@ -49,7 +49,7 @@ def spread_per_length(language: Language, values: Tensor) -> float:
     return max(float(group.max() - group.min()) for group in groups)
 
 
-def gradient(language: Language, objective: Objective, seed: int) -> Tensor:
+def gradient(language: Language, objective: Loss, seed: int) -> Tensor:
     """The derivative of the population loss by every node's reward."""
     rewards = random_prefix_rewards(language, random_text_rewards(language, seed), seed).requires_grad_()
     expected_loss(language, objective, rewards, random_preferences(language, seed)).backward()

@@ -10,16 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midcourse.train.comparisons import (
-    BadRow,
     Comparison,
-    ComparisonError,
     fingerprint,
     prompt_groups,
     prompt_key,
     read_comparisons,
     split_by_prompt,
-    write_bad_rows,
 )
+from midcourse.train.rows import BadRow, DataError, write_bad_rows
 
 USER = {"role": "user", "content": "What colour is the sky?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -147,7 +145,7 @@ def test_an_implicit_prompt_and_its_responses_join_to_the_texts(tmp_path_factory
     path = write_lines(tmp_path_factory.mktemp("texts") / "p.jsonl", row)
     try:
         [have] = read_comparisons(path)
-    except ComparisonError:
+    except DataError:
         return
     assert {"chosen": have.prompt + have.chosen, "rejected": have.prompt + have.rejected} == row
     assert have.chosen[0].isspace() and have.rejected[0].isspace() and not have.prompt[-1].isspace()
@@ -159,7 +157,7 @@ def test_bom_windows_line_ends_and_blank_lines_are_accepted_and_still_counted(tm
     good = write_lines(tmp_path / name, bom, "", TEXTS[1], "  ", TEXTS[2], "", end="\r\n")
     assert read_comparisons(good) == TEXTS_WANT
     bad = write_lines(tmp_path / f"bad-{name}", bom, "", TEXTS[1], "{", end="\r\n")
-    with pytest.raises(ComparisonError, match="line 4, row: not JSON"):
+    with pytest.raises(DataError, match="line 4, row: not JSON"):
         read_comparisons(bad)
 
 
@@ -200,7 +198,7 @@ def test_datasets_stays_quiet_and_keeps_its_settings(tmp_path, capfd):
     before = logging.get_verbosity(), are_progress_bars_disabled()
     read_comparisons(write_csv(tmp_path / "p.csv", TEXTS))
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(tmp_path / "bad.parquet")
     # While the error is alive too: nothing is left to a garbage collection.
     assert caught.value and (logging.get_verbosity(), are_progress_bars_disabled()) == before
@@ -277,7 +275,7 @@ BAD_LINES = {
 @pytest.mark.parametrize(("row", "field", "problem"), BAD_LINES.values(), ids=BAD_LINES)
 def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path, row, field, problem):
     path = write_lines(tmp_path / "pairs.jsonl", GOOD, GOOD, row, GOOD)
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(path)
     have = str(caught.value)
     assert have.startswith(f"{path}, line 3, {field}: ") and problem in have
@@ -308,7 +306,7 @@ BAD_CELLS = {
 def test_a_bad_csv_row_is_refused_by_file_row_and_field(tmp_path, row, field, problem):
     rows = [{"chosen_finished": "", **each} for each in (TEXTS[2], row, GOOD)]
     path = write_csv(tmp_path / "pairs.csv", rows)
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(path)
     assert str(caught.value).startswith(f"{path}, row 2, {field}: ") and problem in str(caught.value)
     rejects = []
@@ -320,7 +318,7 @@ def test_a_bad_csv_row_is_refused_by_file_row_and_field(tmp_path, row, field, pr
 def test_a_csv_row_that_is_not_utf8_is_refused_alone(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_bytes(b"prompt,chosen,rejected,\xe9t\xe9\n" + "ğ,c,r,1\n".encode() + b"p,c,caf\xe9,2\n")
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(path)
     assert f"{path}, row 2, rejected: not UTF-8 (byte 4 is 0xe9)" in str(caught.value)
     rejects = []
@@ -331,21 +329,19 @@ def test_a_csv_row_that_is_not_utf8_is_refused_alone(tmp_path):
 def test_a_csv_row_that_ends_early_has_an_empty_response(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("prompt,chosen,rejected\np,c,r\np,c\n")
-    with pytest.raises(ComparisonError, match="row 2, rejected: the response '' is empty"):
+    with pytest.raises(DataError, match="row 2, rejected: the response '' is empty"):
         read_comparisons(path)
 
 
 def test_a_csv_without_a_response_column_is_refused_by_its_name(tmp_path):
     path = write_csv(tmp_path / "pairs.csv", [{"prompt": "p", "rejected": "r"}])
-    with pytest.raises(
-        ComparisonError, match=r"pairs\.csv, row 1, chosen: the field is missing among 'prompt', 'rejected'"
-    ):
+    with pytest.raises(DataError, match=r"pairs\.csv, row 1, chosen: the field is missing among 'prompt', 'rejected'"):
         read_comparisons(path)
 
 
 def test_a_bad_parquet_row_is_refused_by_file_row_and_field(tmp_path):
     path = write_parquet(tmp_path / "pairs.parquet", [GOOD, GOOD | {"chosen": None}])
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(path)
     assert str(caught.value).startswith(f"{path}, row 2, chosen: None is neither a text nor a list")
     rejects = []
@@ -359,7 +355,7 @@ def test_what_limit_returns_is_a_problem_of_the_prompt(tmp_path):
         return f"prompt has {len(comparison.prompt)} tokens; raise --max-tokens" if too_long else None
 
     path = write_lines(tmp_path / "pairs.jsonl", GOOD, GOOD | {"prompt": "p" * 30}, TEXTS[1])
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(path, limit=limit)
     assert str(caught.value).startswith(f"{path}, line 2, prompt: prompt has 30 tokens; raise --max-tokens")
     rejects = []
@@ -425,7 +421,7 @@ BAD_FILES = {
 def test_a_bad_file_is_always_refused(tmp_path, name, data, problem, rejects):
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(path, rejects=rejects)
     have = str(caught.value)
     assert have.startswith(f"{path} ") and problem in have and "\n" not in have
@@ -436,39 +432,37 @@ def test_a_corrupt_parquet_file_is_refused(tmp_path):
     data = bytearray(path.read_bytes())
     data[4:80] = bytes(76)
     path.write_bytes(data)
-    with pytest.raises(ComparisonError, match=r"p\.parquet cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"p\.parquet cannot be read as Parquet"):
         read_comparisons(path, rejects=[])
 
 
 def test_a_parquet_file_without_rows_or_with_other_columns_is_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"chosen": [], "rejected": []}), tmp_path / "none.parquet")
-    with pytest.raises(ComparisonError, match=r"none\.parquet has no rows"):
+    with pytest.raises(DataError, match=r"none\.parquet has no rows"):
         read_comparisons(tmp_path / "none.parquet")
-    with pytest.raises(ComparisonError, match=r"other\.parquet .*its columns are 'question'"):
+    with pytest.raises(DataError, match=r"other\.parquet .*its columns are 'question'"):
         read_comparisons(write_parquet(tmp_path / "other.parquet", [{"question": "a"}]))
 
 
 def test_a_parquet_text_that_is_not_utf8_is_refused(tmp_path):
     broken = pyarrow.array([b"c\xff"], pyarrow.binary()).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table({"chosen": broken, "rejected": ["r"]}), tmp_path / "p.parquet")
-    with pytest.raises(ComparisonError, match=r"p\.parquet cannot be read as Parquet"):
+    with pytest.raises(DataError, match=r"p\.parquet cannot be read as Parquet"):
         read_comparisons(tmp_path / "p.parquet")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(
-        ComparisonError, match=r"none\.jsonl cannot be read \(No such file or directory\); check the path"
-    ):
+    with pytest.raises(DataError, match=r"none\.jsonl cannot be read \(No such file or directory\); check the path"):
         read_comparisons(tmp_path / "none.jsonl", rejects=[])
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(ComparisonError, match=r"folder\.jsonl is a folder; name one file in it"):
+    with pytest.raises(DataError, match=r"folder\.jsonl is a folder; name one file in it"):
         read_comparisons(tmp_path / "folder.jsonl", rejects=[])
 
 
 def test_a_file_of_bad_rows_only_is_refused_and_names_the_first(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", "{", GOOD | {"chosen": ""})
     rejects = []
-    with pytest.raises(ComparisonError) as caught:
+    with pytest.raises(DataError) as caught:
         read_comparisons(path, rejects=rejects)
     assert f"{path} has no usable row, the first bad one being {path}, line 1, row: not JSON" in str(caught.value)
     assert [bad.line for bad in rejects] == [1, 2]
@@ -491,7 +485,7 @@ def keys(comparisons: list[Comparison]) -> set[str]:
 def test_a_split_never_shares_a_prompt_and_ignores_the_order_of_rows(rows, share, seed, shuffler):
     comparisons = [Comparison(*row) for row in rows]
     if len(keys(comparisons)) < 2:
-        with pytest.raises(ComparisonError, match="1 distinct prompts cannot be split"):
+        with pytest.raises(DataError, match="1 distinct prompts cannot be split"):
             split_by_prompt(comparisons, share, seed)
         return
     kept, held = split_by_prompt(comparisons, share, seed)
@@ -518,12 +512,12 @@ def test_a_split_is_the_same_in_every_process():
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_split_refuses_a_share_that_is_none(share):
     comparisons = [Comparison(f"p{n}", "c", "r") for n in range(10)]
-    with pytest.raises(ComparisonError, match="between 0 and 1"):
+    with pytest.raises(DataError, match="between 0 and 1"):
         split_by_prompt(comparisons, share, seed=0)
 
 
 def test_a_split_of_nothing_is_refused():
-    with pytest.raises(ComparisonError, match="0 distinct prompts cannot be split"):
+    with pytest.raises(DataError, match="0 distinct prompts cannot be split"):
         split_by_prompt([], 0.5, seed=0)
 
 

@@ -34,8 +34,8 @@ main()
 SHARDED = """
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
-from midcourse.train.training import PairTrainer
-prepare, step = PairTrainer.create_accelerator_and_postprocess, PairTrainer.training_step
+from midcourse.train.training import PlanTrainer
+prepare, step = PlanTrainer.create_accelerator_and_postprocess, PlanTrainer.training_step
 def sharded(self):
     prepare(self)
     self.accelerator.state.distributed_type = DistributedType.FSDP
@@ -46,7 +46,7 @@ def sharded(self):
 def checked(self, model, *args, **kwargs):
     assert sum(isinstance(module, FSDPModule) for module in model.modules()) > 2, "layers are sharded on their own"
     return step(self, model, *args, **kwargs)
-PairTrainer.create_accelerator_and_postprocess, PairTrainer.training_step = sharded, checked
+PlanTrainer.create_accelerator_and_postprocess, PlanTrainer.training_step = sharded, checked
 """
 
 

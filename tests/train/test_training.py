@@ -17,7 +17,7 @@ from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints
-from midcourse.train.objectives import OBJECTIVES
+from midcourse.train.objectives import ObjectiveError
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
 from midcourse.train.training import Settings, check_reports, master_weights, train
@@ -94,13 +94,27 @@ def test_every_tuning_learns_the_preference_and_reloads_to_equal_rewards(lm_fold
     assert [score.rewards for score in again] == [good.rewards, bad.rewards]
 
 
-@pytest.mark.parametrize(("objective", "past_end"), OBJECTIVES)
-def test_every_objective_learns_and_is_recorded(lm_folder, data, tmp_path, objective, past_end):
-    reward = RewardModel.create(str(lm_folder), template="raw", tune="last:1", objective=objective, past_end=past_end)
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        ("prefix", {"past_end": "drop"}),
+        ("prefix", {"past_end": "paper"}),
+        ("sequence", {}),
+        ("value", {"value": "mean"}),
+        ("value", {"value": "soft", "value_weight": 2.0}),
+        ("value", {"value": "max", "expectile": 0.9}),
+        ("cumulative", {}),
+    ],
+)
+def test_every_objective_learns_and_is_recorded(lm_folder, data, tmp_path, objective, settings):
+    reward = RewardModel.create(
+        str(lm_folder), template="raw", tune="last:1", objective=objective, objective_settings=settings
+    )
     metrics = train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS | {"epochs": 6}))
     assert metrics["shares"][-1]["accuracy"] > 0.9
     info = RewardModel.load(tmp_path / "reward").info
-    assert (info.objective, info.past_end) == (objective, past_end)
+    assert (info.objective, info.objective_settings) == (objective, settings)
+    assert info.reward_weight == settings.get("value_weight")
 
 
 def test_a_reward_folder_holds_the_card_the_curves_and_a_line_per_step(undisturbed):
@@ -285,10 +299,27 @@ def test_settings_that_make_no_sense_are_refused(lm_folder, data, tmp_path, sett
     assert not (tmp_path / "reward").exists()
 
 
-def test_an_objective_without_that_variant_lists_the_known_ones(lm_folder, data, tmp_path):
-    reward = RewardModel.create(str(lm_folder), template="raw", tune="head", objective="sequence", past_end="paper")
-    with pytest.raises(TrainingError, match="'sequence' has no past-end 'paper'; use one of: prefix with drop"):
+@pytest.mark.parametrize(
+    ("objective", "settings", "message"),
+    [
+        ("sequence", {"past_end": "paper"}, "objective sequence has no past-end; leave it out"),
+        ("prefix", {"past_end": "later"}, "past-end 'later' is unknown; use one of: drop, paper"),
+        ("preference", {}, "objective 'preference' is unknown; use one of: prefix, sequence, value"),
+        ("value", {"value": "soft"}, "value soft is exact at one weight; say which"),
+        ("value", {"value": "mean", "value_weight": 2.0}, "value mean has no value-weight, which is for value soft"),
+        ("value", {"value": "soft", "value_weight": -1.0}, "value-weight is -1.0; use a positive number"),
+        ("value", {"value": "max", "expectile": 1.0}, "expectile 1.0 is not from 0.5"),
+        ("farma", {}, "objective farma does not train a scalar head; use --head vocabulary or trunk"),
+        ("autoregressive", {}, "objective autoregressive does not train a scalar head; use --head vocabulary"),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_refused(lm_folder, data, tmp_path, objective, settings, message):
+    reward = RewardModel.create(
+        str(lm_folder), template="raw", tune="head", objective=objective, objective_settings=settings
+    )
+    with pytest.raises(ObjectiveError, match=message):
         train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS))
+    assert not (tmp_path / "reward").exists()
 
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(lm_folder, data, tmp_path):
@@ -328,9 +359,9 @@ def test_a_bad_batch_is_written_down_and_named(lm_folder, data, tmp_path, value,
         train(reward, read_comparisons(data), out, Settings(**SETTINGS))
     found = json.loads((out / "bad_batch.json").read_text())
     assert found["step"] == 1
-    assert len(found["pairs"]) == SETTINGS["batch_size"]
+    assert len(found["batch"]) == SETTINGS["batch_size"]
     comparisons = {(c.prompt, c.chosen) for c in read_comparisons(data)}
-    for pair in found["pairs"]:
+    for pair in found["batch"]:
         assert (pair["prompt"], pair["chosen"].removesuffix(reward.tokenizer.eos_token)) in comparisons
         assert reward.tokenizer.decode(pair["rejected_ids"]) == pair["rejected"]
         assert isinstance(pair["loss"], float) or pair["loss"] == "nan"

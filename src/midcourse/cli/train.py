@@ -12,7 +12,8 @@ from midcourse.cli.console import table
 
 if TYPE_CHECKING:
     from midcourse.reward_model import RewardModel
-    from midcourse.train.comparisons import BadRow, Comparison
+    from midcourse.train.comparisons import Comparison
+    from midcourse.train.rows import BadRow
 
 
 @dataclass
@@ -123,8 +124,9 @@ class Train:
     def _load(self) -> "tuple[RewardModel, list[Comparison]]":
         from midcourse.loading import head_of
         from midcourse.train import processes
-        from midcourse.train.comparisons import read_comparisons, write_bad_rows
+        from midcourse.train.comparisons import read_comparisons
         from midcourse.train.prefixes import prompt_limit
+        from midcourse.train.rows import write_bad_rows
 
         rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
         # A look at the file before the model is loaded: a wrong path should not cost seconds.
@@ -134,7 +136,7 @@ class Train:
             self.backbone,
             template=self.template,
             objective=self.objective,
-            past_end=self.past_end,
+            objective_settings={"past_end": self.past_end},
             layers=self.layers,
             tune=self.tune or ("last:2" if head == "scalar" else "head"),
             head=head,

@@ -1,4 +1,4 @@
-"""Pair accuracy at a share of the response, its baselines, and their intervals.
+"""Pair accuracy and fit to labels at a share of the response, their baselines and intervals.
 
 For shares below 1 both responses are cut to ceil(share x the shorter one's tokens); at 1 the whole texts are compared,
 finished ones at their EOS. Ties count one half.
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from midcourse.intervals import mean_interval
-from midcourse.train.prefixes import PairSet, Row
+from midcourse.train.prefixes import PairSet, RolloutSet, Row
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 EQUAL_LENGTH = 0.1  # lengths within 10 % of the longer count as equal
@@ -45,6 +45,43 @@ def length_baseline(train: PairSet, held_out: PairSet) -> dict[str, Any]:
     outcomes = 0.5 + sign * (_length_outcomes(held_out) - 0.5)
     mean, interval = mean_interval(outcomes, held_out.prompts)
     return {"prefers": "longer" if sign > 0 else "shorter", "accuracy": mean, "interval": interval}
+
+
+def label_fit(data: RolloutSet, rewards: Sequence[Tensor], guess: float) -> dict[str, Any]:
+    """How well the rewards of prefixes foretell the labels of their rollouts, by share of the response.
+
+    Args:
+        data: the rollouts.
+        rewards: for each of `data.rows`, the rewards at its response positions.
+        guess: the label that is expected of every rollout by the baseline.
+
+    Returns:
+        rollouts, prompts; shares: a list of {share, correlation (Pearson's; None where one side is constant),
+        squared_error, interval (of the error, 95 % over prompts)}; baseline: {guess, squared_error, interval}.
+    """
+    labels = np.array(data.labels)
+
+    def error(guesses: np.ndarray) -> dict[str, Any]:
+        mean, interval = mean_interval((guesses - labels) ** 2, data.prompts)
+        return {"squared_error": mean, "interval": interval}
+
+    shares = []
+    for share in SHARES:
+        values = np.array([_at_share(data.rows[row], rewards[row], share) for (row,) in data.items])
+        varies = values.std() > 0 and labels.std() > 0
+        correlation = float(np.corrcoef(values, labels)[0, 1]) if varies else None
+        shares.append({"share": share, "correlation": correlation, **error(values)})
+    return {
+        "rollouts": len(data.items),
+        "prompts": len(set(data.prompts)),
+        "shares": shares,
+        "baseline": {"guess": guess, **error(np.full(len(labels), guess))},
+    }
+
+
+def _at_share(row: Row, rewards: Tensor, share: float) -> float:
+    at = -1 if share == 1 else max(math.ceil(share * row.text_length) - 1, 0)
+    return float(rewards[at])
 
 
 def outcome(difference: float) -> float:

@@ -1,6 +1,8 @@
 """What a person reads about a trained reward: its curves and its model card."""
 
 import json
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,36 @@ from matplotlib.figure import Figure
 from midcourse.files import whole_file, write_text
 from midcourse.reward_model import RewardInfo
 
+CHANCE = {"prefix": 0.6931, "sequence": 0.6931}  # log 2, the Bradley-Terry loss of rewards that are all equal
+
 
 def plot_training(metrics: Path, info: RewardInfo, path: Path) -> None:
-    """Loss by step, and held-out pair accuracy by share of the response after each epoch."""
+    """Loss by step, and pair accuracy (or correlation with the label) on held-out prompts after each epoch."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="#8aa", linewidth=0.8, label="step")
-    left.plot(*_smooth([(row["step"], row["loss"]) for row in rows]), color="#135", label="running mean")
-    left.axhline(0.6931, color="#999", linestyle=":", linewidth=1)
-    left.annotate("chance", (rows[0]["step"], 0.6931), color="#777", fontsize=8, va="bottom")
+    phases = list(dict.fromkeys(row["phase"] for row in rows))
+    for phase, light, dark in zip(phases, ("#8aa", "#ca9"), ("#135", "#731"), strict=False):
+        points = [(row["step"], row["loss"]) for row in rows if row["phase"] == phase]
+        left.plot(*zip(*points, strict=True), color=light, linewidth=0.8, label=f"{phase}, step")
+        left.plot(*_smooth(points), color=dark, label=f"{phase}, running mean")
+        if chance := CHANCE.get(phase):
+            left.axhline(chance, color="#999", linestyle=":", linewidth=1)
+            left.annotate("chance", (rows[0]["step"], chance), color="#777", fontsize=8, va="bottom")
     left.set(xlabel="step", ylabel=f"loss ({info.objective})", title="training")
     left.legend(frameon=False)
-    evaluated = [row for row in rows if "accuracy" in row]
+    figures = {"accuracy": ("pair accuracy", 0.5), "correlation": ("correlation with the label", 0.0)}
+    shown = next((name for name in figures if name in rows[-1]), "accuracy")
+    evaluated = [row for row in rows if shown in row]
     colors = matplotlib.colormaps["viridis"]
     for i, row in enumerate(evaluated):
-        shares = [100 * float(share) for share in row["accuracy"]]
+        shares = [100 * float(share) for share in row[shown]]
+        values = [math.nan if value is None else value for value in row[shown].values()]
         label = f"epoch {row['epoch']:.3g}" if len(evaluated) <= 8 or i in (0, len(evaluated) - 1) else None
         color = colors(0.15 + 0.7 * i / max(len(evaluated) - 1, 1))
-        right.plot(shares, list(row["accuracy"].values()), marker="o", markersize=4, color=color, label=label)
-    right.axhline(0.5, color="#999", linestyle=":", linewidth=1)
-    right.set(xlabel="% of the response", ylabel="pair accuracy", title="held-out prompts")
+        right.plot(shares, values, marker="o", markersize=4, color=color, label=label)
+    right.axhline(figures[shown][1], color="#999", linestyle=":", linewidth=1)
+    right.set(xlabel="% of the response", ylabel=figures[shown][0], title="held-out prompts")
     right.legend(frameon=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
@@ -46,24 +57,45 @@ def _smooth(points: list[tuple[int, float]], keep: float = 0.9) -> tuple[list[in
 
 
 def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
-    """(what, accuracy, 95 % interval) rows of a reward's held-out metrics, for terminal and card."""
-    rows = [
-        (f"{100 * row['share']:.0f}% of the response", row["accuracy"], row["interval"], row["ties"])
-        for row in metrics["shares"]
-    ]
+    """(what, accuracy, 95 % interval) rows of a reward's held-out pairs, for terminal and card; none without pairs."""
+    if not metrics["pairs"]:
+        return []
+    rows = [(_share(row), row["accuracy"], row["interval"], row["ties"]) for row in metrics["shares"]]
     if equal := metrics["equal_length"]:
         rows.append(
             (f"100%, equal length ({equal['pairs']} pairs)", equal["accuracy"], equal["interval"], equal["ties"])
         )
     table = [
-        (f"{name}, {100 * ties:.0f}% ties" if ties else name, f"{accuracy:.3f}", f"{low:.3f} to {high:.3f}")
-        for name, accuracy, (low, high), ties in rows
+        (f"{name}, {100 * ties:.0f}% ties" if ties else name, f"{accuracy:.3f}", _interval(interval))
+        for name, accuracy, interval, ties in rows
     ]
-    length = metrics["length_baseline"]
-    low, high = length["interval"]
+    if length := metrics.get("length_baseline"):
+        name = f"baseline: the {length['prefers']} response"
+        table.append((name, f"{length['accuracy']:.3f}", _interval(length["interval"])))
+    return table
+
+
+def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
+    """(what, correlation, squared error, 95 % interval) rows of a reward's held-out rollouts; none without them."""
+    if not (found := metrics.get("labels")):
+        return []
+    baseline = found["baseline"]
     return [
-        *table,
-        (f"baseline: the {length['prefers']} response", f"{length['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"),
+        *(
+            (
+                _share(row),
+                "none" if row["correlation"] is None else f"{row['correlation']:.3f}",
+                f"{row['squared_error']:.4g}",
+                _interval(row["interval"], ".4g"),
+            )
+            for row in found["shares"]
+        ),
+        (
+            f"baseline: {baseline['guess']:.3g} for all",
+            "none",
+            f"{baseline['squared_error']:.4g}",
+            _interval(baseline["interval"], ".4g"),
+        ),
     ]
 
 
@@ -80,11 +112,23 @@ def how_it_went(metrics: dict[str, Any]) -> str:
     return told
 
 
+def pairs_title(metrics: dict) -> str:
+    """What the accuracies are of."""
+    made = ", rollouts of a prompt ordered by label" if "labels" in metrics else ""
+    return f"{metrics['pairs']} pairs of {metrics['prompts']} prompts{made}, 95% intervals"
+
+
+def labels_title(metrics: dict) -> str:
+    """What the fit to labels is of."""
+    found = metrics["labels"]
+    return f"{found['rollouts']} rollouts of {found['prompts']} prompts, 95% intervals"
+
+
 def write_card(info: RewardInfo, path: Path) -> None:
     """The model card, with the front matter that model hubs read."""
-    metrics, run = info.metrics, info.training
-    objective = f"`{info.objective}`" + (" (past end: paper)" if info.past_end == "paper" else "")
-    table = "\n".join(f"| {name} | {accuracy} | {interval} |" for name, accuracy, interval in accuracy_table(metrics))
+    run = info.training
+    kind = "rollouts" if "rollouts" in run else "comparisons"
+    trained = info.metrics.get("train_rollouts", info.metrics.get("train_pairs"))
     settings = "\n".join(f"- {name}: {value}" for name, value in run["settings"].items())
     write_text(
         path,
@@ -97,34 +141,68 @@ tags: [reward-model, prefix-reward]
 
 # A reward for every prefix
 
-Trained by midcourse with the {objective} objective on the first {info.layers} layers of `{info.backbone}`
-(fingerprint `{info.backbone_fingerprint}`), tuning `{info.tune}`, template `{info.template}`.
-
-## Held-out pair accuracy
-
-{metrics["pairs"]} pairs of {metrics["prompts"]} prompts that were not trained on; 95% intervals over prompts.
-
-| share | accuracy | interval |
-|---|---|---|
-{table}
-
+Trained by midcourse with the {objective_text(info)} objective and a {info.head} head on the first {info.layers} layers
+of `{info.backbone}` (fingerprint `{info.backbone_fingerprint}`), tuning `{info.tune}`, template `{info.template}`.
+{measured(info.metrics)}
 ![training](training.png)
 
 ## Use
 
 ```sh
-midcourse guide --reward THIS_FOLDER=2 --prompt "..."
+midcourse guide --reward THIS_FOLDER{"" if info.reward_weight else "=2"} --prompt "..."
 midcourse score --reward THIS_FOLDER --prompt "..." --text "..."
 ```
 
-Rewards of prefixes of different lengths are not comparable: training leaves one free constant per length, which guided
-decoding does not see.
+{MEANING.get(info.objective, MEANING["prefix"])}
 
 ## Training
 
-{run["comparisons"]} comparisons (fingerprint `{run["data_fingerprint"]}`), {metrics["train_pairs"]} of them trained on.
-{how_it_went(metrics)}
+{run[kind]} {kind} (fingerprint `{run["data_fingerprint"]}`), {trained} of them trained on.
+{how_it_went(info.metrics)}
 
 {settings}
 """,
     )
+
+
+MEANING = {
+    "prefix": """Rewards of prefixes of different lengths are not comparable: training leaves one free constant per length,
+which guided decoding does not see.""",
+    "sequence": "Rewards of finished texts were trained, those of prefixes were not: nothing holds them to any value.",
+    "value": """The reward of a prefix foretells the final reward of responses that go on from it under the policy
+that wrote the rollouts.""",
+    "cumulative": "The reward of a prefix foretells the label of the whole response; later prefixes were trained harder.",
+    "farma": "The reward of a prefix is to be that of its best continuation, seen in training or not.",
+    "autoregressive": "A token's reward is its log-probability; a text's is the sum, which the accuracies compare.",
+}
+
+
+def objective_text(info: RewardInfo) -> str:
+    """The objective and its settings."""
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in info.objective_settings.items())
+    return f"`{info.objective}`" + (f" ({settings})" if settings else "")
+
+
+def measured(metrics: dict) -> str:
+    """The card's tables of held-out figures."""
+    text = ""
+    if rows := accuracy_table(metrics):
+        text += f"\n## Held-out pair accuracy\n\n{pairs_title(metrics)}; no prompt of them was trained on.\n\n"
+        text += _markdown(("share", "accuracy", "interval"), rows)
+    if labels := label_table(metrics):
+        text += f"\n## Held-out labels\n\n{labels_title(metrics)} (of the error); no prompt of them was trained on.\n\n"
+        text += _markdown(("share", "correlation", "squared error", "interval"), labels)
+    return text
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(row) + " |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def _share(row: dict) -> str:
+    return f"{100 * row['share']:.0f}% of the response"
+
+
+def _interval(interval: Sequence[float], digits: str = ".3f") -> str:
+    low, high = interval
+    return f"{low:{digits}} to {high:{digits}}"

@@ -1,16 +1,28 @@
-"""The losses: pure functions of per-position rewards.
+"""The losses: pure functions of per-position rewards, and the objectives that are made of them.
 
-Each takes the rewards of a batch of pairs and returns one loss per pair, so that every pair weighs the same whatever
-its length.
+Each loss takes the rewards of a batch and returns one number per pair or response, so that every one weighs the same
+whatever its length. An `Objective` names the losses it takes in turns, what they are losses of, and its settings.
 """
 
+import inspect
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from midcourse.errors import MidcourseError
+
+HEADS = ("scalar", "vocabulary", "trunk")
+
+
+class ObjectiveError(MidcourseError):
+    """An objective, a setting of it, or a head or data that do not go with it."""
 
 
 class PairRewards(NamedTuple):
@@ -30,7 +42,35 @@ class PairRewards(NamedTuple):
     rejected_finished: Bool[Tensor, " pairs"]
 
 
-Objective = Callable[[PairRewards], Tensor]
+class LabelledRewards(NamedTuple):
+    """Rewards at the response positions of responses that have a label R: a final reward, or 1 and 0.
+
+    Attributes:
+        rewards: anything beyond a response's length.
+        lengths: tokens of each response, its EOS included.
+        labels: R.
+    """
+
+    rewards: Float[Tensor, "rows tokens"]
+    lengths: Int[Tensor, " rows"]
+    labels: Float[Tensor, " rows"]
+
+
+class NextRewards(NamedTuple):
+    """Rewards at the response positions of responses, and at each the best that any token there would have had.
+
+    Attributes:
+        rewards: V(y[:i]), anything beyond a response's length.
+        best: max over v of V(y[:i-1] v), likewise.
+        lengths: tokens of each response, its EOS included.
+    """
+
+    rewards: Float[Tensor, "rows tokens"]
+    best: Float[Tensor, "rows tokens"]
+    lengths: Int[Tensor, " rows"]
+
+
+# ---- losses of pairs ----
 
 
 def sequence(rewards: PairRewards) -> Float[Tensor, " pairs"]:
@@ -50,7 +90,7 @@ def prefix(rewards: PairRewards) -> Float[Tensor, " pairs"]:
     with one weight per pair instead of one per prefix, and without prefixes past the shorter end.
     """
     shared = torch.minimum(rewards.chosen_lengths, rewards.rejected_lengths)
-    return bradley_terry(rewards.chosen - rewards.rejected, positions(rewards) < shared[:, None])
+    return bradley_terry(rewards.chosen - rewards.rejected, positions(rewards.chosen) < shared[:, None])
 
 
 def prefix_past_end(rewards: PairRewards) -> Float[Tensor, " pairs"]:
@@ -59,7 +99,7 @@ def prefix_past_end(rewards: PairRewards) -> Float[Tensor, " pairs"]:
     The authors' variant (Rashid et al., 2024: the shorter response is padded with EOS). A cut response has no end to
     compare with, so its pairs stop where it does.
     """
-    i = positions(rewards)
+    i = positions(rewards.chosen)
     last = torch.stack([rewards.chosen_lengths, rewards.rejected_lengths]) - 1
     chosen = rewards.chosen.gather(1, torch.minimum(i, last[0][:, None]))
     rejected = rewards.rejected.gather(1, torch.minimum(i, last[1][:, None]))
@@ -69,27 +109,264 @@ def prefix_past_end(rewards: PairRewards) -> Float[Tensor, " pairs"]:
     return bradley_terry(chosen - rejected, known & (i <= last.amax(0)[:, None]))
 
 
-OBJECTIVES: dict[tuple[str, str], Objective] = {
-    ("prefix", "drop"): prefix,
-    ("prefix", "paper"): prefix_past_end,
-    ("sequence", "drop"): sequence,
+def autoregressive(rewards: PairRewards, beta: float) -> Float[Tensor, " pairs"]:
+    """-log sigmoid(beta (log pi_r(y_w | x) - log pi_r(y_l | x))), each the sum of its tokens' rewards.
+
+    GenARM's autoregressive reward model (Xu et al., 2025, equation 6): the reward of a token is its log-probability
+    under pi_r, and there is no reference model. Rewards of any other kind that add up over tokens may be given too.
+    """
+    chosen = total(rewards.chosen, rewards.chosen_lengths)
+    rejected = total(rewards.rejected, rewards.rejected_lengths)
+    return -logsigmoid(beta * (chosen - rejected))
+
+
+# ---- losses of labelled responses ----
+
+
+def value_mean(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
+    """mean over i of (R - V(y[:i] | x))^2; the minimiser is E[R | prefix] under the policy that wrote the responses.
+
+    CD-FUDGE (Mudgal et al., 2024, equation 6; the paper has the sum and one half of it).
+    """
+    errors = rewards.labels[:, None] - rewards.rewards
+    return mean_over(errors, inside(rewards.rewards, rewards.lengths), lambda error: error.square())
+
+
+def value_soft(rewards: LabelledRewards, weight: float) -> Float[Tensor, " rows"]:
+    """mean over i of exp(w (R - V(y[:i]))) - w (R - V(y[:i])); the minimiser is (1/w) log E[exp(w R) | prefix].
+
+    That is the soft value, whose policy pi exp(w V) is the optimum of reward minus KL at this w (Q#, Zhou et al.,
+    2025). The loss is the linex loss (Varian, 1975); its derivative by V, w (1 - exp(w (R - V))), has mean zero there.
+
+    Past w (R - V) = 10 the exponential goes on as its tangent, so that no response is infinitely surprising. The loss
+    stays convex, and its minimiser the same unless some response is worth more than 10/w above its prefix's soft value:
+    by E exp(w (R - V)) = 1 that is rarer than exp(-10).
+    """
+    surprises = weight * (rewards.labels[:, None] - rewards.rewards)
+    return mean_over(surprises, inside(rewards.rewards, rewards.lengths), lambda z: tangent_exp(z) - z)
+
+
+def value_max(rewards: LabelledRewards, expectile: float) -> Float[Tensor, " rows"]:
+    """mean over i of |tau - 1[R < V(y[:i])]| (R - V(y[:i]))^2: the tau-expectile of R given the prefix.
+
+    Expectile regression (Newey and Powell, 1987), as implicit Q-learning has it (Kostrikov et al., 2022, equation 5).
+    At tau = 1/2 it is the mean; towards 1 it nears the best reward that was seen, and only nears it: approximate.
+    """
+    errors = rewards.labels[:, None] - rewards.rewards
+    mask = inside(rewards.rewards, rewards.lengths)
+    return mean_over(errors, mask, lambda e: torch.where(e < 0, 1 - expectile, expectile) * e.square())
+
+
+def cumulative(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
+    """2 / (n (n + 1)) sum over t of t (r(y[:t]) - label)^2, t = 1 to n: later prefixes weigh more.
+
+    RAD's cumulative squared error (Deng and Raffel, 2023, section 2.1).
+    """
+    mask = inside(rewards.rewards, rewards.lengths)
+    errors = torch.where(mask, rewards.rewards - rewards.labels[:, None], 0.0)
+    n = rewards.lengths
+    return 2 / (n * (n + 1)) * ((positions(rewards.rewards) + 1) * errors.square()).sum(1)
+
+
+# ---- losses of responses and what else might have stood there ----
+
+
+def consistency(rewards: NextRewards, gradient: Literal["stop", "both"]) -> Float[Tensor, " rows"]:
+    """mean over i of 1/2 [V(y[:i]) - max over v of V(y[:i] v)]^2, i = 1 to n - 1: a prefix is worth its best end.
+
+    FaRMA's second loss (Rashid et al., 2025, equation 8). With gradient "stop" the best next token's value is a target;
+    with "both" it learns too, as in the authors' code, where every constant V is a minimiser. The last prefix of a
+    response has nothing after it: `sequence` anchors that. A response of one token has loss 0.
+    """
+    best = rewards.best[:, 1:].detach() if gradient == "stop" else rewards.best[:, 1:]
+    goes_on = positions(best) + 1 < rewards.lengths[:, None]
+    return mean_over(rewards.rewards[:, :-1] - best, goes_on, lambda gap: 0.5 * gap.square())
+
+
+# ---- objectives ----
+
+
+class Phase(NamedTuple):
+    """A loss and what it is of: pairs, labelled responses, or the chosen responses with the best next tokens."""
+
+    of: Literal["pairs", "labels", "chosen"]
+    loss: Callable[[Any], Tensor]
+    name: str
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is trained.
+
+    Attributes:
+        name, settings: as midcourse.json records them.
+        phases: the losses, taken in turns.
+        heads: the kinds of head that it can train.
+        turns: how often the phases take turns.
+        reward_weight: the one weight to guide at, where there is such a thing.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    phases: tuple[Phase, ...]
+    heads: tuple[str, ...] = HEADS
+    turns: int = 1
+    reward_weight: float | None = None
+
+    @property
+    def of(self) -> str:
+        """What it learns from: "pairs", or "labels" of single responses."""
+        return self.phases[0].of
+
+
+def make_objective(name: str, **settings: Any) -> Objective:
+    """The objective of that name; settings that are None have their defaults.
+
+    prefix: past_end ("drop" or "paper"). sequence: none. value: value ("mean", "soft" or "max"), value_weight of
+    "soft", expectile of "max" (0.9). cumulative: none. farma: alternations (7, as the authors'), farma_gradient
+    ("stop" or "both"). autoregressive: beta (0.05, the authors' on HH).
+
+    Raises:
+        ObjectiveError: an unknown name, a setting that it does not have, or one whose value makes no sense.
+
+    Example:
+        >>> make_objective("value", value="soft", value_weight=2.0).settings
+        {'value': 'soft', 'value_weight': 2.0}
+    """
+    if name not in OBJECTIVES:
+        raise ObjectiveError(f"objective {name!r} is unknown; use one of: {', '.join(OBJECTIVES)}")
+    make = OBJECTIVES[name]
+    given = {key: value for key, value in settings.items() if value is not None}
+    if strange := [key for key in given if key not in inspect.signature(make).parameters]:
+        raise ObjectiveError(f"objective {name} has no {strange[0].replace('_', '-')}; leave it out")
+    return make(**given)
+
+
+def _prefix(past_end: str = "drop") -> Objective:
+    losses: dict[str, Loss] = {"drop": prefix, "paper": prefix_past_end}
+    return Objective(
+        "prefix", {"past_end": past_end}, (Phase("pairs", _choice("past-end", past_end, losses), "prefix"),)
+    )
+
+
+def _sequence() -> Objective:
+    return Objective("sequence", {}, (Phase("pairs", sequence, "sequence"),))
+
+
+def _value(value: str = "mean", value_weight: float | None = None, expectile: float | None = None) -> Objective:
+    settings: dict[str, Any] = {"value": value}
+    _choice("value", value, dict.fromkeys(("mean", "soft", "max"), value_mean))
+    for name, setting, kind in (("value-weight", value_weight, "soft"), ("expectile", expectile, "max")):
+        if setting is not None and value != kind:
+            raise ObjectiveError(f"value {value} has no {name}, which is for value {kind}; leave it out")
+    loss: Loss = value_mean
+    if value == "soft":
+        if value_weight is None:
+            raise ObjectiveError("value soft is exact at one weight; say which, such as --value-weight 2")
+        settings["value_weight"] = _positive("value-weight", value_weight)
+        loss = partial(value_soft, weight=value_weight)
+    elif value == "max":
+        expectile = 0.9 if expectile is None else expectile
+        if not 0.5 <= expectile < 1:
+            raise ObjectiveError(f"expectile {expectile} is not from 0.5 (the mean) to below 1; use 0.9, say")
+        settings["expectile"] = expectile
+        loss = partial(value_max, expectile=expectile)
+    return Objective("value", settings, (Phase("labels", loss, f"value {value}"),), reward_weight=value_weight)
+
+
+def _cumulative() -> Objective:
+    return Objective("cumulative", {}, (Phase("labels", cumulative, "cumulative"),), heads=("scalar",))
+
+
+def _farma(alternations: int = 7, farma_gradient: str = "stop") -> Objective:
+    if alternations < 1:
+        raise ObjectiveError(f"alternations is {alternations}; use 1 or more")
+    kinds = {"stop": partial(consistency, gradient="stop"), "both": partial(consistency, gradient="both")}
+    phases = (
+        Phase("pairs", sequence, "sequence"),
+        Phase("chosen", _choice("farma-gradient", farma_gradient, kinds), "consistency"),
+    )
+    settings = {"alternations": alternations, "farma_gradient": farma_gradient}
+    return Objective("farma", settings, phases, heads=("vocabulary", "trunk"), turns=alternations)
+
+
+def _autoregressive(beta: float = 0.05) -> Objective:
+    loss = partial(autoregressive, beta=_positive("beta", beta))
+    phases = (Phase("pairs", loss, "autoregressive"),)
+    return Objective("autoregressive", {"beta": beta}, phases, heads=("vocabulary",))
+
+
+Loss: TypeAlias = Callable[[Any], Tensor]
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "prefix": _prefix,
+    "sequence": _sequence,
+    "value": _value,
+    "cumulative": _cumulative,
+    "farma": _farma,
+    "autoregressive": _autoregressive,
 }
 
 
-def at_end(rewards: Float[Tensor, "pairs tokens"], lengths: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+def check_head(objective: Objective, head: str) -> None:
+    """Raise ObjectiveError where an objective cannot train that kind of head."""
+    kind = head.partition(":")[0]
+    if kind in HEADS and kind not in objective.heads:
+        raise ObjectiveError(
+            f"objective {objective.name} does not train a {kind} head; use --head {' or '.join(objective.heads)}"
+        )
+
+
+def _choice(flag: str, value: str, known: dict[str, Any]) -> Any:
+    if value not in known:
+        raise ObjectiveError(f"{flag} {value!r} is unknown; use one of: {', '.join(known)}")
+    return known[value]
+
+
+def _positive(flag: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ObjectiveError(f"{flag} is {value}; use a positive number")
+    return value
+
+
+# ---- what the losses are made of ----
+
+
+def at_end(rewards: Float[Tensor, "rows tokens"], lengths: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """The reward at each response's last token."""
     return rewards.gather(1, lengths[:, None] - 1)[:, 0]
 
 
-def positions(rewards: PairRewards) -> Int[Tensor, "pairs tokens"]:
-    """0, 1, 2, ... for every pair."""
-    return torch.arange(rewards.chosen.shape[1], device=rewards.chosen.device).expand_as(rewards.chosen)
+def total(rewards: Float[Tensor, "rows tokens"], lengths: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """The sum of each response's rewards."""
+    return torch.where(inside(rewards, lengths), rewards, 0.0).sum(1)
+
+
+def positions(rewards: Float[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+    """0, 1, 2, ... for every row."""
+    return torch.arange(rewards.shape[1], device=rewards.device).expand_as(rewards)
+
+
+def inside(rewards: Float[Tensor, "rows tokens"], lengths: Int[Tensor, " rows"]) -> Bool[Tensor, "rows tokens"]:
+    """Which positions are those of each response."""
+    return positions(rewards) < lengths[:, None]
 
 
 def bradley_terry(
     margins: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]
 ) -> Float[Tensor, " pairs"]:
     """Each pair's mean of -log sigmoid(margin) over its own positions."""
-    # Masked before the logarithm: whatever stands in padding must not reach the gradient.
-    losses = -logsigmoid(torch.where(mask, margins, 0.0))
-    return (losses * mask).sum(1) / mask.sum(1)
+    return mean_over(margins, mask, lambda margin: -logsigmoid(margin))
+
+
+def mean_over(
+    values: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], loss: Callable[[Tensor], Tensor]
+) -> Float[Tensor, " rows"]:
+    """Each row's mean of loss(value) over its own positions, 0 where it has none."""
+    # Masked before the loss: whatever stands in padding must not reach the gradient.
+    losses = loss(torch.where(mask, values, 0.0))
+    return (losses * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def tangent_exp(z: Float[Tensor, "*place"], bend: float = 10.0) -> Float[Tensor, "*place"]:
+    """exp(z) up to `bend`, and its tangent there from then on."""
+    return z.clamp(max=bend).exp() * (1 + (z - bend).clamp(min=0))

@@ -1,9 +1,10 @@
-"""Comparisons to batches in which the prefixes of a pair lie at aligned positions.
+"""Comparisons and rollouts to batches in which the prefixes of a pair lie at aligned positions.
 
 A causal backbone gives the rewards of all prefixes of a response in one forward, and a response that occurs in several
 pairs of a batch is read once: the pairs of a prompt stand side by side.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from midcourse.prompt import PromptError, prompt_ids, response_ids
+from midcourse.prompt import Prompt, PromptError, prompt_ids, response_ids
 from midcourse.reward_model import RewardModel
-from midcourse.train.comparisons import Comparison, prompt_groups
+from midcourse.train.comparisons import Comparison, Example, prompt_groups
 from midcourse.train.objectives import PairRewards
+from midcourse.train.rollouts import Rollout
 
 WINDOW = 16  # batches that are sorted by length together: enough to pad little, few enough to stay random
 
@@ -48,24 +50,52 @@ class PairSet:
     pairs: list[tuple[int, int]]
     prompts: list[str]
 
-
-def encode_row(reward: RewardModel, comparison: Comparison, side: str, max_tokens: int) -> Row:
-    """One side of a comparison as a row of at most `max_tokens`; what is cut off makes it unfinished."""
-    prompt = prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
-    finished = getattr(comparison, f"{side}_finished")
-    response = response_ids(reward.tokenizer, getattr(comparison, side), finished=finished)
-    room = max_tokens - len(prompt)
-    if room < 1 or not response:
-        raise PromptError(f"{len(prompt)} prompt and {len(response)} response tokens leave no prefix in {max_tokens}")
-    return Row(tuple(prompt), tuple(response[:room]), finished and len(response) <= room)
+    @property
+    def items(self) -> list[tuple[int, ...]]:
+        """The row numbers of each pair."""
+        return list(self.pairs)
 
 
-def prompt_limit(reward: RewardModel, max_tokens: int) -> Callable[[Comparison], str | None]:
-    """What is wrong with a comparison's prompt, if anything: the check that `read_comparisons` takes."""
+@dataclass(frozen=True)
+class RolloutSet:
+    """Encoded rollouts.
 
-    def problem(comparison: Comparison) -> str | None:
+    Attributes:
+        rows: each distinct prompt and response once.
+        items: the row number of each rollout, as a tuple of one.
+        labels: the reward of each.
+        prompts: what each belongs to.
+    """
+
+    rows: list[Row]
+    items: list[tuple[int, ...]]
+    labels: list[float]
+    prompts: list[str]
+
+
+class Batch(NamedTuple):
+    """One step of training: which of an objective's phases, and the numbers of the pairs or rollouts."""
+
+    phase: int
+    numbers: list[int]
+
+
+def encode_row(reward: RewardModel, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> Row:
+    """A prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
+    before = prompt_ids(reward.tokenizer, prompt, reward.template)
+    ids = response_ids(reward.tokenizer, response, finished=finished)
+    room = max_tokens - len(before)
+    if room < 1 or not ids:
+        raise PromptError(f"{len(before)} prompt and {len(ids)} response tokens leave no prefix in {max_tokens}")
+    return Row(tuple(before), tuple(ids[:room]), finished and len(ids) <= room)
+
+
+def prompt_limit(reward: RewardModel, max_tokens: int) -> Callable[[Example], str | None]:
+    """What is wrong with a row's prompt, if anything: the check that `read_comparisons` and `read_rollouts` take."""
+
+    def problem(example: Example) -> str | None:
         try:
-            tokens = len(prompt_ids(reward.tokenizer, comparison.prompt, reward.template))
+            tokens = len(prompt_ids(reward.tokenizer, example.prompt, reward.template))
         except PromptError as error:
             return str(error)
         if tokens < max_tokens:
@@ -79,27 +109,36 @@ def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: i
     """Token ids of the comparisons, each distinct row once."""
     numbers: dict[Row, int] = {}
     pairs = []
-    for comparison in comparisons:
-        sides = [encode_row(reward, comparison, side, max_tokens) for side in ("chosen", "rejected")]
-        pairs.append((numbers.setdefault(sides[0], len(numbers)), numbers.setdefault(sides[1], len(numbers))))
+    for c in comparisons:
+        chosen = encode_row(reward, c.prompt, c.chosen, c.chosen_finished, max_tokens)
+        rejected = encode_row(reward, c.prompt, c.rejected, c.rejected_finished, max_tokens)
+        pairs.append((numbers.setdefault(chosen, len(numbers)), numbers.setdefault(rejected, len(numbers))))
     return PairSet(list(numbers), pairs, prompt_groups(comparisons))
+
+
+def encode_rollouts(reward: RewardModel, rollouts: Sequence[Rollout], max_tokens: int) -> RolloutSet:
+    """Token ids of the rollouts, each distinct row once. One that is cut here keeps the label of the whole."""
+    numbers: dict[Row, int] = {}
+    rows = [encode_row(reward, r.prompt, r.response, r.finished, max_tokens) for r in rollouts]
+    items: list[tuple[int, ...]] = [(numbers.setdefault(row, len(numbers)),) for row in rows]
+    return RolloutSet(list(numbers), items, [r.reward for r in rollouts], prompt_groups(rollouts))
 
 
 def plan_batches(
     prompts: Sequence[str], lengths: Sequence[int], batch_size: int, epochs: int, seed: int, window: int = WINDOW
 ) -> list[list[int]]:
-    """The numbers of every batch's pairs, for all epochs: in random order, but with pairs of similar length together.
+    """The numbers of each batch's pairs or rollouts, for all epochs: in random order, but of similar length.
 
     Prompts are shuffled; each `window` batches' worth of them is put in order of length and cut into batches, which
-    are shuffled. A batch has the pairs of a prompt side by side; the short one, if any, ends the epoch.
+    are shuffled. A batch has those of a prompt side by side; the short one, if any, ends the epoch.
 
     A pure function of its arguments: training that stopped after step n goes on with item n.
 
     Args:
-        prompts: what each pair belongs to.
-        lengths: tokens of each pair's longest row.
-        batch_size: pairs of a batch.
-        epochs: how often each pair occurs.
+        prompts: what each pair or rollout belongs to.
+        lengths: tokens of its longest row.
+        batch_size: pairs or rollouts of a batch.
+        epochs: how often each occurs.
         seed: of the order.
         window: batches that are sorted together; 1 is a plain shuffle.
     """
@@ -129,9 +168,9 @@ def padding_share(items: Sequence[Sequence[int]], lengths: Sequence[int], plan: 
     """The share of the tokens in a plan's batches that is padding.
 
     Args:
-        items: the row numbers of each pair.
+        items: the row numbers of each pair or rollout.
         lengths: tokens of each row.
-        plan: the numbers of each batch's pairs.
+        plan: the numbers of each batch's pairs or rollouts.
     """
     read = computed = 0
     for batch in plan:
@@ -139,6 +178,29 @@ def padding_share(items: Sequence[Sequence[int]], lengths: Sequence[int], plan: 
         read += sum(lengths[row] for row in rows)
         computed += len(rows) * max(lengths[row] for row in rows)
     return 1 - read / computed
+
+
+def in_turns(plan: Sequence[list[int]], phases: int, turns: int) -> list[Batch]:
+    """Every batch once in each phase: the plan is cut into `turns` runs, and each run goes through all phases.
+
+    Two phases and three turns make 0 1 0 1 0 1, each a third of the plan long.
+    """
+    cuts = [round(turn * len(plan) / turns) for turn in range(turns + 1)]
+    runs = [plan[begin:end] for begin, end in itertools.pairwise(cuts)]
+    return [Batch(phase, numbers) for run in runs for phase in range(phases) for numbers in run]
+
+
+def pairs_by_label(data: RolloutSet) -> PairSet:
+    """Every two rollouts of a prompt that differ in text and label, the better one chosen."""
+    by_prompt: dict[str, list[int]] = {}
+    for number, prompt in enumerate(data.prompts):
+        by_prompt.setdefault(prompt, []).append(number)
+    found: dict[tuple[int, int], str] = {}
+    for prompt, group in by_prompt.items():
+        for one, other in itertools.permutations(group, 2):
+            if data.labels[one] > data.labels[other] and data.items[one] != data.items[other]:
+                found[data.items[one][0], data.items[other][0]] = prompt
+    return PairSet(data.rows, list(found), list(found.values()))
 
 
 def response_columns(rows: Sequence[Row], starts: Sequence[int]) -> Int[Tensor, "rows positions"]:
@@ -164,8 +226,8 @@ def pair_rewards(
     )
 
 
-def renumber(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
-    """(the distinct row numbers of some pairs, the pairs as positions in that list)."""
-    rows = sorted({number for pair in pairs for number in pair})
+def renumber(items: Sequence[tuple[int, ...]]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """(the distinct row numbers of some pairs or rollouts, these as positions in that list)."""
+    rows = sorted({number for item in items for number in item})
     place = {number: i for i, number in enumerate(rows)}
-    return rows, [(place[a], place[b]) for a, b in pairs]
+    return rows, [tuple(place[number] for number in item) for item in items]

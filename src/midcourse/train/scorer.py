@@ -21,6 +21,7 @@ class Scorer(nn.Module):
     def __init__(self, reward: RewardModel, row_sets: Sequence[list[Row]]):
         super().__init__()
         self.row_sets = row_sets
+        self.additive = reward.info.additive
         made = split(reward)
         self.trained = made.top if made else reward
         self.takes_tokens = bool(made and made.before)
@@ -58,9 +59,11 @@ class Scorer(nn.Module):
             return [self.states[row_set].starts[number] for number in numbers]
         return [len(self.row_sets[row_set][number].prompt) for number in numbers]
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Rewards of shape (rows, tokens)."""
-        return self.trained(**inputs).clone()  # FSDP2 wants no view of another tensor here
+    def forward(self, **inputs: Any) -> Any:
+        """Rewards of shape (rows, tokens); with `best`, also the best rewards that other tokens there would have."""
+        found = self.trained(**inputs)
+        # FSDP2 wants no view of another tensor here.
+        return found.clone() if isinstance(found, Tensor) else tuple(one.clone() for one in found)
 
     @torch.no_grad()
     def score(self, row_set: int, batch_rows: int = 32) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The loop: comparisons in, a saved reward out. transformers' Trainer underneath.
+"""The loop: comparisons or rollouts in, a saved reward out. transformers' Trainer underneath, whatever the objective.
 
 The output folder is a reward with metrics.jsonl, training.png and a model card; see `train.folder`.
 """
@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -25,25 +26,39 @@ from midcourse.files import publish_folder, write_text
 from midcourse.progress import progress
 from midcourse.reward_model import RewardModel, Tuning, whole_tensor
 from midcourse.train import processes
-from midcourse.train.accuracy import length_baseline, pair_accuracy
+from midcourse.train.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.train.comparisons import Comparison, fingerprint, prompt_groups, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints, finish_folder, only_training, prepare_folder
 from midcourse.train.interruption import Interrupted, Interruption, stop_on_signal
-from midcourse.train.objectives import OBJECTIVES, Objective
+from midcourse.train.objectives import (
+    LabelledRewards,
+    NextRewards,
+    Objective,
+    ObjectiveError,
+    Phase,
+    check_head,
+    make_objective,
+)
 from midcourse.train.prefixes import (
+    Batch,
     PairSet,
+    RolloutSet,
     encode,
+    encode_rollouts,
+    in_turns,
     padding_share,
     pair_rewards,
+    pairs_by_label,
     plan_batches,
     renumber,
     response_columns,
 )
+from midcourse.train.rollouts import Rollout, label_comparisons
 from midcourse.train.scorer import Scorer
 from midcourse.train.stopping import Best, best_so_far
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 3e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e6
 REPORTS = ("tensorboard", "trackio", "wandb")
@@ -55,9 +70,9 @@ class Settings:
     """How a reward is trained.
 
     Attributes:
-        epochs: passes over the comparisons.
+        epochs: passes over the data; of an objective in phases, passes of each phase.
         lr: peak learning rate (cosine to 0, 10 % warm-up); by default one that suits what is trained.
-        batch_size: pairs per step.
+        batch_size: pairs or rollouts per step.
         max_tokens: longest prompt and response together; longer responses are cut and count as unfinished.
         held_out: share of the prompts kept for the accuracies.
         weight_decay: of AdamW.
@@ -85,16 +100,31 @@ class Settings:
     precision: str = "auto"
 
 
+class Data(NamedTuple):
+    """Encoded data: what is trained on, and what is measured on held-out prompts.
+
+    Attributes:
+        train: the pairs or labelled responses that the objective learns from.
+        train_pairs, held_pairs: pairs, for the accuracies; those of rollouts are ordered by their labels.
+        held_rollouts: None where comparisons were given. Its rows are those of `held_pairs`.
+    """
+
+    train: PairSet | RolloutSet
+    train_pairs: PairSet
+    held_pairs: PairSet
+    held_rollouts: RolloutSet | None
+
+
 def train(
     reward: RewardModel,
-    comparisons: Sequence[Comparison],
+    examples: Sequence[Comparison] | Sequence[Rollout],
     out: str | Path,
     settings: Settings,
     *,
     resume: bool = False,
     report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train `reward` on comparisons and save it to `out`; returns its metrics on held-out prompts.
+    """Train `reward` on comparisons or rollouts and save it to `out`; returns its metrics on held-out prompts.
 
     In processes that torchrun or accelerate launch started, each takes its part of every batch, with the gradients of
     the whole batch in all of them; the first one writes. After FSDP2 the reward is still in parts: load it from `out`.
@@ -108,6 +138,7 @@ def train(
         report_to: where else loss, learning rate and accuracies go: tensorboard, trackio, wandb.
 
     Raises:
+        ObjectiveError: the reward's objective has no such settings, or does not go with its head or the examples.
         TrainingError: `out` is in use, another run's checkpoint was found, or the loss or its gradient is no number
             or has exploded: out/bad_batch.json then holds the batch.
         Interrupted: after Ctrl-C or SIGTERM; the same call with `resume` goes on.
@@ -118,52 +149,47 @@ def train(
     processes.join(reward.device)
     with ExitStack() as held:
         processes.once(lambda: held.enter_context(only_training(out)))
-        return _train(reward, comparisons, out, settings, resume, report_to)
+        return _train(reward, examples, out, settings, resume, report_to)
 
 
 def _train(
     reward: RewardModel,
-    comparisons: Sequence[Comparison],
+    examples: Sequence[Comparison] | Sequence[Rollout],
     out: Path,
     settings: Settings,
     resume: bool,
     report_to: Sequence[str],
 ) -> dict[str, Any]:
-    kind = reward.info.objective, reward.info.past_end
-    if kind not in OBJECTIVES:
-        raise TrainingError(f"objective {kind[0]!r} has no past-end {kind[1]!r}; use one of: {known_objectives()}")
+    objective, mixed = processes.everywhere(
+        lambda: (checked_objective(reward, settings), computes_in_bfloat16(reward, settings))
+    )
+    reward.info = replace(reward.info, objective_settings=objective.settings, reward_weight=objective.reward_weight)
     if settings.lr is None:
-        kind_of_head = reward.info.head.partition(":")[0]
-        tuned = Tuning.parse(reward.info.tune).kind if kind_of_head == "scalar" else kind_of_head
-        settings = replace(settings, lr=LEARNING_RATES[tuned])
+        settings = replace(settings, lr=learning_rate(reward))
     # The same prompts are held out whatever the seed: runs stay comparable, and share their frozen states.
-    kept, held = split_by_prompt(comparisons, settings.held_out, seed=0)
+    kept, held = split_by_prompt([*examples], settings.held_out, seed=0)
     run = {
         "settings": asdict(settings),
         "reward": asdict(reward.info),
-        "comparisons": len(comparisons),
-        "data_fingerprint": fingerprint(comparisons),
+        "rollouts" if isinstance(examples[0], Rollout) else "comparisons": len(examples),
+        "data_fingerprint": fingerprint(examples),
     }
-    mixed = computes_in_bfloat16(settings, reward)
-    if settings.gradient_checkpointing and Tuning.parse(reward.info.tune).kind == "head":
-        raise TrainingError("gradient checkpointing saves memory of layers that are trained, and tune head trains none")
-    deciding, reporting = _halves(held) if settings.patience else (held, held)
+    data, deciding = processes.everywhere(lambda: encode_parts(reward, objective, kept, held, settings))
     checkpoint = processes.once(lambda: prepare_folder(out, run, resume))
-    train_pairs, held_pairs = (encode(reward, part, settings.max_tokens) for part in (kept, reporting))
-    watched_pairs = encode(reward, deciding, settings.max_tokens) if settings.patience else held_pairs
-    sets = [train_pairs, held_pairs, *([watched_pairs] if settings.patience else [])]
-    scorer = Scorer(reward, [pairs.rows for pairs in sets])
+    scorer = Scorer(reward, [data.train.rows, data.held_pairs.rows, *([deciding.held_pairs.rows] if deciding else [])])
     if settings.gradient_checkpointing:
         scorer.checkpoint_gradients()
-    objective = OBJECTIVES[kind]
     lengths = scorer.lengths(0)
-    longest = [max(lengths[row] for row in pair) for pair in train_pairs.pairs]
-    order = train_pairs.prompts, longest, settings.batch_size, settings.epochs, settings.seed
-    plan = plan_batches(*order)
-    trainer = _trainer(reward, scorer, train_pairs, objective, plan, settings, out, mixed, report_to)
+    longest = [max(lengths[row] for row in item) for item in data.train.items]
+    order = data.train.prompts, longest, settings.batch_size, settings.epochs, settings.seed
+    plan = in_turns(plan_batches(*order), len(objective.phases), objective.turns)
+    trainer = _trainer(reward, scorer, data.train, objective, plan, settings, out, mixed, report_to)
     bar = progress("training", len(plan), quiet=not processes.first())
     with master_weights(reward, mixed), bar as advance, stop_on_signal() as interruption:
-        evaluate = partial(_held_out, watched_pairs, scorer, len(sets) - 1)
+
+        def evaluate() -> dict[str, Any]:
+            return _curve(_held_out(deciding, scorer, 2) if deciding else _held_out(data, scorer, 1))
+
         watch = _Watch(out, len(plan), settings, evaluate, interruption, advance)
         watch.start(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
         if report_to:
@@ -177,35 +203,96 @@ def _train(
         assert interruption.signal is not None
         message = f"stopped after step {watch.step} of {len(plan)}; add --resume to go on"
         raise Interrupted(message, interruption.signal)
-    best = watch.best if settings.patience else None
-    wanted = best.step if best else watch.step
+    wanted = watch.best.step if deciding and watch.best else watch.step
     if wanted != trainer.state.global_step:
         reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
-    metrics = {
-        **pair_accuracy(held_pairs, scorer.score(1)),
-        "length_baseline": length_baseline(train_pairs, held_pairs),
-        "train_pairs": len(train_pairs.pairs),
-        "padding": {
-            "share": padding_share(train_pairs.pairs, lengths, plan),
-            "without_buckets": padding_share(train_pairs.pairs, lengths, plan_batches(*order, window=1)),
-        },
+    metrics = _held_out(data, scorer, 1)
+    if data.held_pairs.pairs and data.train_pairs.pairs:
+        metrics["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
+    kind = "train_rollouts" if data.held_rollouts else "train_pairs"
+    metrics[kind] = len(data.train.items if data.held_rollouts else data.train_pairs.items)
+    metrics["padding"] = {
+        "share": padding_share(data.train.items, lengths, plan_batches(*order)),
+        "without_buckets": padding_share(data.train.items, lengths, plan_batches(*order, window=1)),
     }
-    if best:
-        decided = {"prompts": len(set(watched_pairs.prompts)), "pairs": len(watched_pairs.pairs)}
-        metrics["early_stopping"] = {**decided, **best._asdict(), "stopped": watch.step, "planned": len(plan)}
+    if deciding and watch.best:
+        pairs = deciding.held_pairs
+        decided = {"prompts": len(set(pairs.prompts)), "pairs": len(pairs.pairs)}
+        metrics["early_stopping"] = {**decided, **watch.best._asdict(), "stopped": watch.step, "planned": len(plan)}
     reward.info = replace(reward.info, training=run, metrics=metrics)
     finish_folder(reward, out)
     return metrics
 
 
-def _halves(held: Sequence[Comparison]) -> tuple[list[Comparison], list[Comparison]]:
-    """(comparisons that decide when to stop, those that report): their prompts are others."""
+def checked_objective(reward: RewardModel, settings: Settings) -> Objective:
+    """The reward's objective; an error where it or the settings do not go with what the reward trains."""
+    if settings.gradient_checkpointing and Tuning.parse(reward.info.tune).kind == "head":
+        raise TrainingError("gradient checkpointing saves memory of layers that are trained, and tune head trains none")
+    objective = make_objective(reward.info.objective, **reward.info.objective_settings)
+    check_head(objective, reward.info.head)
+    return objective
+
+
+def learning_rate(reward: RewardModel) -> float:
+    """The peak learning rate for what a reward trains."""
+    tuned = Tuning.parse(reward.info.tune).kind
+    head = reward.info.head.partition(":")[0]
+    return LEARNING_RATES[head if tuned == "head" and head != "scalar" else tuned]
+
+
+def encode_all(
+    reward: RewardModel,
+    objective: Objective,
+    kept: Sequence[Comparison | Rollout],
+    held: Sequence[Comparison | Rollout],
+    max_tokens: int,
+) -> Data:
+    """Token ids of what is trained and measured on.
+
+    Raises:
+        ObjectiveError: rollouts for an objective that compares two responses.
+    """
+    rollouts, held_rollouts = ([one for one in part if isinstance(one, Rollout)] for part in (kept, held))
+    if rollouts:
+        if objective.of == "pairs":
+            raise ObjectiveError(
+                f"objective {objective.name} learns from comparisons, and rollouts are single responses; make "
+                "comparisons of them with midcourse prefer"
+            )
+        trained, measured = (encode_rollouts(reward, part, max_tokens) for part in (rollouts, held_rollouts))
+        return Data(trained, pairs_by_label(trained), pairs_by_label(measured), measured)
+    comparisons, held_comparisons = ([one for one in part if isinstance(one, Comparison)] for part in (kept, held))
+    train_pairs, held_pairs = (encode(reward, part, max_tokens) for part in (comparisons, held_comparisons))
+    if objective.of == "pairs":
+        return Data(train_pairs, train_pairs, held_pairs, None)
+    return Data(encode_rollouts(reward, label_comparisons(comparisons), max_tokens), train_pairs, held_pairs, None)
+
+
+def encode_parts(
+    reward: RewardModel,
+    objective: Objective,
+    kept: Sequence[Comparison | Rollout],
+    held: Sequence[Comparison | Rollout],
+    settings: Settings,
+) -> tuple[Data, Data | None]:
+    """What is trained on, with what reports, and where there is patience what decides: other held-out prompts.
+
+    Raises:
+        TrainingError: too few held-out prompts for both, or no pairs among those that decide.
+    """
+    if settings.patience is None:
+        return encode_all(reward, objective, kept, held, settings.max_tokens), None
     if len(set(prompt_groups(held))) < 2:
         raise TrainingError("patience needs two held-out prompts, one to decide and one to report; raise --held-out")
-    return split_by_prompt(held, 0.5, seed=1)
+    deciding, reporting = split_by_prompt(held, 0.5, seed=1)
+    data = encode_all(reward, objective, kept, reporting, settings.max_tokens)
+    decides = encode_all(reward, objective, deciding, deciding, settings.max_tokens)
+    if not decides.held_pairs.pairs:
+        raise TrainingError("patience decides by pairs of a prompt's responses, and none is held out; raise --held-out")
+    return data, data._replace(held_pairs=decides.held_pairs, held_rollouts=decides.held_rollouts)
 
 
-def computes_in_bfloat16(settings: Settings, reward: RewardModel) -> bool:
+def computes_in_bfloat16(reward: RewardModel, settings: Settings) -> bool:
     """Whether mixed precision is asked for, or the hardware has it; TrainingError where it is asked for in vain."""
     able = reward.device.type == "cuda" and torch.cuda.is_bf16_supported()
     if settings.precision == "bfloat16" and not able:
@@ -229,11 +316,6 @@ def master_weights(reward: RewardModel, mixed: bool) -> Iterator[None]:
     finally:
         for p in low:
             p.data = p.data.to(torch.bfloat16)
-
-
-def known_objectives() -> str:
-    """The objectives and their past-end variants, for a message."""
-    return ", ".join(f"{objective} with {past_end}" for objective, past_end in OBJECTIVES)
 
 
 def check_settings(settings: Settings) -> None:
@@ -293,6 +375,7 @@ class _Watch(TrainerCallback):
         self.report: Callable[[dict], None] | None = None
         self.loss = self.grad_norm = math.nan
         self.rows: list[dict[str, Any]] = []
+        self.phase = ""
 
     @property
     def step(self) -> int:
@@ -325,6 +408,7 @@ class _Watch(TrainerCallback):
         row = {
             "step": step,
             "epoch": step / self.steps_per_epoch,
+            "phase": self.phase,
             "loss": self.loss,
             "grad_norm": self.grad_norm,
             "learning_rate": lr_scheduler.get_last_lr()[0],
@@ -349,7 +433,7 @@ class _Watch(TrainerCallback):
 def _flat(row: dict[str, Any]) -> dict[str, float]:
     """A row as trackers take it: numbers, those of held-out prompts named eval_..."""
     shares = {f"eval_accuracy_at_{float(share):g}": value for share, value in row.get("accuracy", {}).items()}
-    return {name: value for name, value in row.items() if name not in ("step", "epoch", "accuracy")} | shares
+    return {name: value for name, value in row.items() if isinstance(value, float) and name != "epoch"} | shares
 
 
 def _whole_line(line: str) -> bool:
@@ -360,12 +444,12 @@ def _whole_line(line: str) -> bool:
     return True
 
 
-class PairTrainer(Trainer):
-    """transformers' Trainer over a fixed plan of batches of pairs, whose checkpoints are whole or absent."""
+class PlanTrainer(Trainer):
+    """transformers' Trainer over a fixed plan of batches, whose checkpoints are whole or absent."""
 
     reward: RewardModel
     objective: Objective
-    pairs: PairSet
+    data: PairSet | RolloutSet
     watch: _Watch
     _losses: Tensor
     _saving: str | None = None
@@ -375,14 +459,13 @@ class PairTrainer(Trainer):
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        columns, pairs, lengths, finished = (inputs.pop(name) for name in ("columns", "pairs", "lengths", "finished"))
+        phase, batch = self.objective.phases[inputs.pop("phase")], inputs.pop("batch")
         weight = inputs.pop("weight")
-        rewards = model(**inputs).gather(1, columns)
-        losses = self.objective(pair_rewards(rewards, pairs, lengths, finished))
-        # Processes' gradients are averaged: weighted so, they are those of the mean over the whole batch's pairs.
+        losses = phase_losses(phase, model, inputs, **batch)
+        # Processes' gradients are averaged: weighted so, they are those of the mean over the whole batch.
         loss = losses.mean() * weight
         self._losses = losses.detach() if weight else losses.detach()[:0]
-        self.watch.loss = processes.mean(loss)
+        self.watch.phase, self.watch.loss = phase.name, processes.mean(loss)
         self._refuse_explosion("loss", self.watch.loss)
         return loss
 
@@ -401,11 +484,11 @@ class PairTrainer(Trainer):
         found = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
 
         def refuse() -> None:
-            pairs = _described(self.pairs, self.train_dataset[step], losses, self.reward.tokenizer.decode)
-            write_text(out / "bad_batch.json", json.dumps({**found, "pairs": pairs}, indent=1, ensure_ascii=False))
+            batch = _described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
+            write_text(out / "bad_batch.json", json.dumps({**found, "batch": batch}, indent=1, ensure_ascii=False))
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
-                f"broken pairs in {out / 'bad_batch.json'}, the batch it was computed on"
+                f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
             )
 
         processes.once(refuse)
@@ -450,33 +533,64 @@ class PairTrainer(Trainer):
         self.reward.load_trained(Path(resume_from_checkpoint) / "reward.safetensors")
 
 
+def phase_losses(
+    phase: Phase,
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    columns: Int[Tensor, "rows positions"],
+    items: Int[Tensor, "items sides"],
+    lengths: Int[Tensor, " rows"],
+    finished: Bool[Tensor, " rows"],
+    labels: Float[Tensor, " items"] | None,
+) -> Float[Tensor, " items"]:
+    """The loss of each pair or rollout of a batch; `items` are row numbers."""
+    if phase.of == "chosen":
+        rows = items[:, 0]
+        rewards, best = (found.gather(1, columns)[rows] for found in model(**inputs, best=True))
+        return phase.loss(NextRewards(rewards, best, lengths[rows]))
+    rewards = model(**inputs).gather(1, columns)
+    if phase.of == "pairs":
+        return phase.loss(pair_rewards(rewards, items, lengths, finished))
+    assert labels is not None
+    rows = items[:, 0]
+    return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype)))
+
+
 def _trainer(
     reward: RewardModel,
     scorer: Scorer,
-    pairs: PairSet,
+    data: PairSet | RolloutSet,
     objective: Objective,
-    plan: list[list[int]],
+    plan: list[Batch],
     settings: Settings,
     out: Path,
     mixed: bool,
     report_to: Sequence[str],
-) -> PairTrainer:
+) -> PlanTrainer:
     """A Trainer whose dataset is the plan: item n is the batch of step n."""
 
-    def collate(items: list[list[int]]) -> dict[str, Any]:
-        (batch,) = items
-        mine = processes.part(batch)
-        weight = processes.count() * len(mine) / len(batch)
-        # A batch may have fewer pairs than there are processes: those left out compute along, for nothing.
-        numbers, local = renumber([pairs.pairs[number] for number in mine or batch[:1]])
-        rows = [pairs.rows[number] for number in numbers]
+    def collate(batches: list[Batch]) -> dict[str, Any]:
+        ((phase, whole),) = batches
+        mine = processes.part(whole)
+        # A batch may have fewer items than there are processes: those left out compute along, for nothing.
+        picked = mine or whole[:1]
+        items = [data.items[number] for number in picked]
+        if objective.phases[phase].of == "chosen":
+            items = [item[:1] for item in items]
+        numbers, local = renumber(items)
+        rows = [data.rows[number] for number in numbers]
+        labels = torch.tensor([data.labels[n] for n in picked]) if isinstance(data, RolloutSet) else None
         return {
             **scorer.inputs(0, numbers),
-            "weight": weight,
-            "columns": response_columns(rows, scorer.starts(0, numbers)),
-            "pairs": torch.tensor(local),
-            "lengths": torch.tensor([len(row.response) for row in rows]),
-            "finished": torch.tensor([row.finished for row in rows]),
+            "weight": processes.count() * len(mine) / len(whole),
+            "phase": phase,
+            "batch": {
+                "columns": response_columns(rows, scorer.starts(0, numbers)),
+                "items": torch.tensor(local),
+                "lengths": torch.tensor([len(row.response) for row in rows]),
+                "finished": torch.tensor([row.finished for row in rows]),
+                "labels": labels,
+            },
         }
 
     arguments = TrainingArguments(
@@ -501,28 +615,52 @@ def _trainer(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: several GPUs take as many processes
     set_seed(settings.seed)
-    trainer = PairTrainer(model=scorer, args=arguments, train_dataset=plan, data_collator=collate)
+    trainer = PlanTrainer(model=scorer, args=arguments, train_dataset=plan, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
-    trainer.reward, trainer.objective, trainer.pairs = reward, objective, pairs
+    trainer.reward, trainer.objective, trainer.data = reward, objective, data
     return trainer
 
 
 def _described(
-    pairs: PairSet, batch: Sequence[int], losses: Sequence[float], decode: Callable[[Sequence[int]], str]
+    data: PairSet | RolloutSet,
+    batch: Sequence[int],
+    losses: Sequence[float],
+    decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
-    """A batch as a person reads it: each pair's number among those trained on, its texts, and its loss."""
+    """A batch as a person reads it: each item's number among those trained on, its texts, and its loss."""
     found = []
     for number, loss in zip(batch, losses, strict=True):
-        chosen, rejected = (pairs.rows[row] for row in pairs.pairs[number])
-        texts = {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
-        ids = {f"{side}_ids": list(tokens) for side, tokens in texts.items()}
+        rows = [data.rows[row] for row in data.items[number]]
+        names = ("chosen", "rejected") if len(rows) == 2 else ("response",)
+        texts = {"prompt": rows[0].prompt, **{name: row.response for name, row in zip(names, rows, strict=True)}}
         # As text where it is no number, which JSON does not know.
-        told = loss if math.isfinite(loss) else str(loss)
-        found.append({"pair": number, "loss": told} | {side: decode(list(texts[side])) for side in texts} | ids)
+        item: dict[str, Any] = {"number": number, "loss": loss if math.isfinite(loss) else str(loss)}
+        if isinstance(data, RolloutSet):
+            item["label"] = data.labels[number]
+        found.append(item | {name: decode(list(ids)) for name, ids in texts.items()})
+        found[-1] |= {f"{name}_ids": list(ids) for name, ids in texts.items()}
     return found
 
 
-def _held_out(pairs: PairSet, scorer: Scorer, row_set: int) -> dict[str, Any]:
-    """What the curve shows: accuracy on held-out pairs by share of the response."""
-    shares = pair_accuracy(pairs, scorer.score(row_set))["shares"]
-    return {"accuracy": {str(row["share"]): row["accuracy"] for row in shares}}
+def _held_out(data: Data, scorer: Scorer, row_set: int) -> dict[str, Any]:
+    """Pair accuracy on held-out prompts, and of rollouts the fit to their labels, by share of the response."""
+    rewards = scorer.score(row_set)
+    if scorer.additive:
+        rewards = [row.cumsum(0) for row in rewards]
+    found: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
+    if data.held_pairs.pairs:
+        found = pair_accuracy(data.held_pairs, rewards)
+    if data.held_rollouts:
+        assert isinstance(data.train, RolloutSet)
+        found["labels"] = label_fit(data.held_rollouts, rewards, fmean(data.train.labels))
+    return found
+
+
+def _curve(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the curves show of held-out metrics."""
+    found = {}
+    if "shares" in metrics:
+        found["accuracy"] = {str(row["share"]): row["accuracy"] for row in metrics["shares"]}
+    if "labels" in metrics:
+        found["correlation"] = {str(row["share"]): row["correlation"] for row in metrics["labels"]["shares"]}
+    return found
