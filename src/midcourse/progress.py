@@ -12,15 +12,17 @@ LOG_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for `total` units of work; the yielded function says that so many more are done.
+def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` units of work; the yielded function says that so many more are done. `quiet` shows none.
 
     Example:
         >>> with progress("reading", len(rows)) as advance:
         ...     for row in rows:
         ...         advance(1)
     """
-    if sys.stderr.isatty():
+    if quiet:
+        yield lambda amount: None
+    elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

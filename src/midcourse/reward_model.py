@@ -24,6 +24,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from midcourse.backbone import (
@@ -296,7 +297,8 @@ class RewardModel(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: all that has to be stored beside the backbone's name."""
-        return {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        return {name: whole_tensor(p).cpu().contiguous() for name, p in trained.items()}
 
     @classmethod
     def load(
@@ -356,6 +358,11 @@ class RewardModel(nn.Module):
                 f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
             )
         reward = cls(with_adapter(model, tuning), tokenizer, info)
+        if share_with is not None:
+            # What was trained is read into tensors of its own, not into those of the language model.
+            for parameter in reward.parameters():
+                if parameter.requires_grad:
+                    parameter.data = torch.empty_like(parameter)
         try:
             reward.load_trained(folder / "reward.safetensors")
         except RewardError as error:
@@ -373,9 +380,10 @@ class RewardModel(nn.Module):
         wanted = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if {name: tensor.shape for name, tensor in state.items()} != {name: p.shape for name, p in wanted.items()}:
             raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
-        # In place of what was there, not into it: that may be the weights of a language model.
-        own = {name: tensor.to(wanted[name]) for name, tensor in state.items()}
-        self.load_state_dict(own, strict=False, assign=True)
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.requires_grad:
+                    p.copy_(part_of(state[name], p))
 
     def export(self, folder: str | Path) -> None:
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
@@ -508,6 +516,18 @@ def check_sharing(
         )
     if info.tokenizer == lm.tokens:  # load refuses others, as of any reward
         check_rendering(lm, info.backbone, info.template, info.chat_template, info.eos_token_ids)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor, kept as FSDP2 keeps `like`; the tensor as it is where `like` is whole."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
 def read_info(folder: Path) -> RewardInfo:

@@ -1,20 +1,21 @@
 import random
 from itertools import chain, combinations, groupby
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midcourse.train.objectives import prefix, prefix_past_end, sequence
-from midcourse.train.prefixes import PairSet, Row, pair_rewards, plan_batches, renumber, response_columns
-
-
-def pair_set(prompts: list[str]) -> PairSet:
-    """Pairs of those prompts; every one compares the same two rows."""
-    rows = [Row((0,), (1, 2), True), Row((0,), (1, 3), True)]
-    return PairSet(rows, [(0, 1)] * len(prompts), list(prompts))
-
+from midcourse.train.prefixes import (
+    Row,
+    padding_share,
+    pair_rewards,
+    plan_batches,
+    renumber,
+    response_columns,
+)
 
 PROMPTS = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20)
 EXAMPLES = settings(deadline=None)  # a busy machine is no failure
@@ -27,7 +28,7 @@ SIZES, EPOCHS, SEEDS = st.integers(1, 6), st.integers(1, 3), st.integers(0, 2**3
 @EXAMPLES
 @given(prompts=PROMPTS, size=SIZES, epochs=EPOCHS, seed=SEEDS)
 def test_an_epoch_takes_every_pair_once(prompts, size, epochs, seed):
-    plan = plan_batches(pair_set(prompts), size, epochs, seed)
+    plan = plan_batches(prompts, [3] * len(prompts), size, epochs, seed)
     per_epoch = -(-len(prompts) // size)
     assert len(plan) == epochs * per_epoch
     for epoch in range(epochs):
@@ -38,11 +39,34 @@ def test_an_epoch_takes_every_pair_once(prompts, size, epochs, seed):
 
 @EXAMPLES
 @given(prompts=PROMPTS, size=SIZES, seed=SEEDS)
-def test_pairs_of_a_prompt_stay_side_by_side(prompts, size, seed):
-    order = list(chain.from_iterable(plan_batches(pair_set(prompts), size, 1, seed)))
-    runs = [list(run) for _, run in groupby(order, key=lambda number: prompts[number])]
-    assert len(runs) == len(set(prompts))
-    assert all(run == sorted(run) for run in runs)
+def test_a_batch_has_the_pairs_of_a_prompt_side_by_side(prompts, size, seed):
+    """So that what they share is read once; a prompt is spread over no more batches than its pairs need, and one."""
+    plan = plan_batches(prompts, [3] * len(prompts), size, 1, seed)
+    for batch in plan:
+        runs = [list(run) for _, run in groupby(batch, key=lambda number: prompts[number])]
+        assert len(runs) == len({prompts[number] for number in batch})
+        assert all(run == sorted(run) for run in runs)
+    for prompt in set(prompts):
+        inside = sum(any(prompts[number] == prompt for number in batch) for batch in plan)
+        assert inside <= -(-prompts.count(prompt) // size) + 1
+
+
+def test_batches_of_similar_length_pad_less_and_stay_random():
+    lengths = [2 + random.Random(i).randrange(100) for i in range(640)]
+    prompts, items = [str(i) for i in range(640)], [(i, i) for i in range(640)]
+    bucketed, shuffled = (plan_batches(prompts, lengths, 8, 2, 0, window=window) for window in (16, 1))
+    assert padding_share(items, lengths, shuffled) > 0.4
+    assert padding_share(items, lengths, bucketed) < 0.1
+    first, second = bucketed[:80], bucketed[80:]
+    # Other batches in each epoch, and neither short nor long ones first.
+    assert not {tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch)) for batch in second}
+    longest = [max(lengths[i] for i in batch) for batch in first]
+    assert abs(np.corrcoef(range(80), longest)[0, 1]) < 0.3
+
+
+def test_the_padding_share_by_hand():
+    """Rows of 3, 5 and 1 tokens; the first batch reads 3 and 5 (2 of 10 are padding), the second 1 once (none)."""
+    assert padding_share([(0, 1), (2, 2)], [3, 5, 1], [[0], [1]]) == pytest.approx(2 / 11)
 
 
 @EXAMPLES
@@ -50,15 +74,15 @@ def test_pairs_of_a_prompt_stay_side_by_side(prompts, size, seed):
 def test_the_plan_depends_on_its_arguments_only(prompts, size, epochs, seed):
     """Neither on the process's random numbers nor on how many epochs follow."""
     random.seed(0)
-    have = plan_batches(pair_set(prompts), size, epochs, seed)
+    have = plan_batches(prompts, [3] * len(prompts), size, epochs, seed)
     random.seed(1)
-    longer = plan_batches(pair_set(prompts), size, epochs + 1, seed)
+    longer = plan_batches(prompts, [3] * len(prompts), size, epochs + 1, seed)
     assert longer[: len(have)] == have
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    pairs = pair_set([str(i) for i in range(50)])
-    orders = [*plan_batches(pairs, 50, 2, seed=0), *plan_batches(pairs, 50, 1, seed=1), list(range(50))]
+    pairs = [str(i) for i in range(50)], [3] * 50
+    orders = [*plan_batches(*pairs, 50, 2, seed=0), *plan_batches(*pairs, 50, 1, seed=1), list(range(50))]
     assert all(first != second for first, second in combinations(orders, 2))
 
 

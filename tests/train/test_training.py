@@ -5,20 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from midcourse.reward_model import RewardModel
+from midcourse.reward_model import RewardModel, layers_of
 from midcourse.testing import tiny_language_model, tiny_reward
-from midcourse.train.comparisons import Comparison, read_comparisons
+from midcourse.train.accuracy import pair_accuracy
+from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints
 from midcourse.train.objectives import ObjectiveError
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
-from midcourse.train.training import Settings, train
+from midcourse.train.training import Settings, check_reports, master_weights, train
 
 GOOD, BAD = (" fine and good", " bad and poor")
 
@@ -289,6 +291,9 @@ def test_resuming_with_other_settings_names_the_difference(lm_folder, data, tmp_
         ({"held_out": 1.0}, "held-out is 1.0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"save_steps": 0}, "save-steps is 0"),
+        ({"eval_steps": 0}, "eval-steps is 0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"precision": "half"}, "precision 'half' is unknown; use one of: auto, full, bfloat16"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(lm_folder, data, tmp_path, settings, message):
@@ -334,3 +339,236 @@ def test_responses_longer_than_the_limit_are_cut_and_unfinished(lm_folder):
     cut, whole = pairs.rows
     assert (len(cut.response), cut.finished) == (8, False)
     assert (len(whole.response), whole.finished) == (2, True)
+
+
+# What goes wrong
+
+
+def stubborn(lm_folder: Path, value: float) -> RewardModel:
+    """A reward whose head begins at a number that makes for a bad loss or gradient."""
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="last:1")
+    with torch.no_grad():
+        reward.head.weight.fill_(value)
+    return reward
+
+
+@pytest.mark.parametrize(("value", "name"), [(float("nan"), "loss"), (1e30, "loss"), (2e5, "norm of its gradient")])
+def test_a_bad_batch_is_written_down_and_named(lm_folder, data, tmp_path, value, name):
+    """A loss that is no number or has exploded, and a gradient that has: the batch is there, the weights unchanged."""
+    out = tmp_path / "reward"
+    reward = stubborn(lm_folder, value)
+    before = {key: tensor.clone() for key, tensor in reward.trained_state().items()}
+    with pytest.raises(TrainingError, match=rf"the {name} is .* after step 0; lower --lr, .*bad_batch\.json"):
+        train(reward, read_comparisons(data), out, Settings(**SETTINGS))
+    found = json.loads((out / "bad_batch.json").read_text())
+    assert found["step"] == 1
+    assert len(found["batch"]) == SETTINGS["batch_size"]
+    comparisons = {(c.prompt, c.chosen) for c in read_comparisons(data)}
+    for pair in found["batch"]:
+        assert (pair["prompt"], pair["chosen"].removesuffix(reward.tokenizer.eos_token)) in comparisons
+        assert reward.tokenizer.decode(pair["rejected_ids"]) == pair["rejected"]
+        assert isinstance(pair["loss"], float) or pair["loss"] == "nan"
+    after = reward.trained_state()
+    assert all(torch.equal(after[key].nan_to_num(), before[key].nan_to_num()) for key in before)
+
+
+# Stopping early
+
+
+def noisy(tmp_path: Path, prompts: int = 40) -> Path:
+    """Pairs without a pattern: more training only fits noise."""
+    path = tmp_path / "noise.jsonl"
+    words = [f"{i * i % 97} {i * 7 % 31}" for i in range(2 * prompts)]
+    rows = [{"prompt": f"p{i}", "chosen": words[2 * i], "rejected": words[2 * i + 1]} for i in range(prompts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+PATIENT = {"epochs": 8, "patience": 2, "eval_steps": 2, "save_steps": 3, "held_out": 0.4, "lr": 3e-2}
+
+
+def test_patience_stops_and_keeps_the_best_weights(lm_folder, tmp_path):
+    out, data = tmp_path / "reward", noisy(tmp_path)
+    metrics = trained(lm_folder, data, out, **PATIENT)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    evaluated = {row["step"]: sum(row["accuracy"].values()) / 5 for row in rows if "accuracy" in row}
+    stop = metrics["early_stopping"]
+    assert list(evaluated) == list(range(2, stop["stopped"] + 1, 2))
+    best = min(step for step in evaluated if evaluated[step] == max(evaluated.values()))
+    assert (stop["step"], stop["accuracy"]) == (best, pytest.approx(evaluated[best]))
+    assert stop["stopped"] == best + 2 * 2 < stop["planned"]
+    # The weights are those that were evaluated as the best, on prompts that the reported accuracies do not use.
+    _, held = split_by_prompt(read_comparisons(data), PATIENT["held_out"], seed=0)
+    deciding, reporting = split_by_prompt(held, 0.5, seed=1)
+    assert (stop["pairs"], metrics["pairs"]) == (len(deciding), len(reporting))
+    reward = RewardModel.load(out)
+    for part, want in ((deciding, stop["accuracy"]), (reporting, None)):
+        pairs = encode(reward, part, 512)
+        found = pair_accuracy(pairs, reward.score_ids([(row.prompt, row.response) for row in pairs.rows]))
+        accuracy = sum(share["accuracy"] for share in found["shares"]) / 5
+        assert accuracy == pytest.approx(want or sum(share["accuracy"] for share in metrics["shares"]) / 5)
+    card = (out / "README.md").read_text()
+    assert f"stopped after step {stop['stopped']} of {stop['planned']}" in card
+    assert f"step {best}" in card
+    assert not list(out.glob("checkpoint-*"))
+
+
+def test_without_patience_no_prompt_is_spent_on_stopping(undisturbed):
+    metrics = json.loads((undisturbed / "midcourse.json").read_text())["metrics"]
+    assert "early_stopping" not in metrics
+    assert metrics["prompts"] == 5
+
+
+def test_patience_needs_two_held_out_prompts(lm_folder, data, tmp_path):
+    with pytest.raises(TrainingError, match="patience needs two held-out prompts"):
+        trained(lm_folder, data, tmp_path / "reward", patience=1, held_out=0.01)
+    assert not (tmp_path / "reward").exists()
+
+
+# Memory and precision
+
+
+@pytest.mark.parametrize("tune", ["last:1", "lora:2", "all"])
+def test_gradient_checkpointing_changes_nothing_but_memory(lm_folder, data, tmp_path, tune):
+    for name, checkpointing in (("with", True), ("without", False)):
+        trained(lm_folder, data, tmp_path / name, tune=tune, gradient_checkpointing=checkpointing, epochs=1)
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("with", "without")
+    ]
+    assert [row["loss"] for row in rows[0]] == pytest.approx([row["loss"] for row in rows[1]], abs=1e-6)
+    assert [row["grad_norm"] for row in rows[0]] == pytest.approx([row["grad_norm"] for row in rows[1]], rel=1e-4)
+
+
+@pytest.mark.parametrize("tune", ["last:1", "lora:2", "all"])
+def test_gradient_checkpointing_computes_trained_layers_again(lm_folder, tune):
+    """Not only asked for: every trained layer's forward runs twice a step."""
+    calls = []
+    reward = RewardModel.create(str(lm_folder), template="raw", tune=tune)
+    rows = encode(reward, [Comparison("ab", "cde", "fgh")], max_tokens=32).rows
+    scorer = Scorer(reward, [rows])
+    base = reward.backbone.get_base_model() if tune == "lora:2" else reward.backbone
+    layers_of(base)[-1].self_attn.register_forward_hook(lambda *args: calls.append(1))
+    scorer.checkpoint_gradients()
+    scorer.train()
+    scorer(**scorer.inputs(0, [0, 1])).sum().backward()
+    assert len(calls) == 2
+
+
+def test_gradient_checkpointing_without_trained_layers_is_refused(lm_folder, data, tmp_path):
+    with pytest.raises(TrainingError, match="tune head trains none"):
+        trained(lm_folder, data, tmp_path / "reward", tune="head", gradient_checkpointing=True)
+
+
+def test_bfloat16_is_refused_where_the_hardware_lacks_it(lm_folder, data, tmp_path):
+    with pytest.raises(TrainingError, match="needs a GPU that computes in it, and this is cpu"):
+        trained(lm_folder, data, tmp_path / "reward", precision="bfloat16")
+
+
+def test_master_weights_keep_steps_that_bfloat16_loses(lm_folder):
+    """In bfloat16 1 + 1e-3 is 1: a hundred such steps go nowhere. As float32 they add up, and are rounded once."""
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="last:1", dtype="bfloat16")
+    with torch.no_grad():
+        reward.head.weight.fill_(1.0)
+    frozen = reward.backbone.get_input_embeddings().weight
+    for mixed, want in ((False, 1.0), (True, 1.1015625)):
+        with master_weights(reward, mixed), torch.no_grad():
+            for _ in range(100):
+                reward.head.weight += 1e-3
+            assert (reward.head.weight.dtype, frozen.dtype) == (
+                torch.float32 if mixed else torch.bfloat16,
+                torch.bfloat16,
+            )
+        assert reward.head.weight.dtype == torch.bfloat16
+        assert reward.head.weight[0, 0].item() == want
+
+
+# Trackers
+
+
+def test_trackers_get_every_figure(lm_folder, data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="head")
+    out = tmp_path / "reward"
+    train(reward, read_comparisons(data), out, Settings(**SETTINGS), report_to=["tensorboard"])
+    (folder,) = (out / "runs").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for name, key in (
+        ("train/loss", "loss"),
+        ("train/learning_rate", "learning_rate"),
+        ("train/grad_norm", "grad_norm"),
+    ):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(row["step"], pytest.approx(row[key])) for row in rows]
+    for share in ("0.1", "1.0"):
+        found = [event.value for event in events.Scalars(f"eval/accuracy_at_{float(share):g}")]
+        assert found == pytest.approx([row["accuracy"][share] for row in rows if "accuracy" in row])
+
+
+def test_trackers_that_are_unknown_or_missing_are_refused(lm_folder, data, tmp_path):
+    with pytest.raises(TrainingError, match="report-to 'fax' is unknown; use one of: tensorboard"):
+        check_reports(["fax"])
+    missing = [name for name in ("trackio", "wandb") if find_spec(name) is None]
+    for name in missing:
+        with pytest.raises(TrainingError, match=f"needs a package that is not installed; run: pip install {name}"):
+            check_reports([name])
+
+
+# Two at once
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from midcourse.train.folder import only_training
+with only_training(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_does_not_block(lm_folder, data, tmp_path):
+    out = tmp_path / "reward"
+    start = [sys.executable, "-c", HOLDING, str(out)]
+    holder = subprocess.Popen(start, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(TrainingError, match=rf"another training \(process {holder.pid}\) is writing to"):
+            trained(lm_folder, data, out)
+        holder.kill()
+        holder.wait()
+        assert (out / ".lock").exists()  # what a dead one leaves
+    trained(lm_folder, data, out, epochs=1)
+    assert not (out / ".lock").exists()
+
+
+# Everything together, killed and resumed
+
+
+@pytest.mark.slow
+def test_a_patient_run_in_less_memory_resumes_to_the_same_reward(lm_folder, tmp_path):
+    """Killed after a checkpoint between evaluations, then after the one at which it stopped, before it was done."""
+    data = noisy(tmp_path)
+    start = ["--backbone", str(lm_folder), "--template", "raw", "--tune", "last:1", "--batch-size", "8"]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in PATIENT.items()] + ["--gradient-checkpointing"]
+
+    def run(out: Path, code: str, *more: str) -> subprocess.CompletedProcess:
+        what = [sys.executable, "-c", code, "train", str(data), "--out", str(out), *start, *flags, *more]
+        return subprocess.run(what, env=environment(), capture_output=True, text=True)
+
+    plain = "from midcourse.cli import main; main()"
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(whole, plain).returncode == 0
+    stop = json.loads((whole / "midcourse.json").read_text())["metrics"]["early_stopping"]
+    kill = SIGNALLED.replace('folder.name == "checkpoint-2"', 'folder.name == "checkpoint-{step}"')
+    assert run(out, kill.format(step=3, number=int(signal.SIGKILL))).returncode == -signal.SIGKILL
+    last = kill.format(step=stop["stopped"], number=int(signal.SIGKILL))
+    assert run(out, last, "--resume").returncode == -signal.SIGKILL
+    assert {f"checkpoint-{stop[name]}" for name in ("step", "stopped")} <= {path.name for path in checkpoints(out)}
+    done = run(out, plain, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert same_reward(out, whole)
+    for name in ("metrics.jsonl", "midcourse.json", "README.md"):
+        assert (out / name).read_text() == (whole / name).read_text()

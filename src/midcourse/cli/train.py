@@ -11,6 +11,8 @@ import tyro
 from midcourse.cli.console import table
 
 if TYPE_CHECKING:
+    from midcourse.reward_model import RewardModel
+    from midcourse.train.comparisons import Comparison
     from midcourse.train.rows import BadRow
 
 
@@ -50,6 +52,18 @@ class Train:
     """Share of the prompts kept for the accuracies."""
     save_steps: int | None = None
     """Steps between checkpoints; a tenth of the run by default."""
+    eval_steps: int | None = None
+    """Steps between evaluations on held-out prompts; an epoch by default."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better held-out prefix accuracy, and keep the best weights. One half of
+    the held-out prompts decides, the other reports."""
+    gradient_checkpointing: bool = False
+    """Train in less memory and more time: what the backward pass needs is computed again."""
+    precision: Literal["auto", "full", "bfloat16"] = "auto"
+    """bfloat16: compute in it where that loses nothing, with float32 weights; full: all in --dtype. auto is bfloat16
+    on GPUs that have it."""
+    report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], tyro.conf.UseAppendAction] = ()
+    """Send loss, learning rate and accuracies there too, as the library of that name is set up."""
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
@@ -61,11 +75,16 @@ class Train:
     """Print the metrics as JSON."""
 
     def run(self) -> int:
-        from midcourse.loading import head_of
+        from midcourse.language_model import resolve_device
+        from midcourse.train import processes
+
+        # Before any model is loaded: of several processes, each has to know its own GPU.
+        with processes.joined(resolve_device(self.device)):
+            return self._train()
+
+    def _train(self) -> int:
+        from midcourse.train import processes
         from midcourse.train.card import accuracy_table, calibration_table, temperature_lines
-        from midcourse.train.comparisons import read_comparisons
-        from midcourse.train.prefixes import prompt_limit
-        from midcourse.train.rows import write_bad_rows
         from midcourse.train.training import Interrupted, Settings, check_settings, train
 
         settings = Settings(
@@ -76,8 +95,44 @@ class Train:
             self.held_out,
             save_steps=self.save_steps,
             seed=self.seed,
+            eval_steps=self.eval_steps,
+            patience=self.patience,
+            gradient_checkpointing=self.gradient_checkpointing,
+            precision=self.precision,
         )
-        check_settings(settings)
+        processes.everywhere(lambda: check_settings(settings))
+        reward, comparisons = processes.everywhere(self._load)
+        try:
+            metrics = train(reward, comparisons, self.out, settings, resume=self.resume, report_to=self.report_to)
+        except Interrupted as stop:
+            if processes.first():
+                print(f"midcourse: {stop}", file=sys.stderr)
+            return 128 + stop.signal
+        if not processes.first():
+            return 0
+        if self.json:
+            print(json.dumps(metrics, indent=1))
+            return 0
+        title = f"Held-out pair accuracy ({metrics['pairs']} pairs of {metrics['prompts']} prompts, 95% intervals)"
+        table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
+        if calibrated := calibration_table(metrics):
+            title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
+            table(title, ("compared at", "before", "after"), calibrated)
+            print(*temperature_lines(metrics), sep="\n")
+        padding = metrics["padding"]
+        print(f"padding: {padding['share']:.1%} of the tokens, {padding['without_buckets']:.1%} without length buckets")
+        if stopping := metrics.get("early_stopping"):
+            print(f"stopped after step {stopping['stopped']} of {stopping['planned']}, kept step {stopping['step']}")
+        print(f"reward, card and curves: {self.out}")
+        return 0
+
+    def _load(self) -> "tuple[RewardModel, list[Comparison]]":
+        from midcourse.loading import head_of
+        from midcourse.train import processes
+        from midcourse.train.comparisons import read_comparisons
+        from midcourse.train.prefixes import prompt_limit
+        from midcourse.train.rows import write_bad_rows
+
         rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
         # A look at the file before the model is loaded: a wrong path should not cost seconds.
         read_comparisons(self.comparisons, rejects=rejects)
@@ -96,21 +151,7 @@ class Train:
         )
         rejects = [] if self.skip_bad_rows else None
         comparisons = read_comparisons(self.comparisons, limit=prompt_limit(reward, self.max_tokens), rejects=rejects)
-        if rejects and self.skip_bad_rows:
+        if rejects and self.skip_bad_rows and processes.first():
             write_bad_rows(self.skip_bad_rows, rejects)
             print(f"skipped {len(rejects)} bad rows, written to {self.skip_bad_rows}", file=sys.stderr)
-        try:
-            metrics = train(reward, comparisons, self.out, settings, resume=self.resume)
-        except Interrupted as stop:
-            print(f"midcourse: {stop}", file=sys.stderr)
-            return 128 + stop.signal
-        if self.json:
-            print(json.dumps(metrics, indent=1))
-        else:
-            title = f"Held-out pair accuracy ({metrics['pairs']} pairs of {metrics['prompts']} prompts, 95% intervals)"
-            table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
-            title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
-            table(title, ("compared at", "before", "after"), calibration_table(metrics))
-            print(*temperature_lines(metrics), sep="\n")
-            print(f"reward, card and curves: {self.out}")
-        return 0
+        return reward, comparisons

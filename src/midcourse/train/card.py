@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ def plot_training(metrics: Path, info: RewardInfo, path: Path) -> None:
     for i, row in enumerate(evaluated):
         shares = [100 * float(share) for share in row[shown]]
         values = [math.nan if value is None else value for value in row[shown].values()]
-        label = f"epoch {row['epoch']:.0f}" if len(evaluated) <= 8 or i in (0, len(evaluated) - 1) else None
+        label = f"epoch {row['epoch']:.3g}" if len(evaluated) <= 8 or i in (0, len(evaluated) - 1) else None
         color = colors(0.15 + 0.7 * i / max(len(evaluated) - 1, 1))
         right.plot(shares, values, marker="o", markersize=4, color=color, label=label)
     right.axhline(figures[shown][1], color="#999", linestyle=":", linewidth=1)
@@ -129,6 +130,19 @@ def _error(found: dict | None) -> str:
     return f"{found['ece']:.3f} ({low:.3f} to {high:.3f})"
 
 
+def how_it_went(metrics: dict[str, Any]) -> str:
+    """Sentences on padding and early stopping."""
+    padding = metrics["padding"]
+    told = f"Of the tokens in its batches {padding['share']:.1%} were padding."
+    if stop := metrics.get("early_stopping"):
+        told += (
+            f" Training stopped after step {stop['stopped']} of {stop['planned']}, and the weights are those of step "
+            f"{stop['step']}, the best by mean prefix accuracy ({stop['accuracy']:.3f}) on {stop['pairs']} pairs of "
+            f"{stop['prompts']} held-out prompts. The table above is of other held-out prompts."
+        )
+    return told
+
+
 def pairs_title(metrics: dict) -> str:
     """What the accuracies are of."""
     made = ", rollouts of a prompt ordered by label" if "labels" in metrics else ""
@@ -175,6 +189,7 @@ midcourse score --reward THIS_FOLDER --prompt "..." --text "..."
 ## Training
 
 {run[kind]} {kind} (fingerprint `{run["data_fingerprint"]}`), {trained} of them trained on.
+{how_it_went(info.metrics)}
 
 {settings}
 """,

@@ -20,6 +20,8 @@ from midcourse.train.comparisons import Comparison, Example, prompt_groups
 from midcourse.train.objectives import PairRewards
 from midcourse.train.rollouts import Rollout
 
+WINDOW = 16  # batches that are sorted by length together: enough to pad little, few enough to stay random
+
 
 class Row(NamedTuple):
     """A prompt and a response in token ids; a finished response ends with EOS."""
@@ -122,22 +124,60 @@ def encode_rollouts(reward: RewardModel, rollouts: Sequence[Rollout], max_tokens
     return RolloutSet(list(numbers), items, [r.reward for r in rollouts], prompt_groups(rollouts))
 
 
-def plan_batches(data: PairSet | RolloutSet, batch_size: int, epochs: int, seed: int) -> list[list[int]]:
-    """The numbers of each batch's pairs or rollouts, for all epochs: prompts in random order, each one's together.
+def plan_batches(
+    prompts: Sequence[str], lengths: Sequence[int], batch_size: int, epochs: int, seed: int, window: int = WINDOW
+) -> list[list[int]]:
+    """The numbers of each batch's pairs or rollouts, for all epochs: in random order, but of similar length.
+
+    Prompts are shuffled; each `window` batches' worth of them is put in order of length and cut into batches, which
+    are shuffled. A batch has those of a prompt side by side; the short one, if any, ends the epoch.
 
     A pure function of its arguments: training that stopped after step n goes on with item n.
+
+    Args:
+        prompts: what each pair or rollout belongs to.
+        lengths: tokens of its longest row.
+        batch_size: pairs or rollouts of a batch.
+        epochs: how often each occurs.
+        seed: of the order.
+        window: batches that are sorted together; 1 is a plain shuffle.
     """
     by_prompt: dict[str, list[int]] = {}
-    for number, prompt in enumerate(data.prompts):
+    for number, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(number)
     rng = random.Random(seed)
     plan = []
     for _ in range(epochs):
-        groups = [list(group) for group in by_prompt.values()]
+        groups = list(by_prompt.values())
         rng.shuffle(groups)
-        order = [number for group in groups for number in group]
-        plan += [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        order: list[int] = []
+        while groups:
+            taken: list[list[int]] = []
+            while groups and sum(map(len, taken)) < window * batch_size:
+                taken.append(groups.pop())
+            taken.sort(key=lambda group: max(lengths[number] for number in group))
+            order += [number for group in taken for number in group]
+        batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        last = [batches.pop()] if len(batches[-1]) < batch_size else []
+        rng.shuffle(batches)
+        plan += batches + last
     return plan
+
+
+def padding_share(items: Sequence[Sequence[int]], lengths: Sequence[int], plan: Sequence[Sequence[int]]) -> float:
+    """The share of the tokens in a plan's batches that is padding.
+
+    Args:
+        items: the row numbers of each pair or rollout.
+        lengths: tokens of each row.
+        plan: the numbers of each batch's pairs or rollouts.
+    """
+    read = computed = 0
+    for batch in plan:
+        rows = {row for number in batch for row in items[number]}
+        read += sum(lengths[row] for row in rows)
+        computed += len(rows) * max(lengths[row] for row in rows)
+    return 1 - read / computed
 
 
 def in_turns(plan: Sequence[list[int]], phases: int, turns: int) -> list[Batch]:

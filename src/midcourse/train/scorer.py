@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from midcourse.prefix_cache import pad
 from midcourse.reward_model import RewardModel
 from midcourse.train.prefixes import Row, response_columns
-from midcourse.train.states import FrozenStates, split
+from midcourse.train.states import FrozenStates, Top, split
 
 
 class Scorer(nn.Module):
@@ -26,6 +26,20 @@ class Scorer(nn.Module):
         self.trained = made.top if made else reward
         self.takes_tokens = bool(made and made.before)
         self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
+        self._no_split_modules = getattr(reward.backbone, "_no_split_modules", None)  # what FSDP keeps together
+
+    def checkpoint_gradients(self) -> None:
+        """Let the trained layers compute anew in the backward pass what they would otherwise keep for it."""
+        layers: Any = self.trained.layers if isinstance(self.trained, Top) else self.trained.backbone
+        new = hasattr(layers, "activation_checkpointing_enable")  # its name from transformers 5.23 on
+        enable = layers.activation_checkpointing_enable if new else layers.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+    def lengths(self, row_set: int) -> list[int]:
+        """Tokens of each row that a forward reads."""
+        if self.states:
+            return self.states[row_set].lengths
+        return [len(row.prompt) + len(row.response) for row in self.row_sets[row_set]]
 
     def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
         """What `forward` takes for some rows of a row set."""
@@ -47,7 +61,9 @@ class Scorer(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         """Rewards of shape (rows, tokens); with `best`, also the best rewards that other tokens there would have."""
-        return self.trained(**inputs)
+        found = self.trained(**inputs)
+        # FSDP2 wants no view of another tensor here.
+        return found.clone() if isinstance(found, Tensor) else tuple(one.clone() for one in found)
 
     @torch.no_grad()
     def score(self, row_set: int, batch_rows: int = 32) -> list[Tensor]:

@@ -7,6 +7,7 @@ the positions before them); where the last layers are trained too, the states th
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,9 @@ from midcourse.files import cache_folder, whole_file
 from midcourse.prefix_cache import pad
 from midcourse.progress import progress
 from midcourse.reward_model import RewardModel, Tuning, layers_of
+from midcourse.train import processes
 from midcourse.train.prefixes import Row
+from midcourse.train.shards import make_room, open_shard, reserve
 from midcourse.trunk_reward import TrunkReward
 
 SHARD_ROWS = 128
@@ -120,25 +123,39 @@ class FrozenStates:
     """The bottom's states of some rows, read from disk; computed first where they are not there yet.
 
     Rows are stored in shards named by a hash of backbone, depth and rows, so what was interrupted goes on, and what
-    another run has computed is found.
+    another run has computed is found. See `train.shards` for what keeps them bounded and true.
     """
 
     def __init__(self, reward: RewardModel, made: Split, rows: Sequence[Row]):
         self.rows = rows
+        self.lengths = [_width(row, made) for row in rows]
         self.starts = [0 if made.response_only else len(row.prompt) for row in rows]
         folder = cache_folder() / "states"
         folder.mkdir(parents=True, exist_ok=True)
         shards = [rows[begin : begin + SHARD_ROWS] for begin in range(0, len(rows), SHARD_ROWS)]
-        paths = [folder / f"{_shard_key(reward, made, shard)}.safetensors" for shard in shards]
-        missing = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.is_file()]
-        with progress("hidden states", sum(len(shard) for shard, _ in missing)) as advance:
-            for shard, path in missing:
-                _write_shard(reward, made, shard, path, advance)
+        holds = [_holds(reward, made, shard) for shard in shards]
+        paths = [folder / f"{_shard_key(what)}.safetensors" for what in holds]
+        hidden = reward.backbone.config.hidden_size
+        shapes = [(sum(_width(row, made) for row in shard), hidden) for shard in shards]
+        reserve(folder, [path.name for path in paths], self)
+        wanted = list(zip(paths, holds, shapes, strict=True))
+        lacking = processes.once(lambda: [n for n, one in enumerate(wanted) if open_shard(*one) is None])
+        size = reward.backbone.dtype.itemsize
+        processes.once(lambda: make_room(folder, sum(math.prod(shapes[n]) for n in lacking) * size))
+        mine = processes.part(lacking)  # each shard is computed in one process
+
+        def compute() -> None:
+            total = sum(len(shards[n]) for n in mine)
+            with progress("hidden states", total, quiet=not processes.first()) as advance:
+                for n in mine:
+                    _write_shard(reward, made, shards[n], holds[n], paths[n], advance)
+
+        processes.everywhere(compute)
         self._files = [safe_open(path, framework="pt") for path in paths]
         self._tensors = [file.get_slice("states") for file in self._files]
         self._offsets = [0]
-        for row in rows:
-            self._offsets.append(self._offsets[-1] + _width(row, made))
+        for length in self.lengths:
+            self._offsets.append(self._offsets[-1] + length)
         self._shard_begins = [self._offsets[begin] for begin in range(0, len(rows), SHARD_ROWS)]
 
     def batch(self, numbers: Sequence[int]) -> Float[Tensor, "rows tokens hidden"]:
@@ -155,23 +172,32 @@ def _width(row: Row, made: Split) -> int:
     return len(row.response) + (0 if made.response_only else len(row.prompt))
 
 
-def _shard_key(reward: RewardModel, made: Split, shard: Sequence[Row]) -> str:
+def _holds(reward: RewardModel, made: Split, shard: Sequence[Row]) -> dict[str, str]:
+    """What a shard holds, as its metadata say it: states of which model, up to where, of which texts."""
     info = reward.info
-    what = [
-        info.backbone_fingerprint,
-        info.layers,
-        made.frozen_layers,
-        made.response_only,
-        str(reward.backbone.dtype),
-        *(["before"] if made.before else []),
-    ]
     ids = [[row.prompt, row.response] for row in shard]
-    return hashlib.sha256(json.dumps([what, ids]).encode()).hexdigest()[:32]
+    return {
+        "backbone": info.backbone_fingerprint,
+        "layers": f"{made.frozen_layers} of {info.layers}",
+        "positions": "response" if made.response_only else "all",
+        "shift": "before" if made.before else "none",
+        "dtype": str(reward.backbone.dtype),
+        "rows": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+    }
+
+
+def _shard_key(holds: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(holds, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @torch.inference_mode()
 def _write_shard(
-    reward: RewardModel, made: Split, shard: Sequence[Row], path: Path, advance: Callable[[int], None]
+    reward: RewardModel,
+    made: Split,
+    shard: Sequence[Row],
+    holds: dict[str, str],
+    path: Path,
+    advance: Callable[[int], None],
 ) -> None:
     states: list[Tensor] = [torch.empty(0)] * len(shard)
     order = sorted(range(len(shard)), key=lambda i: len(shard[i].prompt) + len(shard[i].response))
@@ -184,4 +210,4 @@ def _write_shard(
             states[i] = row[end - _width(shard[i], made) : end].clone()
         advance(len(part))
     with whole_file(path) as temporary:
-        save_file({"states": torch.cat(states)}, temporary)
+        save_file({"states": torch.cat(states)}, temporary, metadata=holds)

@@ -7,8 +7,10 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -16,17 +18,18 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
 from midcourse.progress import progress
-from midcourse.reward_model import RewardModel, Tuning
+from midcourse.reward_model import RewardModel, Tuning, whole_tensor
+from midcourse.train import processes
 from midcourse.train.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.train.calibration import calibrate
-from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
-from midcourse.train.folder import TrainingError, checkpoints, finish_folder, prepare_folder
+from midcourse.train.comparisons import Comparison, fingerprint, prompt_groups, split_by_prompt
+from midcourse.train.folder import TrainingError, checkpoints, finish_folder, only_training, prepare_folder
 from midcourse.train.interruption import Interrupted, Interruption, stop_on_signal
 from midcourse.train.objectives import (
     LabelledRewards,
@@ -44,6 +47,7 @@ from midcourse.train.prefixes import (
     encode,
     encode_rollouts,
     in_turns,
+    padding_share,
     pair_rewards,
     pairs_by_label,
     plan_batches,
@@ -52,9 +56,14 @@ from midcourse.train.prefixes import (
 )
 from midcourse.train.rollouts import Rollout, label_comparisons
 from midcourse.train.scorer import Scorer
+from midcourse.train.stopping import Best, best_so_far
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
 LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 3e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+# A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
+EXPLODED = 1e6
+REPORTS = ("tensorboard", "trackio", "wandb")
+PRECISIONS = ("auto", "full", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,12 @@ class Settings:
         weight_decay: of AdamW.
         save_steps: steps between checkpoints; by default a tenth of the run.
         seed: of the batches and the weights; the split does not depend on it.
+        eval_steps: steps between evaluations on held-out prompts; by default an epoch's.
+        patience: stop after so many evaluations without a better prefix accuracy (its mean over the shares of the
+            response) and keep the best weights. Half of the held-out prompts then decide, the other half reports.
+        gradient_checkpointing: keep less for the backward pass and compute it again: slower, in less memory.
+        precision: "bfloat16" computes in it where that loses nothing, with weights in float32; "full" computes in the
+            weights' own dtype; "auto" is bfloat16 on GPUs that have it.
     """
 
     epochs: int = 2
@@ -80,6 +95,10 @@ class Settings:
     weight_decay: float = 0.05
     save_steps: int | None = None
     seed: int = 0
+    eval_steps: int | None = None
+    patience: int | None = None
+    gradient_checkpointing: bool = False
+    precision: str = "auto"
 
 
 class Data(NamedTuple):
@@ -104,18 +123,47 @@ def train(
     settings: Settings,
     *,
     resume: bool = False,
+    report_to: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `reward` on comparisons or rollouts and save it to `out`; returns its metrics on held-out prompts.
 
+    In processes that torchrun or accelerate launch started, each takes its part of every batch, with the gradients of
+    the whole batch in all of them; the first one writes. After FSDP2 the reward is still in parts: load it from `out`.
+
+    Args:
+        reward: what is trained, in place.
+        comparisons: all of them; some prompts are held out.
+        out: folder of the reward.
+        settings: how.
+        resume: go on from the last checkpoint in `out`.
+        report_to: where else loss, learning rate and accuracies go: tensorboard, trackio, wandb.
+
     Raises:
         ObjectiveError: the reward's objective has no such settings, or does not go with its head or the examples.
-        TrainingError: `out` is in use, another run's checkpoint was found, or the loss is no longer a number.
+        TrainingError: `out` is in use, another run's checkpoint was found, or the loss or its gradient is no number
+            or has exploded: out/bad_batch.json then holds the batch.
         Interrupted: after Ctrl-C or SIGTERM; the same call with `resume` goes on.
     """
     out = Path(out)
     check_settings(settings)
-    objective = make_objective(reward.info.objective, **reward.info.objective_settings)
-    check_head(objective, reward.info.head)
+    check_reports(report_to)
+    processes.join(reward.device)
+    with ExitStack() as held:
+        processes.once(lambda: held.enter_context(only_training(out)))
+        return _train(reward, examples, out, settings, resume, report_to)
+
+
+def _train(
+    reward: RewardModel,
+    examples: Sequence[Comparison] | Sequence[Rollout],
+    out: Path,
+    settings: Settings,
+    resume: bool,
+    report_to: Sequence[str],
+) -> dict[str, Any]:
+    objective, mixed = processes.everywhere(
+        lambda: (checked_objective(reward, settings), computes_in_bfloat16(reward, settings))
+    )
     reward.info = replace(reward.info, objective_settings=objective.settings, reward_weight=objective.reward_weight)
     if settings.lr is None:
         settings = replace(settings, lr=learning_rate(reward))
@@ -127,25 +175,39 @@ def train(
         "rollouts" if isinstance(examples[0], Rollout) else "comparisons": len(examples),
         "data_fingerprint": fingerprint(examples),
     }
-    data = encode_all(reward, objective, kept, held, settings.max_tokens)
-    checkpoint = prepare_folder(out, run, resume)
-    scorer = Scorer(reward, [data.train.rows, data.held_pairs.rows])
-    plan = in_turns(
-        plan_batches(data.train, settings.batch_size, settings.epochs, settings.seed),
-        len(objective.phases),
-        objective.turns,
-    )
-    trainer = _trainer(reward, scorer, data.train, objective, plan, settings, out)
-    per_epoch = len(plan) // settings.epochs
-    with progress("training", len(plan)) as advance, stop_on_signal() as interruption:
-        trainer.watch = _Watch(
-            out, per_epoch, lambda: _curve(_held_out(data, scorer, scorer.score(1))), interruption, advance
-        )
-        trainer.add_callback(trainer.watch)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interruption.signal is not None and trainer.state.global_step < len(plan):
-        message = f"stopped after step {trainer.state.global_step} of {len(plan)}; add --resume to go on"
+    data, deciding = processes.everywhere(lambda: encode_parts(reward, objective, kept, held, settings))
+    checkpoint = processes.once(lambda: prepare_folder(out, run, resume))
+    scorer = Scorer(reward, [data.train.rows, data.held_pairs.rows, *([deciding.held_pairs.rows] if deciding else [])])
+    if settings.gradient_checkpointing:
+        scorer.checkpoint_gradients()
+    lengths = scorer.lengths(0)
+    longest = [max(lengths[row] for row in item) for item in data.train.items]
+    order = data.train.prompts, longest, settings.batch_size, settings.epochs, settings.seed
+    plan = in_turns(plan_batches(*order), len(objective.phases), objective.turns)
+    trainer = _trainer(reward, scorer, data.train, objective, plan, settings, out, mixed, report_to)
+    bar = progress("training", len(plan), quiet=not processes.first())
+    with master_weights(reward, mixed), bar as advance, stop_on_signal() as interruption:
+
+        def evaluate() -> dict[str, Any]:
+            asked, rows = (deciding, 2) if deciding else (data, 1)
+            return _curve(_held_out(asked, scorer, scorer.score(rows)))
+
+        watch = _Watch(out, len(plan), settings, evaluate, interruption, advance)
+        watch.start(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+        if report_to:
+            watch.report = trainer.log
+        trainer.watch = watch
+        trainer.add_callback(watch)
+        if not watch.done:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    if not watch.done:
+        assert interruption.signal is not None
+        message = f"stopped after step {watch.step} of {len(plan)}; add --resume to go on"
         raise Interrupted(message, interruption.signal)
+    wanted = watch.best.step if deciding and watch.best else watch.step
+    if wanted != trainer.state.global_step:
+        reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
     rewards = scorer.score(1)
     metrics = _held_out(data, scorer, rewards)
     calibration = None
@@ -156,10 +218,27 @@ def train(
         metrics["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
     kind = "train_rollouts" if data.held_rollouts else "train_pairs"
     metrics[kind] = len(data.train.items if data.held_rollouts else data.train_pairs.items)
+    metrics["padding"] = {
+        "share": padding_share(data.train.items, lengths, plan_batches(*order)),
+        "without_buckets": padding_share(data.train.items, lengths, plan_batches(*order, window=1)),
+    }
+    if deciding and watch.best:
+        pairs = deciding.held_pairs
+        decided = {"prompts": len(set(pairs.prompts)), "pairs": len(pairs.pairs)}
+        metrics["early_stopping"] = {**decided, **watch.best._asdict(), "stopped": watch.step, "planned": len(plan)}
     stored = calibration.stored() if calibration else {}
     reward.info = replace(reward.info, training=run, metrics=metrics, calibration=stored)
     finish_folder(reward, out)
     return metrics
+
+
+def checked_objective(reward: RewardModel, settings: Settings) -> Objective:
+    """The reward's objective; an error where it or the settings do not go with what the reward trains."""
+    if settings.gradient_checkpointing and Tuning.parse(reward.info.tune).kind == "head":
+        raise TrainingError("gradient checkpointing saves memory of layers that are trained, and tune head trains none")
+    objective = make_objective(reward.info.objective, **reward.info.objective_settings)
+    check_head(objective, reward.info.head)
+    return objective
 
 
 def learning_rate(reward: RewardModel) -> float:
@@ -197,44 +276,140 @@ def encode_all(
     return Data(encode_rollouts(reward, label_comparisons(comparisons), max_tokens), train_pairs, held_pairs, None)
 
 
+def encode_parts(
+    reward: RewardModel,
+    objective: Objective,
+    kept: Sequence[Comparison | Rollout],
+    held: Sequence[Comparison | Rollout],
+    settings: Settings,
+) -> tuple[Data, Data | None]:
+    """What is trained on, with what reports, and where there is patience what decides: other held-out prompts.
+
+    Raises:
+        TrainingError: too few held-out prompts for both, or no pairs among those that decide.
+    """
+    if settings.patience is None:
+        return encode_all(reward, objective, kept, held, settings.max_tokens), None
+    if len(set(prompt_groups(held))) < 2:
+        raise TrainingError("patience needs two held-out prompts, one to decide and one to report; raise --held-out")
+    deciding, reporting = split_by_prompt(held, 0.5, seed=1)
+    data = encode_all(reward, objective, kept, reporting, settings.max_tokens)
+    decides = encode_all(reward, objective, deciding, deciding, settings.max_tokens)
+    if not decides.held_pairs.pairs:
+        raise TrainingError("patience decides by pairs of a prompt's responses, and none is held out; raise --held-out")
+    return data, data._replace(held_pairs=decides.held_pairs, held_rollouts=decides.held_rollouts)
+
+
+def computes_in_bfloat16(reward: RewardModel, settings: Settings) -> bool:
+    """Whether mixed precision is asked for, or the hardware has it; TrainingError where it is asked for in vain."""
+    able = reward.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if settings.precision == "bfloat16" and not able:
+        raise TrainingError(
+            f"precision bfloat16 needs a GPU that computes in it, and this is {reward.device}; use auto"
+        )
+    weights = {p.dtype for p in reward.parameters()}
+    return settings.precision == "bfloat16" or (
+        settings.precision == "auto" and able and weights <= {torch.float32, torch.bfloat16}
+    )
+
+
+@contextmanager
+def master_weights(reward: RewardModel, mixed: bool) -> Iterator[None]:
+    """Train bfloat16 weights as float32 ones, whose small steps are not lost; afterwards they are what they were."""
+    low = [p for p in reward.parameters() if p.requires_grad and p.dtype == torch.bfloat16] if mixed else []
+    for p in low:
+        p.data = p.data.float()
+    try:
+        yield
+    finally:
+        for p in low:
+            p.data = p.data.to(torch.bfloat16)
+
+
 def check_settings(settings: Settings) -> None:
     """Raise TrainingError on a setting that makes no sense."""
     for name in ("epochs", "batch_size", "max_tokens"):
         if (value := getattr(settings, name)) < 1:
             raise TrainingError(f"{name.replace('_', '-')} is {value}; use 1 or more")
-    if settings.save_steps is not None and settings.save_steps < 1:
-        raise TrainingError(f"save-steps is {settings.save_steps}; use 1 or more")
+    for name in ("save_steps", "eval_steps", "patience"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise TrainingError(f"{name.replace('_', '-')} is {value}; use 1 or more")
+    if settings.precision not in PRECISIONS:
+        raise TrainingError(f"precision {settings.precision!r} is unknown; use one of: {', '.join(PRECISIONS)}")
     if not 0 < settings.held_out < 1:
         raise TrainingError(f"held-out is {settings.held_out}; use a share between 0 and 1, such as 0.1")
     if settings.lr is not None and not 0 < settings.lr < math.inf:
         raise TrainingError(f"lr is {settings.lr}; use a positive number, such as 3e-4")
 
 
+def check_reports(report_to: Sequence[str]) -> None:
+    """Raise TrainingError on a tracker that is not known, or not installed."""
+    for name in report_to:
+        if name not in REPORTS:
+            raise TrainingError(f"report-to {name!r} is unknown; use one of: {', '.join(REPORTS)}")
+        if find_spec(name) is None:
+            raise TrainingError(f"report-to {name} needs a package that is not installed; run: pip install {name}")
+
+
 class _Watch(TrainerCallback):
-    """After every step: a line of metrics, the bar, and a stop where one was asked for."""
+    """After every step: a line of metrics, the bar, and a stop where one was asked for or is due.
+
+    Attributes:
+        rows: the metrics of all steps so far.
+        step: the last one.
+        best: the best evaluation so far.
+        done: whether training is over.
+        grad_norm: of the step under way, before it is cut.
+        loss: likewise, over all processes.
+    """
 
     def __init__(
         self,
         out: Path,
-        steps_per_epoch: int,
+        total: int,
+        settings: Settings,
         evaluate: Callable[[], dict],
         interruption: Interruption,
         advance: Callable,
     ):
         self.path = out / "metrics.jsonl"
-        self.steps_per_epoch = steps_per_epoch
+        self.total = total
+        self.steps_per_epoch = total // settings.epochs
+        self.eval_steps = settings.eval_steps or self.steps_per_epoch
+        self.patience = settings.patience
         self.evaluate = evaluate
         self.interruption = interruption
         self.advance = advance
-        self.loss = math.nan
+        self.report: Callable[[dict], None] | None = None
+        self.loss = self.grad_norm = math.nan
+        self.rows: list[dict[str, Any]] = []
         self.phase = ""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        # What was written after the checkpoint will be written again.
-        kept = [line for line in lines if _whole_line(line) and json.loads(line)["step"] <= state.global_step]
-        write_text(self.path, "".join(line + "\n" for line in kept))
-        self.advance(state.global_step)
+    @property
+    def step(self) -> int:
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def best(self) -> Best | None:
+        return best_so_far(self.rows)
+
+    @property
+    def done(self) -> bool:
+        best = self.best
+        return self.step == self.total or bool(self.patience and best and best.waited >= self.patience)
+
+    def start(self, step: int) -> None:
+        """Begin after a step; what was written after it will be written again."""
+
+        def kept() -> list[dict[str, Any]]:
+            lines = self.path.read_text().splitlines() if self.path.is_file() else []
+            rows = [json.loads(line) for line in lines if _whole_line(line)]
+            rows = [row for row in rows if row["step"] <= step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+            return rows
+
+        self.rows = processes.once(kept)
+        self.advance(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         step = state.global_step
@@ -243,15 +418,30 @@ class _Watch(TrainerCallback):
             "epoch": step / self.steps_per_epoch,
             "phase": self.phase,
             "loss": self.loss,
+            "grad_norm": self.grad_norm,
             "learning_rate": lr_scheduler.get_last_lr()[0],
         }
-        if step % self.steps_per_epoch == 0:
-            row |= self.evaluate()
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if step % self.eval_steps == 0 or step == self.total:
+            found = self.evaluate()
+            row |= processes.once(lambda: found)
+        self.rows.append(row)
+        if processes.first():
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.report:
+            self.report(_flat(row))
         self.advance(1)
-        if self.interruption.signal is not None:
+        if self.patience and "accuracy" in row and self.best and self.best.step == step:
+            control.should_save = True  # what may be returned to
+        self.interruption.signal = processes.highest(self.interruption.signal or 0) or None
+        if self.interruption.signal is not None or self.done:
             control.should_save = control.should_training_stop = True
+
+
+def _flat(row: dict[str, Any]) -> dict[str, float]:
+    """A row as trackers take it: numbers, those of held-out prompts named eval_..."""
+    shares = {f"eval_accuracy_at_{float(share):g}": value for share, value in row.get("accuracy", {}).items()}
+    return {name: value for name, value in row.items() if isinstance(value, float) and name != "epoch"} | shares
 
 
 def _whole_line(line: str) -> bool:
@@ -267,23 +457,49 @@ class PlanTrainer(Trainer):
 
     reward: RewardModel
     objective: Objective
+    data: PairSet | RolloutSet
     watch: _Watch
+    _losses: Tensor
     _saving: str | None = None
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
-        return SequentialSampler(self.train_dataset)
+    def get_train_dataloader(self) -> DataLoader:
+        """All steps in order, in every process: what each takes of a batch is decided there."""
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         phase, batch = self.objective.phases[inputs.pop("phase")], inputs.pop("batch")
-        self.watch.phase = phase.name
-        loss = phase_losses(phase, model, inputs, **batch).mean()
-        self.watch.loss = loss.item()
-        if not math.isfinite(self.watch.loss):
-            raise TrainingError(
-                f"the loss is {self.watch.loss} after step {self.state.global_step}; "
-                f"lower --lr, which is {self.args.learning_rate}"
-            )
+        weight = inputs.pop("weight")
+        losses = phase_losses(phase, model, inputs, **batch)
+        # Processes' gradients are averaged: weighted so, they are those of the mean over the whole batch.
+        loss = losses.mean() * weight
+        self._losses = losses.detach() if weight else losses.detach()[:0]
+        self.watch.phase, self.watch.loss = phase.name, processes.mean(loss)
+        self._refuse_explosion("loss", self.watch.loss)
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.watch.grad_norm = float(whole_tensor(norm)) if isinstance(norm, Tensor) else norm
+        self._refuse_explosion("norm of its gradient", self.watch.grad_norm)
+        return norm
+
+    def _refuse_explosion(self, name: str, value: float) -> None:
+        """Write the batch down and raise TrainingError, in all processes, where a number is none or has exploded."""
+        if abs(value) <= EXPLODED:
+            return
+        losses, step = processes.gathered(self._losses.tolist()), self.state.global_step
+        out = Path(self.args.output_dir)
+        found = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
+
+        def refuse() -> None:
+            batch = _described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
+            write_text(out / "bad_batch.json", json.dumps({**found, "batch": batch}, indent=1, ensure_ascii=False))
+            raise TrainingError(
+                f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
+                f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
+            )
+
+        processes.once(refuse)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._saving or super()._get_output_dir(trial)
@@ -291,24 +507,33 @@ class PlanTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         out = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=out) as work:
-            self._saving = work
-            try:
-                super()._save_checkpoint(model, trial)
-                publish_folder(Path(work) / name, out / name, replace=True)
-            except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
-                kept = checkpoints(out)
-                state = f"{kept[-1].name} is whole" if kept else "there is none before it"
-                raise TrainingError(
-                    f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
-                ) from error
-            finally:
-                self._saving = None
-        for older in checkpoints(out)[:-1]:
-            shutil.rmtree(older)
+        save = super()._save_checkpoint
+        try:
+            self._saving = processes.once(lambda: tempfile.mkdtemp(prefix=".saving-", dir=out))
+            work = Path(self._saving)
+            processes.everywhere(lambda: save(model, trial))
+            processes.once(lambda: publish_folder(work / name, out / name, replace=True))
+        except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
+            whole = checkpoints(out)
+            state = f"{whole[-1].name} is whole" if whole else "there is none before it"
+            raise TrainingError(
+                f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
+            ) from error
+        finally:
+            if processes.first() and self._saving:
+                shutil.rmtree(self._saving, ignore_errors=True)
+            self._saving = None
+        if processes.first():
+            best = self.watch.best if self.watch.patience else None
+            for older in checkpoints(out)[:-1]:
+                if best is None or older.name != f"checkpoint-{best.step}":
+                    shutil.rmtree(older)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or self.args.output_dir)
+        if not processes.first():
+            self.reward.trained_state()  # all processes bring their parts together, one writes
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self.reward.write(folder)
 
@@ -347,11 +572,16 @@ def _trainer(
     plan: list[Batch],
     settings: Settings,
     out: Path,
+    mixed: bool,
+    report_to: Sequence[str],
 ) -> PlanTrainer:
     """A Trainer whose dataset is the plan: item n is the batch of step n."""
 
     def collate(batches: list[Batch]) -> dict[str, Any]:
-        ((phase, picked),) = batches
+        ((phase, whole),) = batches
+        mine = processes.part(whole)
+        # A batch may have fewer items than there are processes: those left out compute along, for nothing.
+        picked = mine or whole[:1]
         items = [data.items[number] for number in picked]
         if objective.phases[phase].of == "chosen":
             items = [item[:1] for item in items]
@@ -360,6 +590,7 @@ def _trainer(
         labels = torch.tensor([data.labels[n] for n in picked]) if isinstance(data, RolloutSet) else None
         return {
             **scorer.inputs(0, numbers),
+            "weight": processes.count() * len(mine) / len(whole),
             "phase": phase,
             "batch": {
                 "columns": response_columns(rows, scorer.starts(0, numbers)),
@@ -381,18 +612,42 @@ def _trainer(
         save_strategy="steps",
         save_steps=settings.save_steps or math.ceil(len(plan) / 10),
         logging_strategy="no",
-        report_to="none",
+        report_to=list(report_to) or "none",
         seed=settings.seed,
         use_cpu=reward.device.type == "cpu",
+        bf16=mixed,
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: several GPUs take as many processes
     set_seed(settings.seed)
     trainer = PlanTrainer(model=scorer, args=arguments, train_dataset=plan, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
-    trainer.reward, trainer.objective = reward, objective
+    trainer.reward, trainer.objective, trainer.data = reward, objective, data
     return trainer
+
+
+def _described(
+    data: PairSet | RolloutSet,
+    batch: Sequence[int],
+    losses: Sequence[float],
+    decode: Callable[[Sequence[int]], str],
+) -> list[dict[str, Any]]:
+    """A batch as a person reads it: each item's number among those trained on, its texts, and its loss."""
+    found = []
+    for number, loss in zip(batch, losses, strict=True):
+        rows = [data.rows[row] for row in data.items[number]]
+        names = ("chosen", "rejected") if len(rows) == 2 else ("response",)
+        texts = {"prompt": rows[0].prompt, **{name: row.response for name, row in zip(names, rows, strict=True)}}
+        # As text where it is no number, which JSON does not know.
+        item: dict[str, Any] = {"number": number, "loss": loss if math.isfinite(loss) else str(loss)}
+        if isinstance(data, RolloutSet):
+            item["label"] = data.labels[number]
+        found.append(item | {name: decode(list(ids)) for name, ids in texts.items()})
+        found[-1] |= {f"{name}_ids": list(ids) for name, ids in texts.items()}
+    return found
 
 
 def _held_out(data: Data, scorer: Scorer, rewards: list[Tensor]) -> dict[str, Any]:
