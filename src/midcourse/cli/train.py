@@ -108,7 +108,7 @@ class Train:
             title = f"Held-out pair accuracy ({metrics['pairs']} pairs of {metrics['prompts']} prompts, 95% intervals)"
             table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
             title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
-            table(title, ("compared at", "before", "after"), calibration_table(metrics))
+            table(title, ("compared at", "before", "after", "by chance"), calibration_table(metrics))
             print(*temperature_lines(metrics), sep="\n")
             print(f"reward, card and curves: {self.out}")
         return 0

@@ -72,10 +72,15 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
     ]
 
 
-def calibration_table(metrics: dict) -> list[tuple[str, str, str]]:
-    """(share, calibration error before, after) rows of a reward's held-out metrics, for terminal and card."""
+def calibration_table(metrics: dict) -> list[tuple[str, str, str, str]]:
+    """(share, calibration error before, after, by chance alone) rows of a reward's held-out metrics."""
     return [
-        (f"{100 * row['share']:.0f}% of the response", _error(row["before"]), _error(row["after"]))
+        (
+            f"{100 * row['share']:.0f}% of the response",
+            _error(row["before"]),
+            _error(row["after"]),
+            f"{row['after']['by_chance']:.3f}" if row["after"] else "n/a",
+        )
         for row in metrics["calibration"]["shares"]
     ]
 
@@ -135,10 +140,11 @@ Trained by midcourse with the {objective} objective on the first {info.layers} l
 {temperatures}
 
 `midcourse score` shows these probabilities; guiding does not use them. Their expected calibration error, with 95%
-intervals over prompts: before (at temperature 1) and after (at temperatures fitted on other prompts than those judged).
+intervals over prompts: before (at temperature 1), after (at temperatures fitted on other prompts than those judged),
+and what honest probabilities would show by chance on so few pairs.
 
-| share | before | after |
-|---|---|---|
+| share | before | after | by chance |
+|---|---|---|---|
 {calibrated}
 
 ## Use
