@@ -117,7 +117,7 @@ class Train:
         table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
         if calibrated := calibration_table(metrics):
             title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
-            table(title, ("compared at", "before", "after"), calibrated)
+            table(title, ("compared at", "before", "after", "by chance"), calibrated)
             print(*temperature_lines(metrics), sep="\n")
         padding = metrics["padding"]
         print(f"padding: {padding['share']:.1%} of the tokens, {padding['without_buckets']:.1%} without length buckets")

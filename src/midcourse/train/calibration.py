@@ -30,6 +30,7 @@ from midcourse.train.prefixes import PairSet, Row
 BINS, BIN_PAIRS = 10, 20  # at most so many bins, with at least so many pairs in each
 ENOUGH = 32  # responses that have to reach a length for a mean of its own
 MAX_LENGTHS = 512
+CHANCE_DRAWS = 200
 WIDEST = 1e3  # T is sought up to so many times the median margin, and down to that fraction of it
 
 
@@ -45,8 +46,8 @@ def calibrate(pairs: PairSet, rewards: Sequence[Tensor]) -> tuple[Calibration, d
 
     Returns:
         (calibration, figures). figures: temperature and finished_temperature, limit and finished_limit (see
-        `fit_temperature`); shares: a list of {share, before, after}, each an {ece, interval}, or None after where a
-        single prompt has no other half.
+        `fit_temperature`); shares: a list of {share, before, after}, each a
+        `calibration_error`, or None after where a single prompt has no other half.
 
     Raises:
         CalibrationError: there are no pairs, or a reward is not a finite number.
@@ -139,12 +140,12 @@ def cross_fitted(
 def calibration_error(
     margins: Float[np.ndarray, " pairs"], temperatures: Float[np.ndarray, " pairs"], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """Expected calibration error of sigmoid(margin / T), and its 95 % interval over prompts.
+    """{ece, interval, by_chance}: expected calibration error of sigmoid(margin / T), its 95 % interval over prompts.
 
     ECE = sum over bins of (share of the pairs) |accuracy - mean confidence| (Naeini et al., 2015), in bins of equal
-    mass by confidence (equal confidences share a bin). Chance alone makes it positive, and resampling adds that once
-    more: the interval is therefore the reflected one (2 ECE - quantiles of the resampled ECE), cut at 0 and widened to
-    hold the ECE itself.
+    mass by confidence (equal confidences share a bin). Chance makes it positive: by_chance is what honest probabilities
+    would show on average on as many independent pairs. Resampling adds that once more, so the interval is the reflected
+    one (2 ECE - quantiles of the resampled ECE), cut at 0 and widened to hold the ECE itself; it can miss a true 0.
     """
     confidence = expit(np.abs(margins) / temperatures)
     correct = 0.5 + 0.5 * np.sign(margins)
@@ -158,7 +159,10 @@ def calibration_error(
     times = resamples(len(names))
     again = np.abs(times @ gaps).sum(1) / (times @ np.bincount(prompt_of))
     low, high = 2 * ece - np.quantile(again, [0.975, 0.025])
-    return {"ece": ece, "interval": (max(float(low), 0.0), max(float(high), ece))}
+    won = np.random.default_rng(0).random((CHANCE_DRAWS, len(margins))) < confidence
+    honest = np.where(margins == 0, 0.0, won - confidence) @ np.eye(len(edges) + 1)[bin_of]
+    by_chance = float(np.abs(honest).sum(1).mean() / len(margins))
+    return {"ece": ece, "interval": (max(float(low), 0.0), max(float(high), ece)), "by_chance": by_chance}
 
 
 # The mean at every length

@@ -104,11 +104,19 @@ def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def calibration_table(metrics: dict) -> list[tuple[str, str, str]]:
-    """(share, calibration error before, after) rows of a reward's held-out metrics, for terminal and card."""
+def calibration_table(metrics: dict) -> list[tuple[str, str, str, str]]:
+    """(share, calibration error before, after, by chance alone) rows of a reward's held-out metrics."""
     if not (found := metrics.get("calibration")):
         return []
-    return [(_share(row), _error(row["before"]), _error(row["after"])) for row in found["shares"]]
+    return [
+        (
+            _share(row),
+            _error(row["before"]),
+            _error(row["after"]),
+            f"{row['after']['by_chance']:.3f}" if row["after"] else "n/a",
+        )
+        for row in found["shares"]
+    ]
 
 
 def temperature_lines(metrics: dict) -> list[str]:
@@ -251,9 +259,10 @@ def calibrated(metrics: dict) -> str:
 {lines}
 
 `midcourse score` shows these probabilities; guiding does not use them. Their expected calibration error, with 95%
-intervals over prompts: before (at temperature 1) and after (at temperatures fitted on other prompts than those judged).
+intervals over prompts: before (at temperature 1), after (at temperatures fitted on other prompts than those judged),
+and what honest probabilities would show by chance on so few pairs.
 
-| share | before | after |
-|---|---|---|
+| share | before | after | by chance |
+|---|---|---|---|
 {table}
 """
