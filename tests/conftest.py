@@ -15,7 +15,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from chat_server import Server
+    from tests.chat_server import Server
 
 torch.set_num_threads(1)
 
@@ -56,7 +56,7 @@ def midcourse(
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator["Callable[..., Server]"]:
     """Starts a chat server with a function that replies to its requests."""
-    from chat_server import KEY, Server
+    from tests.chat_server import KEY, Server
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     servers = []

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from chat_server import KEY, longer
 
 from midcourse.sample import read_samples
 from midcourse.train.comparisons import read_comparisons
+from tests.chat_server import KEY, longer
 
 
 @pytest.fixture

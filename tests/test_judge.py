@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from chat_server import KEY, Server, completion, longer, texts
 
 from midcourse.jsonl import RowFileError
 from midcourse.judge import Judge, JudgeError, Question, Verdict, judge_all, read_verdict
+from tests.chat_server import KEY, Server, completion, longer, texts
 
 
 def judge_of(server: Server, **settings: Any) -> Judge:

@@ -4,12 +4,12 @@ import itertools
 import math
 
 import pytest
-from chat_server import completion, longer, texts
 
 from midcourse.judge import Judge
 from midcourse.prefer import PreferError, prefer, prefer_by_judge, write_comparisons
 from midcourse.sample import Sampled
 from midcourse.train.comparisons import Comparison, read_comparisons
+from tests.chat_server import completion, longer, texts
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ROLLOUTS = [
