@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from midcourse.implicit_reward import ImplicitReward
 from midcourse.language_model import ModelError, load_config, resolve
 from midcourse.prompt import Template
 from midcourse.reward import Reward, RewardError
 from midcourse.reward_model import RewardModel, read_info
 from midcourse.text_reward import ClassifierReward
 from midcourse.trunk_reward import TRUNK_RANK, TrunkReward
+from midcourse.vocabulary_model import TrainedVocabularyReward
 from midcourse.vocabulary_reward import VocabularyReward
 
 
@@ -27,7 +29,8 @@ def load_reward(
     """
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        kind = RewardModel if read_info(folder).head == "scalar" else TrunkReward
+        head = read_info(folder).head
+        kind = ImplicitReward if head == "implicit" else kind_of(head)
         return kind.load(folder, device=device, dtype=dtype)
     try:
         config = load_config(resolve(str(name)))
@@ -44,9 +47,18 @@ def load_reward(
 
 def head_of(name: str) -> tuple[type[RewardModel], str]:
     """The kind of reward with a head of that name, and the name with its rank; RewardError for an unknown one."""
-    if name == "scalar":
-        return RewardModel, name
     kind, _, rank = name.partition(":")
-    if kind != "trunk" or not (rank or str(TRUNK_RANK)).isdecimal() or rank == "0":
-        raise RewardError(f"head {name!r} is unknown; use scalar, trunk or trunk:RANK")
-    return TrunkReward, f"trunk:{rank or TRUNK_RANK}"
+    if kind == "trunk" and (rank or str(TRUNK_RANK)).isdecimal() and rank != "0":
+        return TrunkReward, f"trunk:{rank or TRUNK_RANK}"
+    if name not in ("scalar", "vocabulary"):
+        raise RewardError(f"head {name!r} is unknown; use scalar, vocabulary, trunk or trunk:RANK")
+    return kind_of(name), name
+
+
+def kind_of(head: str) -> type[RewardModel]:
+    """The kind of reward that has such a head, as midcourse.json names it."""
+    kinds: tuple[type[RewardModel], ...] = (RewardModel, TrainedVocabularyReward, TrunkReward)
+    for kind in kinds:
+        if head.partition(":")[0] == kind.KIND:
+            return kind
+    raise RewardError(f"head {head!r} is unknown to this release; train the reward again")

@@ -127,6 +127,7 @@ class RewardModel(nn.Module):
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
 
+    KIND = "scalar"  # what comes first in the name of the head
     backbone: Backbone
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
@@ -320,7 +321,7 @@ class RewardModel(nn.Module):
         """
         folder = Path(folder)
         info = read_info(folder)
-        if (info.head == "scalar") != (cls is RewardModel):
+        if info.head.partition(":")[0] != cls.KIND:
             raise RewardError(f"{folder} holds a reward with a {info.head} head; load it with midcourse.load_reward")
         tuning = Tuning.parse(info.tune)
         if tuning.kind == "all":

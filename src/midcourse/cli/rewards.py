@@ -29,11 +29,12 @@ class ScoreText:
         from rich.console import Console
 
         from midcourse.evaluate.report import score_line, tokens_of_score, write_score_page
+        from midcourse.implicit_reward import ImplicitReward
         from midcourse.loading import load_reward
         from midcourse.reward_model import RewardModel
 
         reward = load_reward(self.reward, device=self.device, dtype=self.dtype)
-        if not isinstance(reward, RewardModel):
+        if not isinstance(reward, RewardModel | ImplicitReward):
             raise UsageError(f"{self.reward} is no reward of prefixes; score takes folders that midcourse train wrote")
         (score,) = reward.score([self.prompt], [self.text], finished=not self.unfinished)
         tokens = tokens_of_score(score, reward.tokenizer)
