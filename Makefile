@@ -45,8 +45,9 @@ test: check ## check, and the slow tests
 tables: setup ## fill the README's tables from the committed results
 	$(BIN)/python studies/tables.py
 
-bench: setup ## measure decoding speed, write benchmarks/results/decode.json
+bench: setup ## measure the speed of decoding and training, write benchmarks/results
 	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json
+	$(BIN)/midcourse bench train --json benchmarks/results/train.json
 
 clean: ## delete .venv, runs and caches
 	rm -rf .venv runs build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

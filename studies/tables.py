@@ -85,6 +85,37 @@ def decode(root: Path) -> str:
     return markdown([*header, "times generate [range]", "times floor", "peak MB beside the weights"], rows)
 
 
+def train(root: Path) -> str:
+    """Training on all prefixes, and with a row per prefix, against training on whole responses."""
+    path, command = "benchmarks/results/train.json", "make bench"
+    found = load(root, path, command)
+    try:
+        rows = [
+            [
+                row["way"],
+                row["tune"],
+                f"{row['data']} ({row['response_tokens']:.0f} tokens)" if row["data"] == "shipped" else row["data"],
+                number(1000 * row["seconds_per_pair"], 1),
+                with_interval(row["ratio_to_sequence"], row["ratio_interval"]),
+                number(row["peak_mb"], 0),
+                number(row["peak_ratio"]),
+            ]
+            for row in found["rows"]
+        ]
+        header = [
+            "trained on",
+            "tune",
+            "responses",
+            "ms per pair",
+            "times sequence [range]",
+            "peak MB",
+            "times sequence",
+        ]
+        return markdown(header, rows)
+    except KeyError as error:
+        raise _lacks(path, error, command) from error
+
+
 def parts(root: Path) -> str:
     """Where the time of guided decoding goes."""
     path, command = "benchmarks/results/decode.json", "make bench"
@@ -153,6 +184,7 @@ TABLES: dict[str, Table] = {
     "demo": demo,
     "example": example,
     "decode": decode,
+    "train": train,
     "parts": parts,
     "rewards": rewards,
     "steering": steering,

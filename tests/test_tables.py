@@ -142,6 +142,18 @@ def test_demo(tmp_path):
     ]
 
 
+def test_train(tmp_path):
+    row = {"tune": "all", "data": "shipped", "way": "prefix", "pairs": 32, "response_tokens": 23.6}
+    row |= {"seconds_per_pair": 0.01234, "ratio_to_sequence": 1.024, "ratio_interval": [1.01, 1.04]}
+    row |= {"peak_mb": 812.4, "peak_ratio": 1.03, "peak_interval": [1.0, 1.1]}
+    slow = row | {"way": "a row per prefix", "data": "128 tokens", "peak_mb": None, "peak_ratio": None}
+    write_json(tmp_path / "benchmarks/results/train.json", {"rows": [row, slow]})
+    assert cells(tables.train(tmp_path))[2:] == [
+        ["prefix", "all", "shipped (24 tokens)", "12.3", "1.02 [1.01, 1.04]", "812", "1.03"],
+        ["a row per prefix", "all", "128 tokens", "12.3", "1.02 [1.01, 1.04]", "", ""],
+    ]
+
+
 def test_the_example_shows_code_and_output(tmp_path):
     folder = tmp_path / "studies/demo"
     folder.mkdir(parents=True)

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from midcourse.implicit_reward import ImplicitReward
 from midcourse.language_model import LanguageModel, ModelError, load_config, resolve
 from midcourse.prompt import Template
 from midcourse.reward import Reward, RewardError
 from midcourse.reward_model import RewardModel, read_info
 from midcourse.text_reward import ClassifierReward
 from midcourse.trunk_reward import TRUNK_RANK, TrunkReward
+from midcourse.vocabulary_model import TrainedVocabularyReward
 from midcourse.vocabulary_reward import VocabularyReward
 
 
@@ -44,16 +46,19 @@ def load_reward(
             f"{name} is a model of its own, not a reward that midcourse train wrote, and shares no weights with "
             f"{share_with.name}; leave share_with (guide: --share-weights) out"
         )
-    if issubclass(kind, ClassifierReward):
+    if issubclass(kind, ClassifierReward | ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
     return kind.load(name, template=template or "raw", device=device, dtype=dtype)
 
 
-def kind_of(name: str | Path) -> type[RewardModel] | type[ClassifierReward] | type[VocabularyReward]:
+def kind_of(
+    name: str | Path,
+) -> type[RewardModel] | type[ImplicitReward] | type[ClassifierReward] | type[VocabularyReward]:
     """What kind of reward has that name, its weights unread; RewardError for none."""
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        return RewardModel if read_info(folder).head == "scalar" else TrunkReward
+        head = read_info(folder).head
+        return ImplicitReward if head == "implicit" else kind_of_head(head)
     try:
         config = load_config(resolve(str(name)))
     except ModelError as error:
@@ -68,9 +73,18 @@ def kind_of(name: str | Path) -> type[RewardModel] | type[ClassifierReward] | ty
 
 def head_of(name: str) -> tuple[type[RewardModel], str]:
     """The kind of reward with a head of that name, and the name with its rank; RewardError for an unknown one."""
-    if name == "scalar":
-        return RewardModel, name
     kind, _, rank = name.partition(":")
-    if kind != "trunk" or not (rank or str(TRUNK_RANK)).isdecimal() or rank == "0":
-        raise RewardError(f"head {name!r} is unknown; use scalar, trunk or trunk:RANK")
-    return TrunkReward, f"trunk:{rank or TRUNK_RANK}"
+    if kind == "trunk" and (rank or str(TRUNK_RANK)).isdecimal() and rank != "0":
+        return TrunkReward, f"trunk:{rank or TRUNK_RANK}"
+    if name not in ("scalar", "vocabulary"):
+        raise RewardError(f"head {name!r} is unknown; use scalar, vocabulary, trunk or trunk:RANK")
+    return kind_of_head(name), name
+
+
+def kind_of_head(head: str) -> type[RewardModel]:
+    """The kind of reward that has such a head, as midcourse.json names it."""
+    kinds: tuple[type[RewardModel], ...] = (RewardModel, TrainedVocabularyReward, TrunkReward)
+    for kind in kinds:
+        if head.partition(":")[0] == kind.KIND:
+            return kind
+    raise RewardError(f"head {head!r} is unknown to this release; train the reward again")

@@ -106,6 +106,7 @@ class RewardModel(nn.Module):
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
 
+    KIND = "scalar"  # what comes first in the name of the head
     backbone: Backbone
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
@@ -330,7 +331,7 @@ class RewardModel(nn.Module):
         """
         folder = Path(folder)
         info = read_info(folder)
-        if (info.head == "scalar") != (cls is RewardModel):
+        if info.head.partition(":")[0] != cls.KIND:
             raise RewardError(f"{folder} holds a reward with a {info.head} head; load it with midcourse.load_reward")
         if allow_other_weights and (info.head == "scalar" or share_with is None):
             raise RewardError(

@@ -40,6 +40,7 @@ from midcourse.reference import pargs
 from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, Score, StateReader
 from midcourse.reward_model import RewardInfo, RewardModel, Tuning, with_adapter
 from midcourse.trunk_reward import TrunkReward
+from midcourse.vocabulary_model import TrainedVocabularyReward
 from midcourse.vocabulary_reward import VocabularyReward
 
 Architecture: TypeAlias = Literal["llama", "qwen3", "gemma3", "gpt2", "mistral"]
@@ -143,6 +144,30 @@ def tiny_vocabulary_reward(
     """A vocabulary reward of random weights, for the models of `tiny_language_model`."""
     lm = tiny_language_model(architecture, dtype, seed, layers, more_eos)
     return VocabularyReward(lm.model, lm.tokenizer, template=template, normalised=normalised, name=lm.name)
+
+
+def tiny_trained_vocabulary_reward(
+    architecture: Architecture = "llama",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 5,
+    layers: int = 2,
+    template: Template = "raw",
+    tune: str = "head",
+    more_eos: Sequence[int] = (),
+    objective: str = "farma",
+) -> TrainedVocabularyReward:
+    """A vocabulary reward as `midcourse train` makes them, of random weights, for the models of `tiny_language_model`.
+
+    Args:
+        objective: "autoregressive" makes the rewards log-probabilities.
+    """
+    like = tiny_reward(architecture, dtype, seed, layers, template, tune, more_eos)
+    info = replace(like.info, objective=objective, head="vocabulary")
+    reward = TrainedVocabularyReward(like.backbone, like.tokenizer, info)
+    randomise(reward, seed + 1)
+    if not reward.backbone.config.tie_word_embeddings:
+        reward.output.data.copy_(like.backbone.get_input_embeddings().weight.flip(0))
+    return reward.eval()
 
 
 def tiny_trunk_reward(
@@ -458,8 +483,8 @@ def assert_reload_is_bit_equal(
 ) -> None:
     """Law 10: a saved reward reloads to bit-equal rewards, from safetensors, JSON and text only."""
     reward.save(folder)
-    dtype = str(reward.head.weight.dtype).removeprefix("torch.")
-    loaded = RewardModel.load(folder, device=str(reward.device), dtype=dtype)
+    dtype = str(reward.backbone.dtype).removeprefix("torch.")
+    loaded = type(reward).load(folder, device=str(reward.device), dtype=dtype)
     assert loaded.score(prompts, responses) == reward.score(prompts, responses), f"{folder} gives other rewards"
     files = [path for path in folder.rglob("*") if path.is_file()]
     strange = [path.name for path in files if path.suffix not in (".json", ".safetensors", ".jinja", ".md")]

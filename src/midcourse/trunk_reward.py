@@ -24,6 +24,7 @@ from midcourse.language_model import LanguageModel, LanguageModelRows, load_conf
 from midcourse.prompt import Prefix
 from midcourse.reward import Reward, RewardError, check_rendering
 from midcourse.reward_model import RewardInfo, RewardModel
+from midcourse.vocabulary_reward import ends_alike
 
 TRUNK_RANK = 16
 
@@ -71,6 +72,8 @@ class TrunkReward(RewardModel):
         >>> generate(lm, ["The ferry was late, and"], reward, max_new_tokens=24)[0].text
     """
 
+    KIND = "trunk"
+
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         if info.tune != "head":
             raise RewardError(f"a trunk reward trains its head alone, not {info.tune}; use --tune head")
@@ -108,8 +111,18 @@ class TrunkReward(RewardModel):
     ) -> Float[Tensor, "batch tokens"]:
         """The reward of every prefix of right-padded rows; a row's first token has none before it, and the reward 0."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        later = self.head(hidden[:, :-1], self.embeddings[input_ids[:, 1:]])
+        later = self.next_rewards(hidden[:, :-1], input_ids[:, 1:])
         return torch.cat([later.new_zeros(len(later), 1), later], 1)
+
+    def next_rewards(
+        self, states: Float[Tensor, "*place hidden"], token_ids: Int[Tensor, "*place"]
+    ) -> Float[Tensor, "*place"]:
+        """The reward of a token after each state."""
+        return self.head(states, self.embeddings[token_ids])
+
+    def vocabulary_rewards(self, states: Float[Tensor, "places hidden"]) -> Float[Tensor, "places vocab"]:
+        """The reward of every token after each state; every end of a text has that of training's EOS."""
+        return ends_alike(self.head(states[:, None], self.embeddings), self.info.all_eos)
 
     def bind(self, lm: LanguageModel) -> Reward:
         """Itself; RewardError where the LM's tokens, templates or weights are not those it was trained on."""

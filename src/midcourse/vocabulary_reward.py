@@ -4,9 +4,9 @@ One pass over one token rewards all of the vocabulary, where a scalar reward nee
 value head and GenARM's autoregressive reward model are of this kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ from midcourse.language_model import (
     eos_token_ids,
     tokenizer_fingerprint,
 )
-from midcourse.prefix_cache import check_supported, pad
+from midcourse.prefix_cache import PrefixCache, check_supported, pad
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.reward import RewardError, Score, check_rendering
 
@@ -85,12 +85,8 @@ class VocabularyReward:
 
     def bind(self, lm: LanguageModel) -> "VocabularyReward":
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
-        if self.tokens != lm.tokens:
-            raise RewardError(
-                f"{self.name} rewards the tokens of its own vocabulary, {lm.name} writes others; a vocabulary reward "
-                "guides only models with its tokenizer, so use one of those or a scalar reward"
-            )
-        check_rendering(lm, self.name, self.template, chat_fingerprint(self.tokenizer), self.eos_token_ids)
+        chat_template = chat_fingerprint(self.tokenizer)
+        check_vocabulary(lm, self.name, self.tokens, self.template, chat_template, self.eos_token_ids)
         return self
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "ModelVocabularyRows":
@@ -102,28 +98,41 @@ class VocabularyReward:
         rewards = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.normalised:
             rewards = rewards.log_softmax(-1)
-        first, *others = self.eos_token_ids
-        if not others:
-            return rewards
-        end = rewards[..., first : first + 1].expand(*rewards.shape[:-1], len(others))
-        return rewards.index_copy(-1, torch.tensor(others, device=rewards.device), end)
+        return ends_alike(rewards, self.eos_token_ids)
 
-    @torch.inference_mode()
+    def read_next(
+        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+    ) -> Float[Tensor, "batch places vocab"]:
+        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+        keep = torch.tensor(places, device=token_ids.device)
+        return self.read(cache.extend(token_ids, counts, logits_to_keep=keep).logits)
+
+    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
+        """(prompt ids, response ids); EOS ends a finished response. PromptError where they do not fit the context."""
+        row = (
+            prompt_ids(self.tokenizer, prompt, self.template),
+            response_ids(self.tokenizer, response, finished=finished),
+        )
+        if (length := len(row[0]) + len(row[1])) > self.context_length:
+            raise PromptError(
+                f"prompt and response have {length} tokens, the context {self.context_length}; shorten them"
+            )
+        return row
+
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 8
     ) -> list[Score]:
         """The reward of every prefix of each response; with `finished` an EOS follows it."""
-        rows = [
-            (
-                prompt_ids(self.tokenizer, prompt, self.template),
-                response_ids(self.tokenizer, response, finished=finished),
-            )
-            for prompt, response in zip(prompts, responses, strict=True)
+        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
+        decode = self.tokenizer.decode
+        return [
+            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()))
+            for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
         ]
-        if (longest := max((len(a) + len(b) for a, b in rows), default=0)) > self.context_length:
-            raise PromptError(
-                f"prompt and response have {longest} tokens, the context {self.context_length}; shorten them"
-            )
+
+    @torch.inference_mode()
+    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
+        """Rewards at every response position of (prompt ids, response ids) rows, on the CPU."""
         found = []
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
@@ -131,15 +140,58 @@ class VocabularyReward:
             rewards = self.read(self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits).cpu()
             for (prompt, response), row in zip(part, rewards, strict=True):
                 before = range(len(prompt) - 1, len(prompt) + len(response) - 1)
-                texts = tuple(self.tokenizer.decode([token]) for token in response)
-                found.append(Score(tuple(response), texts, tuple(row[before, response].tolist())))
+                found.append(row[list(before), list(response)])
         return found
+
+
+@runtime_checkable
+class VocabularyModel(Protocol):
+    """A reward with a model that reads prefixes and rewards every next token."""
+
+    @property
+    def model(self) -> Any:
+        """What reads prefixes: a model of transformers."""
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Every token that ends a text, the one that training wrote first."""
+
+    def read_next(
+        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+    ) -> Float[Tensor, "batch places vocab"]:
+        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+
+
+def check_vocabulary(
+    lm: LanguageModel,
+    name: str,
+    tokens: str,
+    template: Template | None,
+    chat_template: str | None,
+    eos_token_ids: Collection[int],
+) -> None:
+    """Raise RewardError where an LM's tokens, rendering or ends of texts are not those of a vocabulary reward."""
+    if tokens != lm.tokens:
+        raise RewardError(
+            f"{name} rewards the tokens of its own vocabulary, {lm.name} writes others; a vocabulary reward "
+            "guides only models with its tokenizer, so use one of those or a scalar reward"
+        )
+    check_rendering(lm, name, template, chat_template, eos_token_ids)
+
+
+def ends_alike(rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[int]) -> Float[Tensor, "*place vocab"]:
+    """The rewards, in which every end of a text has that of the first of `eos_token_ids`."""
+    first, *others = eos_token_ids
+    if not others:
+        return rewards
+    end = rewards[..., first : first + 1].expand(*rewards.shape[:-1], len(others))
+    return rewards.index_copy(-1, torch.tensor(others, device=rewards.device), end)
 
 
 class ModelVocabularyRows(CachedRows):
     """Rows under a vocabulary reward: one forward over the newest token of each."""
 
-    def __init__(self, reward: VocabularyReward, prefixes: Sequence[Prefix], room: int):
+    def __init__(self, reward: VocabularyModel, prefixes: Sequence[Prefix], room: int):
         super().__init__(reward.model, prefixes, room, reward.eos_token_ids)
         self.reward = reward
         self.next: Tensor | None = None
@@ -197,8 +249,7 @@ class ModelVocabularyRows(CachedRows):
         token_ids, counts = self.waiting()
         device = token_ids.device
         places = sorted({place for count in counts for place in (count - 1, count - 2) if place >= 0})
-        logits = self.cache.extend(token_ids, counts, logits_to_keep=torch.tensor(places, device=device)).logits
-        rewards = self.reward.read(logits)
+        rewards = self.reward.read_next(self.cache, token_ids, counts, places)
         rows = range(len(counts))
         self.next = rewards[rows, [places.index(count - 1) for count in counts]]
         if all(count > 1 or len(ids) == 1 for count, ids in zip(counts, self.ids, strict=True)):

@@ -175,6 +175,7 @@ def load_guides(
 
     A lone reward's weight is the common one, so that its rewards are reported as they are.
     """
+    from midcourse.implicit_reward import ImplicitReward
     from midcourse.reward_model import RewardModel
     from midcourse.text_reward import FunctionReward
 
@@ -190,7 +191,7 @@ def load_guides(
         common = 1.0
     if len(rewards) == 1:
         lone = rewards[0]
-        if common is None and isinstance(lone, RewardModel):
+        if common is None and isinstance(lone, RewardModel | ImplicitReward):
             common = lone.info.reward_weight
         return [(lone, 1.0)], common if own[0] is None or common is None else common * own[0]
     return _weighted(rewards, own), common

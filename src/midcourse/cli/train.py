@@ -2,42 +2,76 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import table
+from midcourse.cli.console import UsageError, table
 
 if TYPE_CHECKING:
     from midcourse.reward_model import RewardModel
-    from midcourse.train.comparisons import Comparison
+    from midcourse.train.comparisons import Comparison, Example
+    from midcourse.train.rollouts import Rollout
     from midcourse.train.rows import BadRow
 
 
 @dataclass
 class Train:
-    """Learn a prefix reward from comparisons."""
+    """Learn a reward of prefixes or tokens from comparisons or rollouts.
 
-    comparisons: Annotated[Path, tyro.conf.Positional]
-    """JSONL (also .gz), CSV or Parquet with prompt, chosen and rejected."""
+    Objectives, what each learns from (comparisons: prompt, chosen, rejected; rollouts: prompt, response, reward, as
+    midcourse sample writes them), and its heads:
+
+    prefix: comparisons; Bradley-Terry on equal-length prefixes (PARGS). Any head.
+    sequence: comparisons; Bradley-Terry on whole responses (ARGS). Any head.
+    value: rollouts; the final reward that a prefix foretells (CD-FUDGE, Q#). Any head.
+    cumulative: rollouts; a label, later prefixes weighing more (RAD). Scalar.
+    farma: comparisons; whole responses, and prefixes as good as their best next token (FaRMA). Vocabulary, trunk.
+    autoregressive: comparisons; token log-probabilities that add up to a reward (GenARM). Vocabulary.
+    implicit: the log-ratio of --backbone and --reference; nothing is trained, comparisons are for the accuracy (DPO).
+
+    Of comparisons, value and cumulative learn the labels 1 (chosen) and 0 (rejected).
+    """
+
+    data: Annotated[Path | None, tyro.conf.Positional] = None
+    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
     out: Path
     """Folder of the new reward."""
     backbone: str = "smollm2"
-    """Pretrained causal LM: smollm2, a folder, or a Hub id."""
+    """Pretrained causal LM: smollm2, a folder, or a Hub id. For implicit, the aligned model."""
     layers: int | None = None
     """Use only the first N layers (fewer are faster at every token); all by default."""
-    head: str = "scalar"
-    """scalar: a number for every prefix, by a pass of the reward's own. trunk[:RANK]: from the hidden states that the
-    steered model computes anyway, without a pass; --layers says after how many layers (two thirds by default)."""
+    head: str | None = None
+    """scalar: a number for every prefix, by a pass of the reward's own over the candidates. vocabulary: one for every
+    next token, by a pass of its own over one token. trunk[:RANK]: from the hidden states that the steered model
+    computes anyway, without a pass; --layers says after how many layers (two thirds by default). By default the first
+    of these that the objective trains."""
     tune: str | None = None
-    """What is trained: head, last:N layers, lora[:RANK], or all; last:2 by default, of a trunk its head. What lies
-    below is computed once and cached."""
-    objective: Literal["prefix", "sequence"] = "prefix"
-    """Bradley-Terry on equal-length prefixes, or on whole responses only."""
-    past_end: Literal["drop", "paper"] = "drop"
-    """Past the shorter response's end: stop, or compare its finished text with longer prefixes (PARGS's authors)."""
+    """What is trained: head, last:N layers, lora[:RANK], or all; last:2 by default, of other heads than scalar the
+    head. What lies below is computed once and cached."""
+    objective: Literal["prefix", "sequence", "value", "cumulative", "farma", "autoregressive", "implicit"] = "prefix"
+    """What is learned; see above."""
+    past_end: Literal["drop", "paper"] | None = None
+    """prefix: past the shorter response's end stop (drop, the default), or compare its finished text with longer
+    prefixes (PARGS's authors)."""
+    value: Literal["mean", "soft", "max"] | None = None
+    """value: the mean of the final reward (the default), its soft value (1/w) log E exp(w R), which guides exactly at
+    weight w and at no other, or about its maximum, by expectile regression."""
+    value_weight: float | None = None
+    """value soft: w, stored with the reward."""
+    expectile: float | None = None
+    """value max: from 0.5, the mean, to below 1; 0.9 by default."""
+    beta: float | None = None
+    """autoregressive, implicit: the factor of log-probabilities; 0.05 and 0.1 by default."""
+    alternations: int | None = None
+    """farma: how often its two losses take turns during the run; 7 by default."""
+    farma_gradient: Literal["stop", "both"] | None = None
+    """farma: the best next token's value is a target (stop, the default), or learns too (the authors' code)."""
+    reference: str | None = None
+    """implicit: the model that --backbone was aligned from."""
     template: Literal["chat", "raw", "mixed"] = "chat"
     """How prompts are rendered, stored with the reward. chat: by the chat template. raw: as they are, to be continued.
     mixed: texts raw, message lists by the chat template; such a reward guides both."""
@@ -45,7 +79,7 @@ class Train:
     lr: float | None = None
     """Peak learning rate; by default one that suits --tune."""
     batch_size: int = 32
-    """Pairs per step."""
+    """Pairs or rollouts per step."""
     max_tokens: int = 512
     """Longest prompt and response together; longer responses are cut, longer prompts are bad rows."""
     held_out: float = 0.1
@@ -84,7 +118,7 @@ class Train:
 
     def _train(self) -> int:
         from midcourse.train import processes
-        from midcourse.train.card import accuracy_table, calibration_table, temperature_lines
+        from midcourse.train.prefixes import prompt_limit
         from midcourse.train.training import Interrupted, Settings, check_settings, train
 
         settings = Settings(
@@ -101,47 +135,47 @@ class Train:
             precision=self.precision,
         )
         processes.everywhere(lambda: check_settings(settings))
-        reward, comparisons = processes.everywhere(self._load)
+        if self.objective == "implicit":
+            return processes.once(self._implicit)
+        reward = processes.everywhere(self._reward)
+        examples = processes.everywhere(lambda: self._read(prompt_limit(reward, self.max_tokens)))
         try:
-            metrics = train(reward, comparisons, self.out, settings, resume=self.resume, report_to=self.report_to)
+            metrics = train(reward, examples, self.out, settings, resume=self.resume, report_to=self.report_to)
         except Interrupted as stop:
             if processes.first():
                 print(f"midcourse: {stop}", file=sys.stderr)
             return 128 + stop.signal
         if not processes.first():
             return 0
-        if self.json:
-            print(json.dumps(metrics, indent=1))
-            return 0
-        title = f"Held-out pair accuracy ({metrics['pairs']} pairs of {metrics['prompts']} prompts, 95% intervals)"
-        table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
-        if calibrated := calibration_table(metrics):
-            title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
-            table(title, ("compared at", "before", "after", "by chance"), calibrated)
-            print(*temperature_lines(metrics), sep="\n")
-        padding = metrics["padding"]
-        print(f"padding: {padding['share']:.1%} of the tokens, {padding['without_buckets']:.1%} without length buckets")
-        if stopping := metrics.get("early_stopping"):
-            print(f"stopped after step {stopping['stopped']} of {stopping['planned']}, kept step {stopping['step']}")
-        print(f"reward, card and curves: {self.out}")
+        self._print(metrics, "Held-out pair accuracy")
+        if not self.json:
+            padding, stop_at = metrics["padding"], metrics.get("early_stopping")
+            print(f"padding: {padding['share']:.1%} of tokens, {padding['without_buckets']:.1%} without length buckets")
+            if stop_at:
+                print(f"stopped after step {stop_at['stopped']} of {stop_at['planned']}, kept step {stop_at['step']}")
+            print(f"reward, card and curves: {self.out}")
         return 0
 
-    def _load(self) -> "tuple[RewardModel, list[Comparison]]":
+    def _reward(self) -> "RewardModel":
+        """The untrained reward; whatever can be refused is refused before its model is loaded."""
         from midcourse.loading import head_of
-        from midcourse.train import processes
-        from midcourse.train.comparisons import read_comparisons
-        from midcourse.train.prefixes import prompt_limit
-        from midcourse.train.rows import write_bad_rows
+        from midcourse.train.objectives import check_data, check_head, make_objective
+        from midcourse.train.rollouts import Rollout
 
-        rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
-        # A look at the file before the model is loaded: a wrong path should not cost seconds.
-        read_comparisons(self.comparisons, rejects=rejects)
-        make, head = head_of(self.head)
-        reward = make.create(
+        if self.data is None:
+            raise UsageError(f"objective {self.objective} learns from a file; name one with comparisons or rollouts")
+        if self.reference is not None:
+            raise UsageError(f"objective {self.objective} has no reference, which is for implicit; leave it out")
+        flags = ("past_end", "value", "value_weight", "expectile", "beta", "alternations", "farma_gradient")
+        objective = make_objective(self.objective, **{flag: getattr(self, flag) for flag in flags})
+        make, head = head_of(self.head or objective.heads[0])
+        check_head(objective, head)
+        check_data(objective, isinstance(self._read(None)[0], Rollout))
+        return make.create(
             self.backbone,
             template=self.template,
-            objective=self.objective,
-            objective_settings={"past_end": self.past_end},
+            objective=objective.name,
+            objective_settings=objective.settings,
             layers=self.layers,
             tune=self.tune or ("last:2" if head == "scalar" else "head"),
             head=head,
@@ -149,9 +183,73 @@ class Train:
             device=self.device,
             dtype=self.dtype,
         )
-        rejects = [] if self.skip_bad_rows else None
-        comparisons = read_comparisons(self.comparisons, limit=prompt_limit(reward, self.max_tokens), rejects=rejects)
-        if rejects and self.skip_bad_rows and processes.first():
+
+    def _read(self, limit: "Callable[[Example], str | None] | None") -> "list[Comparison] | list[Rollout]":
+        """The file's rows. With a limit, bad ones are reported."""
+        from midcourse.train import processes
+        from midcourse.train.comparisons import read_comparisons
+        from midcourse.train.rollouts import are_rollouts, read_rollouts
+        from midcourse.train.rows import write_bad_rows
+
+        assert self.data is not None
+        rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
+        read = read_rollouts if are_rollouts(self.data) else read_comparisons
+        examples = read(self.data, limit=limit, rejects=rejects)
+        if rejects and self.skip_bad_rows and limit and processes.first():
             write_bad_rows(self.skip_bad_rows, rejects)
             print(f"skipped {len(rejects)} bad rows, written to {self.skip_bad_rows}", file=sys.stderr)
-        return reward, comparisons
+        return examples
+
+    def _implicit(self) -> int:
+        """Two models' names become a reward; comparisons, where given, are all for its accuracy."""
+        from midcourse.implicit_reward import ImplicitReward
+        from midcourse.train.comparisons import Comparison
+        from midcourse.train.implicit import check_new, write_implicit
+        from midcourse.train.prefixes import prompt_limit
+
+        if self.reference is None:
+            raise UsageError("objective implicit needs two models; name the one to compare with by --reference")
+        flags = ("past_end", "value", "value_weight", "expectile", "alternations", "farma_gradient")
+        for flag in (*flags, "head", "tune", "layers", "lr"):
+            if getattr(self, flag) is not None:
+                raise UsageError(f"objective implicit trains nothing and has no {flag.replace('_', '-')}; leave it out")
+        check_new(self.out)
+        if self.data is not None and not all(isinstance(one, Comparison) for one in self._read(None)):
+            raise UsageError(f"{self.data} holds rollouts; objective implicit is measured on comparisons")
+        reward = ImplicitReward.create(
+            self.backbone,
+            self.reference,
+            beta=0.1 if self.beta is None else self.beta,
+            template=self.template,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        found = self._read(prompt_limit(reward, self.max_tokens)) if self.data else []
+        comparisons = [one for one in found if isinstance(one, Comparison)]
+        self._print(write_implicit(reward, comparisons, self.out, self.max_tokens), "Pair accuracy")
+        if not self.json:
+            print(f"reward: {self.out}")
+        return 0
+
+    def _print(self, metrics: dict[str, Any], title: str) -> None:
+        from midcourse.train.card import (
+            accuracy_table,
+            calibration_table,
+            label_table,
+            labels_title,
+            pairs_title,
+            temperature_lines,
+        )
+
+        if self.json:
+            print(json.dumps(metrics, indent=1))
+            return
+        if rows := accuracy_table(metrics):
+            table(f"{title} ({pairs_title(metrics)})", ("compared at", "accuracy", "interval"), rows)
+        if labels := label_table(metrics):
+            columns = ("foretold at", "correlation", "squared error", "interval")
+            table(f"Held-out labels ({labels_title(metrics)})", columns, labels)
+        if calibrated := calibration_table(metrics):
+            title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
+            table(title, ("compared at", "before", "after", "by chance"), calibrated)
+            print(*temperature_lines(metrics), sep="\n")

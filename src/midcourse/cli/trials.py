@@ -26,17 +26,24 @@ class Demo:
 
 @dataclass
 class Bench:
-    """Time guided decoding against plain generation of transformers, interleaved."""
+    """Time guided decoding against plain generation of transformers, or training on prefixes against training on whole
+    responses, interleaved."""
 
-    what: Annotated[Literal["decode"], tyro.conf.Positional]
+    what: Annotated[Literal["decode", "train"], tyro.conf.Positional]
     json: Path | None = None
     """Write the rows here."""
     quick: bool = False
-    """32 new tokens, 3 rounds, no reference: under a minute."""
+    """decode: 32 new tokens, 3 rounds, no reference: under a minute. train: a tiny model, to see that it works."""
     rounds: int = 5
     new_tokens: int = 64
+    """Of decode."""
 
     def run(self) -> int:
+        if self.what == "train":
+            from midcourse.bench_train import bench_train
+
+            bench_train(self.json, quick=self.quick, rounds=self.rounds)
+            return 0
         from midcourse.bench import bench_decode
 
         bench_decode(self.json, quick=self.quick, rounds=self.rounds, new_tokens=self.new_tokens)

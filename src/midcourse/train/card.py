@@ -210,7 +210,7 @@ length, which guided decoding does not see.""",
     "sequence": "Rewards of finished texts were trained, those of prefixes were not: nothing holds them to any value.",
     "value": """The reward of a prefix foretells the final reward of responses that go on from it under the policy
 that wrote the rollouts.""",
-    "cumulative": "The reward of a prefix foretells the label of the whole response, that of later ones better.",
+    "cumulative": "The reward of a prefix foretells the label of the whole response, later prefixes better.",
     "farma": "The reward of a prefix is to be that of its best continuation, seen in training or not.",
     "autoregressive": "A token's reward is its log-probability; a text's is the sum, which the accuracies compare.",
 }

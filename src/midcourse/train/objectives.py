@@ -316,6 +316,15 @@ def check_head(objective: Objective, head: str) -> None:
         )
 
 
+def check_data(objective: Objective, rollouts: bool) -> None:
+    """Raise ObjectiveError where an objective that compares two responses is given rollouts."""
+    if rollouts and objective.of == "pairs":
+        raise ObjectiveError(
+            f"objective {objective.name} learns from comparisons, and rollouts are single responses; make comparisons "
+            "of them with midcourse prefer"
+        )
+
+
 def _choice(flag: str, value: str, known: dict[str, Any]) -> Any:
     if value not in known:
         raise ObjectiveError(f"{flag} {value!r} is unknown; use one of: {', '.join(known)}")

@@ -8,12 +8,13 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from midcourse.implicit_reward import ImplicitReward
 from midcourse.prompt import Prompt, PromptError, prompt_ids, response_ids
 from midcourse.reward_model import RewardModel
 from midcourse.train.comparisons import Comparison, Example, prompt_groups
@@ -21,6 +22,7 @@ from midcourse.train.objectives import PairRewards
 from midcourse.train.rollouts import Rollout
 
 WINDOW = 16  # batches that are sorted by length together: enough to pad little, few enough to stay random
+Encoder: TypeAlias = RewardModel | ImplicitReward  # its tokenizer and template
 
 
 class Row(NamedTuple):
@@ -80,7 +82,7 @@ class Batch(NamedTuple):
     numbers: list[int]
 
 
-def encode_row(reward: RewardModel, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> Row:
+def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> Row:
     """A prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
     before = prompt_ids(reward.tokenizer, prompt, reward.template)
     ids = response_ids(reward.tokenizer, response, finished=finished)
@@ -90,7 +92,7 @@ def encode_row(reward: RewardModel, prompt: Prompt, response: str, finished: boo
     return Row(tuple(before), tuple(ids[:room]), finished and len(ids) <= room)
 
 
-def prompt_limit(reward: RewardModel, max_tokens: int) -> Callable[[Example], str | None]:
+def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | None]:
     """What is wrong with a row's prompt, if anything: the check that `read_comparisons` and `read_rollouts` take."""
 
     def problem(example: Example) -> str | None:
@@ -105,7 +107,7 @@ def prompt_limit(reward: RewardModel, max_tokens: int) -> Callable[[Example], st
     return problem
 
 
-def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
+def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
     """Token ids of the comparisons, each distinct row once."""
     numbers: dict[Row, int] = {}
     pairs = []
@@ -116,7 +118,7 @@ def encode(reward: RewardModel, comparisons: Sequence[Comparison], max_tokens: i
     return PairSet(list(numbers), pairs, prompt_groups(comparisons))
 
 
-def encode_rollouts(reward: RewardModel, rollouts: Sequence[Rollout], max_tokens: int) -> RolloutSet:
+def encode_rollouts(reward: Encoder, rollouts: Sequence[Rollout], max_tokens: int) -> RolloutSet:
     """Token ids of the rollouts, each distinct row once. One that is cut here keeps the label of the whole."""
     numbers: dict[Row, int] = {}
     rows = [encode_row(reward, r.prompt, r.response, r.finished, max_tokens) for r in rollouts]

@@ -8,7 +8,7 @@ from typing import Any
 
 from midcourse.prompt import Prompt
 from midcourse.train.comparisons import Comparison
-from midcourse.train.rows import JSON_LINES, BadRow, Problem, flag, prompt_of, read_rows, short, text_of
+from midcourse.train.rows import JSON_LINES, BadRow, Problem, first_fields, flag, prompt_of, read_rows, short, text_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def read_rollouts(
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
     return read_rows(path, _rollout, "rollouts", JSON_LINES, limit=limit, rejects=rejects)
+
+
+def are_rollouts(path: str | Path) -> bool:
+    """Whether a file's first row has the fields of a rollout, and not those of a comparison."""
+    fields = first_fields(path)
+    return bool(fields & {"response", "reward"}) and not fields & {"chosen", "rejected"}
 
 
 def label_comparisons(comparisons: Iterable[Comparison]) -> list[Rollout]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from midcourse.prefix_cache import pad
 from midcourse.reward_model import RewardModel
 from midcourse.train.prefixes import Row, response_columns
-from midcourse.train.states import FrozenStates, Top, split
+from midcourse.train.states import FrozenStates, VocabularyTop, split
+from midcourse.vocabulary_model import TrainedVocabularyReward
 
 
 class Scorer(nn.Module):
@@ -23,14 +24,15 @@ class Scorer(nn.Module):
         self.row_sets = row_sets
         self.additive = reward.info.additive
         made = split(reward)
-        self.trained = made.top if made else reward
-        self.takes_tokens = bool(made and made.before)
+        whole = VocabularyTop(reward, reward.backbone) if isinstance(reward, TrainedVocabularyReward) else reward
+        self.trained = made.top if made else whole
+        self.before = bool(made and made.before)
         self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
         self._no_split_modules = getattr(reward.backbone, "_no_split_modules", None)  # what FSDP keeps together
 
     def checkpoint_gradients(self) -> None:
         """Let the trained layers compute anew in the backward pass what they would otherwise keep for it."""
-        layers: Any = self.trained.layers if isinstance(self.trained, Top) else self.trained.backbone
+        layers: Any = self.trained.backbone if isinstance(self.trained, RewardModel) else self.trained.layers
         new = hasattr(layers, "activation_checkpointing_enable")  # its name from transformers 5.23 on
         enable = layers.activation_checkpointing_enable if new else layers.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -43,15 +45,18 @@ class Scorer(nn.Module):
 
     def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
         """What `forward` takes for some rows of a row set."""
-        if self.states:
-            found = {"states": self.states[row_set].batch(numbers)}
-            if self.takes_tokens:
-                responses = [self.row_sets[row_set][number].response for number in numbers]
-                found["token_ids"] = pad(responses, torch.device("cpu"))[0]
-            return found
         rows = [self.row_sets[row_set][number] for number in numbers]
-        ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"))
-        return {"input_ids": ids, "attention_mask": mask}
+        if self.before:
+            ids, mask = pad([row.response for row in rows], torch.device("cpu"))
+        else:
+            ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"))
+        found = {"states": self.states[row_set].batch(numbers)} if self.states else {"attention_mask": mask}
+        if isinstance(self.trained, VocabularyTop):
+            starts = torch.tensor(self.starts(row_set, numbers))[:, None]
+            return {**found, "token_ids": ids, "wanted": mask & (torch.arange(ids.shape[1]) >= starts)}
+        if self.before:
+            found["token_ids"] = ids
+        return found if self.states else {**found, "input_ids": ids}
 
     def starts(self, row_set: int, numbers: Sequence[int]) -> list[int]:
         """The columns of `forward`'s result at which each row's response begins."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,9 +27,11 @@ from midcourse.train import processes
 from midcourse.train.prefixes import Row
 from midcourse.train.shards import make_room, open_shard, reserve
 from midcourse.trunk_reward import TrunkReward
+from midcourse.vocabulary_model import TrainedVocabularyReward
 
 SHARD_ROWS = 128
 BATCH_ROWS = 16
+PLACES = 32  # whose rewards of the whole vocabulary are in memory at a time
 
 
 class Split(NamedTuple):
@@ -48,20 +50,27 @@ class Split(NamedTuple):
 
 
 class Top(nn.Module):
-    """The trained part of a reward; it shares the reward's parameters."""
+    """The trained part of a reward with a backbone of its own; it shares the reward's parameters."""
 
     def __init__(self, reward: RewardModel, layers: nn.Module | None):
         super().__init__()
         self.layers = layers
         self.head = reward.head
-        self._read = reward.read
-
-    def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
-        return self._read(self.hidden(states))
 
     def hidden(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens hidden"]:
         """The backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
         return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
+
+
+class ScalarTop(Top):
+    """The trained part of a scalar reward: its head behind nothing or some layers."""
+
+    def __init__(self, reward: RewardModel, layers: nn.Module | None):
+        super().__init__(reward, layers)
+        self._read = reward.read
+
+    def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
+        return self._read(self.hidden(states))
 
 
 class TrunkTop(nn.Module):
@@ -70,13 +79,72 @@ class TrunkTop(nn.Module):
     def __init__(self, reward: TrunkReward):
         super().__init__()
         self.head = reward.head
-        # Not a buffer: it is neither trained nor saved.
-        self._embeddings = reward.embeddings.detach()
+        self._reward = (reward,)  # in a tuple: no module of this one, which is trained
 
     def forward(
-        self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"]
-    ) -> Float[Tensor, "rows tokens"]:
-        return self.head(states, self._embeddings.to(states.device)[token_ids])
+        self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"], best: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        (reward,) = self._reward
+        rewards = reward.next_rewards(states, token_ids)
+        if not best:
+            return rewards
+        tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
+        return rewards, reward.next_rewards(states, tokens)
+
+
+class VocabularyTop(Top):
+    """The trained part of a vocabulary reward: its head behind nothing, some layers, or the whole backbone."""
+
+    def __init__(self, reward: TrainedVocabularyReward, layers: nn.Module | None):
+        super().__init__(reward, layers)
+        if reward.info.tune == "all" and not reward.backbone.config.tie_word_embeddings:
+            self.output = reward.output
+        self._reward = (reward,)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "rows tokens"],
+        wanted: Bool[Tensor, "rows tokens"],
+        states: Float[Tensor, "rows tokens hidden"] | None = None,
+        attention_mask: Bool[Tensor, "rows tokens"] | None = None,
+        best: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Rewards at the wanted positions, 0 elsewhere; with `best`, also the best rewards of any tokens there.
+
+        Args:
+            states: those before the tokens where only the head is trained; those that enter the trained layers; None
+                where all of the backbone is run.
+        """
+        if states is None:
+            assert self.layers is not None
+            hidden = self.layers(input_ids=token_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        else:
+            hidden = self.hidden(states)
+        # States of whole rows are moved to the tokens after them. Rows begin with prompts: no first token is wanted.
+        flat = (hidden if self.layers is None else hidden.roll(1, 1))[wanted]
+        (reward,) = self._reward
+        rewards = _spread(reward.next_rewards(flat, token_ids[wanted]), wanted)
+        if not best:
+            return rewards
+        return rewards, _spread(reward.next_rewards(flat, best_tokens(reward, flat)), wanted)
+
+
+def _spread(values: Float[Tensor, " places"], wanted: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
+    """The values at the wanted positions, 0 elsewhere."""
+    return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+
+
+@torch.no_grad()
+def best_tokens(
+    reward: TrunkReward | TrainedVocabularyReward, states: Float[Tensor, "places hidden"]
+) -> Int[Tensor, " places"]:
+    """The token of the highest reward after each state, of few places at a time: all would fill the memory.
+
+    The maximum's gradient is that of its token's reward, so nothing else has to be kept for it.
+    """
+    found = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
+    ends = torch.tensor(reward.info.all_eos, device=found.device)
+    return found.masked_fill(torch.isin(found, ends), reward.info.eos_token_id)
 
 
 def split(reward: RewardModel) -> Split | None:
@@ -85,14 +153,18 @@ def split(reward: RewardModel) -> Split | None:
     layers = reward.backbone.config.num_hidden_layers
     if isinstance(reward, TrunkReward):
         return Split(reward.backbone, TrunkTop(reward), layers, response_only=True, before=True)
+    if tuning.kind == "head" and isinstance(reward, TrainedVocabularyReward):
+        return Split(reward.backbone, VocabularyTop(reward, None), layers, response_only=True, before=True)
     if tuning.kind == "head":
-        return Split(reward.backbone, Top(reward, None), layers, True)
+        return Split(reward.backbone, ScalarTop(reward, None), layers, True)
     if tuning.kind != "last" or tuning.amount == layers or not hasattr(reward.backbone, "layers"):
         return None
     cut = layers - tuning.amount
     bottom = _part(reward.backbone, slice(0, cut))
     bottom.norm = nn.Identity()
-    made = Split(bottom, Top(reward, _part(reward.backbone, slice(cut, layers))), cut, False)
+    above = _part(reward.backbone, slice(cut, layers))
+    top = VocabularyTop(reward, above) if isinstance(reward, TrainedVocabularyReward) else ScalarTop(reward, above)
+    made = Split(bottom, top, cut, False)
     return made if _equals_whole(made, reward) else None
 
 

@@ -35,8 +35,8 @@ from midcourse.train.objectives import (
     LabelledRewards,
     NextRewards,
     Objective,
-    ObjectiveError,
     Phase,
+    check_data,
     check_head,
     make_objective,
 )
@@ -262,11 +262,7 @@ def encode_all(
     """
     rollouts, held_rollouts = ([one for one in part if isinstance(one, Rollout)] for part in (kept, held))
     if rollouts:
-        if objective.of == "pairs":
-            raise ObjectiveError(
-                f"objective {objective.name} learns from comparisons, and rollouts are single responses; make "
-                "comparisons of them with midcourse prefer"
-            )
+        check_data(objective, rollouts=True)
         trained, measured = (encode_rollouts(reward, part, max_tokens) for part in (rollouts, held_rollouts))
         return Data(trained, pairs_by_label(trained), pairs_by_label(measured), measured)
     comparisons, held_comparisons = ([one for one in part if isinstance(one, Comparison)] for part in (kept, held))
