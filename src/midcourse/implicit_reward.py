@@ -10,16 +10,20 @@ tokens. Two passes over one token give it for the whole vocabulary.
 A saved one is a folder with a midcourse.json that names both models; they are not copied.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from midcourse.language_model import LanguageModel
+from midcourse.files import whole_folder, write_text
+from midcourse.language_model import LanguageModel, chat_fingerprint, weights_fingerprint
 from midcourse.prompt import Prefix, Prompt, Template
 from midcourse.reward import RewardError, Score
-from midcourse.reward_model import RewardInfo
+from midcourse.reward_model import RewardInfo, read_info
 from midcourse.vocabulary_reward import ModelVocabularyRows, VocabularyReward
 
 
