@@ -8,8 +8,8 @@ by pair accuracy, and by what it is worth as a guide (`worth`). Two heads, the l
 takes smaller steps, then guide on validation openings, and once on the test openings, each at the weight that is NATS
 of guidance KL to first order.
 
-Everything is resumable: sampled texts, states and rows are found again in runs/trunk/. Writes results.json, gold.png
-and README.md's tables here. Texts of the data sets are not committed.
+Everything is resumable: sampled texts, states and rows are found again in runs/trunk/. Writes results.json and
+README.md's tables here. Texts of the data sets are not committed.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from midcourse import LanguageModel, generate, stream
@@ -397,34 +396,9 @@ def table_guided(root: Path) -> str:
     return markdown([*header, "repeated bigrams"], lines)
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Gold against guidance KL, one line a head and split."""
-    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
-    axis = figure.subplots()
-    plain = {row["split"]: row for row in rows if row["guide"] is None}
-    for split, style in (("validation", "--"), ("test", "-")):
-        for fit, color in ((DEFAULT, "#c2570c"), (GENTLE, "#0b5fa5")):
-            points = [row for row in rows if row["split"] == split and row["guide"] == asdict(fit)]
-            if points and split in plain:
-                line = sorted([plain[split], *points], key=lambda row: row["guidance_kl"])
-                golds = np.array([row["gold"] for row in line])
-                errors = np.abs(np.array([row["gold_interval"] for row in line]).T - golds)
-                label = f"rank {fit.rank}, lr {fit.lr:g}, {split}"
-                x = [row["guidance_kl"] for row in line]
-                axis.errorbar(
-                    x, golds, errors, fmt=style, marker="o", markersize=4, color=color, capsize=2, label=label
-                )
-    axis.set(xlabel="guidance KL, nats per response", ylabel="gold (VADER)")
-    axis.legend(frameon=False, fontsize=8)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-
-
 def publish(results: dict[str, list]) -> None:
-    """Write results.json, and what is drawn from it."""
+    """Write results.json, and the tables made from it."""
     write_results(HERE / "results.json", results)
-    if any(row["split"] == "test" for row in results["guided"]):
-        plot(results["guided"], HERE / "gold.png")
     readme = HERE / "README.md"
     write_text(readme, fill(readme.read_text(), ROOT, {"sweep": table_sweep, "guided": table_guided})[0])
 
