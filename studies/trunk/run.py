@@ -42,7 +42,7 @@ from midcourse.intervals import mean_interval
 from midcourse.prefix_cache import pad
 from midcourse.progress import progress
 from midcourse.train.accuracy import SHARES, outcome
-from midcourse.train.objectives import OBJECTIVES
+from midcourse.train.objectives import prefix, sequence
 from midcourse.train.prefixes import pair_rewards
 from midcourse.trunk_reward import TrunkHead, TrunkReward, normed
 from studies.tables import fill, markdown, number, with_interval
@@ -256,7 +256,7 @@ def loss(fit: Fit, head: TrunkHead, learn: Texts, batch: Tensor) -> Tensor:
     rows, pairs = learn.pairs[batch].unique(return_inverse=True)
     rewards = head(learn.states[fit.layer][rows].float(), embeddings(learn.token_ids[rows]))
     finished = torch.ones(len(rows), dtype=torch.bool)
-    objective = OBJECTIVES[fit.objective, "drop"]
+    objective = {"prefix": prefix, "sequence": sequence}[fit.objective]
     return objective(pair_rewards(rewards, pairs, learn.lengths[rows], finished)).mean()
 
 
