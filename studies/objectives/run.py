@@ -1,0 +1,428 @@
+"""Every objective on every backbone: what it costs, how well it ranks, how honest it is, and how well it guides.
+
+    python -m studies.objectives.run --data DIR [--hours 4]        (or MIDCOURSE_DATA=DIR)
+
+Three sets (sentiment of SmolLM2's own continuations, ParaDetox, HH), and each objective on each backbone that it can
+train: three seeds for heads on cached states, one for tuned layers, LoRA and MiniLM, on capped subsets. A pilot trains
+one reward of every set and backbone, prints how long the whole grid would take, and `affordable` cuts it to the hours.
+Then the best guides are read off at 2, 5 and 10 nats of guidance KL on unseen openings.
+
+Resumable: what results.json holds is not done again. Texts of the data sets are not committed. No setting was tuned on
+a test split.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from midcourse import LanguageModel
+from midcourse.decode.steps import Generation
+from midcourse.errors import MidcourseError
+from midcourse.evaluate.gold import load_gold
+from midcourse.evaluate.results import write_results
+from midcourse.files import whole_file
+from midcourse.loading import head_of, load_reward
+from midcourse.progress import progress
+from midcourse.reward import Reward
+from midcourse.reward_model import RewardModel
+from midcourse.train.accuracy import SHARES, pair_accuracy
+from midcourse.train.calibration import calibration_error, margins
+from midcourse.train.comparisons import Comparison
+from midcourse.train.objectives import make_objective
+from midcourse.train.prefixes import encode
+from midcourse.train.rollouts import Rollout
+from midcourse.train.scorer import Scorer
+from midcourse.train.training import Settings, train
+from studies.rewards.run import comparisons, fitting, openings, read, sampled
+from studies.steering import Gold, steered, write
+
+HERE = Path(__file__).parent
+RUNS = HERE.parents[1] / "runs/objectives"
+
+SETS = ("sentiment", "paradetox", "hh")
+TITLES = {"sentiment": "sentiment (own samples)", "paradetox": "ParaDetox", "hh": "HH, all four sets"}
+MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 160}
+MOST_PAIRS = {"sentiment": 4000, "paradetox": 2000, "hh": 600}
+TEST_PAIRS = 600
+GUIDED, BEST, PROMPTS = ("sentiment", "paradetox"), 6, 200
+TIMED_ROUNDS, TIMED_PROMPTS = 3, 8
+
+
+class Backbone(NamedTuple):
+    """A kind of reward: its layers, what is trained, its head; how many seeds, pairs at most, and epochs."""
+
+    name: str
+    head: str | None
+    layers: int | None
+    tune: str
+    seeds: int
+    pairs: int
+    epochs: int
+    model: str = "smollm2"
+
+
+BACKBONES = (
+    Backbone("trunk, head", "trunk", None, "head", 3, 4000, 2),
+    Backbone("20 layers, head", "scalar", 20, "head", 3, 4000, 4),
+    Backbone("20 layers, vocabulary head", "vocabulary", 20, "head", 3, 4000, 2),
+    Backbone("10 layers, last:2", "scalar", 10, "last:2", 1, 1500, 2),
+    Backbone("10 layers, last:2, vocabulary head", "vocabulary", 10, "last:2", 1, 1500, 2),
+    Backbone("10 layers, lora:8", "scalar", 10, "lora:8", 1, 500, 2),
+    Backbone("MiniLM, all", None, None, "all", 1, 1500, 2, "minilm"),
+)
+OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "prefix": ("prefix", {}),
+    "sequence": ("sequence", {}),
+    "value mean": ("value", {"value": "mean"}),
+    "value soft": ("value", {"value": "soft", "value_weight": 3.0}),
+    "value max": ("value", {"value": "max"}),
+    "cumulative": ("cumulative", {}),
+    "farma": ("farma", {"alternations": 2}),
+    "autoregressive": ("autoregressive", {}),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One reward to train."""
+
+    set: str
+    backbone: Backbone
+    objective: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        kind = self.backbone.name.replace(", ", "-").replace(" ", "-").replace(":", "")
+        return f"{self.set}-{kind}-{self.objective.replace(' ', '-')}-{self.seed}"
+
+
+def plan() -> list[Run]:
+    """Every run that makes sense, the most telling ones first: seed by seed, objective by objective, set by set."""
+    return [
+        Run(name, backbone, objective, seed)
+        for seed in range(max(backbone.seeds for backbone in BACKBONES))
+        for objective in OBJECTIVES
+        for backbone in BACKBONES
+        for name in SETS
+        if seed < backbone.seeds and trainable(backbone, objective)
+    ]
+
+
+def trainable(backbone: Backbone, objective: str) -> bool:
+    """Whether that head can learn it; an encoder learns whole sequences only."""
+    if backbone.head is None:
+        return objective == "sequence"
+    name, settings = OBJECTIVES[objective]
+    return backbone.head in make_objective(name, **settings).heads
+
+
+def affordable(runs: Sequence[Run], seconds: dict[tuple[str, str], float], budget: float) -> list[Run]:
+    """The rule that cuts the grid: runs in the order of `plan`, as long as the budget of seconds lasts.
+
+    `seconds` is what the pilot measured of a run, by set and backbone; a run that does not fit is left out, and cheaper
+    ones after it are still taken.
+    """
+    taken = []
+    for run in runs:
+        cost = seconds[run.set, run.backbone.name]
+        if cost <= budget:
+            taken.append(run)
+            budget -= cost
+    return taken
+
+
+# Data
+
+
+@cache
+def examples(name: str, data: Path) -> tuple[list[Comparison], list[Comparison], list[Rollout] | None]:
+    """(training comparisons, test comparisons, rollouts with their gold where there are any)."""
+    learn, test = comparisons(name, data)
+    if name != "sentiment":
+        return learn, test, None
+    gold = load_gold("vader")
+    rollouts = [Rollout(s.prompt, s.response, s.finished, gold(s.response)) for s in sampled(data, "train")]
+    return learn, test, [rollout for rollout in rollouts if rollout.response.strip()]
+
+
+def profanity() -> Gold:
+    """1 - the probability of profanity."""
+    try:
+        from profanity_check import predict_prob
+    except ImportError as error:
+        raise MidcourseError("the gold of detoxification needs alt-profanity-check; pip install it") from error
+    return lambda text: 1 - float(predict_prob([text])[0])
+
+
+def continued(name: str, data: Path) -> tuple[Gold, list[str], list[str]]:
+    """(gold, validation openings, test openings) of a set's guided texts.
+
+    Sentiment: film review openings; the test split has 190, so the last of the training split's, which no reward saw,
+    go with them. Detoxification: RealToxicityPrompts that are profane themselves, of which no reward saw any.
+    """
+    if name == "sentiment":
+        spare = openings(data, "train")[-(PROMPTS - 150) :]
+        return load_gold("vader"), openings(data, "validation")[:40], [*openings(data, "test")[:150], *spare]
+    gold = profanity()
+    rows = read(data, "prompts/real_toxicity_prompts")
+    profane = {
+        split: [row["prompt"] for row in rows if row["split"] == split and gold(row["prompt"]) < 0.5]
+        for split in ("validation", "train")
+    }
+    return gold, profane["validation"][:40], profane["train"][:PROMPTS]
+
+
+# Training and judging
+
+
+def untrained(run: Run) -> RewardModel:
+    name, settings = OBJECTIVES[run.objective]
+    backbone = run.backbone
+    make, head = head_of(backbone.head or "scalar", backbone.model)
+    return make.create(
+        backbone.model,
+        template="raw",
+        layers=backbone.layers,
+        tune=backbone.tune,
+        head=head,
+        objective=name,
+        objective_settings=make_objective(name, **settings).settings,
+        seed=run.seed,
+    )
+
+
+class Trained(NamedTuple):
+    """A trained reward, what it learned from, and the seconds that its frozen states and all of it took."""
+
+    reward: RewardModel
+    examples: int
+    states: float
+    seconds: float
+
+
+def trained(run: Run, data: Path) -> Trained:
+    """The reward of a run, from runs/objectives/ where it was trained before."""
+    learn, _, rollouts = examples(run.set, data)
+    reward, max_tokens, folder = untrained(run), MAX_TOKENS[run.set], RUNS / run.name
+    learn = fitting(reward, learn, max_tokens)[: min(MOST_PAIRS[run.set], run.backbone.pairs)]
+    labelled = make_objective(reward.info.objective, **reward.info.objective_settings).of == "labels"
+    given: Sequence[Comparison] | Sequence[Rollout] = rollouts if labelled and rollouts else learn
+    if (folder / "midcourse.json").is_file():
+        return Trained(type(reward).load(folder), len(given), 0.0, 0.0)
+    begin = time.monotonic()
+    Scorer(reward, [encode(reward, learn, max_tokens).rows])
+    states = time.monotonic() - begin
+    settings = Settings(epochs=run.backbone.epochs, max_tokens=max_tokens, seed=run.seed)
+    train(reward, given, folder, settings, resume=True)
+    return Trained(reward, len(given), states, time.monotonic() - begin)
+
+
+def judged(run: Run, data: Path) -> dict[str, Any]:
+    """Train one reward and measure it on the test split."""
+    begin = time.monotonic()
+    found = trained(run, data)
+    reward, max_tokens = found.reward, MAX_TOKENS[run.set]
+    pairs = encode(reward, fitting(reward, examples(run.set, data)[1], max_tokens)[:TEST_PAIRS], max_tokens)
+    scorer = Scorer(reward, [pairs.rows])
+    rewards = scorer.score(0)
+    if scorer.additive:
+        rewards = [row.cumsum(0) for row in rewards]
+    accuracy = pair_accuracy(pairs, rewards)
+    held = reward.info.metrics.get("shares", [])
+    return {
+        "name": run.name,
+        "set": run.set,
+        "backbone": run.backbone.name,
+        "objective": run.objective,
+        "seed": run.seed,
+        "train_examples": found.examples,
+        "test_pairs": accuracy["pairs"],
+        "shares": accuracy["shares"],
+        "held_out": {str(row["share"]): row["accuracy"] for row in held},
+        "ece": honesty(reward, margins(pairs, rewards), pairs.prompts),
+        "parameters": sum(p.numel() for p in reward.parameters() if p.requires_grad),
+        "states_minutes": found.states / 60,
+        "minutes": found.seconds / 60,
+        "run_seconds": time.monotonic() - begin,
+    }
+
+
+def honesty(reward: RewardModel, found: Any, prompts: list[str]) -> dict[str, Any] | None:
+    """Calibration error on the test split at half and at all of the response, at the stored temperatures."""
+    stored = reward.calibration
+    if stored is None:
+        return None
+    ends = stored.finished_temperature or stored.temperature
+    return {
+        str(share): calibration_error(found[SHARES.index(share)], found[0] * 0 + temperature, prompts)
+        for share, temperature in ((0.5, stored.temperature), (1.0, ends))
+        if temperature
+    }
+
+
+# Guiding
+
+
+def best(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The rewards that guide: of seed 0 the six with the highest held-out accuracy at half of the response.
+
+    At most two of a backbone, so that they differ; the trunk's prefix reward is always among them. Rewards of whole
+    texts are left out: they are no guides of tokens.
+    """
+    found = [row for row in rows if row["set"] == name and row["seed"] == 0 and row["backbone"] != "MiniLM, all"]
+    found.sort(key=lambda row: -row["held_out"]["0.5"])
+    chosen = [row for row in found if (row["backbone"], row["objective"]) == ("trunk, head", "prefix")]
+    for row in found:
+        if len(chosen) < BEST and row not in chosen and sum(c["backbone"] == row["backbone"] for c in chosen) < 2:
+            chosen.append(row)
+    return chosen
+
+
+def guided(row: dict[str, Any], plain: Sequence[Generation], data: Path) -> dict[str, Any]:
+    """Gold at each guidance KL under one reward."""
+    gold, validation, test = continued(row["set"], data)
+    lm = LanguageModel.load("smollm2")
+    return {
+        **{name: row[name] for name in ("name", "set", "backbone", "objective")},
+        **steered(lm, guide_of(row, lm, data), gold, validation, test, plain),
+    }
+
+
+def guide_of(row: dict[str, Any], lm: LanguageModel, data: Path) -> Reward:
+    """A row's reward on the language model's weights, trained again where it is gone."""
+    trained(next(run for run in plan() if run.name == row["name"]), data)
+    return load_reward(RUNS / row["name"], share_with=lm)
+
+
+def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
+    """Seconds of guided over those of plain decoding, batch 1 and 8, interleaved: the median and range of rounds."""
+    lm = LanguageModel.load("smollm2")
+    reward = guide_of(row, lm, data)
+    prompts = openings(data, "validation")[:TIMED_PROMPTS]
+    found: dict[str, Any] = {"backbone": row["backbone"], "ratio": {}}
+    for batch_size, asked in ((1, prompts[:1]), (TIMED_PROMPTS, prompts)):
+        ratios = []
+        for _ in range(TIMED_ROUNDS + 1):
+            seconds = []
+            for guide in (None, reward):
+                begin = time.perf_counter()
+                write(lm, asked, guide, 1.0, batch_size=batch_size)
+                seconds.append(time.perf_counter() - begin)
+            ratios.append(seconds[1] / seconds[0])
+        ratios = ratios[1:]  # the first round warms up
+        found["ratio"][str(batch_size)] = {"median": median(ratios), "range": [min(ratios), max(ratios)]}
+    return found
+
+
+# Results
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Accuracy by share of the response on each set, and gold by guidance KL of the guides."""
+    figure = Figure(figsize=(13, 7.4), layout="constrained")
+    above, below = figure.subplots(2, 3)
+    colors = {objective: f"C{number}" for number, objective in enumerate(OBJECTIVES)}
+    for axis, name in zip(above, SETS, strict=True):
+        rows = [row for row in results["rows"] if row["set"] == name]
+        for (backbone, objective), group in grouped(rows):
+            mean = [fmean(row["shares"][i]["accuracy"] for row in group) for i in range(len(SHARES))]
+            style = "-" if backbone.startswith("trunk") else "--" if "head" in backbone else ":"
+            axis.plot([100 * s for s in SHARES], mean, style, color=colors[objective], linewidth=1.2)
+        axis.axhline(0.5, color="#ccc", linewidth=1)
+        axis.set(title=TITLES[name], xlabel="% of the response", xticks=[100 * s for s in SHARES])
+    above[0].set_ylabel("pair accuracy, test split")
+    lines = [above[-1].plot([], [], color=color, label=objective)[0] for objective, color in colors.items()]
+    styles = {"-": "trunk", "--": "other heads", ":": "tuned layers"}
+    lines += [above[-1].plot([], [], style, color="#555", label=label)[0] for style, label in styles.items()]
+    above[-1].legend(handles=lines, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axis, name in zip(below, GUIDED, strict=False):
+        for row in (row for row in results["guided"] if row["set"] == name):
+            kls, gold = zip(*((w["guidance_kl"], w["gold"]) for w in row["weights"]), strict=True)
+            axis.plot(kls, gold, marker="o", markersize=3, label=f"{row['objective']}; {row['backbone']}")
+        axis.set(title=f"guided: {TITLES[name]}", xlabel="guidance KL, nats", ylabel="gold")
+        axis.legend(frameon=False, fontsize=7)
+    below[-1].axis("off")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Rows by backbone and objective: the seeds of one kind of reward."""
+    key = lambda row: (row["backbone"], row["objective"])  # noqa: E731
+    for kind, group in groupby(sorted(rows, key=key), key=key):
+        yield kind, list(group)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
+    parser.add_argument("--hours", type=float, default=4.0, help="for the whole grid; 4 by default")
+    flags = parser.parse_args()
+    if not flags.data or not (Path(flags.data) / "texts/imdb_reviews.jsonl.gz").is_file():
+        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
+    study(Path(flags.data), flags.hours, HERE / "results.json")
+
+
+def study(data: Path, hours: float, path: Path) -> None:
+    """Pilot, grid, guides, timings; every result is on disk as soon as it is there."""
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    results = {name: results.get(name, []) for name in ("rows", "guided", "timed", "left_out")}
+    done = {row["name"] for row in results["rows"]}
+
+    def add(kind: str, row: dict[str, Any]) -> None:
+        results[kind].append(row)
+        write_results(path, results)
+
+    runs = plan()
+    pilot = {(run.set, run.backbone.name): run for run in reversed(runs)}.values()
+    for run in pilot:
+        if run.name not in done:
+            add("rows", judged(run, data))
+    seconds = {(row["set"], row["backbone"]): row["run_seconds"] for row in reversed(results["rows"])}
+    # Half of the time is for guiding, whose cost the pilot does not know.
+    budget = 1800 * hours
+    total = sum(seconds[run.set, run.backbone.name] for run in runs)
+    taken = affordable(runs, seconds, budget)
+    results["left_out"] = [run.name for run in runs if run not in taken]
+    print(
+        f"all {len(runs)} runs would take {total / 3600:.1f} h; {len(taken)} of them fit", file=sys.stderr, flush=True
+    )
+    done = {row["name"] for row in results["rows"]}
+    left = [run for run in taken if run.name not in done]
+    with progress("rewards", sum(int(seconds[run.set, run.backbone.name]) for run in left)) as advance:
+        for run in left:
+            add("rows", judged(run, data))
+            advance(int(seconds[run.set, run.backbone.name]))
+    lm = LanguageModel.load("smollm2")
+    for name in GUIDED:
+        have = {row["name"] for row in results["guided"]}
+        wanted = [row for row in best(results["rows"], name) if row["name"] not in have]
+        if wanted:
+            plain = write(lm, continued(name, data)[2], None, 0.0)
+            for row in wanted:
+                add("guided", guided(row, plain, data))
+    kinds = {row["backbone"]: row for row in results["guided"]}
+    for backbone, row in kinds.items():
+        if backbone not in {row["backbone"] for row in results["timed"]}:
+            add("timed", timed(row, data))
+    write_results(path, results)
+    plot(results, HERE / "objectives.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MidcourseError as error:
+        sys.exit(f"objectives: {error}")
