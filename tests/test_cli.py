@@ -393,8 +393,101 @@ def test_trunk_is_trained_and_guides(midcourse, lm_folder, tmp_path):
     code, out, _ = midcourse("score", "--reward", tmp_path / "trunk", "--prompt", "p1", "--text", " good", "--json")
     assert code == 0
     assert len(json.loads(out)["tokens"]) == len(" good") + 1
-    refused(midcourse(*same, "--head", "tree", "--out", tmp_path / "x"), "head 'tree' is unknown; use scalar, trunk or")
+    refused(
+        midcourse(*same, "--head", "tree", "--out", tmp_path / "x"),
+        "head 'tree' is unknown; use scalar, vocabulary, trunk or",
+    )
     refused(midcourse(*same, "--head", "trunk", "--tune", "last:1", "--out", tmp_path / "x"), "trains its head alone")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    found = [{"prompt": f"p{i}", "chosen": " good", "rejected": " poor text"} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As midcourse sample writes them."""
+    path = tmp_path_factory.mktemp("data") / "rollouts.jsonl"
+    found = [
+        {"row": i // 2, "sample": i % 2, "prompt": f"p{i // 2}", "response": " good" if i % 2 else " poor text",
+         "finished": True, "reward": float(i % 2), "seed": i}
+        for i in range(24)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "head", "settings"),
+    [
+        (["--objective", "prefix", "--past-end", "paper"], "pairs", "scalar", {"past_end": "paper"}),
+        (["--objective", "sequence", "--head", "vocabulary"], "pairs", "vocabulary", {}),
+        (["--objective", "value"], "rollouts", "scalar", {"value": "mean"}),
+        (
+            ["--objective", "value", "--value", "soft", "--value-weight", 2, "--head", "trunk:4"],
+            "rollouts", "trunk:4", {"value": "soft", "value_weight": 2.0},
+        ),
+        (["--objective", "value", "--value", "max"], "pairs", "scalar", {"value": "max", "expectile": 0.9}),
+        (["--objective", "cumulative"], "rollouts", "scalar", {}),
+        (
+            ["--objective", "farma", "--alternations", 2],
+            "pairs", "vocabulary", {"alternations": 2, "farma_gradient": "stop"},
+        ),
+        (
+            ["--objective", "farma", "--farma-gradient", "both", "--head", "trunk:4"],
+            "pairs", "trunk:4", {"alternations": 7, "farma_gradient": "both"},
+        ),
+        (["--objective", "autoregressive", "--tune", "lora:2"], "pairs", "vocabulary", {"beta": 0.05}),
+    ],
+)  # fmt: skip
+def test_every_objective_from_the_command_line(
+    midcourse, lm_folder, pairs, rollouts, tmp_path, flags, data, head, settings
+):
+    path = {"pairs": pairs, "rollouts": rollouts}[data]
+    same = ("--backbone", lm_folder, "--template", "raw", "--epochs", 1, "--out", tmp_path / "reward")
+    code, out, err = midcourse("train", path, *flags, *same)
+    assert code == 0, err
+    assert "100% of the response" in out
+    assert ("squared error" in out) == (data == "rollouts")
+    info = json.loads((tmp_path / "reward" / "midcourse.json").read_text())
+    assert (info["objective"], info["head"], info["objective_settings"]) == (flags[1], head, settings)
+    code, out, err = midcourse(
+        "guide", "--lm", lm_folder, "--reward", tmp_path / "reward", "--prompt", "p1", "--max-new-tokens", 3, "--json"
+    )
+    assert code == 0, err
+    weight = {"value": settings.get("value_weight")}.get(flags[1]) or 2.0  # that of pargs
+    assert rows(out)[0]["tokens"][0]["weight"] == weight
+    code, out, err = midcourse("score", "--reward", tmp_path / "reward", "--prompt", "p1", "--text", " good", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["tokens"]) == len(" good") + 1
+
+
+def test_two_models_are_an_implicit_reward(midcourse, lm_folder, pairs, tmp_path):
+    lm = tiny_language_model("llama", dtype=torch.float32, seed=7)
+    lm.model.save_pretrained(tmp_path / "aligned")
+    lm.tokenizer.save_pretrained(tmp_path / "aligned")
+    asked = ("train", "--objective", "implicit", "--backbone", tmp_path / "aligned", "--template", "raw")
+    code, out, err = midcourse(*asked, pairs, "--reference", lm_folder, "--beta", 0.5, "--out", tmp_path / "reward")
+    assert code == 0, err
+    assert "Pair accuracy (12 pairs of 12 prompts" in " ".join(out.split())
+    code, out, err = midcourse(*asked, "--reference", lm_folder, "--out", tmp_path / "unmeasured", "--json")
+    assert (code, json.loads(out)) == (0, {"pairs": 0})
+    code, out, err = midcourse(
+        "guide", "--lm", lm_folder, "--reward", tmp_path / "reward", "--method", "genarm", "--prompt", "p1",
+        "--max-new-tokens", 3, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert rows(out)[0]["tokens"][0]["weight"] == 2.0  # 1 / beta: the aligned model's own policy
+    code, out, _ = midcourse("score", "--reward", tmp_path / "reward", "--prompt", "p1", "--text", " good", "--json")
+    assert code == 0
+    refused(midcourse(*asked, "--out", tmp_path / "x"), "name the one to compare with by --reference")
+    given = (*asked, "--reference", lm_folder)
+    refused(midcourse(*given, "--out", tmp_path / "reward"), "exists already; name a new folder")
+    refused(midcourse(*given, "--tune", "all", "--out", tmp_path / "x"), "trains nothing and has no tune; leave it out")
 
 
 # Misuse: exit code 2, one sentence, no traceback, nothing half-written
@@ -412,6 +505,29 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 
 def guide(lm_folder: str, *more: object) -> tuple[object, ...]:
     return ("guide", "--lm", lm_folder, "--prompt", "abc", "--max-new-tokens", 4, *more)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--objective", "prefix"], "make comparisons of them with midcourse prefer"),
+        (["--objective", "farma"], "objective farma learns from comparisons, and rollouts are single responses"),
+        (["--objective", "value", "--beta", 0.1], "objective value has no beta; leave it out"),
+        (["--objective", "value", "--value", "soft"], "say which, such as --value-weight 2"),
+        (["--objective", "value", "--reference", "smollm2"], "has no reference, which is for implicit"),
+        (["--objective", "cumulative", "--head", "trunk"], "does not train a trunk head; use --head scalar"),
+        (["--objective", "implicit", "--reference", "smollm2"], "objective implicit is measured on comparisons"),
+    ],
+)
+def test_objectives_that_make_no_sense(midcourse, lm_folder, rollouts, tmp_path, flags, part):
+    refused(midcourse("train", rollouts, *flags, "--backbone", lm_folder, "--out", tmp_path / "r"), part)
+    assert not (tmp_path / "r").exists()
+
+
+def test_objectives_without_a_file(midcourse, tmp_path):
+    refused(
+        midcourse("train", "--objective", "value", "--out", tmp_path / "r"), "name one with comparisons or rollouts"
+    )
 
 
 def test_no_such_file(midcourse, tmp_path):
