@@ -87,6 +87,7 @@ class ScoreText:
 
     def _load(self) -> "tuple[Reward, PreTrainedTokenizerBase]":
         """The reward and the tokenizer of its scores."""
+        from midcourse.implicit_reward import ImplicitReward
         from midcourse.language_model import LanguageModel
         from midcourse.loading import load_reward
         from midcourse.reward_model import RewardModel
@@ -97,7 +98,7 @@ class ScoreText:
         if isinstance(reward, TextReward):
             lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
             return reward.bind(lm), lm.tokenizer
-        assert isinstance(reward, RewardModel | VocabularyReward)
+        assert isinstance(reward, RewardModel | VocabularyReward | ImplicitReward)
         return reward, reward.tokenizer
 
     def _print(self, texts: "list[list[Token]]") -> None:
