@@ -56,16 +56,23 @@ def test_the_temperature_of_bradley_terry_data_is_found(temperature):
     assert abs(have - temperature) < 3 * error < 0.1 * temperature
 
 
-@pytest.mark.parametrize("pairs", [5, 60])
+@pytest.mark.parametrize("pairs", [12, 60])
 def test_the_temperature_is_logistic_regression_without_intercept(pairs):
-    """Of every pair in both orders, with Platt's targets as weights."""
+    """Of every pair in both orders."""
     found = bradley_terry(2.0, pairs, seed=3)[0]
-    target = (pairs + 1) / (pairs + 2)
-    x = np.concatenate([found, found])[:, None]
-    won = np.repeat([1, 0], pairs)
     fit = LogisticRegression(fit_intercept=False, C=np.inf, tol=1e-10, max_iter=1000)
-    fit.fit(x, won, sample_weight=np.where(won, target, 1 - target))
-    assert fit_temperature(found[None])[0] == pytest.approx(1 / fit.coef_[0, 0], rel=1e-4)
+    fit.fit(np.concatenate([found, -found])[:, None], np.repeat([1, 0], pairs))
+    assert fit_temperature(found[None]) == (pytest.approx(1 / fit.coef_[0, 0], rel=1e-4), None)
+
+
+def test_wide_margins_are_believed_where_mistakes_are_narrow():
+    """Many pairs ordered rightly by 60 and a few wrongly by less than 8: the few decide the likeliest T."""
+    found = np.array([[60.0] * 474 + [-8.0, -5.0, -3.0, 1.0, 2.0, 4.0]])
+    temperature, limit = fit_temperature(found)
+    grid = np.geomspace(0.1, 100, 20_000)
+    want = grid[np.argmin([np.logaddexp(0, -found / t).sum() for t in grid])]
+    assert limit is None and temperature == pytest.approx(want, rel=1e-3)
+    assert expit(60 / temperature) > 0.999
 
 
 def test_the_temperature_scales_with_the_rewards():

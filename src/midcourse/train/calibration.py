@@ -88,12 +88,12 @@ def margins(pairs: PairSet, rewards: Sequence[Tensor]) -> Float[np.ndarray, "sha
 def fit_temperature(margins: Float[np.ndarray, "shares pairs"]) -> tuple[float, str | None]:
     """(T, limit): the T under which sigmoid(margin / T) is most likely, and what it rests on besides the data.
 
-    With 1/T = b the likelihood is concave in b, and its slope is the mean of m (t - sigmoid(b m)). The target t is
-    (n + 1) / (n + 2) for n pairs instead of 1 (Platt, 1999), so that T stays above 0 where all are ordered rightly.
+    With 1/T = b the likelihood is concave in b, and its slope is the mean of m (1 - sigmoid(b m)).
 
     limit "chance": margins are not positive on average, or hardly, so the likeliest T is infinite; a very large one
-    stands for it, and all probabilities are near one half. "separable": no margin is negative, so the number of pairs
-    alone bounds how sure the reward may be. None elsewhere.
+    stands for it, and all probabilities are near one half. "separable": no margin is negative, so the likeliest T is 0;
+    the 1 of the slope becomes (n + 1) / (n + 2) for n pairs (Platt, 1999), so that their number bounds how sure the
+    reward may be. None elsewhere.
 
     Raises:
         CalibrationError: no margins, or one that is not finite.
@@ -105,7 +105,9 @@ def fit_temperature(margins: Float[np.ndarray, "shares pairs"]) -> tuple[float, 
     sizes = np.abs(margins[margins != 0])
     unit = float(np.median(sizes)) if sizes.size else 1.0
     scaled = margins / unit
-    target = (margins.shape[1] + 1) / (margins.shape[1] + 2)
+    separable = bool(sizes.size) and bool((margins >= 0).all())
+    # Elsewhere such a target would cost a reward with wide margins more than its few mistakes do.
+    target = (margins.shape[1] + 1) / (margins.shape[1] + 2) if separable else 1.0
 
     def slope(log_b: float) -> float:
         return float(np.mean(scaled * (target - expit(np.exp(log_b) * scaled))))
@@ -116,7 +118,6 @@ def fit_temperature(margins: Float[np.ndarray, "shares pairs"]) -> tuple[float, 
     else:
         limit = None
         temperature = unit / (WIDEST if slope(widest) >= 0 else float(np.exp(brentq(slope, -widest, widest))))
-    separable = sizes.size and (margins >= 0).all()
     return _rounded(temperature), "separable" if separable else limit
 
 
