@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from midcourse.files import whole_folder, write_text
-from midcourse.language_model import LanguageModel, weights_fingerprint
+from midcourse.language_model import LanguageModel, chat_fingerprint, weights_fingerprint
 from midcourse.prompt import Prefix, Prompt, Template
 from midcourse.reward import RewardError, Score
 from midcourse.reward_model import RewardInfo, read_info
@@ -71,61 +71,61 @@ class ImplicitReward:
         """
         if not 0 < beta < float("inf"):
             raise RewardError(f"beta is {beta}; use a positive number, such as 0.1")
-        models = [
+        first, second = (
             VocabularyReward.load(name, template=template, device=device, dtype=dtype) for name in (aligned, base)
-        ]
-        config = models[0].model.config.get_text_config()
+        )
+        layers = first.model.config.get_text_config().num_hidden_layers
         info = RewardInfo(
             backbone=aligned,
             backbone_fingerprint=weights_fingerprint(aligned),
-            layers=config.num_hidden_layers,
+            layers=layers,
             tune="none",
             template=template,
             objective="implicit",
-            eos_token_id=models[0].eos_token_ids[0],
-            eos_token_ids=tuple(sorted(models[0].eos_token_ids)),
-            tokenizer=models[0].tokens,
+            eos_token_id=first.eos_token_ids[0],
+            eos_token_ids=tuple(sorted(first.eos_token_ids)),
+            tokenizer=first.tokens,
+            chat_template=chat_fingerprint(first.tokenizer) if template == "chat" else None,
             objective_settings={"beta": beta, "reference": base, "reference_fingerprint": weights_fingerprint(base)},
             reward_weight=1 / beta,
             head="implicit",
-            backbone_layers=config.num_hidden_layers,
+            backbone_layers=layers,
         )
-        return cls(*models, info)
+        return cls(first, second, info)
 
     def save(self, folder: str | Path) -> None:
-        """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
+        """Write midcourse.json to `folder`, whole or not at all; an earlier reward there is replaced."""
         with whole_folder(Path(folder)) as work:
-            self.write(work)
-
-    def write(self, folder: Path) -> None:
-        """Write midcourse.json into an existing folder."""
-        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+            write_text(work / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "ImplicitReward":
         """Load what `save` wrote.
 
         Raises:
-            RewardError: the folder holds no implicit reward, or a model has other weights now.
+            RewardError: the folder holds no implicit reward, or a model has other weights or tokens now.
         """
         info = read_info(Path(folder))
         settings = info.objective_settings
-        if info.head != "implicit" or set(settings) != {"beta", "reference", "reference_fingerprint"}:
+        if info.head != "implicit" or not settings.keys() >= {"beta", "reference", "reference_fingerprint"}:
             raise RewardError(f"{folder} holds no implicit reward; load it with midcourse.load_reward")
-        named = ((info.backbone, info.backbone_fingerprint), (settings["reference"], settings["reference_fingerprint"]))
-        for name, fingerprint in named:
+        named = {info.backbone: info.backbone_fingerprint, settings["reference"]: settings["reference_fingerprint"]}
+        for name, fingerprint in named.items():
             if weights_fingerprint(name) != fingerprint:
                 raise RewardError(
-                    f"the reward in {folder} was made of other weights than {name} has now (fingerprint {fingerprint}); "
-                    "restore them or make it again"
+                    f"the reward in {folder} was made of other weights than {name} has now "
+                    f"(fingerprint {fingerprint}); restore them or make it again"
                 )
-        models = [VocabularyReward.load(name, template=info.template, device=device, dtype=dtype) for name, _ in named]
-        if models[0].tokens != info.tokenizer:
+        aligned, base = (
+            VocabularyReward.load(name, template=info.template, device=device, dtype=dtype)
+            for name in (info.backbone, settings["reference"])
+        )
+        if aligned.tokens != info.tokenizer:
             raise RewardError(
                 f"the reward in {folder} was made with another tokenizer than {info.backbone} has now; "
                 "restore it or make the reward again"
             )
-        return cls(*models, info)
+        return cls(aligned, base, info)
 
     @property
     def context_length(self) -> int:

@@ -5,6 +5,7 @@ the empty prefix being node 0; whole texts follow. Rewards and other tables hold
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from midcourse.decode.candidates import Candidates, short_list
 from midcourse.decode.choice import normalise
 from midcourse.decode.guidance import add_reward
-from midcourse.train.objectives import Loss, PairRewards
+from midcourse.train.objectives import LabelledRewards, Loss, NextRewards, PairRewards
 from midcourse.train.prefixes import pair_rewards
 
 Prefix = tuple[int, ...]
@@ -210,6 +211,61 @@ def rewards_of_pairs(language: Language, rewards: Tensor) -> PairRewards:
 def expected_loss(language: Language, objective: Loss, rewards: Tensor, preferences: Tensor) -> Tensor:
     """The population loss."""
     return preferences @ objective(rewards_of_pairs(language, rewards))
+
+
+def labelled_texts(language: Language, rewards: Tensor, text_rewards: Tensor) -> LabelledRewards:
+    """The rewards of every text's prefixes as the objectives of labelled responses take them."""
+    mean_length = float(law(language, language.logprobs).exp() @ language.lengths.double())
+    return LabelledRewards(rewards[language.paths], language.lengths, text_rewards, mean_length)
+
+
+def expected_label_loss(language: Language, loss: Loss, rewards: Tensor, text_rewards: Tensor) -> Tensor:
+    """The population loss on texts that the language model writes, labelled by R."""
+    return law(language, language.logprobs).exp() @ loss(labelled_texts(language, rewards, text_rewards))
+
+
+def next_rewards(language: Language, rewards: Tensor) -> NextRewards:
+    """The rewards of every text's prefixes, and of the best token where each of their tokens stands."""
+    best = rewards.clone()
+    for children in language.children:
+        best = best.index_copy(0, children, rewards[children].amax().expand(len(children)))
+    return NextRewards(rewards[language.paths], best[language.paths], language.lengths)
+
+
+def max_value(language: Language, text_rewards: Tensor) -> Tensor:
+    """The best R that each prefix can end with."""
+    found = torch.cat([torch.zeros(language.inner, dtype=torch.float64), text_rewards])
+    for number in reversed(range(language.inner)):
+        found[number] = found[language.children[number]].max()
+    return found
+
+
+def token_logprobs(language: Language, text_logprobs: Tensor) -> Tensor:
+    """log q(last token | prefix before it) at every node but the root, of a law over whole texts."""
+    mass = torch.cat([torch.zeros(language.inner, dtype=torch.float64), text_logprobs.exp()])
+    for number in reversed(range(language.inner)):
+        mass[number] = mass[language.children[number]].sum()
+    found = torch.zeros_like(mass)
+    for number, children in enumerate(language.children):
+        found[children] = (mass[children] / mass[number]).log()
+    return found
+
+
+def minimise(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Where a smooth function is least, found by L-BFGS."""
+    point = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [point], max_iter=2000, tolerance_grad=1e-12, tolerance_change=0, history_size=50, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(point)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return point.detach()
 
 
 def fit(language: Language, objective: Loss, preferences: Tensor, seed: int) -> Tensor:

@@ -6,19 +6,26 @@ import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from midcourse.decode.loop import generate
+from midcourse.language_model import LanguageModel
+from midcourse.loading import head_of, load_reward
+from midcourse.reward import RewardError
 from midcourse.reward_model import RewardModel, layers_of
 from midcourse.testing import tiny_language_model, tiny_reward
+from midcourse.train import training
 from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints
 from midcourse.train.objectives import ObjectiveError
 from midcourse.train.prefixes import encode
+from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
 from midcourse.train.training import Settings, check_reports, master_weights, train
 
@@ -115,6 +122,151 @@ def test_every_objective_learns_and_is_recorded(lm_folder, data, tmp_path, objec
     info = RewardModel.load(tmp_path / "reward").info
     assert (info.objective, info.objective_settings) == (objective, settings)
     assert info.reward_weight == settings.get("value_weight")
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> list[Rollout]:
+    """Four rollouts of each of 16 prompts, good ones worth 1 and bad ones -1; every third was cut."""
+    return [
+        Rollout(
+            f"prompt {i // 4}", (GOOD if i % 4 < 2 else BAD) + " x" * (i % 3), i % 3 > 0, 1.0 if i % 4 < 2 else -1.0
+        )
+        for i in range(64)
+    ]
+
+
+VALUES = [
+    ("value", {"value": "mean"}, "last:1", "scalar"),
+    ("value", {"value": "soft", "value_weight": 1.5}, "head", "trunk:4"),
+    ("value", {"value": "max", "expectile": 0.8}, "last:1", "vocabulary"),
+    ("cumulative", {}, "last:1", "scalar"),
+]
+
+
+@pytest.mark.parametrize(("objective", "settings", "tune", "head"), VALUES)
+def test_objectives_of_labels_learn_from_rollouts(lm_folder, rollouts, tmp_path, objective, settings, tune, head):
+    reward = created(lm_folder, objective, settings, tune, head)
+    metrics = train(reward, rollouts, tmp_path / "reward", Settings(**SETTINGS | {"epochs": 8}))
+    labels = metrics["labels"]
+    assert labels["rollouts"] == 4 * labels["prompts"] == 12
+    assert labels["shares"][-1]["correlation"] > 0.8
+    assert labels["shares"][-1]["squared_error"] < 0.6 * labels["baseline"]["squared_error"]
+    assert metrics["pairs"] == 4 * 3  # two good ones against two bad ones of each prompt
+    assert metrics["shares"][-1]["accuracy"] > 0.9
+    assert metrics["train_rollouts"] == 64 - 12
+    info = load_reward(tmp_path / "reward").info
+    assert info.training["rollouts"] == 64
+    card = (tmp_path / "reward/README.md").read_text()
+    assert "rollouts of a prompt ordered by label" in card
+    assert "Held-out labels" in card
+    rows = [json.loads(line) for line in (tmp_path / "reward/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["correlation"].keys() == rows[-1]["accuracy"].keys()
+
+
+def test_rollouts_of_which_no_two_can_be_compared(lm_folder, tmp_path):
+    """One rollout a prompt: no pairs, so no pair accuracy, in metrics, card and curves."""
+    rollouts = [Rollout(f"p{i}", GOOD if i % 2 else BAD, True, float(i % 2)) for i in range(24)]
+    reward = created(lm_folder, "value", {}, "head", "scalar")
+    metrics = train(reward, rollouts, tmp_path / "reward", Settings(**SETTINGS))
+    assert metrics["pairs"] == 0
+    assert "shares" not in metrics
+    card = (tmp_path / "reward/README.md").read_text()
+    assert "pair accuracy" not in card
+    assert "Held-out labels" in card
+
+
+def created(lm_folder: Path, objective: str, settings: dict, tune: str, head: str) -> RewardModel:
+    make, head = head_of(head)
+    return make.create(
+        str(lm_folder), template="raw", tune=tune, head=head, objective=objective, objective_settings=settings
+    )
+
+
+TOKENS = [
+    ("prefix", {}, "last:1", "vocabulary"),
+    ("sequence", {}, "head", "vocabulary"),
+    ("farma", {"alternations": 3}, "last:1", "vocabulary"),
+    ("farma", {"alternations": 3, "farma_gradient": "both"}, "head", "trunk:4"),
+    ("autoregressive", {"beta": 0.5}, "head", "vocabulary"),
+    ("autoregressive", {"beta": 0.5}, "lora:2", "vocabulary"),
+]
+
+
+@pytest.mark.parametrize(("objective", "settings", "tune", "head"), TOKENS)
+def test_token_rewards_learn_the_preference(lm_folder, data, tmp_path, objective, settings, tune, head):
+    reward = created(lm_folder, objective, settings, tune, head)
+    metrics = train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS | {"epochs": 8}))
+    assert metrics["shares"][-1]["accuracy"] > 0.9
+    rows = [json.loads(line) for line in (tmp_path / "reward/metrics.jsonl").read_text().splitlines()]
+    phases = [row["phase"] for row in rows]
+    if objective == "farma":
+        assert {"sequence", "consistency"} == set(phases)
+        assert len([1 for one, other in pairwise(phases) if one != other]) == 5  # three turns of two phases
+    again = load_reward(tmp_path / "reward")
+    assert again.score(["prompt 0"], [GOOD]) == reward.eval().score(["prompt 0"], [GOOD])
+    lm = LanguageModel.load(str(lm_folder))
+    method = {"farma": "farma", "autoregressive": "genarm"}.get(objective, "pargs")
+    assert generate(lm, ["prompt 0"], again, method=method, max_new_tokens=3)[0].steps
+
+
+def test_accuracy_of_token_log_probabilities_is_that_of_their_sums(lm_folder, data, tmp_path):
+    reward = created(lm_folder, "autoregressive", {}, "head", "vocabulary")
+    comparisons = read_comparisons(data)
+    metrics = train(reward, comparisons, tmp_path / "reward", Settings(**SETTINGS))
+    _, held = split_by_prompt(comparisons, SETTINGS["held_out"], seed=0)
+    wins = []
+    for c in held:
+        good, bad = reward.eval().score([c.prompt, c.prompt], [c.chosen, c.rejected])
+        wins.append(sum(good.rewards) > sum(bad.rewards))
+    assert metrics["shares"][-1]["accuracy"] == pytest.approx(sum(wins) / len(wins))
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "tune", "head"),
+    [*VALUES[:2], TOKENS[2], TOKENS[3], TOKENS[5]],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_interrupted_run_resumes_to_equal_bits(
+    lm_folder, data, rollouts, tmp_path, monkeypatch, objective, settings, tune, head
+):
+    """Ctrl-C in the middle of any objective, farma's turns included; then --resume."""
+    examples = rollouts if objective in ("value", "cumulative") else read_comparisons(data)
+    how = Settings(**SETTINGS | {"epochs": 2, "save_steps": 3})
+
+    def run(out: Path, resume: bool = False) -> None:
+        train(created(lm_folder, objective, settings, tune, head), examples, out, how, resume=resume)
+
+    run(tmp_path / "whole")
+    publish = training.publish_folder
+
+    def interrupted(work: Path, folder: Path, *, replace: bool) -> None:
+        publish(work, folder, replace=replace)
+        if folder.name == "checkpoint-6":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "publish_folder", interrupted)
+        with pytest.raises(training.Interrupted, match="stopped after step"):
+            run(tmp_path / "parts")
+    assert not (tmp_path / "parts/midcourse.json").exists()
+    run(tmp_path / "parts", resume=True)
+    assert same_reward(tmp_path / "parts", tmp_path / "whole")
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("parts", "whole")]
+    assert lines[0] == lines[1]
+
+
+def test_a_soft_value_guides_at_its_own_weight_only(lm_folder, rollouts, tmp_path):
+    reward = created(lm_folder, "value", {"value": "soft", "value_weight": 1.5}, "head", "scalar")
+    train(reward, rollouts, tmp_path / "reward", Settings(**SETTINGS))
+    loaded = load_reward(tmp_path / "reward")
+    assert (loaded.soft_value_weight, loaded.info.reward_weight) == (1.5, 1.5)
+    lm = LanguageModel.load(str(lm_folder))
+    asked = {"method": "soft-value", "max_new_tokens": 3}
+    assert generate(lm, ["prompt 0"], loaded, reward_weight=1.5, **asked)[0].steps
+    with pytest.raises(RewardError, match=r"exact at weight 1\.5 only, not at 2"):
+        generate(lm, ["prompt 0"], loaded, reward_weight=2.0, **asked)
+    mean = created(lm_folder, "value", {"value": "mean"}, "head", "scalar")
+    assert mean.soft_value_weight is None
 
 
 def test_a_reward_folder_holds_the_card_the_curves_and_a_line_per_step(undisturbed):

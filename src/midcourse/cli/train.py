@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from midcourse.train.rows import BadRow
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Train:
     """Learn a reward of prefixes or tokens from comparisons or rollouts.
 
@@ -36,10 +36,10 @@ class Train:
     Of comparisons, value and cumulative learn the labels 1 (chosen) and 0 (rejected).
     """
 
-    data: Annotated[Path | None, tyro.conf.Positional] = None
-    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
     out: Path
     """Folder of the new reward."""
+    data: Annotated[Path | None, tyro.conf.Positional] = None
+    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
     backbone: str = "smollm2"
     """Pretrained causal LM: smollm2, a folder, or a Hub id. For implicit, the aligned model."""
     layers: int | None = None

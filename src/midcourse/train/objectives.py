@@ -1,7 +1,9 @@
 """The losses: pure functions of per-position rewards, and the objectives that are made of them.
 
-Each loss takes the rewards of a batch and returns one number per pair or response, so that every one weighs the same
-whatever its length. An `Objective` names the losses it takes in turns, what they are losses of, and its settings.
+Each loss takes the rewards of a batch and returns one number per pair or response. Pairs weigh the same whatever their
+length. Of responses with a final reward every prefix weighs the same: its value is an expectation over responses of any
+length, and a weight that depended on their lengths would shift it. An `Objective` names the losses that it takes in
+turns, what they are losses of, and its settings.
 """
 
 import inspect
@@ -49,11 +51,13 @@ class LabelledRewards(NamedTuple):
         rewards: anything beyond a response's length.
         lengths: tokens of each response, its EOS included.
         labels: R.
+        mean_length: tokens of a response in all of the data: the unit in which sums over positions are taken.
     """
 
     rewards: Float[Tensor, "rows tokens"]
     lengths: Int[Tensor, " rows"]
     labels: Float[Tensor, " rows"]
+    mean_length: float
 
 
 class NextRewards(NamedTuple):
@@ -124,16 +128,16 @@ def autoregressive(rewards: PairRewards, beta: float) -> Float[Tensor, " pairs"]
 
 
 def value_mean(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
-    """mean over i of (R - V(y[:i] | x))^2; the minimiser is E[R | prefix] under the policy that wrote the responses.
+    """sum over i of (R - V(y[:i] | x))^2, in units of the mean length; the minimiser is E[R | prefix].
 
-    CD-FUDGE (Mudgal et al., 2024, equation 6; the paper has the sum and one half of it).
+    The expectation is over the policy that wrote the responses. CD-FUDGE (Mudgal et al., 2024, equation 6, which has
+    one half of it).
     """
-    errors = rewards.labels[:, None] - rewards.rewards
-    return mean_over(errors, inside(rewards.rewards, rewards.lengths), lambda error: error.square())
+    return over_prefixes(rewards, lambda error: error.square())
 
 
 def value_soft(rewards: LabelledRewards, weight: float) -> Float[Tensor, " rows"]:
-    """mean over i of exp(w (R - V(y[:i]))) - w (R - V(y[:i])); the minimiser is (1/w) log E[exp(w R) | prefix].
+    """sum over i of exp(w (R - V(y[:i]))) - w (R - V(y[:i])); the minimiser is (1/w) log E[exp(w R) | prefix].
 
     That is the soft value, whose policy pi exp(w V) is the optimum of reward minus KL at this w (Q#, Zhou et al.,
     2025). The loss is the linex loss (Varian, 1975); its derivative by V, w (1 - exp(w (R - V))), has mean zero there.
@@ -142,19 +146,16 @@ def value_soft(rewards: LabelledRewards, weight: float) -> Float[Tensor, " rows"
     stays convex, and its minimiser the same unless some response is worth more than 10/w above its prefix's soft value:
     by E exp(w (R - V)) = 1 that is rarer than exp(-10).
     """
-    surprises = weight * (rewards.labels[:, None] - rewards.rewards)
-    return mean_over(surprises, inside(rewards.rewards, rewards.lengths), lambda z: tangent_exp(z) - z)
+    return over_prefixes(rewards, lambda error: tangent_exp(weight * error) - weight * error)
 
 
 def value_max(rewards: LabelledRewards, expectile: float) -> Float[Tensor, " rows"]:
-    """mean over i of |tau - 1[R < V(y[:i])]| (R - V(y[:i]))^2: the tau-expectile of R given the prefix.
+    """sum over i of |tau - 1[R < V(y[:i])]| (R - V(y[:i]))^2: the tau-expectile of R given the prefix.
 
     Expectile regression (Newey and Powell, 1987), as implicit Q-learning has it (Kostrikov et al., 2022, equation 5).
     At tau = 1/2 it is the mean; towards 1 it nears the best reward that was seen, and only nears it: approximate.
     """
-    errors = rewards.labels[:, None] - rewards.rewards
-    mask = inside(rewards.rewards, rewards.lengths)
-    return mean_over(errors, mask, lambda e: torch.where(e < 0, 1 - expectile, expectile) * e.square())
+    return over_prefixes(rewards, lambda error: torch.where(error < 0, 1 - expectile, expectile) * error.square())
 
 
 def cumulative(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
@@ -376,6 +377,13 @@ def mean_over(
     return (losses * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
+def over_prefixes(rewards: LabelledRewards, loss: Callable[[Tensor], Tensor]) -> Float[Tensor, " rows"]:
+    """The sum of loss(R - V) over each response's prefixes, in units of the mean length."""
+    mask = inside(rewards.rewards, rewards.lengths)
+    losses = loss(torch.where(mask, rewards.labels[:, None] - rewards.rewards, 0.0))
+    return (losses * mask).sum(1) / rewards.mean_length
+
+
 def tangent_exp(z: Float[Tensor, "*place"], bend: float = 10.0) -> Float[Tensor, "*place"]:
     """exp(z) up to `bend`, and its tangent there from then on."""
-    return z.clamp(max=bend).exp() * (1 + (z - bend).clamp(min=0))
+    return z.clamp(max=bend).exp() * (1 + (z - bend).relu())

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -73,6 +74,11 @@ class RolloutSet:
     items: list[tuple[int, ...]]
     labels: list[float]
     prompts: list[str]
+
+    @property
+    def mean_length(self) -> float:
+        """Response tokens of a rollout."""
+        return fmean(len(self.rows[row].response) for (row,) in self.items)
 
 
 class Batch(NamedTuple):

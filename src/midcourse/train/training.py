@@ -538,8 +538,9 @@ def phase_losses(
     lengths: Int[Tensor, " rows"],
     finished: Bool[Tensor, " rows"],
     labels: Float[Tensor, " items"] | None,
+    mean_length: float,
 ) -> Float[Tensor, " items"]:
-    """The loss of each pair or rollout of a batch; `items` are row numbers."""
+    """The loss of each pair or rollout of a batch; `items` are row numbers, `mean_length` is that of all rollouts."""
     if phase.of == "chosen":
         rows = items[:, 0]
         rewards, best = (found.gather(1, columns)[rows] for found in model(**inputs, best=True))
@@ -549,7 +550,7 @@ def phase_losses(
         return phase.loss(pair_rewards(rewards, items, lengths, finished))
     assert labels is not None
     rows = items[:, 0]
-    return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype)))
+    return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype), mean_length))
 
 
 def _trainer(
@@ -564,6 +565,8 @@ def _trainer(
     report_to: Sequence[str],
 ) -> PlanTrainer:
     """A Trainer whose dataset is the plan: item n is the batch of step n."""
+
+    mean_length = data.mean_length if isinstance(data, RolloutSet) else 0.0
 
     def collate(batches: list[Batch]) -> dict[str, Any]:
         ((phase, whole),) = batches
@@ -586,6 +589,7 @@ def _trainer(
                 "lengths": torch.tensor([len(row.response) for row in rows]),
                 "finished": torch.tensor([row.finished for row in rows]),
                 "labels": labels,
+                "mean_length": mean_length,
             },
         }
 
