@@ -136,6 +136,7 @@ def step(scorer: Scorer, pairs: PairSet, objective: Objective, optimizer: torch.
         lengths=torch.tensor([len(row.response) for row in rows]),
         finished=torch.tensor([row.finished for row in rows]),
         labels=None,
+        mean_length=0.0,
     )
     losses.mean().backward()
     _update(scorer, optimizer)

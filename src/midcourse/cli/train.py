@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from midcourse.train.rows import BadRow
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Train:
     """Learn a reward of prefixes or tokens from comparisons or rollouts.
 
