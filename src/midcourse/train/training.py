@@ -53,7 +53,7 @@ from midcourse.train.rollouts import Rollout, label_comparisons
 from midcourse.train.scorer import Scorer
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 3e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 1e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
 
 
 @dataclass(frozen=True)
