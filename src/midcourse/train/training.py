@@ -59,7 +59,7 @@ from midcourse.train.scorer import Scorer
 from midcourse.train.stopping import Best, best_so_far
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 3e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 1e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e9
 REPORTS = ("tensorboard", "trackio", "wandb")
