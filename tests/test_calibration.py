@@ -14,6 +14,7 @@ from midcourse.language_model import LanguageModel
 from midcourse.reward_model import RewardModel
 
 CALIBRATION = Calibration(2.0, 4.0, (1.0, 0.5, 0.25), -1.0)
+WHOLE_TEXTS = Calibration(2.0, 4.0, (), -1.0)
 
 
 @pytest.mark.parametrize(("finished", "temperature"), [(False, 2.0), (True, 4.0)])
@@ -40,6 +41,12 @@ def test_centred_by_hand():
     assert CALIBRATION.centred([], finished=True) == []
 
 
+def test_a_reward_of_whole_texts_is_centred_at_their_ends_alone():
+    assert WHOLE_TEXTS.centred([1.0, 2.0, 3.0], finished=True) == [None, None, 4.0]
+    assert WHOLE_TEXTS.centred([1.0, 2.0], finished=False) == [None, None]
+    assert WHOLE_TEXTS.against_mean([1.0, 3.0], finished=True) == [None, pytest.approx(1 / (1 + math.exp(-1)))]
+
+
 def test_against_the_mean_by_hand():
     odds = [1 / (1 + math.exp(-x)) for x in (0.0, 0.5 / 2, 2.0 / 4)]
     assert CALIBRATION.against_mean([1.0, 1.0, 1.0], finished=True) == pytest.approx(odds)
@@ -48,7 +55,7 @@ def test_against_the_mean_by_hand():
 
 
 def test_a_calibration_survives_json():
-    for calibration in (CALIBRATION, Calibration(None, None, (0.0,), None)):
+    for calibration in (CALIBRATION, Calibration(None, None, (0.0,), None), WHOLE_TEXTS):
         assert Calibration.read(json.loads(json.dumps(calibration.stored()))) == calibration
     assert Calibration.read({}) is None
 
@@ -60,7 +67,6 @@ def test_a_calibration_survives_json():
         {"temperature": -1.0},
         {"temperature": math.nan},
         {"temperature": "warm"},
-        {"means": []},
         {"means": None},
         {"means": [math.inf]},
         {"finished_mean": math.nan},

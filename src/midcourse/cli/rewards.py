@@ -159,10 +159,12 @@ class Export:
     dtype: str = "auto"
 
     def run(self) -> int:
-        from midcourse.reward_model import RewardModel
+        from midcourse.encoder_reward import EncoderReward
+        from midcourse.reward_model import RewardModel, read_info
 
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UsageError(f"{self.out} exists already; name a new folder for --out")
-        RewardModel.load(self.reward, device=self.device, dtype=self.dtype).export(self.out)
+        kind = EncoderReward if read_info(self.reward).head == "encoder" else RewardModel
+        kind.load(self.reward, device=self.device, dtype=self.dtype).export(self.out)
         print(f"sequence-classification checkpoint: {self.out}")
         return 0

@@ -41,7 +41,8 @@ class Train:
     data: Annotated[Path | None, tyro.conf.Positional] = None
     """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
     backbone: str = "smollm2"
-    """Pretrained causal LM: smollm2, a folder, or a Hub id. For implicit, the aligned model."""
+    """Pretrained causal LM: smollm2, a folder, or a Hub id. For implicit, the aligned model. For sequence also an
+    encoder, a reward of whole texts: minilm, a folder or a Hub id of a BERT, RoBERTa, DeBERTa, ModernBERT, ..."""
     layers: int | None = None
     """Use only the first N layers (fewer are faster at every token); all by default."""
     head: str | None = None
@@ -51,7 +52,7 @@ class Train:
     of these that the objective trains."""
     tune: str | None = None
     """What is trained: head, last:N layers, lora[:RANK], or all; last:2 by default, of other heads than scalar the
-    head. What lies below is computed once and cached."""
+    head. What lies below is computed once and cached (of an encoder only what lies below its head)."""
     objective: Literal["prefix", "sequence", "value", "cumulative", "farma", "autoregressive", "implicit"] = "prefix"
     """What is learned; see above."""
     past_end: Literal["drop", "paper"] | None = None
@@ -74,14 +75,16 @@ class Train:
     """implicit: the model that --backbone was aligned from."""
     template: Literal["chat", "raw", "mixed"] = "chat"
     """How prompts are rendered, stored with the reward. chat: by the chat template. raw: as they are, to be continued.
-    mixed: texts raw, message lists by the chat template; such a reward guides both."""
+    mixed: texts raw, message lists by the chat template; such a reward guides both. An encoder reads texts as they are
+    and the contents of messages, whatever this says."""
     epochs: int = 2
     lr: float | None = None
     """Peak learning rate; by default one that suits --tune."""
     batch_size: int = 32
     """Pairs or rollouts per step."""
     max_tokens: int = 512
-    """Longest prompt and response together; longer responses are cut, longer prompts are bad rows."""
+    """Longest prompt and response together; longer responses are cut, longer prompts are bad rows (an encoder reads
+    the end of such a prompt)."""
     held_out: float = 0.1
     """Share of the prompts kept for the accuracies."""
     save_steps: int | None = None
@@ -168,7 +171,7 @@ class Train:
             raise UsageError(f"objective {self.objective} has no reference, which is for implicit; leave it out")
         flags = ("past_end", "value", "value_weight", "expectile", "beta", "alternations", "farma_gradient")
         objective = make_objective(self.objective, **{flag: getattr(self, flag) for flag in flags})
-        make, head = head_of(self.head or objective.heads[0])
+        make, head = head_of(self.head or objective.heads[0], self.backbone)
         check_head(objective, head)
         check_data(objective, isinstance(self._read(None)[0], Rollout))
         return make.create(
@@ -177,7 +180,7 @@ class Train:
             objective=objective.name,
             objective_settings=objective.settings,
             layers=self.layers,
-            tune=self.tune or ("last:2" if head == "scalar" else "head"),
+            tune=self.tune or ("last:2" if head in ("scalar", "encoder") else "head"),
             head=head,
             seed=self.seed,
             device=self.device,

@@ -107,9 +107,14 @@ def difference(pairs: PairSet, rewards: Sequence[Tensor], number: int, share: fl
     a, b = pairs.pairs[number]
     if share == 1:
         return float(rewards[a][-1] - rewards[b][-1])
-    shorter = min(pairs.rows[a].text_length, pairs.rows[b].text_length)
-    at = max(math.ceil(share * shorter) - 1, 0)
+    at = cut_at(pairs, (a, b), share)
     return float(rewards[a][at] - rewards[b][at])
+
+
+def cut_at(pairs: PairSet, sides: tuple[int, int], share: float) -> int:
+    """The last position of both responses of a pair at a share below 1; `sides` are their row numbers."""
+    shorter = min(pairs.rows[number].text_length for number in sides)
+    return max(math.ceil(share * shorter) - 1, 0)
 
 
 def _equal_length(a: Row, b: Row) -> bool:

@@ -34,7 +34,9 @@ CHANCE_DRAWS = 200
 WIDEST = 1e3  # T is sought up to so many times the median margin, and down to that fraction of it
 
 
-def calibrate(pairs: PairSet, rewards: Sequence[Tensor]) -> tuple[Calibration, dict[str, Any]]:
+def calibrate(
+    pairs: PairSet, rewards: Sequence[Tensor], *, by_length: bool = True
+) -> tuple[Calibration, dict[str, Any]]:
     """The calibration of a reward, and how honest its probabilities are.
 
     The stored temperatures are fitted on all pairs. The errors after it are those of temperatures fitted on other
@@ -43,6 +45,8 @@ def calibrate(pairs: PairSet, rewards: Sequence[Tensor]) -> tuple[Calibration, d
     Args:
         pairs: comparisons that were not trained on.
         rewards: for each of `pairs.rows`, the rewards at its response positions.
+        by_length: whether all of these are known, so that there is a mean at every length; otherwise those that pair
+            accuracy reads are.
 
     Returns:
         (calibration, figures). figures: temperature and finished_temperature, limit and finished_limit (see
@@ -53,7 +57,7 @@ def calibrate(pairs: PairSet, rewards: Sequence[Tensor]) -> tuple[Calibration, d
         CalibrationError: there are no pairs, or a reward is not a finite number.
     """
     found = margins(pairs, rewards)
-    means, finished_mean = length_means(pairs.rows, rewards)
+    means, finished_mean = length_means(pairs.rows, rewards) if by_length else ((), _mean_end(pairs.rows, rewards))
     # Where all responses were cut, the whole ones are prefixes too.
     parts = [found] if finished_mean is None else [found[:-1], found[-1:]]
     (temperature, limit), (finished_temperature, finished_limit) = [*map(fit_temperature, parts), (None, None)][:2]
@@ -184,17 +188,23 @@ def length_means(rows: Sequence[Row], rewards: Sequence[Tensor]) -> tuple[tuple[
         for row, reward in zip(rows, rewards, strict=True)
         if row.text_length
     ]
-    ends = [float(reward[-1]) for row, reward in zip(rows, rewards, strict=True) if row.finished]
     if not prefixes:
         raise CalibrationError("there are no held-out responses to calibrate on; raise --held-out")
-    if not all(np.isfinite(values).all() for values in (*prefixes, np.array(ends))):
+    finished_mean = _mean_end(rows, rewards)
+    if not all(np.isfinite(values).all() for values in (*prefixes, np.array(finished_mean or 0.0))):
         raise CalibrationError("a held-out reward is not a finite number; train the reward again with a lower --lr")
     # The shortest of the `ENOUGH` longest responses: the last length that so many reach.
     enough = sorted((len(prefix) for prefix in prefixes), reverse=True)[:ENOUGH]
     last = min(enough[-1], MAX_LENGTHS)
     own = [np.mean([prefix[n] for prefix in prefixes if len(prefix) > n]) for n in range(last - 1)]
     tail = np.mean([prefix[last - 1 :].mean() for prefix in prefixes if len(prefix) >= last])
-    return tuple(_rounded(mean) for mean in (*own, tail)), _rounded(np.mean(ends)) if ends else None
+    return tuple(_rounded(mean) for mean in (*own, tail)), finished_mean
+
+
+def _mean_end(rows: Sequence[Row], rewards: Sequence[Tensor]) -> float | None:
+    """The mean reward of the finished texts; None where there are none."""
+    ends = [float(reward[-1]) for row, reward in zip(rows, rewards, strict=True) if row.finished]
+    return _rounded(np.mean(ends)) if ends else None
 
 
 def _rounded(number: float | np.floating) -> float:

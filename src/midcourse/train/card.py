@@ -178,7 +178,7 @@ pipeline_tag: text-classification
 tags: [reward-model, prefix-reward]
 ---
 
-# A reward for every prefix
+# {"A reward of whole texts" if info.head == "encoder" else "A reward for every prefix"}
 
 Trained by midcourse with the {objective_text(info)} objective and a {info.head} head on the first {info.layers} layers
 of `{info.backbone}` (fingerprint `{info.backbone_fingerprint}`), tuning `{info.tune}`, template `{info.template}`.
@@ -192,7 +192,7 @@ midcourse guide --reward THIS_FOLDER{"" if info.reward_weight else "=2"} --promp
 midcourse score --reward THIS_FOLDER --prompt "..." --text "..."
 ```
 
-{MEANING.get(info.objective, MEANING["prefix"])}
+{MEANING.get("encoder" if info.head == "encoder" else info.objective, MEANING["prefix"])}
 
 ## Training
 
@@ -208,6 +208,9 @@ MEANING = {
     "prefix": """Rewards of prefixes of different lengths are not comparable: training leaves one free constant per
 length, which guided decoding does not see.""",
     "sequence": "Rewards of finished texts were trained, those of prefixes were not: nothing holds them to any value.",
+    "encoder": """Whole texts were trained, and each is read both ways, in a forward of its own: this reward suits
+judging and choosing among responses better than guiding every token. Prompt and response are a text pair, of which a
+long prompt loses its beginning. `midcourse export` writes a checkpoint that transformers reads.""",
     "value": """The reward of a prefix foretells the final reward of responses that go on from it under the policy
 that wrote the rollouts.""",
     "cumulative": "The reward of a prefix foretells the label of the whole response, later prefixes better.",

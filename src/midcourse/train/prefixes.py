@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from midcourse.encoder_reward import EncoderReward
 from midcourse.implicit_reward import ImplicitReward
 from midcourse.prompt import Prompt, PromptError, prompt_ids, response_ids
 from midcourse.reward_model import RewardModel
@@ -90,6 +91,9 @@ class Batch(NamedTuple):
 
 def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> Row:
     """A prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
+    if isinstance(reward, EncoderReward):
+        prompted, written = reward.encode_within(prompt, response, max_tokens)
+        return Row(tuple(prompted), tuple(written), True)
     before = prompt_ids(reward.tokenizer, prompt, reward.template)
     ids = response_ids(reward.tokenizer, response, finished=finished)
     room = max_tokens - len(before)
@@ -102,6 +106,8 @@ def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | 
     """What is wrong with a row's prompt, if anything: the check that `read_comparisons` and `read_rollouts` take."""
 
     def problem(example: Example) -> str | None:
+        if isinstance(reward, EncoderReward):
+            return None  # it reads a prompt's end
         try:
             tokens = len(prompt_ids(reward.tokenizer, example.prompt, reward.template))
         except PromptError as error:

@@ -19,6 +19,8 @@ class Scorer(nn.Module):
     Its forward is what the Trainer wraps: all trained parameters are reached through it.
     """
 
+    every_prefix = True  # whether `score` gives the rewards of all prefixes, or nan for those that nobody reads
+
     def __init__(self, reward: RewardModel, row_sets: Sequence[list[Row]]):
         super().__init__()
         self.row_sets = row_sets

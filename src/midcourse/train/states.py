@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from midcourse.encoder_reward import EncoderReward
 from midcourse.files import cache_folder, whole_file
 from midcourse.prefix_cache import pad
 from midcourse.progress import progress
@@ -150,6 +151,8 @@ def best_tokens(
 def split(reward: RewardModel) -> Split | None:
     """The reward's backbone as frozen bottom and trained top; None where nothing below the head is frozen."""
     tuning = Tuning.parse(reward.info.tune)
+    if isinstance(reward, EncoderReward):
+        return None  # it has no states of tokens to keep
     layers = reward.backbone.config.num_hidden_layers
     if isinstance(reward, TrunkReward):
         return Split(reward.backbone, TrunkTop(reward), layers, response_only=True, before=True)

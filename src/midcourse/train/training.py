@@ -29,6 +29,7 @@ from midcourse.train import processes
 from midcourse.train.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.train.calibration import calibrate
 from midcourse.train.comparisons import Comparison, fingerprint, prompt_groups, split_by_prompt
+from midcourse.train.encoder import make_scorer
 from midcourse.train.folder import TrainingError, checkpoints, finish_folder, only_training, prepare_folder
 from midcourse.train.interruption import Interrupted, Interruption, stop_on_signal
 from midcourse.train.objectives import (
@@ -59,7 +60,15 @@ from midcourse.train.scorer import Scorer
 from midcourse.train.stopping import Best, best_so_far
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {"head": 3e-3, "trunk": 1e-3, "vocabulary": 1e-4, "last": 3e-4, "lora": 3e-4, "all": 3e-5}
+LEARNING_RATES = {
+    "head": 3e-3,
+    "trunk": 1e-3,
+    "vocabulary": 1e-4,
+    "encoder": 1e-3,
+    "last": 3e-4,
+    "lora": 3e-4,
+    "all": 3e-5,
+}
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e9
 REPORTS = ("tensorboard", "trackio", "wandb")
@@ -177,7 +186,7 @@ def _train(
     }
     data, deciding = processes.everywhere(lambda: encode_parts(reward, objective, kept, held, settings))
     checkpoint = processes.once(lambda: prepare_folder(out, run, resume))
-    scorer = Scorer(reward, [data.train.rows, data.held_pairs.rows, *([deciding.held_pairs.rows] if deciding else [])])
+    scorer = make_scorer(reward, [data.train, data.held_pairs, *([deciding.held_pairs] if deciding else [])])
     if settings.gradient_checkpointing:
         scorer.checkpoint_gradients()
     lengths = scorer.lengths(0)
@@ -213,7 +222,7 @@ def _train(
     calibration = None
     # The rewards of what adds up over tokens are shown token by token, where there is nothing to calibrate.
     if data.held_pairs.pairs and not scorer.additive:
-        calibration, metrics["calibration"] = calibrate(data.held_pairs, rewards)
+        calibration, metrics["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
     if data.held_pairs.pairs and data.train_pairs.pairs:
         metrics["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
     kind = "train_rollouts" if data.held_rollouts else "train_pairs"
