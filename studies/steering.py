@@ -31,7 +31,8 @@ def write(
 ) -> list[Generation]:
     """Responses to the prompts at one weight, plain where there is no reward: top 10, temperature 1."""
     found: dict[int, Generation] = {}
-    chosen = {"method": "pargs" if reward else "plain", "top_k": 10, "reward_weight": weight, "template": "mixed"}
+    chosen = {"method": "pargs" if reward else "plain", "top_k": 10, "reward_weight": weight}
+    chosen["template"] = reward.template if reward else "mixed"
     with progress(f"weight {weight:.2g}", len(prompts)) as advance:
         for row, event in stream(
             lm, prompts, reward, max_new_tokens=new_tokens, seed=seed, batch_size=batch_size, **(chosen | settings)

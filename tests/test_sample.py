@@ -22,7 +22,8 @@ from midcourse.reward_model import RewardModel
 from midcourse.sample import Sampled, SampleError, read_samples, rewards_of, sample
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward
 from midcourse.text_reward import TextReward
-from midcourse.train.training import Settings, train
+from midcourse.train.settings import Settings
+from midcourse.train.training import train
 
 MORE_EOS = (65, 66, 200, 31, 90, 150)
 PROMPTS = ["The ferry was late, and", "A", "żółć \u2028 🙂", "A"]

@@ -28,7 +28,7 @@ from midcourse.train.comparisons import Comparison, read_comparisons
 from midcourse.train.objectives import Objective, make_objective
 from midcourse.train.prefixes import PairSet, Row, encode, renumber, response_columns
 from midcourse.train.scorer import Scorer
-from midcourse.train.training import phase_losses
+from midcourse.train.trainer import phase_losses
 
 LAYERS, PAIRS, LONG_PAIRS, LONG_TOKENS = 10, 32, 8, 128
 PEAKS = 3  # runs whose highest memory is measured, beside the timed ones

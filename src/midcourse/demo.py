@@ -31,7 +31,8 @@ from midcourse.reward_model import RewardModel
 from midcourse.train.card import accuracy_table
 from midcourse.train.comparisons import Comparison, read_comparisons
 from midcourse.train.labels import bayes_accuracy, draw_labels
-from midcourse.train.training import Settings, train
+from midcourse.train.settings import Settings
+from midcourse.train.training import train
 
 # Ten of thirty layers judge as well as all here, at a third of the cost per token.
 LAYERS, TUNE, EPOCHS = 10, "last:2", 2

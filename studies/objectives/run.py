@@ -43,7 +43,8 @@ from midcourse.train.objectives import make_objective
 from midcourse.train.prefixes import encode
 from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
-from midcourse.train.training import Settings, train
+from midcourse.train.settings import Settings
+from midcourse.train.training import train
 from studies.rewards.run import comparisons, fitting, openings, read, sampled
 from studies.steering import Gold, steered, write
 

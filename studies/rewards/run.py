@@ -38,7 +38,8 @@ from midcourse.train.accuracy import SHARES, length_baseline, outcome, pair_accu
 from midcourse.train.comparisons import Comparison
 from midcourse.train.prefixes import PairSet, encode
 from midcourse.train.scorer import Scorer
-from midcourse.train.training import Settings, train
+from midcourse.train.settings import Settings
+from midcourse.train.training import train
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs/rewards"

@@ -15,14 +15,15 @@ from midcourse.language_model import LanguageModel
 from midcourse.loading import load_reward
 from midcourse.reward import RewardError
 from midcourse.text_reward import ClassifierReward, Text
-from midcourse.train import training
+from midcourse.train import trainer
 from midcourse.train.accuracy import SHARES
 from midcourse.train.comparisons import Comparison, read_comparisons
 from midcourse.train.encoder import make_scorer
 from midcourse.train.folder import checkpoints
 from midcourse.train.prefixes import PairSet, encode
 from midcourse.train.scorer import Scorer
-from midcourse.train.training import Settings, train
+from midcourse.train.settings import Settings
+from midcourse.train.training import train
 from tests.encoders import encoder_folder
 
 SETTINGS = {"epochs": 4, "batch_size": 8, "save_steps": 2, "held_out": 0.25, "max_tokens": 24}
@@ -69,7 +70,7 @@ def test_interrupted_training_resumes_to_the_same_bits(encoder, tmp_path, monkey
         if folder.name == "checkpoint-6":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "publish_folder", stopping)
+    monkeypatch.setattr(trainer, "publish_folder", stopping)
     with pytest.raises(KeyboardInterrupt):
         trained(encoder, tmp_path / "reward", tune)
     monkeypatch.undo()

@@ -18,13 +18,13 @@ PLAIN = "from midcourse.cli import main; main()"
 # After its second checkpoint the first process alone gets a signal.
 SIGNALLED = """
 import os, signal
-from midcourse.train import training
-publish = training.publish_folder
+from midcourse.train import trainer
+publish = trainer.publish_folder
 def signalled(work, folder, *, replace):
     publish(work, folder, replace=replace)
     if folder.name == "checkpoint-4":
         os.kill(os.getpid(), signal.SIGTERM)
-training.publish_folder = signalled
+trainer.publish_folder = signalled
 from midcourse.cli import main
 main()
 """
@@ -34,7 +34,7 @@ main()
 SHARDED = """
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
-from midcourse.train.training import PlanTrainer
+from midcourse.train.trainer import PlanTrainer
 prepare, step = PlanTrainer.create_accelerator_and_postprocess, PlanTrainer.training_step
 def sharded(self):
     prepare(self)

@@ -19,15 +19,17 @@ from midcourse.loading import head_of, load_reward
 from midcourse.reward import RewardError
 from midcourse.reward_model import RewardModel, layers_of
 from midcourse.testing import tiny_language_model, tiny_reward
-from midcourse.train import training
+from midcourse.train import trainer
 from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints
+from midcourse.train.interruption import Interrupted
 from midcourse.train.objectives import ObjectiveError
 from midcourse.train.prefixes import encode
 from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
-from midcourse.train.training import Settings, check_reports, master_weights, train
+from midcourse.train.settings import Settings, check_reports, master_weights
+from midcourse.train.training import train
 
 GOOD, BAD = (" fine and good", " bad and poor")
 
@@ -176,7 +178,7 @@ def test_rollouts_of_which_no_two_can_be_compared(lm_folder, tmp_path):
 
 
 def created(lm_folder: Path, objective: str, settings: dict, tune: str, head: str) -> RewardModel:
-    make, head = head_of(head)
+    make, head = head_of(head, str(lm_folder))
     return make.create(
         str(lm_folder), template="raw", tune=tune, head=head, objective=objective, objective_settings=settings
     )
@@ -237,7 +239,7 @@ def test_an_interrupted_run_resumes_to_equal_bits(
         train(created(lm_folder, objective, settings, tune, head), examples, out, how, resume=resume)
 
     run(tmp_path / "whole")
-    publish = training.publish_folder
+    publish = trainer.publish_folder
 
     def interrupted(work: Path, folder: Path, *, replace: bool) -> None:
         publish(work, folder, replace=replace)
@@ -245,8 +247,8 @@ def test_an_interrupted_run_resumes_to_equal_bits(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "publish_folder", interrupted)
-        with pytest.raises(training.Interrupted, match="stopped after step"):
+        patch.setattr(trainer, "publish_folder", interrupted)
+        with pytest.raises(Interrupted, match="stopped after step"):
             run(tmp_path / "parts")
     assert not (tmp_path / "parts/midcourse.json").exists()
     run(tmp_path / "parts", resume=True)
@@ -321,13 +323,13 @@ def undisturbed_run(lm_folder: Path, data: Path, tmp_path_factory: pytest.TempPa
 # The command line, but after its first checkpoint the process gets a signal, as from a user or a scheduler.
 SIGNALLED = """
 import os
-from midcourse.train import training
-publish = training.publish_folder
+from midcourse.train import trainer
+publish = trainer.publish_folder
 def signalled(work, folder, *, replace):
     publish(work, folder, replace=replace)
     if folder.name == "checkpoint-2":
         os.kill(os.getpid(), {number})
-training.publish_folder = signalled
+trainer.publish_folder = signalled
 from midcourse.cli import main
 main()
 """
@@ -357,13 +359,13 @@ def test_training_that_was_interrupted_resumes_to_the_same_reward(lm_folder, dat
 
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-from midcourse.train import training
-publish = training.publish_folder
+from midcourse.train import trainer
+publish = trainer.publish_folder
 def dying(work, folder, *, replace):
     if folder.name == "checkpoint-6":
         os.kill(os.getpid(), signal.SIGKILL)
     publish(work, folder, replace=replace)
-training.publish_folder = dying
+trainer.publish_folder = dying
 from midcourse.cli import main
 main()
 """
@@ -390,12 +392,12 @@ def test_a_full_disk_while_saving_leaves_the_previous_checkpoint(lm_folder, data
     run = command(lm_folder, data, out, "--json")
     run[2] = f"""
 import resource
-from midcourse.train import training
-publish = training.publish_folder
+from midcourse.train import trainer
+publish = trainer.publish_folder
 def limited(work, folder, *, replace):
     publish(work, folder, replace=replace)
     resource.setrlimit(resource.RLIMIT_FSIZE, ({trained_size // 2}, {trained_size // 2}))
-training.publish_folder = limited
+trainer.publish_folder = limited
 from midcourse.cli import main
 main()
 """

@@ -121,8 +121,10 @@ class Train:
 
     def _train(self) -> int:
         from midcourse.train import processes
+        from midcourse.train.interruption import Interrupted
         from midcourse.train.prefixes import prompt_limit
-        from midcourse.train.training import Interrupted, Settings, check_settings, train
+        from midcourse.train.settings import Settings, check_settings
+        from midcourse.train.training import train
 
         settings = Settings(
             self.epochs,

@@ -1,0 +1,345 @@
+"""transformers' Trainer over a fixed plan of batches: losses, checkpoints that are whole, and what is watched."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from midcourse.errors import MidcourseError
+from midcourse.files import publish_folder, write_text
+from midcourse.reward_model import RewardModel, whole_tensor
+from midcourse.train import processes
+from midcourse.train.folder import TrainingError, checkpoints
+from midcourse.train.interruption import Interruption
+from midcourse.train.objectives import (
+    LabelledRewards,
+    NextRewards,
+    Objective,
+    Phase,
+)
+from midcourse.train.prefixes import (
+    Batch,
+    PairSet,
+    RolloutSet,
+    pair_rewards,
+    renumber,
+    response_columns,
+)
+from midcourse.train.scorer import Scorer
+from midcourse.train.settings import Settings
+from midcourse.train.stopping import Best, best_so_far
+
+# A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
+EXPLODED = 1e9
+
+
+class Watch(TrainerCallback):
+    """After every step: a line of metrics, the bar, and a stop where one was asked for or is due.
+
+    Attributes:
+        rows: the metrics of all steps so far.
+        step: the last one.
+        best: the best evaluation so far.
+        done: whether training is over.
+        grad_norm: of the step under way, before it is cut.
+        loss: likewise, over all processes.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        total: int,
+        settings: Settings,
+        evaluate: Callable[[], dict],
+        interruption: Interruption,
+        advance: Callable,
+    ):
+        self.path = out / "metrics.jsonl"
+        self.total = total
+        self.steps_per_epoch = total // settings.epochs
+        self.eval_steps = settings.eval_steps or self.steps_per_epoch
+        self.patience = settings.patience
+        self.evaluate = evaluate
+        self.interruption = interruption
+        self.advance = advance
+        self.report: Callable[[dict], None] | None = None
+        self.loss = self.grad_norm = math.nan
+        self.rows: list[dict[str, Any]] = []
+        self.phase = ""
+
+    @property
+    def step(self) -> int:
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def best(self) -> Best | None:
+        return best_so_far(self.rows)
+
+    @property
+    def done(self) -> bool:
+        best = self.best
+        return self.step == self.total or bool(self.patience and best and best.waited >= self.patience)
+
+    def start(self, step: int) -> None:
+        """Begin after a step; what was written after it will be written again."""
+
+        def kept() -> list[dict[str, Any]]:
+            lines = self.path.read_text().splitlines() if self.path.is_file() else []
+            rows = [json.loads(line) for line in lines if _whole_line(line)]
+            rows = [row for row in rows if row["step"] <= step]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+            return rows
+
+        self.rows = processes.once(kept)
+        self.advance(step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
+        step = state.global_step
+        row = {
+            "step": step,
+            "epoch": step / self.steps_per_epoch,
+            "phase": self.phase,
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "learning_rate": lr_scheduler.get_last_lr()[0],
+        }
+        if step % self.eval_steps == 0 or step == self.total:
+            found = self.evaluate()
+            row |= processes.once(lambda: found)
+        self.rows.append(row)
+        if processes.first():
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.report:
+            self.report(_flat(row))
+        self.advance(1)
+        if self.patience and "accuracy" in row and self.best and self.best.step == step:
+            control.should_save = True  # what may be returned to
+        self.interruption.signal = processes.highest(self.interruption.signal or 0) or None
+        if self.interruption.signal is not None or self.done:
+            control.should_save = control.should_training_stop = True
+
+
+def _flat(row: dict[str, Any]) -> dict[str, float]:
+    """A row as trackers take it: numbers, those of held-out prompts named eval_..."""
+    shares = {f"eval_accuracy_at_{float(share):g}": value for share, value in row.get("accuracy", {}).items()}
+    return {name: value for name, value in row.items() if isinstance(value, float) and name != "epoch"} | shares
+
+
+def _whole_line(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+class PlanTrainer(Trainer):
+    """transformers' Trainer over a fixed plan of batches, whose checkpoints are whole or absent."""
+
+    reward: RewardModel
+    objective: Objective
+    data: PairSet | RolloutSet
+    watch: Watch
+    _losses: Tensor
+    _saving: str | None = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        """All steps in order, in every process: what each takes of a batch is decided there."""
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        phase, batch = self.objective.phases[inputs.pop("phase")], inputs.pop("batch")
+        weight = inputs.pop("weight")
+        losses = phase_losses(phase, model, inputs, **batch)
+        # Processes' gradients are averaged: weighted so, they are those of the mean over the whole batch.
+        loss = losses.mean() * weight
+        self._losses = losses.detach() if weight else losses.detach()[:0]
+        self.watch.phase, self.watch.loss = phase.name, processes.mean(loss)
+        self._refuse_explosion("loss", self.watch.loss)
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.watch.grad_norm = float(whole_tensor(norm)) if isinstance(norm, Tensor) else norm
+        self._refuse_explosion("norm of its gradient", self.watch.grad_norm)
+        return norm
+
+    def _refuse_explosion(self, name: str, value: float) -> None:
+        """Write the batch down and raise TrainingError, in all processes, where a number is none or has exploded."""
+        if abs(value) <= EXPLODED:
+            return
+        losses, step = processes.gathered(self._losses.tolist()), self.state.global_step
+        out = Path(self.args.output_dir)
+        found = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
+
+        def refuse() -> None:
+            batch = described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
+            write_text(out / "bad_batch.json", json.dumps({**found, "batch": batch}, indent=1, ensure_ascii=False))
+            raise TrainingError(
+                f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
+                f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
+            )
+
+        processes.once(refuse)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._saving or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        out = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        save = super()._save_checkpoint
+        try:
+            self._saving = processes.once(lambda: tempfile.mkdtemp(prefix=".saving-", dir=out))
+            work = Path(self._saving)
+            processes.everywhere(lambda: save(model, trial))
+            processes.once(lambda: publish_folder(work / name, out / name, replace=True))
+        except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
+            whole = checkpoints(out)
+            state = f"{whole[-1].name} is whole" if whole else "there is none before it"
+            raise TrainingError(
+                f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
+            ) from error
+        finally:
+            if processes.first() and self._saving:
+                shutil.rmtree(self._saving, ignore_errors=True)
+            self._saving = None
+        if processes.first():
+            best = self.watch.best if self.watch.patience else None
+            for older in checkpoints(out)[:-1]:
+                if best is None or older.name != f"checkpoint-{best.step}":
+                    shutil.rmtree(older)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if not processes.first():
+            self.reward.trained_state()  # all processes bring their parts together, one writes
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.reward.write(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.reward.load_trained(Path(resume_from_checkpoint) / "reward.safetensors")
+
+
+def phase_losses(
+    phase: Phase,
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    columns: Int[Tensor, "rows positions"],
+    items: Int[Tensor, "items sides"],
+    lengths: Int[Tensor, " rows"],
+    finished: Bool[Tensor, " rows"],
+    labels: Float[Tensor, " items"] | None,
+    mean_length: float,
+) -> Float[Tensor, " items"]:
+    """The loss of each pair or rollout of a batch; `items` are row numbers, `mean_length` is that of all rollouts."""
+    if phase.of == "chosen":
+        rows = items[:, 0]
+        rewards, best = (found.gather(1, columns)[rows] for found in model(**inputs, best=True))
+        return phase.loss(NextRewards(rewards, best, lengths[rows]))
+    rewards = model(**inputs).gather(1, columns)
+    if phase.of == "pairs":
+        return phase.loss(pair_rewards(rewards, items, lengths, finished))
+    assert labels is not None
+    rows = items[:, 0]
+    return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype), mean_length))
+
+
+def make_trainer(
+    reward: RewardModel,
+    scorer: Scorer,
+    data: PairSet | RolloutSet,
+    objective: Objective,
+    plan: list[Batch],
+    settings: Settings,
+    out: Path,
+    mixed: bool,
+    report_to: Sequence[str],
+) -> PlanTrainer:
+    """A Trainer whose dataset is the plan: item n is the batch of step n."""
+
+    mean_length = data.mean_length if isinstance(data, RolloutSet) else 0.0
+
+    def collate(batches: list[Batch]) -> dict[str, Any]:
+        ((phase, whole),) = batches
+        mine = processes.part(whole)
+        # A batch may have fewer items than there are processes: those left out compute along, for nothing.
+        picked = mine or whole[:1]
+        items = [data.items[number] for number in picked]
+        if objective.phases[phase].of == "chosen":
+            items = [item[:1] for item in items]
+        numbers, local = renumber(items)
+        rows = [data.rows[number] for number in numbers]
+        labels = torch.tensor([data.labels[n] for n in picked]) if isinstance(data, RolloutSet) else None
+        return {
+            **scorer.inputs(0, numbers),
+            "weight": processes.count() * len(mine) / len(whole),
+            "phase": phase,
+            "batch": {
+                "columns": response_columns(rows, scorer.starts(0, numbers)),
+                "items": torch.tensor(local),
+                "lengths": torch.tensor([len(row.response) for row in rows]),
+                "finished": torch.tensor([row.finished for row in rows]),
+                "labels": labels,
+                "mean_length": mean_length,
+            },
+        }
+
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=1,
+        max_steps=len(plan),
+        learning_rate=settings.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(0.1 * len(plan)),
+        weight_decay=settings.weight_decay,
+        save_strategy="steps",
+        save_steps=settings.save_steps or math.ceil(len(plan) / 10),
+        logging_strategy="no",
+        report_to=list(report_to) or "none",
+        seed=settings.seed,
+        use_cpu=reward.device.type == "cpu",
+        bf16=mixed,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: several GPUs take as many processes
+    set_seed(settings.seed)
+    trainer = PlanTrainer(model=scorer, args=arguments, train_dataset=plan, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)
+    trainer.reward, trainer.objective, trainer.data = reward, objective, data
+    return trainer
+
+
+def described(
+    data: PairSet | RolloutSet,
+    batch: Sequence[int],
+    losses: Sequence[float],
+    decode: Callable[[Sequence[int]], str],
+) -> list[dict[str, Any]]:
+    """A batch as a person reads it: each item's number among those trained on, its texts, and its loss."""
+    found = []
+    for number, loss in zip(batch, losses, strict=True):
+        rows = [data.rows[row] for row in data.items[number]]
+        names = ("chosen", "rejected") if len(rows) == 2 else ("response",)
+        texts = {"prompt": rows[0].prompt, **{name: row.response for name, row in zip(names, rows, strict=True)}}
+        # As text where it is no number, which JSON does not know.
+        item: dict[str, Any] = {"number": number, "loss": loss if math.isfinite(loss) else str(loss)}
+        if isinstance(data, RolloutSet):
+            item["label"] = data.labels[number]
+        found.append(item | {name: decode(list(ids)) for name, ids in texts.items()})
+        found[-1] |= {f"{name}_ids": list(ids) for name, ids in texts.items()}
+    return found
