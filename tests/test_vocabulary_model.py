@@ -133,9 +133,10 @@ def test_rewards_in_training_are_those_of_scoring(architecture, tune, objective,
 @FORMS
 def test_best_tokens_are_those_of_the_whole_vocabulary(objective):
     reward = tiny_trained_vocabulary_reward(more_eos=[17, 40], objective=objective)
+    reward.output.data[257] *= 50  # the end of the text is often the best
     states = torch.randn(70, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     best = best_tokens(reward, states)
-    assert not set(best.tolist()) & {17, 40}
+    assert set(best.tolist()) & {17, 40, 257} == {257}  # of all ends the one that training writes
     assert torch.allclose(reward.next_rewards(states, best), reward.vocabulary_rewards(states).amax(1))
 
 
