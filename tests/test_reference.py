@@ -30,8 +30,10 @@ def test_logprobs_are_over_the_whole_vocabulary():
 def test_prefix_reward_reads_the_last_position_and_any_eos():
     reward = tiny_reward(more_eos=[10])
     with torch.inference_mode():
-        assert prefix_reward(reward, [1, 2, 3]).item() == reward(input_ids=torch.tensor([[1, 2, 3]]))[0, 2].item()
-        assert prefix_reward(reward, [1, 2, 10]).item() == prefix_reward(reward, [1, 2, 257]).item()
+        assert prefix_reward(reward, [1, 2, 3], 1).item() == pytest.approx(
+            reward(input_ids=torch.tensor([[1, 2, 3]]))[0, 2].item(), abs=1e-12
+        )
+        assert prefix_reward(reward, [1, 2, 10], 1).item() == prefix_reward(reward, [1, 2, 257], 1).item()
 
 
 @pytest.mark.parametrize("greedy", [False, True])
@@ -68,7 +70,7 @@ def test_first_step_by_hand(greedy):
     assert step.token_id == tokens[j]
     assert (step.logprob, step.guidance_kl, step.total_kl) == pytest.approx(want, abs=1e-12)
     assert step.reference_logprob == pytest.approx(log_pi[tokens[j]], abs=1e-12)
-    assert step.reward == rewards[j]
+    assert step.reward == pytest.approx(rewards[j], abs=1e-12)
 
 
 def test_any_eos_is_the_last_step():

@@ -39,21 +39,37 @@ def test_trunk_reward_equals_the_reference(architecture):
 
 def test_head_by_hand():
     head = TrunkHead(2, 1, torch.device("cpu"), torch.float64)
-    for name, values in (("state", [1.0, 0.0]), ("token", [0.0, 2.0]), ("left", [1.0, 1.0]), ("right", [3.0, 0.0])):
-        getattr(head, name).weight.data = torch.tensor([values], dtype=torch.float64)
+    # One row for f, one for g.
+    for name, values in (
+        ("state", [[1.0, 0.0], [0.0, 0.0]]),
+        ("token", [[0.0, 2.0], [0.0, 1.0]]),
+        ("left", [[1.0, 1.0], [0.0, 1.0]]),
+        ("right", [[3.0, 0.0], [0.0, 5.0]]),
+    ):
+        getattr(head, name).weight.data = torch.tensor(values, dtype=torch.float64)
     state, token = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.tensor([0.0, -5.0], dtype=torch.float64)
     # Root mean square 1: (0.6, 0.8) and (0, -1), each times the root of 2.
     root = 2**0.5
-    want = 0.6 * root + 2 * -1 * root + (0.6 + 0.8) * root * 0.0
-    assert head(state, token).item() == pytest.approx(want, abs=1e-6)
+    f = 0.6 * root + 2 * -1 * root + (0.6 + 0.8) * root * 0.0
+    g = -1 * root + (0.8 * root) * (5 * -1 * root)
+    assert head(state, token).tolist() == pytest.approx([f, g], abs=1e-6)
     assert normed(state).pow(2).mean().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_rewards_are_what_the_next_token_decides_and_the_sum_of_what_all_have_won():
+    reward = tiny_trunk_reward(tiny_language_model())
+    prompt, response = [65, 66], [67, 68, 69]
+    states = reward.backbone(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, 1:4]
+    f, g = reward.of_next(states, torch.tensor(response)).T.tolist()
+    (have,) = reward.score_ids([(prompt, response)])
+    assert have.tolist() == pytest.approx([f[0] + g[0], f[1] + g[0] + g[1], f[2] + sum(g)], abs=1e-12)
 
 
 def test_untrained_head_rewards_nothing_and_can_learn():
     head = TrunkHead(8, 4, torch.device("cpu"), torch.float32)
     states, tokens = torch.randn(3, 8), torch.randn(3, 8)
     head(states, tokens).sum().backward()
-    assert head(states, tokens).tolist() == [0.0] * 3
+    assert head(states, tokens).tolist() == [[0.0, 0.0]] * 3
     assert all(part.weight.grad.abs().sum() > 0 for part in (head.state, head.token, head.right))
 
 

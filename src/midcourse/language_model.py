@@ -97,6 +97,8 @@ class LanguageModelRows:
         logprobs: of each row's next token, over the whole vocabulary.
         states: by layer, the hidden state of each row's last token; behind the last layer it is normalised.
         previous: those of the token before it.
+        read_states: by layer, those of all tokens that the rows were started with (batch, tokens, hidden), until the
+            first step.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class LanguageModelRows:
         keep = torch.tensor(ends, device=model.device)
         output = self.cache.extend(token_ids, lengths, logits_to_keep=keep, **self.wanted)
         rows, last = range(len(prompts)), [length - 1 for length in lengths]
+        self.read_states = {layer: output.hidden_states[layer] for layer in layers}
         self.states = {layer: output.hidden_states[layer][rows, last] for layer in layers}
         before = [max(place - 1, 0) for place in last]
         self.previous = {layer: output.hidden_states[layer][rows, before] for layer in layers}
@@ -123,6 +126,7 @@ class LanguageModelRows:
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
         """Append one token to every row."""
         output = self.cache.extend(token_ids[:, None], **self.wanted)
+        self.read_states = {}
         self.previous, self.states = self.states, {layer: output.hidden_states[layer][:, -1] for layer in self.states}
         self.logprobs = self._read(output.logits[:, -1])
 

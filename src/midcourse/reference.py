@@ -61,6 +61,7 @@ def decode(
     """Write a response token by token under any method that guides tokens."""
     assert method.guide is not None
     ids = prompt_ids(lm.tokenizer, prompt, guides[0][0].template)
+    start = len(ids)
     uniforms = np.random.default_rng(seed).random(max_new_tokens)
     temperature = 1.0 if method.greedy else method.temperature
     steps = []
@@ -69,10 +70,10 @@ def decode(
         order = log_pi
         if method.ranked_by == "sum":
             every = torch.arange(len(log_pi))
-            order = guided(method, guides, log_pi, [rewards_of(reward, ids, every) for reward, _ in guides])
+            order = guided(method, guides, log_pi, [rewards_of(reward, ids, start, every) for reward, _ in guides])
         candidates = torch.arange(len(log_pi)) if method.top_k is None else order.argsort(descending=True)
         candidates = nucleus(log_pi, candidates[: method.top_k], method.top_p, temperature)
-        rewards = [rewards_of(reward, ids, candidates) for reward, _ in guides]
+        rewards = [rewards_of(reward, ids, start, candidates) for reward, _ in guides]
         log_b = (log_pi[candidates] / temperature).log_softmax(0)
         log_q = (guided(method, guides, log_pi[candidates], rewards) / temperature).log_softmax(0)
         if method.greedy:
@@ -123,18 +124,19 @@ def language_model_logprobs(lm: LanguageModel, ids: list[int]) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(0)
 
 
-def rewards_of(reward: ModelReward, ids: list[int], candidates: Tensor) -> Tensor:
-    """The reward of the row extended by each candidate."""
+def rewards_of(reward: ModelReward, ids: list[int], start: int, candidates: Tensor) -> Tensor:
+    """The reward of the row, whose response begins at `start`, extended by each candidate."""
     if isinstance(reward, VocabularyReward):
         logits = reward.model(torch.tensor([ids], device=reward.model.device), use_cache=False).logits[0, -1]
         return reward.read(logits)[candidates]
-    return torch.stack([prefix_reward(reward, [*ids, int(v)]) for v in candidates])
+    return torch.stack([prefix_reward(reward, [*ids, int(v)], start) for v in candidates])
 
 
-def prefix_reward(reward: RewardModel, ids: list[int]) -> Tensor:
+def prefix_reward(reward: RewardModel, ids: list[int], start: int) -> Tensor:
     """The reward of a whole row, read at its last token. Any EOS of the LM counts as the one of training."""
     ids = [*ids[:-1], reward.info.eos_token_id if ids[-1] in reward.info.eos_token_ids else ids[-1]]
-    return reward(input_ids=torch.tensor([ids], device=reward.device))[0, -1]
+    row, starts = (torch.tensor(numbers, device=reward.device) for numbers in ([ids], [start]))
+    return reward.of_responses(row, torch.ones_like(row, dtype=torch.bool), starts)[0, -1]
 
 
 def inverse_transform(probabilities: Tensor, uniform: float) -> int:

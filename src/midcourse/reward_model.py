@@ -211,6 +211,15 @@ class RewardModel(nn.Module):
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self.read(hidden)
 
+    def of_responses(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"],
+        starts: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch tokens"]:
+        """As `forward`, of rows whose responses begin at `starts`: for kinds to which that makes a difference."""
+        return self(input_ids=input_ids, attention_mask=attention_mask)
+
     def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
         """The head on final hidden states."""
         return self.head(hidden).squeeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
@@ -279,9 +288,9 @@ class RewardModel(nn.Module):
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
             ids, mask = pad([[*rows[i][0], *rows[i][1]] for i in part], self.device)
-            rewards = self(input_ids=ids, attention_mask=mask).cpu()
-            for i, row in zip(part, rewards, strict=True):
-                start = len(rows[i][0])
+            starts = [len(rows[i][0]) for i in part]
+            rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
+            for i, start, row in zip(part, starts, rewards, strict=True):
                 found[i] = row[start : start + len(rows[i][1])].clone()
         return found
 

@@ -1,13 +1,15 @@
 """A reward on the hidden states that the steered language model computes anyway: guidance without a pass of its own.
 
-The reward of a next token v is a small head's number for the state h of the prefix before it, at a named layer of the
-language model, and the model's own embedding e(v):
+Of every next token y_t a small head says two numbers, from the state h_{t-1} of the prefix before it, at a named layer
+of the language model, and the model's own embedding e(y_t):
 
-    r(v | h) = a . n(h) + b . n(e(v)) + (A n(h)) . (B n(e(v)))
+    r(y_1 .. y_t | x) = f(h_{t-1}, e(y_t)) + sum over i <= t of g(h_{i-1}, e(y_i))
+    f, g (h, e) = a . n(h) + b . n(e) + (A n(h)) . (B n(e))
 
-with n a normalisation without weights and A, B of low rank. The model stays frozen; the head is trained on states
-computed once. The form is that of RAD-Q (Deng et al., 2025), which distils another reward; this one is trained on
-preferences itself.
+with n a normalisation without weights and A, B of low rank. The sum remembers what the tokens so far have won or lost,
+so that f is left with what the next one decides. Candidates of a step share the sum up to it, and differ by f + g. The
+model stays frozen; the head is trained on states computed once. A head of the form f alone is RAD-Q's (Deng et al.,
+2025), which distils another reward; this one is trained on preferences itself.
 """
 
 from collections.abc import Sequence
@@ -30,29 +32,30 @@ TRUNK_RANK = 16
 
 
 class TrunkHead(nn.Module):
-    """The reward of a next token from the state before it and its embedding.
+    """(f, g) of a next token from the state before it and its embedding.
 
     Args:
         hidden: width of states and embeddings.
-        rank: of the bilinear part.
+        rank: of the bilinear parts.
     """
 
     def __init__(self, hidden: int, rank: int, device: torch.device, dtype: torch.dtype):
         super().__init__()
         place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
-        self.state = nn.Linear(hidden, 1, **place)
-        self.token = nn.Linear(hidden, 1, **place)
-        self.left = nn.Linear(hidden, rank, **place)
-        self.right = nn.Linear(hidden, rank, **place)
+        self.state = nn.Linear(hidden, 2, **place)
+        self.token = nn.Linear(hidden, 2, **place)
+        self.left = nn.Linear(hidden, 2 * rank, **place)
+        self.right = nn.Linear(hidden, 2 * rank, **place)
         # At zero every token is worth the same; one side of the product starts at random, or neither would ever move.
         for part in (self.state, self.token, self.right):
             nn.init.zeros_(part.weight)
 
     def forward(
         self, states: Float[Tensor, "*#place hidden"], embeddings: Float[Tensor, "*#place hidden"]
-    ) -> Float[Tensor, "*place"]:
+    ) -> Float[Tensor, "*place 2"]:
         h, e = normed(states), normed(embeddings)
-        found = (self.state(h) + self.token(e)).squeeze(-1) + (self.left(h) * self.right(e)).sum(-1)
+        products = (self.left(h) * self.right(e)).unflatten(-1, (2, -1)).sum(-1)
+        found = self.state(h) + self.token(e) + products
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
 
@@ -108,21 +111,45 @@ class TrunkReward(RewardModel):
         self,
         input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Bool[Tensor, "batch tokens"] | None = None,
+        starts: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of every prefix of right-padded rows; a row's first token has none before it, and the reward 0."""
+        """The reward of every prefix of right-padded rows whose responses begin at `starts` (1 where not given).
+
+        A prompt's tokens add nothing, and have the reward 0.
+        """
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        later = self.next_rewards(hidden[:, :-1], input_ids[:, 1:])
+        places = torch.arange(1, input_ids.shape[1], device=input_ids.device)
+        begin = torch.ones_like(input_ids[:, 0]) if starts is None else starts
+        later = self.response_rewards(hidden[:, :-1], input_ids[:, 1:], places >= begin[:, None])
         return torch.cat([later.new_zeros(len(later), 1), later], 1)
 
-    def next_rewards(
-        self, states: Float[Tensor, "*place hidden"], token_ids: Int[Tensor, "*place"]
-    ) -> Float[Tensor, "*place"]:
-        """The reward of a token after each state."""
+    def of_responses(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"],
+        starts: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch tokens"]:
+        return self(input_ids=input_ids, attention_mask=attention_mask, starts=starts)
+
+    def response_rewards(
+        self,
+        states: Float[Tensor, "rows tokens hidden"],
+        token_ids: Int[Tensor, "rows tokens"],
+        inside: Bool[Tensor, "rows tokens"],
+    ) -> Float[Tensor, "rows tokens"]:
+        """The rewards of a response's prefixes from the states before its tokens; 0 at tokens that are not its own."""
+        found = self.of_next(states, token_ids) * inside[..., None]
+        return found[..., 0] + found[..., 1].cumsum(1)
+
+    def of_next(
+        self, states: Float[Tensor, "*#place hidden"], token_ids: Int[Tensor, "*#place"]
+    ) -> Float[Tensor, "*place 2"]:
+        """(f, g) of a token after each state, or of several."""
         return self.head(states, self.embeddings[token_ids])
 
     def vocabulary_rewards(self, states: Float[Tensor, "places hidden"]) -> Float[Tensor, "places vocab"]:
-        """The reward of every token after each state; every end of a text has that of training's EOS."""
-        return ends_alike(self.head(states[:, None], self.embeddings), self.info.all_eos)
+        """f + g of every token after each state; every end of a text has that of training's EOS."""
+        return ends_alike(self.head(states[:, None], self.embeddings).sum(-1), self.info.all_eos)
 
     def bind(self, lm: LanguageModel) -> Reward:
         """Itself; RewardError where the LM's tokens, templates or weights are not those it was trained on."""
@@ -169,52 +196,65 @@ class TrunkReward(RewardModel):
 
 
 class TrunkRows:
-    """Rows under a trunk reward. They go along with the language model's rows, at most one token ahead."""
+    """Rows under a trunk reward. They go along with the language model's rows, at most one token ahead.
+
+    Attributes:
+        ids: each row's prompt and response; `starts` says where the response begins.
+        sums: of each row, the sum of g up to every token of its response.
+    """
 
     def __init__(self, reward: TrunkReward, prefixes: Sequence[Prefix]):
         self.reward = reward
         self.ids = [
             [*prefix.prompt_ids, *(self._as_trained(token) for token in prefix.response_ids)] for prefix in prefixes
         ]
+        self.starts = [len(prefix.prompt_ids) for prefix in prefixes]
+        self.sums: list[list[float]] = [[] for _ in prefixes]
         self.lm: LanguageModelRows | None = None
         ends = [token for token in reward.info.all_eos if token < len(reward.embeddings)]
         self.place = torch.arange(len(reward.embeddings), device=reward.device)
         self.place[ends] = reward.info.eos_token_id  # every end of a text is the one that training wrote
 
     def follow(self, lm_rows: LanguageModelRows) -> None:
-        """Read these rows' states from now on."""
+        """Read these rows' states from now on; they have just been started at the same prefixes."""
         self.lm = lm_rows
+        for row, (ids, start) in enumerate(zip(self.ids, self.starts, strict=True)):
+            if response := ids[start:]:
+                states = lm_rows.read_states[self.reward.layer][row, start - 1 : len(ids) - 1]
+                gains = self._of_next(states, torch.tensor(response, device=states.device))[:, 1]
+                self.sums[row] = gains.cumsum(0).tolist()
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        return self._rewards(self._rows().states[self.reward.layer][:, None], token_ids)
+        found = self._of_next(self._rows().states[self.reward.layer][:, None], token_ids).sum(-1)
+        return found + self._totals(found)[:, None]
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
         every = torch.arange(len(self.reward.embeddings), device=self.reward.device)
         return self.candidate_rewards(every.expand(len(self.ids), -1))
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
-        rows, layer = self._rows(), self.reward.layer
-        ahead = [len(ids) > length for ids, length in zip(self.ids, rows.cache.lengths, strict=True)]
-        known = torch.tensor([len(ids) > 1 for ids in self.ids], device=self.reward.device)
-        states = torch.where(
-            torch.tensor(ahead, device=self.reward.device)[:, None], rows.states[layer], rows.previous[layer]
-        )
-        last = torch.tensor([ids[-1] for ids in self.ids], device=self.reward.device)
-        return torch.where(known, self._rewards(states, last), 0.0)
+        known = torch.tensor([len(ids) > start for ids, start in zip(self.ids, self.starts, strict=True)])
+        found = self._of_last()[:, 0]
+        return torch.where(known.to(found.device), found + self._totals(found), 0.0)
 
     def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
         for ids, token in zip(self.ids, token_ids.tolist(), strict=True):
             ids.append(self._as_trained(token))
+        for sums, gain in zip(self.sums, self._of_last()[:, 1].tolist(), strict=True):
+            sums.append((sums[-1] if sums else 0.0) + gain)
 
     def rewind(self, counts: Sequence[int]) -> None:
         self.ids = [ids[: len(ids) - count] for ids, count in zip(self.ids, counts, strict=True)]
+        self.sums = [sums[: len(sums) - count] for sums, count in zip(self.sums, counts, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
         self.ids = [list(self.ids[row]) for row in rows]
+        self.starts = [self.starts[row] for row in rows]
+        self.sums = [list(self.sums[row]) for row in rows]
 
     def replace(self, places: Sequence[int], other: Any) -> None:
-        for place, ids in zip(places, other.ids, strict=True):
-            self.ids[place] = ids
+        for place, ids, start, sums in zip(places, other.ids, other.starts, other.sums, strict=True):
+            self.ids[place], self.starts[place], self.sums[place] = ids, start, sums
 
     def _as_trained(self, token: int) -> int:
         return self.reward.info.eos_token_id if token in self.reward.info.eos_token_ids else token
@@ -227,8 +267,19 @@ class TrunkRows:
             )
         return self.lm
 
-    def _rewards(self, states: Tensor, token_ids: Tensor) -> Tensor:
-        return self.reward.head(states, self.reward.embeddings[self.place[token_ids]])
+    def _of_last(self) -> Float[Tensor, "batch 2"]:
+        """(f, g) of each row's last token, which the language model may have read already or not."""
+        rows, layer = self._rows(), self.reward.layer
+        ahead = [len(ids) > length for ids, length in zip(self.ids, rows.cache.lengths, strict=True)]
+        before = torch.tensor(ahead, device=self.reward.device)[:, None]
+        states = torch.where(before, rows.states[layer], rows.previous[layer])
+        return self._of_next(states, torch.tensor([ids[-1] for ids in self.ids], device=self.reward.device))
+
+    def _of_next(self, states: Tensor, token_ids: Tensor) -> Tensor:
+        return self.reward.of_next(states, self.place[token_ids])
+
+    def _totals(self, like: Tensor) -> Float[Tensor, " batch"]:
+        return torch.tensor([sums[-1] if sums else 0.0 for sums in self.sums], dtype=like.dtype, device=like.device)
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:

@@ -47,7 +47,7 @@ SHIPPED = HERE.parents[1] / "src/midcourse/shipped/rewards"
 SEED = 0
 SEEDS = (0, 1, 2)  # the first one ships, whichever is best
 WEIGHTS = (1.0, 2.0, 4.0, 6.0, 8.0)
-SAMPLES, ANSWER_TOKENS = 6, 40
+SAMPLES, ANSWER_TOKENS = 4, 40
 GAP = 2.0  # school years between two answers that are compared
 # A weight may spend this much guidance KL on validation prompts to be the one that a reward ships with.
 SHIPPED_KL = 5.0

@@ -1,73 +1,82 @@
-"""Which head on the steered model's own states guides best: layer, rank, learning rate, objective, number of pairs.
+"""Which head on the steered model's own states learns and guides best: form, layer, rank, steps, number of pairs.
 
     python -m studies.trunk.run --data DIR        (or MIDCOURSE_DATA=DIR)
 
-Sentiment: SmolLM2's own continuations of film review openings, ordered by VADER where it differs by more than GAP.
-Every head is trained on states that one pass per text computes for all layers, and judged on the validation openings:
-by pair accuracy, and by what it is worth as a guide (`worth`). Two heads, the library's default and a smaller one that
-takes smaller steps, then guide on validation openings, and once on the test openings, each at the weight that is NATS
-of guidance KL to first order.
+Three sets: sentiment (SmolLM2's own continuations of film review openings, ordered by VADER), ParaDetox, and HH's
+helpful pairs. Every head is trained on states that one pass per text computes for all layers, with three seeds, and
+judged on validation prompts: by pair accuracy, and on sentiment by what it is worth as a guide (`worth`). The library's
+head, and the one of f alone, then guide test openings that neither saw, at the weights that reach 2, 5 and 10 nats of
+guidance KL on validation openings.
 
-Everything is resumable: sampled texts, states and rows are found again in runs/trunk/. Writes results.json and
-README.md's tables here. Texts of the data sets are not committed.
+Everything is resumable: sampled texts, states and rows are found again in runs/. Writes results.json and README.md's
+tables here. Texts of the data sets are not committed.
 """
 
 import argparse
-import gzip
 import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.rnn import pad_sequence
 
-from midcourse import LanguageModel, generate, stream
-from midcourse.decode.steps import Generation
+from midcourse import LanguageModel
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
-from midcourse.evaluate.metrics import perplexity, repeated_bigrams
 from midcourse.evaluate.results import write_results
 from midcourse.files import whole_file, write_text
 from midcourse.intervals import mean_interval
 from midcourse.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.train.accuracy import SHARES, outcome
+from midcourse.train.accuracy import SHARES, pair_accuracy
+from midcourse.train.comparisons import Comparison, split_by_prompt
 from midcourse.train.objectives import prefix, sequence
-from midcourse.train.prefixes import pair_rewards
-from midcourse.trunk_reward import TrunkHead, TrunkReward, normed
+from midcourse.train.prefixes import PairSet, Row, encode, encode_rollouts, pair_rewards
+from midcourse.trunk_reward import TrunkReward
+from studies import sentiment
+from studies.rewards.run import comparisons, fitting
+from studies.steering import steered, write
 from studies.tables import fill, markdown, number, with_interval
+from studies.trunk.heads import Head, side_by_side
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs/trunk"
 
-OPENINGS, OPENING_WORDS, SAMPLES, NEW_TOKENS = 326, 8, 4, 24
-TEST_FROM_TRAIN = 160  # openings at the end of the train split's order that are never trained on
-GAP = 0.1
-LAYERS = (8, 12, 16, 18, 20, 22, 24, 27, 30)
+SETS = ("sentiment", "paradetox", "hh_helpful")
+MOST_PAIRS = {"paradetox": 2400, "hh_helpful": 900}  # of which a fifth is for validation
+MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh_helpful": 128}
+LAYERS = (8, 12, 16, 20, 24, 30)
 TOP_K = 10
 BATCH = 32
 NATS = 5.0  # guidance KL at which `worth` is quoted
-VALIDATION_PROMPTS = 100
+SEEDS = (0, 1, 2)
+VALIDATION_PROMPTS = 60
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one head is trained; objective "value" regresses every prefix to its text's gold, less its opening's mean."""
+    """A head and how it is trained; the defaults are the library's."""
 
-    layer: int = 20
-    rank: int = 4
-    lr: float = 3e-4
+    parts: str = "f+g"
+    layers: tuple[int, ...] = (20,)
+    rank: int = 16
+    mlp: int = 0
+    attention: int = 0
+    lr: float = 1e-4
     epochs: int = 2
     objective: str = "prefix"
     pairs: int | None = None
@@ -75,143 +84,44 @@ class Fit:
 
     @property
     def name(self) -> str:
-        return "-".join(f"{value}" for value in asdict(self).values())
+        return "-".join(f"{value}" for value in asdict(self).values()).replace(" ", "")
 
 
-DEFAULT, GENTLE = Fit(rank=16, lr=1e-3), Fit()
-SEEDS = (0, 1, 2)
-SWEEP = list(
-    dict.fromkeys(
-        [
-            *(Fit(rank=fit.rank, lr=fit.lr, seed=seed) for seed in SEEDS for fit in (DEFAULT, GENTLE)),
-            *(Fit(objective=objective) for objective in ("sequence", "value")),
-            *(Fit(layer=layer) for layer in (12, 16, 24, 30)),
-            *(Fit(pairs=pairs) for pairs in (300, 1000)),
-            Fit(rank=16),
-            Fit(rank=1),
-        ]
-    )
-)
+FORMS = [
+    Fit(),
+    Fit(parts="f"),
+    Fit(parts="g"),
+    Fit(objective="sequence"),
+    Fit(mlp=64),
+    Fit(attention=64),
+    Fit(layers=(8, 16, 24)),
+    *(Fit(layers=(layer,)) for layer in LAYERS if layer != 20),
+    *(Fit(rank=rank) for rank in (1, 4, 64)),
+    *(Fit(lr=lr) for lr in (3e-5, 3e-4, 1e-3)),
+    Fit(epochs=4),
+    *(Fit(pairs=pairs) for pairs in (300, 600, 1200)),
+]
+GUIDES = (Fit(parts="f"), Fit())
 
 
 # The texts and their states
 
 
-def openings(data: Path, part: str) -> list[str]:
-    """The first words of reviews, each once, in a fixed random order; test has the end of the train split's too."""
-    with gzip.open(data / "texts/imdb_reviews.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-
-    def distinct(split: str) -> list[str]:
-        words = (row["text"].split()[:OPENING_WORDS] for row in rows if row["split"] == split)
-        found = list(dict.fromkeys(map(" ".join, words)))
-        return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
-
-    if part == "train":
-        return distinct("train")[:OPENINGS]
-    return distinct(part) + (distinct("train")[-TEST_FROM_TRAIN:] if part == "test" else [])
-
-
-def sampled(data: Path, part: str) -> list[dict[str, Any]]:
-    """SAMPLES continuations of each opening by the plain LM, kept in runs/trunk/."""
-    path = RUNS / f"continuations-{part}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    asked = [opening for opening in openings(data, part) for _ in range(SAMPLES)]
-    done = {json.loads(line)["row"] for line in path.read_text().splitlines()}
-    left = [row for row in range(len(asked)) if row not in done]
-    settings = {"method": "plain", "top_k": 50, "max_new_tokens": NEW_TOKENS, "template": "raw", "batch_size": 96}
-    if left:
-        with progress(f"sampling {part}", len(left)) as advance, path.open("a") as file:
-            for place, event in stream(model(), [asked[row] for row in left], seed=left, **settings):
-                if isinstance(event, Generation):
-                    ids = [step.token_id for step in event.steps]
-                    row = {"row": left[place], "prompt": event.prompt, "text": event.text, "ids": ids}
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    advance(1)
-    rows = map(json.loads, path.read_text().splitlines())
-    return sorted((row for row in rows if row["row"] < len(asked) and row["text"].strip()), key=lambda row: row["row"])
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Sampled texts and what the LM computed before each of their tokens.
-
-    Attributes:
-        states: normalised, by layer.
-        token_ids, lengths, gold, opening: of each text.
-        top_ids, top_logprobs: the LM's short list at each position.
-    """
-
-    states: dict[int, Tensor]
-    token_ids: Tensor
-    lengths: Tensor
-    gold: Tensor
-    opening: Tensor
-    top_ids: Tensor
-    top_logprobs: Tensor
-
-    @cached_property
-    def pairs(self) -> Tensor:
-        """(chosen, rejected) text numbers, the texts of an opening ordered by gold."""
-        by_opening = itertools.groupby(range(len(self.gold)), key=lambda i: int(self.opening[i]))
-        found = (pair for _, group in by_opening for pair in itertools.permutations(group, 2))
-        return torch.tensor([(a, b) for a, b in found if self.gold[a] - self.gold[b] > GAP])
-
-    @cached_property
-    def advantage(self) -> Tensor:
-        """Each text's gold less the mean of its opening's texts."""
-        same = (self.opening[:, None] == self.opening).float()
-        return self.gold - same @ self.gold / same.sum(1)
-
-    @cached_property
-    def inside(self) -> Tensor:
-        return torch.arange(self.token_ids.shape[1]) < self.lengths[:, None]
+def examples(name: str, data: Path) -> tuple[list[Comparison], list[Comparison]]:
+    """(training, validation) comparisons, no prompt in both."""
+    if name == "sentiment":
+        both = [sentiment.comparisons(sentiment.rollouts(data, part)) for part in ("train", "validation")]
+        return both[0], both[1]
+    rows = fitting(reader(), comparisons(name, data)[0], MAX_TOKENS[name])[: MOST_PAIRS[name]]
+    return split_by_prompt(rows, 0.2, seed=0)
 
 
 @cache
-def texts(data: Path, part: str) -> Texts:
-    """The sampled texts of a part with their states, from runs/trunk/ where they were computed before."""
-    path = RUNS / f"states-{part}-{OPENINGS}.pt"
-    if not path.is_file():
-        with whole_file(path) as temporary:
-            torch.save(computed(sampled(data, part), part), temporary)
-    return Texts(**torch.load(path, weights_only=True))
-
-
-@torch.inference_mode()
-def computed(rows: list[dict[str, Any]], part: str) -> dict[str, Any]:
-    """The fields of Texts, by one forward of each text."""
-    gold, lm = load_gold("vader"), model()
-    prompts = [lm.tokenizer(row["prompt"])["input_ids"] for row in rows]
-    width = max(len(row["ids"]) for row in rows)
-    shape = (len(rows), width)
-    states = {layer: torch.zeros(*shape, lm.model.config.hidden_size, dtype=torch.float16) for layer in LAYERS}
-    top_ids, top_logprobs = torch.zeros(*shape, TOP_K, dtype=torch.long), torch.full((*shape, TOP_K), -1e9)
-    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]) + len(rows[i]["ids"]))
-    with progress(f"states {part}", len(rows)) as advance:
-        for begin in range(0, len(order), 64):
-            batch = order[begin : begin + 64]
-            ids, mask = pad([prompts[i] + rows[i]["ids"] for i in batch], lm.model.device)
-            output = lm.model.base_model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-            for place, i in enumerate(batch):
-                first, length = len(prompts[i]) - 1, len(rows[i]["ids"])
-                found = [hidden[place, first : first + length] for hidden in output.hidden_states]
-                for layer in LAYERS:
-                    states[layer][i, :length] = normed(found[layer]).half()
-                top = lm.model.lm_head(found[-1]).log_softmax(-1).topk(TOP_K)
-                top_ids[i, :length], top_logprobs[i, :length] = top.indices, top.values
-            advance(len(batch))
-    return {
-        "states": states,
-        "token_ids": pad([row["ids"] for row in rows], torch.device("cpu"))[0],
-        "lengths": torch.tensor([len(row["ids"]) for row in rows]),
-        "gold": torch.tensor([gold(row["text"]) for row in rows]),
-        "opening": torch.tensor([row["row"] // SAMPLES for row in rows]),
-        "top_ids": top_ids,
-        "top_logprobs": top_logprobs,
-    }
+def reader() -> TrunkReward:
+    """A trunk reward, for its tokens and templates."""
+    reward = TrunkReward.create("smollm2", template="raw", layers=1, tune="head", head="trunk:1")
+    assert isinstance(reward, TrunkReward)
+    return reward
 
 
 @cache
@@ -219,21 +129,87 @@ def model() -> LanguageModel:
     return LanguageModel.load("smollm2")
 
 
-def embeddings(token_ids: Tensor) -> Tensor:
-    return model().model.get_input_embeddings().weight.detach()[token_ids]
+@cache
+def embeddings() -> Tensor:
+    """e(v), normalised."""
+    return side_by_side([model().model.get_input_embeddings().weight.detach()])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Responses, and what the LM computed before each of their tokens, in a file of one tensor per layer."""
+
+    rows: list[Row]
+    path: Path
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        return [0, *itertools.accumulate(len(row.response) for row in self.rows)]
+
+    @cached_property
+    def layers(self) -> dict[int, Tensor]:
+        with safe_open(self.path, framework="pt") as file:
+            return {layer: file.get_tensor(str(layer)) for layer in LAYERS}
+
+    def layer(self, layer: int, rows: Sequence[int]) -> Tensor:
+        """One layer's states before each response token of some rows, padded: (rows, tokens, hidden)."""
+        found = [self.layers[layer][self.offsets[i] : self.offsets[i + 1]] for i in rows]
+        return pad_sequence(found, batch_first=True).float()
+
+    def states(self, layers: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """What a head reads: the layers' normalised states side by side."""
+        return side_by_side([self.layer(layer, rows) for layer in layers])
+
+    def token_ids(self, rows: Sequence[int]) -> Tensor:
+        return pad([self.rows[i].response for i in rows], torch.device("cpu"))[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        return torch.tensor([len(row.response) for row in self.rows])
+
+
+@cache
+def texts(name: str, part: str, data: Path) -> tuple[PairSet, Texts]:
+    """The encoded pairs of a part, and their texts."""
+    pairs = encode(reader(), examples(name, data)[part == "validation"], MAX_TOKENS[name])
+    return pairs, with_states(pairs.rows, f"{name} {part}")
+
+
+def with_states(rows: list[Row], title: str) -> Texts:
+    """The rows with their states, which are computed once and kept in runs/trunk/."""
+    path = RUNS / f"{title.replace(' ', '-')}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        with whole_file(path) as temporary:
+            save_file(computed(rows, title), temporary)
+    return Texts(rows, path)
+
+
+@torch.inference_mode()
+def computed(rows: Sequence[Row], title: str) -> dict[str, Tensor]:
+    """The states of every layer before each response token, one forward of each row."""
+    found: list[dict[int, Tensor]] = [{} for _ in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
+    with progress(f"states, {title}", len(rows)) as advance:
+        for batch in batched(order, BATCH):
+            ids, mask = pad([rows[i].prompt + rows[i].response for i in batch], model().model.device)
+            output = model().model.base_model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            for place, i in enumerate(batch):
+                first, length = len(rows[i].prompt) - 1, len(rows[i].response)
+                for layer in LAYERS:
+                    found[i][layer] = output.hidden_states[layer][place, first : first + length].half()
+            advance(len(batch))
+    return {str(layer): torch.cat([states[layer] for states in found]) for layer in LAYERS}
 
 
 # Heads
 
 
-def trained(fit: Fit, data: Path) -> TrunkHead:
-    """A head, trained as the library trains it: AdamW, cosine to 0 after 10 % warm-up."""
-    learn = texts(data, "train")
+def trained(fit: Fit, pairs: PairSet, learn: Texts) -> Head:
+    """A head, trained as the library trains it: AdamW, cosine to 0 after 10 % warm-up, gradients cut at norm 1."""
     torch.manual_seed(fit.seed)
-    states = learn.states[fit.layer]
-    head = TrunkHead(states.shape[-1], fit.rank, torch.device("cpu"), torch.float32)
-    everything = len(learn.gold) if fit.objective == "value" else len(learn.pairs)
-    pool = torch.randperm(everything)[: fit.pairs]
+    head = Head(embeddings().shape[1], len(fit.layers), fit.rank, fit.parts, fit.mlp, fit.attention)
+    pool = torch.randperm(len(pairs.pairs))[: fit.pairs]
     steps = fit.epochs * math.ceil(len(pool) / BATCH)
     optimizer = torch.optim.AdamW(head.parameters(), lr=fit.lr, weight_decay=0.05)
     rate = lambda step: min((step + 1) / (0.1 * steps), 1) * 0.5 * (1 + math.cos(math.pi * step / steps))  # noqa: E731
@@ -241,175 +217,225 @@ def trained(fit: Fit, data: Path) -> TrunkHead:
     for _ in range(fit.epochs):
         for batch in pool[torch.randperm(len(pool))].split(BATCH):
             optimizer.zero_grad()
-            loss(fit, head, learn, batch).backward()
+            loss(fit, head, learn, torch.tensor([pairs.pairs[i] for i in batch])).backward()
+            clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     return head.requires_grad_(False)
 
 
-def loss(fit: Fit, head: TrunkHead, learn: Texts, batch: Tensor) -> Tensor:
-    """The mean loss of some pairs, or of some texts for the objective "value"."""
-    if fit.objective == "value":
-        rewards = head(learn.states[fit.layer][batch].float(), embeddings(learn.token_ids[batch]))
-        errors = (rewards - learn.advantage[batch, None]).pow(2) * learn.inside[batch]
-        return (errors.sum(1) / learn.lengths[batch]).mean()
-    rows, pairs = learn.pairs[batch].unique(return_inverse=True)
-    rewards = head(learn.states[fit.layer][rows].float(), embeddings(learn.token_ids[rows]))
-    finished = torch.ones(len(rows), dtype=torch.bool)
+def loss(fit: Fit, head: Head, learn: Texts, pairs: Tensor) -> Tensor:
+    """The mean loss of some pairs of row numbers."""
+    rows, items = pairs.unique(return_inverse=True)
+    rewards = head.rewards(learn.states(fit.layers, rows.tolist()), embeddings()[learn.token_ids(rows.tolist())])
+    finished = torch.tensor([learn.rows[i].finished for i in rows])
     objective = {"prefix": prefix, "sequence": sequence}[fit.objective]
-    return objective(pair_rewards(rewards, pairs, learn.lengths[rows], finished)).mean()
+    return objective(pair_rewards(rewards, items, learn.lengths[rows], finished)).mean()
 
 
-def judged(fit: Fit, data: Path) -> dict[str, Any]:
-    """A trained head's pair accuracy by share of the response, and its worth, on the validation openings."""
+def scored(head: Head, fit: Fit, held: Texts) -> list[Tensor]:
+    """The rewards of every prefix of every row."""
+    found: list[Tensor] = []
+    for batch in batched(range(len(held.rows)), 64):
+        rewards = head.rewards(held.states(fit.layers, batch), embeddings()[held.token_ids(batch)])
+        found += [row[: len(held.rows[i].response)] for i, row in zip(batch, rewards, strict=True)]
+    return found
+
+
+def judged(name: str, fit: Fit, data: Path) -> dict[str, Any]:
+    """A trained head's pair accuracy by share of the response on validation prompts; on sentiment its worth too."""
+    learn, (pairs, held) = texts(name, "train", data), texts(name, "validation", data)
     begin = time.monotonic()
-    head, held = trained(fit, data), texts(data, "validation")
-    rewards = head(held.states[fit.layer].float(), embeddings(held.token_ids))
-    worth_mean, interval, spread = worth(head, held, fit.layer)
-    return {
+    head = trained(fit, *learn)
+    seconds = time.monotonic() - begin
+    accuracy = pair_accuracy(pairs, scored(head, fit, held))
+    row = {
+        "set": name,
         **asdict(fit),
-        "train_pairs": min(fit.pairs or len(texts(data, "train").pairs), len(texts(data, "train").pairs)),
-        "held_pairs": len(held.pairs),
-        "shares": [accuracy(held, rewards, share) for share in SHARES],
-        "worth": worth_mean,
-        "worth_interval": interval,
-        "spread": spread,
-        "seconds": time.monotonic() - begin,
+        "train_pairs": min(fit.pairs or len(learn[0].pairs), len(learn[0].pairs)),
+        "held_pairs": accuracy["pairs"],
+        "shares": accuracy["shares"],
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "seconds": seconds,
     }
+    if name == "sentiment":
+        row["worth"], row["worth_interval"] = worth(head, fit, data)
+    return row
 
 
-def accuracy(held: Texts, rewards: Tensor, share: float) -> dict[str, Any]:
-    """Pair accuracy at a share of the response, as midcourse.train.accuracy defines it."""
-    chosen, rejected = held.pairs.T
-    shorter = torch.minimum(held.lengths[chosen], held.lengths[rejected])
-    cut = (share * shorter).ceil().long().clamp(min=1) - 1
-    places = (cut, cut) if share < 1 else (held.lengths[chosen] - 1, held.lengths[rejected] - 1)
-    margins = rewards[chosen, places[0]] - rewards[rejected, places[1]]
-    mean, interval = mean_interval([outcome(float(d)) for d in margins], held.opening[chosen].tolist())
-    return {"share": share, "accuracy": mean, "interval": interval}
+# What a head is worth as a guide
 
 
-def worth(head: TrunkHead, held: Texts, layer: int) -> tuple[float, tuple[float, float], float]:
-    """(gain in gold per response at NATS of guidance KL, its 95 % interval over openings, the head's spread).
+@dataclass(frozen=True)
+class Samples:
+    """Unguided validation continuations: the LM's short list before every token, their gold and opening."""
+
+    texts: Texts
+    top_ids: Tensor
+    top_logprobs: Tensor
+    gold: Tensor
+    opening: Tensor
+
+
+@cache
+def samples(data: Path) -> Samples:
+    found = encode_rollouts(reader(), sentiment.rollouts(data, "validation"), MAX_TOKENS["sentiment"])
+    held = with_states(found.rows, "sentiment samples")
+    # Behind the last layer the states are those that the vocabulary's matrix reads.
+    with torch.inference_mode():
+        final = held.layer(max(LAYERS), range(len(held.rows)))
+        top = model().model.lm_head(final).log_softmax(-1).topk(TOP_K)
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(found.prompts))}
+    of_row = {row: i for i, (row,) in enumerate(found.items)}  # equal samples of an opening share their row
+    items = [of_row[row] for row in range(len(held.rows))]
+    return Samples(
+        held,
+        top.indices.clone(),
+        top.values.clone(),
+        torch.tensor([found.labels[i] for i in items]),
+        torch.tensor([numbers[found.prompts[i]] for i in items]),
+    )
+
+
+@torch.no_grad()
+def worth(head: Head, fit: Fit, data: Path) -> tuple[float, tuple[float, float]]:
+    """(gain in gold per response at NATS of guidance KL, its 95 % interval over openings).
 
     To first order in the weight w, guidance moves a response's expected gold by w times the sum over its positions of
     E[gold A], and its KL is w^2 / 2 times that of E[A^2], where A is the reward less its mean over the LM's short
     list. So the gain at K nats is sqrt(2 K) sum E[gold A] / sqrt(sum E[A^2]), which the unguided samples estimate; the
-    other samples' mean gold is subtracted from a text's to lower the variance. `spread` is sqrt(sum E[A^2]).
+    other samples' mean gold is subtracted from a text's to lower the variance.
     """
-    rewards = head(held.states[layer].float()[:, :, None], embeddings(held.top_ids))
+    held = samples(data)
+    everything = range(len(held.texts.rows))
+    rewards = head.candidates(held.texts.states(fit.layers, everything), embeddings()[held.top_ids])
     base = held.top_logprobs.softmax(-1)
     relative = rewards - (base * rewards).sum(-1, keepdim=True)
-    taken = held.top_ids == held.token_ids[..., None]
-    inside = held.inside & taken.any(-1)
+    token_ids = held.texts.token_ids(everything)
+    taken = held.top_ids == token_ids[..., None]
+    inside = (torch.arange(token_ids.shape[1]) < held.texts.lengths[:, None]) & taken.any(-1)
     others = (held.opening[:, None] == held.opening).float()
     others.fill_diagonal_(0)
     gold = held.gold - others @ held.gold / others.sum(1).clamp(min=1)
     gains = ((taken * relative).sum(-1) * inside).sum(1) * gold
     spread = ((base * relative.pow(2)).sum(-1) * inside).sum(1).mean().sqrt()
-    mean, interval = mean_interval((gains * math.sqrt(2 * NATS) / spread).numpy(), held.opening.tolist())
-    return mean, interval, float(spread)
+    return mean_interval((gains * math.sqrt(2 * NATS) / spread).numpy(), held.opening.tolist())
 
 
 # Guiding
 
 
-def steered(fit: Fit | None, weight: float, prompts: list[str], data: Path) -> dict[str, Any]:
-    """Gold, KL, perplexity and repetition of continuing `prompts` under a head at a weight (None: the LM alone)."""
-    gold, reward = load_gold("vader"), guide(fit, data) if fit else None
-    begin = time.monotonic()
-    found = generate(
-        model(),
-        prompts,
-        reward,
-        method="pargs" if reward else "plain",
-        reward_weight=weight,
-        top_k=TOP_K,
-        template="raw",
-        max_new_tokens=NEW_TOKENS,
-        batch_size=100,
-    )
-    mean, interval = mean_interval([gold(text.text) for text in found])
-    return {
-        "guide": asdict(fit) if fit else None,
-        "weight": weight,
-        "prompts": len(prompts),
-        "gold": mean,
-        "gold_interval": interval,
-        "guidance_kl": fmean(text.guidance_kl for text in found),
-        "total_kl": fmean(text.total_kl for text in found),
-        "perplexity": perplexity(found),
-        "repeated_bigrams": fmean(repeated_bigrams(text.text) for text in found),
-        "seconds": time.monotonic() - begin,
-    }
+def guided(fit: Fit, data: Path) -> dict[str, Any]:
+    """Gold at 2, 5 and 10 nats of guidance KL on test openings."""
+    test, validation = sentiment.openings(data, "test"), sentiment.openings(data, "validation")[:VALIDATION_PROMPTS]
+    plain = write(model(), test, None, 0.0, template="raw")
+    found = steered(model(), guide(fit, data), load_gold("vader"), validation, test, plain)
+    return {"guide": asdict(fit), **found}
 
 
 def guide(fit: Fit, data: Path) -> TrunkReward:
-    """A trunk reward with that head."""
-    head = f"trunk:{fit.rank}"
-    reward = TrunkReward.create("smollm2", template="raw", layers=fit.layer, tune="head", head=head)
-    reward.head.load_state_dict(trained(fit, data).state_dict())
-    return reward.eval()
+    """A trunk reward with that head; one of f alone has a g of zero."""
+    (layer,) = fit.layers
+    reward = TrunkReward.create("smollm2", template="raw", layers=layer, tune="head", head=f"trunk:{fit.rank}")
+    head = trained(fit, *texts("sentiment", "train", data))
+    for name, tensor in reward.head.named_parameters():
+        learned = head.get_parameter(name).data
+        tensor.data = torch.cat([learned, torch.zeros_like(learned)]) if fit.parts == "f" else learned
+    return reward.requires_grad_(False).eval()
+
+
+def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
 # Results
 
+# What a row varies, in the order of the table.
+VARIED = ("objective", "parts", "layers", "rank", "mlp", "attention", "lr", "epochs", "train_pairs")
+
 
 def table_sweep(root: Path) -> str:
+    """One line per form, one block per set: means over the seeds."""
     rows = json.loads((HERE / "results.json").read_text())["sweep"]
-    same = lambda row: (row["objective"], row["layer"], row["rank"], row["lr"], row["epochs"], row["train_pairs"])  # noqa: E731
+    order = {fit_key(asdict(fit)): place for place, fit in enumerate(FORMS)}
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((row["set"], fit_key(row)), []).append(row)
     lines = []
-    for key, group in itertools.groupby(sorted(rows, key=same), key=same):
-        runs = list(group)
+    for kind in sorted(kinds, key=lambda kind: (SETS.index(kind[0]), order[kind[1]])):
+        runs = kinds[kind]
+        first = runs[0]
         means = [number(fmean(run["shares"][i]["accuracy"] for run in runs)) for i in range(len(SHARES))]
         # Seeds share their texts, so the interval is that of one seed, the first.
-        gain = (
-            f"{number(fmean(r['worth'] for r in runs))} ({with_interval(runs[0]['worth'], runs[0]['worth_interval'])})"
-        )
-        lines.append(
-            [key[0], str(key[1]), str(key[2]), f"{key[3]:g}", *map(str, key[4:]), str(len(runs)), *means, gain]
-        )
+        gain = ""
+        if "worth" in first:
+            mean = number(fmean(run["worth"] for run in runs))
+            gain = f"{mean} ({with_interval(first['worth'], first['worth_interval'])})"
+        varied = [words(first[name]) for name in VARIED]
+        lines.append([kind[0], *varied, f"{first['parameters']:,}", str(len(runs)), *means, gain])
     shares = [f"{share:.0%}" for share in SHARES]
-    header = ["objective", "layer", "rank", "lr", "epochs", "pairs", "seeds", *shares]
-    return markdown([*header, f"worth at {NATS:g} nats: mean (first seed [95%])"], lines)
+    header = ["set", "objective", "parts", "layers", "rank", "mlp", "attention", "lr", "epochs", "pairs"]
+    last = f"worth at {NATS:g} nats: mean (first seed [95%])"
+    return markdown([*header, "parameters", "seeds", *shares, last], lines)
+
+
+def fit_key(row: dict[str, Any]) -> str:
+    """What tells forms apart, seeds aside."""
+    return json.dumps({field.name: row[field.name] for field in fields(Fit) if field.name != "seed"})
+
+
+def words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table_guided(root: Path) -> str:
-    rows = json.loads((HERE / "results.json").read_text())["guided"]
+    """Every weight that was tried on the test openings."""
     lines = []
-    for row in rows:
-        fit = row["guide"]
-        lines.append(
-            [
-                row["split"],
-                f"layer {fit['layer']}, rank {fit['rank']}, lr {fit['lr']:g}" if fit else "none",
-                str(row["prompts"]),
-                f"{row['weight']:.1f}",
-                with_interval(row["gold"], row["gold_interval"]),
-                number(row["guidance_kl"], 1),
-                number(row["total_kl"], 1),
-                number(row["perplexity"], 1),
-                number(row["repeated_bigrams"], 3),
-            ]
-        )
-    header = ["split", "head", "prompts", "weight", "gold [95%]", "guidance KL", "total KL", "perplexity"]
-    return markdown([*header, "repeated bigrams"], lines)
+    for row in json.loads((HERE / "results.json").read_text())["guided"]:
+        for weight in row["weights"]:
+            lines.append(
+                [
+                    row["guide"]["parts"] if weight["weight"] else "none",
+                    str(row["prompts"]),
+                    f"{weight['weight']:.1f}",
+                    number(weight["gold"]),
+                    *(number(weight[name], 1) for name in ("guidance_kl", "total_kl", "perplexity")),
+                    number(weight["repeated_bigrams"], 3),
+                ]
+            )
+    header = ["head", "prompts", "weight", "gold", "guidance KL", "total KL", "perplexity", "repeated bigrams"]
+    return markdown(header, list(dict.fromkeys(map(tuple, lines))))
+
+
+def table_at_kl(root: Path) -> str:
+    """Gold read off at equal guidance KL."""
+    rows = json.loads((HERE / "results.json").read_text())["guided"]
+    lines = [
+        [
+            row["guide"]["parts"],
+            *(with_interval(at["gold"], at["interval"]) if at["interval"] else "not reached" for at in row["at_kl"]),
+        ]
+        for row in rows
+    ]
+    return markdown(["head", *(f"gold at {at['kl']:g} nats [95%]" for at in rows[0]["at_kl"])], lines)
 
 
 def publish(results: dict[str, list]) -> None:
     """Write results.json, and the tables made from it."""
     write_results(HERE / "results.json", results)
     readme = HERE / "README.md"
-    write_text(readme, fill(readme.read_text(), ROOT, {"sweep": table_sweep, "guided": table_guided})[0])
+    tables = {"sweep": table_sweep, "guided": table_guided, "at_kl": table_at_kl}
+    write_text(readme, fill(readme.read_text(), ROOT, tables)[0])
 
 
 def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns, from runs/trunk/ where it was made before."""
     path = RUNS / f"{name}.json"
     if not path.is_file():
-        found = make()
-        write_text(path, json.dumps(found))
-        print(name, {key: round(found[key], 3) for key in ("worth", "gold", "guidance_kl") if key in found}, flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(make()))
     return json.loads(path.read_text())
 
 
@@ -421,34 +447,16 @@ def main() -> None:
         parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
     data = Path(data)
     results: dict[str, list] = {"sweep": [], "guided": []}
-    with progress("heads", len(SWEEP)) as advance:
-        for fit in SWEEP:
-            results["sweep"].append(swept(fit, data))
-            advance(1)
-    publish(results)
-    for row in guiding(data):
-        results["guided"].append(row)
+    for name in SETS:
+        with progress(f"heads, {name}", len(FORMS) * len(SEEDS)) as advance:
+            for form in FORMS:
+                for fit in (replace(form, seed=seed) for seed in SEEDS):
+                    results["sweep"].append(kept(f"{name}-{fit.name}", partial(judged, name, fit, data)))
+                    advance(1)
         publish(results)
-
-
-def swept(fit: Fit, data: Path) -> dict[str, Any]:
-    return kept(f"head-{fit.name}", lambda: judged(fit, data))
-
-
-def guiding(data: Path) -> Iterator[dict[str, Any]]:
-    """Plain decoding, the gentler and the default head, at the weights that are NATS to first order."""
-
-    def guided(split: str, fit: Fit | None, weight: float) -> dict[str, Any]:
-        prompts = openings(data, split)[: VALIDATION_PROMPTS if split == "validation" else None]
-        name = f"guided-{split}-{fit.name if fit else 'plain'}-{weight:.2f}"
-        return {"split": split, **kept(name, lambda: steered(fit, weight, prompts, data))}
-
-    weights = {fit: math.sqrt(2 * NATS) / swept(fit, data)["spread"] for fit in (GENTLE, DEFAULT)}
-    for fit, weight in weights.items():
-        yield guided("validation", fit, weight)
-    yield guided("test", None, 0.0)
-    for fit, weight in weights.items():
-        yield guided("test", fit, weight)
+    for fit in GUIDES:
+        results["guided"].append(kept(f"guided-{fit.name}", partial(guided, fit, data)))
+        publish(results)
 
 
 if __name__ == "__main__":

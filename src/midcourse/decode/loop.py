@@ -25,7 +25,7 @@ from midcourse.decode.methods import (
 from midcourse.decode.methods import method as named_method
 from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
 from midcourse.decode.text import TextStream
-from midcourse.language_model import LanguageModel
+from midcourse.language_model import LanguageModel, LanguageModelRows
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
 from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, StateReader, VocabularyRows
 
@@ -246,12 +246,18 @@ def decode_rows(
     room = min(chosen.top_k or 0, lm.model.config.vocab_size) + (0 if always is None else len(always))
     own = [weight for _, weight in guides]
     layers = [guide.layer for guide, _ in guides if isinstance(guide, ReadsStates)]
-    if rows:
-        lm_rows = lm.start([row.prefix.token_ids for row in rows], max_new_tokens, layers)
-        guide_rows = [guide.start([row.prefix for row in rows], max_new_tokens, room) for guide, _ in guides]
-        for found in guide_rows:
+
+    def begin(some: Sequence[Row]) -> tuple[LanguageModelRows, list[RewardRows]]:
+        """Rows of the language model and of every reward at those prefixes."""
+        begun = lm.start([row.prefix.token_ids for row in some], max_new_tokens, layers)
+        under = [guide.start([row.prefix for row in some], max_new_tokens, room) for guide, _ in guides]
+        for found in under:
             if isinstance(found, StateReader):
-                found.follow(lm_rows)
+                found.follow(begun)
+        return begun, under
+
+    if rows:
+        lm_rows, guide_rows = begin(rows)
         check_vocabulary(chosen, guide_rows)
 
     while rows:
@@ -293,9 +299,10 @@ def decode_rows(
             for found in guide_rows:
                 found.advance(token_ids)
         if places:
-            lm_rows.replace(places, lm.start([row.prefix.token_ids for row in successors], max_new_tokens, layers))
-            for found, (guide, _) in zip(guide_rows, guides, strict=True):
-                found.replace(places, guide.start([row.prefix for row in successors], max_new_tokens, room))
+            begun, under = begin(successors)
+            lm_rows.replace(places, begun)
+            for found, other in zip(guide_rows, under, strict=True):
+                found.replace(places, other)
         for place, row in zip(places, successors, strict=True):
             rows[place] = row
 

@@ -14,7 +14,7 @@ from midcourse.train.folder import TrainingError
 # By what is trained: a head alone bears large steps, pretrained weights do not.
 LEARNING_RATES = {
     "head": 3e-3,
-    "trunk": 1e-3,
+    "trunk": 1e-4,
     "vocabulary": 1e-4,
     "encoder": 1e-3,
     "last": 3e-4,

@@ -86,11 +86,12 @@ class TrunkTop(nn.Module):
         self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"], best: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         (reward,) = self._reward
-        rewards = reward.next_rewards(states, token_ids)
+        found = reward.of_next(states, token_ids)
+        sums = found[..., 1].cumsum(1)
         if not best:
-            return rewards
+            return found[..., 0] + sums
         tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
-        return rewards, reward.next_rewards(states, tokens)
+        return found[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - found[..., 1]
 
 
 class VocabularyTop(Top):
