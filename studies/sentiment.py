@@ -19,7 +19,7 @@ from studies.rewards.run import read
 
 RUNS = Path(__file__).parents[1] / "runs/sentiment"
 OPENING_WORDS, NEW_TOKENS = 8, 24
-TRAIN, SAMPLES = 600, {"train": 4, "validation": 2, "test": 2}
+TRAIN, SAMPLES = 600, {"train": 4, "validation": 6, "test": 6}
 SPARE = 160  # openings at the end of the train split's order, which go with the test split's: no reward sees them
 GAP = 0.1  # two continuations are compared where their gold differs by more
 

@@ -52,6 +52,7 @@ class ImplicitReward:
         self.beta: float = info.objective_settings["beta"]
         self.tokenizer = aligned.tokenizer
         self.template: Template = info.template
+        self.reward_weight = info.reward_weight
 
     @classmethod
     def create(

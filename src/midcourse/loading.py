@@ -1,5 +1,6 @@
 """A reward from its name, whatever kind it is of."""
 
+from importlib.resources import files
 from pathlib import Path
 
 from midcourse.encoder_reward import EncoderReward, is_encoder
@@ -23,7 +24,7 @@ def load_reward(
     share_with: LanguageModel | None = None,
     allow_other_weights: bool = False,
 ) -> Reward:
-    """Load what `midcourse train` wrote, a sequence classifier of one label, or a causal LM.
+    """Load a shipped reward, what `midcourse train` wrote, a sequence classifier of one label, or a causal LM.
 
     A classifier becomes a reward of whole texts, and so does what was trained on an encoder; a causal LM one of the
     vocabulary whose rewards are its log-probabilities (GenARM's autoregressive reward).
@@ -37,7 +38,7 @@ def load_reward(
     Raises:
         RewardError, ModelError: no reward of that name, or one that cannot share.
     """
-    kind = kind_of(name)
+    kind, name = kind_of(name), place_of(name)
     if issubclass(kind, RewardModel) and not issubclass(kind, EncoderReward):
         return kind.load(
             name, device=device, dtype=dtype, share_with=share_with, allow_other_weights=allow_other_weights
@@ -54,11 +55,22 @@ def load_reward(
     return kind.load(name, template=template or "raw", device=device, dtype=dtype)
 
 
+def shipped() -> dict[str, Path]:
+    """The folders of the rewards that come with midcourse, by name; each has a README.md that is its card."""
+    folder = Path(str(files("midcourse") / "shipped/rewards"))
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/midcourse.json"))}
+
+
+def place_of(name: str | Path) -> str | Path:
+    """Where a reward of that name is: a folder here of that name comes before a shipped reward."""
+    return name if Path(name).exists() else shipped().get(str(name), name)
+
+
 def kind_of(
     name: str | Path,
 ) -> type[RewardModel] | type[ImplicitReward] | type[ClassifierReward] | type[VocabularyReward]:
     """What kind of reward has that name, its weights unread; RewardError for none."""
-    folder = Path(name)
+    folder = Path(name := place_of(name))
     if folder.is_dir() and not (folder / "config.json").is_file():
         head = read_info(folder).head
         return ImplicitReward if head == "implicit" else kind_of_head(head)
@@ -66,8 +78,8 @@ def kind_of(
         config = load_config(resolve(str(name)))
     except ModelError as error:
         raise RewardError(
-            f"{name} is no reward: neither a folder that midcourse train wrote nor a model of transformers; "
-            "name one of these"
+            f"{name} is no reward: neither a shipped one ({', '.join(shipped())}) nor a folder that midcourse train "
+            "wrote nor a model of transformers; name one of these"
         ) from error
     kinds = getattr(config, "architectures", None) or []
     classifier = any(kind.endswith("ForSequenceClassification") for kind in kinds)

@@ -154,6 +154,11 @@ class RewardModel(nn.Module):
         return self.info.objective_settings.get("value_weight")
 
     @property
+    def reward_weight(self) -> float | None:
+        """The weight to guide at where none is asked for; None where nothing speaks for one."""
+        return self.info.reward_weight
+
+    @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
 

@@ -45,7 +45,8 @@ from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
-from studies.rewards.run import comparisons, fitting, openings, read, sampled
+from studies import sentiment
+from studies.rewards.run import comparisons, fitting, read
 from studies.steering import Gold, steered, write
 
 HERE = Path(__file__).parent
@@ -150,12 +151,11 @@ def affordable(runs: Sequence[Run], seconds: dict[tuple[str, str], float], budge
 @cache
 def examples(name: str, data: Path) -> tuple[list[Comparison], list[Comparison], list[Rollout] | None]:
     """(training comparisons, test comparisons, rollouts with their gold where there are any)."""
-    learn, test = comparisons(name, data)
     if name != "sentiment":
+        learn, test = comparisons(name, data)
         return learn, test, None
-    gold = load_gold("vader")
-    rollouts = [Rollout(s.prompt, s.response, s.finished, gold(s.response)) for s in sampled(data, "train")]
-    return learn, test, [rollout for rollout in rollouts if rollout.response.strip()]
+    rollouts = sentiment.rollouts(data, "train")
+    return sentiment.comparisons(rollouts), sentiment.comparisons(sentiment.rollouts(data, "test")), rollouts
 
 
 def profanity() -> Gold:
@@ -170,12 +170,12 @@ def profanity() -> Gold:
 def continued(name: str, data: Path) -> tuple[Gold, list[str], list[str]]:
     """(gold, validation openings, test openings) of a set's guided texts.
 
-    Sentiment: film review openings; the test split has 190, so the last of the training split's, which no reward saw,
-    go with them. Detoxification: RealToxicityPrompts that are profane themselves, of which no reward saw any.
+    Sentiment: film review openings that no reward saw. Detoxification: RealToxicityPrompts that are profane themselves,
+    of which no reward saw any.
     """
     if name == "sentiment":
-        spare = openings(data, "train")[-(PROMPTS - 150) :]
-        return load_gold("vader"), openings(data, "validation")[:40], [*openings(data, "test")[:150], *spare]
+        validation, test = (sentiment.openings(data, part) for part in ("validation", "test"))
+        return load_gold("vader"), validation[:40], test[:PROMPTS]
     gold = profanity()
     rows = read(data, "prompts/real_toxicity_prompts")
     profane = {
@@ -311,7 +311,7 @@ def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
     """Seconds of guided over those of plain decoding, batch 1 and 8, interleaved: the median and range of rounds."""
     lm = LanguageModel.load("smollm2")
     reward = guide_of(row, lm, data)
-    prompts = openings(data, "validation")[:TIMED_PROMPTS]
+    prompts = sentiment.openings(data, "validation")[:TIMED_PROMPTS]
     found: dict[str, Any] = {"backbone": row["backbone"], "ratio": {}}
     for batch_size, asked in ((1, prompts[:1]), (TIMED_PROMPTS, prompts)):
         ratios = []

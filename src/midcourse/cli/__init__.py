@@ -12,7 +12,7 @@ import tyro
 
 from midcourse.cli.data import Prefer, Sample
 from midcourse.cli.guide import Guide, Methods
-from midcourse.cli.rewards import Export, ScoreText
+from midcourse.cli.rewards import Export, Rewards, ScoreText
 from midcourse.cli.train import Train
 from midcourse.cli.trials import Bench, Demo
 from midcourse.errors import MidcourseError
@@ -23,6 +23,7 @@ Command = Annotated[
     | Annotated[Prefer, tyro.conf.subcommand("prefer")]
     | Annotated[Guide, tyro.conf.subcommand("guide")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
+    | Annotated[Rewards, tyro.conf.subcommand("rewards")]
     | Annotated[ScoreText, tyro.conf.subcommand("score")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]

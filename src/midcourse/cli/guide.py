@@ -171,12 +171,10 @@ def load_guides(
     flags: Guide,
     tokenwise: bool,
 ) -> "tuple[list[tuple[Reward, float]], float | None]":
-    """The rewards with their own weights, and what multiplies them all (None: the method's own weight).
+    """The rewards with their own weights, and what multiplies them all (None: a lone reward's weight or the method's).
 
     A lone reward's weight is the common one, so that its rewards are reported as they are.
     """
-    from midcourse.implicit_reward import ImplicitReward
-    from midcourse.reward_model import RewardModel
     from midcourse.text_reward import FunctionReward
 
     rewards = [_load_reward(lm, name, flags) for name, _ in named]
@@ -190,23 +188,20 @@ def load_guides(
     if common is None and any(weight is not None for weight in own):
         common = 1.0
     if len(rewards) == 1:
-        lone = rewards[0]
-        if common is None and isinstance(lone, RewardModel | ImplicitReward):
-            common = lone.info.reward_weight
-        return [(lone, 1.0)], common if own[0] is None or common is None else common * own[0]
+        return [(rewards[0], 1.0)], common if own[0] is None or common is None else common * own[0]
     return _weighted(rewards, own), common
 
 
 def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
     """The reward of that name; on the LM's weights where asked for, and a trunk reward wherever they are its own."""
     from midcourse.language_model import loaded_fingerprint
-    from midcourse.loading import kind_of, load_reward
+    from midcourse.loading import kind_of, load_reward, place_of
     from midcourse.reward_model import read_info
     from midcourse.trunk_reward import TrunkReward
 
     share, other = flags.share_weights, False
     if kind_of(name) is TrunkReward:
-        same = loaded_fingerprint(lm.model) == read_info(Path(name)).backbone_fingerprint
+        same = loaded_fingerprint(lm.model) == read_info(Path(place_of(name))).backbone_fingerprint
         other = flags.allow_other_weights and not same
         share = share or same or other
     reward = load_reward(
@@ -219,8 +214,8 @@ def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
     )
     if other:
         print(
-            f"warning: {name} was trained on the states of {read_info(Path(name)).backbone}, and {lm.name} has other "
-            "weights; its rewards may mean less here",
+            f"warning: {name} was trained on the states of {read_info(Path(place_of(name))).backbone}, and {lm.name} has "
+            "other weights; its rewards may mean less here",
             file=sys.stderr,
         )
     return reward

@@ -1,4 +1,4 @@
-"""midcourse score and midcourse export."""
+"""midcourse score, midcourse rewards and midcourse export."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from midcourse.cli.console import UsageError
+from midcourse.cli.console import UsageError, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ class ScoreText:
     """Show the reward of every prefix of a text, and how likely it is to be preferred."""
 
     reward: str
-    """Folder of a reward, a sequence classifier of one label, or a causal LM whose log-probabilities are rewards."""
+    """A shipped reward, a folder of one, a sequence classifier of one label, or a causal LM (its log-probabilities)."""
     prompt: str
     text: str
     """The response, without the prompt."""
@@ -146,6 +146,54 @@ def _figures(score: "Score", calibration: "Calibration | None", finished: bool) 
     ]
     whole = {name: tokens[-1][name] for name in ("reward", "centred", "probability")}
     return {**whole, "tokens": tokens}
+
+
+@dataclass
+class Rewards:
+    """List the rewards that come with midcourse; --reward takes their names."""
+
+    json: bool = False
+
+    def run(self) -> int:
+        from midcourse.loading import shipped
+        from midcourse.reward_model import read_info
+
+        rows = []
+        for name, folder in shipped().items():
+            info, card = read_info(folder), folder / "README.md"
+            end = info.metrics["shares"][-1]
+            rows.append(
+                {
+                    "name": name,
+                    "about": card.read_text(encoding="utf-8").partition(f"# {name}\n\n")[2].partition(". ")[0] + ".",
+                    "backbone": info.backbone,
+                    "head": info.head,
+                    "reward_weight": info.reward_weight,
+                    "accuracy": end["accuracy"],
+                    "interval": end["interval"],
+                    "card": str(card),
+                }
+            )
+        if self.json:
+            print(json.dumps(rows, indent=1))
+            return 0
+        table(
+            "rewards that come with midcourse",
+            ("name", "what it does", "guides", "weight", "pair accuracy [95%]"),
+            [
+                (
+                    row["name"],
+                    row["about"],
+                    row["backbone"],
+                    f"{row['reward_weight']:g}",
+                    f"{row['accuracy']:.2f} [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]",
+                )
+                for row in rows
+            ],
+            justify="left",
+        )
+        print("what each was trained on, and what not to use it for: the README.md beside it (--json has the paths)")
+        return 0
 
 
 @dataclass

@@ -90,7 +90,8 @@ def stream(
         logits_processor: called with (token ids of prompt and response, log-probabilities) before the short list;
             what it sets to -inf stays impossible.
         keep_all: the Generation of best-of-n holds all its samples.
-        settings: those of the method: `reward_weight`, `top_k`, `top_p`, `temperature`, `samples`, ... (None: its own).
+        settings: those of the method: `reward_weight`, `top_k`, `top_p`, `temperature`, `samples`, ... (None: its own;
+            a lone reward that was stored with a weight, as the shipped ones are, brings that).
 
     Raises:
         MethodError, PromptError, RewardError: a setting, prompt or reward that cannot be used, before any decoding.
@@ -137,7 +138,11 @@ def settled(
         MethodError, RewardError: settings, limits and rewards that do not go together.
     """
     name = method if isinstance(method, str) else type(method).__name__
-    chosen = with_settings(named_method(method) if isinstance(method, str) else method, name, settings)
+    chosen = named_method(method) if isinstance(method, str) else method
+    if isinstance(method, str) and isinstance(chosen, Method) and chosen.guide and len(guides) == 1:
+        # A lone reward may know the weight that suits it.
+        chosen = with_settings(chosen, name, {"reward_weight": getattr(guides[0][0], "reward_weight", None)})
+    chosen = with_settings(chosen, name, settings)
     if isinstance(chosen, Method) and chosen.temperature == 0:
         chosen = replace(chosen, greedy=True)
     if isinstance(chosen, Method) and (chosen.guide is None or chosen.reward_weight == 0):
