@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -444,3 +445,18 @@ def test_guidance_by_hand():
     torch.testing.assert_close(add_log_sigmoid(logprobs, rewards, 2.0), torch.tensor([want]))
     per_row = torch.tensor([[2.0]])
     torch.testing.assert_close(add_reward(logprobs, rewards, per_row), torch.tensor([[0.0, -8.0, -math.inf]]))
+
+
+def test_a_lone_reward_brings_its_weight_and_a_weight_asked_for_comes_before_it():
+    lm = tiny_language_model()
+    reward = tiny_reward()
+    asked = {"max_new_tokens": 4}
+    plain, heavy = (generate(lm, PROMPTS, reward, reward_weight=weight, **asked) for weight in (2.0, 0.5))
+    reward.info = replace(reward.info, reward_weight=0.5)
+    for have, want in zip(generate(lm, PROMPTS, reward, **asked), heavy, strict=True):
+        assert_same_generation(have, want)
+    for have, want in zip(generate(lm, PROMPTS, reward, reward_weight=2.0, **asked), plain, strict=True):
+        assert_same_generation(have, want)
+    # Beside another one, and under settings of one's own, it has none.
+    assert {step.weight for row in generate(lm, PROMPTS, [(reward, 1.0)] * 2, **asked) for step in row.steps} == {2.0}
+    assert {s.weight for r in generate(lm, PROMPTS, reward, method=Method(), **asked) for s in r.steps} == {1.0}

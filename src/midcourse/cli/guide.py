@@ -201,7 +201,8 @@ def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
 
     share, other = flags.share_weights, False
     if kind_of(name) is TrunkReward:
-        same = loaded_fingerprint(lm.model) == read_info(Path(place_of(name))).backbone_fingerprint
+        trained = read_info(Path(place_of(name)))
+        same = loaded_fingerprint(lm.model) == trained.backbone_fingerprint
         other = flags.allow_other_weights and not same
         share = share or same or other
     reward = load_reward(
@@ -214,8 +215,8 @@ def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
     )
     if other:
         print(
-            f"warning: {name} was trained on the states of {read_info(Path(place_of(name))).backbone}, and {lm.name} has "
-            "other weights; its rewards may mean less here",
+            f"warning: {name} was trained on the states of {trained.backbone}, and {lm.name} has other weights; "
+            "its rewards may mean less here",
             file=sys.stderr,
         )
     return reward
