@@ -150,15 +150,21 @@ def _digest(value: Any) -> str:
 
 
 def _comparison(fields: dict[str, Any]) -> Comparison:
+    found = comparison_of(fields)
+    for side, response in (("chosen", found.chosen), ("rejected", found.rejected)):
+        if not response.strip():
+            raise Problem(side, f"the response {short(response)} is empty; write one or remove the row")
+    if found.chosen == found.rejected:
+        raise Problem("rejected", f"the response {short(found.rejected)} equals the chosen one; remove the row")
+    return found
+
+
+def comparison_of(fields: dict[str, Any]) -> Comparison:
+    """The comparison in a row's fields, whose responses may still be empty or equal; Problem where there is none."""
     for side in ("chosen", "rejected"):
         if side not in fields:
             raise Problem(side, f"the field is missing among {names(fields)}; each row needs chosen and rejected")
     prompt, chosen, rejected = _explicit(fields) if "prompt" in fields else _implicit(fields)
-    for side, response in (("chosen", chosen), ("rejected", rejected)):
-        if not response.strip():
-            raise Problem(side, f"the response {short(response)} is empty; write one or remove the row")
-    if chosen == rejected:
-        raise Problem("rejected", f"the response {short(rejected)} equals the chosen one; remove the row")
     return Comparison(prompt, chosen, rejected, flag(fields, "chosen_finished"), flag(fields, "rejected_finished"))
 
 
@@ -184,7 +190,7 @@ def _implicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
 
 
 def _split_conversations(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
-    shared = _shared_length(chosen, rejected)
+    shared = shared_length(chosen, rejected)
     if chosen == rejected:
         raise Problem("rejected", "the messages equal the chosen ones; remove the row")
     if not shared:
@@ -213,7 +219,7 @@ def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | Non
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The longest common beginning, cut back to the end of a word; its white space goes to the responses."""
-    end = _shared_length(chosen, rejected)
+    end = shared_length(chosen, rejected)
     while end and not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
         end -= 1
     prompt = chosen[:end].rstrip()
@@ -222,6 +228,7 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
 
-def _shared_length(left: Sequence, right: Sequence) -> int:
+def shared_length(left: Sequence, right: Sequence) -> int:
+    """How many items two sequences have in common at their beginning."""
     pairs = zip(left, right, strict=False)
     return next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
