@@ -21,9 +21,14 @@ def row(text_length: int, finished: bool = True) -> Row:
 
 
 def pair_set(*pairs: tuple[Row, Row], prompts: list[str] | None = None) -> PairSet:
-    """Each pair with rows of its own: rows 2n (chosen) and 2n + 1 (rejected)."""
+    """Each pair with rows of its own: rows 2n (chosen) and 2n + 1 (rejected), which share no token."""
     numbers = [(2 * n, 2 * n + 1) for n in range(len(pairs))]
-    return PairSet([side for pair in pairs for side in pair], numbers, prompts or [str(n) for n in range(len(pairs))])
+    sides = [
+        side._replace(response=tuple(token + place if token != EOS else EOS for token in side.response))
+        for pair in pairs
+        for place, side in enumerate(pair)
+    ]
+    return PairSet(sides, numbers, prompts or [str(n) for n in range(len(pairs))])
 
 
 def rewards_of(*rows: list[float]) -> list[Tensor]:
@@ -75,6 +80,17 @@ def test_a_tie_counts_one_half():
     metrics = pair_accuracy(pairs, rewards_of([1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]))
     assert column(metrics, "accuracy") == [0.5] * 5
     assert column(metrics, "ties") == [1.0] * 4 + [pytest.approx(1 / 3)]
+
+
+def test_equal_prefixes_are_ties_whatever_rounding_makes_of_them():
+    """Two responses of 4 tokens that share the first 2: rounding may not decide at 10, 25 and 50%."""
+    pairs = PairSet([Row((0,), (1, 2, 3, 4, EOS), True), Row((0,), (1, 2, 5, 6, EOS), True)], [(0, 1)], ["a"])
+    metrics = pair_accuracy(pairs, rewards_of([1e-7, 1e-7, 1.0, 1.0, 1.0], [0.0] * 5))
+    assert column(metrics, "accuracy") == [0.5, 0.5, 0.5, 1.0, 1.0]
+    assert column(metrics, "ties") == [1.0, 1.0, 1.0, 0.0, 0.0]
+    # After another prompt they are other prefixes.
+    elsewhere = PairSet([pairs.rows[0]._replace(prompt=(7,)), pairs.rows[1]], pairs.pairs, pairs.prompts)
+    assert column(pair_accuracy(elsewhere, rewards_of([1e-7] * 5, [0.0] * 5)), "accuracy") == [1.0] * 5
 
 
 def test_rows_may_belong_to_several_pairs():

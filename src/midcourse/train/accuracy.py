@@ -103,11 +103,17 @@ def _accuracy(
 
 
 def difference(pairs: PairSet, rewards: Sequence[Tensor], number: int, share: float) -> float:
-    """r_chosen - r_rejected of a pair at a share of the response."""
+    """r_chosen - r_rejected of a pair at a share of the response; exactly 0 where both prefixes have the same tokens.
+
+    Rounding may tell equal prefixes apart: rows are scored in batches of different widths.
+    """
     a, b = pairs.pairs[number]
     if share == 1:
         return float(rewards[a][-1] - rewards[b][-1])
     at = cut_at(pairs, (a, b), share)
+    chosen, rejected = pairs.rows[a], pairs.rows[b]
+    if chosen.prompt == rejected.prompt and chosen.response[: at + 1] == rejected.response[: at + 1]:
+        return 0.0
     return float(rewards[a][at] - rewards[b][at])
 
 

@@ -1,0 +1,71 @@
+"""The sentiment task of the studies: SmolLM2's own continuations of film review openings, and what VADER says of them.
+
+Sampled as guided texts are, from the LM's top 10, so that they are what the guided policy starts from.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from midcourse import LanguageModel
+from midcourse.evaluate.gold import load_gold
+from midcourse.sample import sample
+from midcourse.train.comparisons import Comparison
+from midcourse.train.rollouts import Rollout
+from studies.rewards.run import read
+
+RUNS = Path(__file__).parents[1] / "runs/sentiment"
+OPENING_WORDS, NEW_TOKENS = 8, 24
+TRAIN, SAMPLES = 1200, {"train": 6, "validation": 4, "test": 4}
+SPARE = 160  # openings at the end of the train split's order, which go with the test split's: no reward sees them
+GAP = 0.1  # two continuations are compared where their gold differs by more
+
+
+@cache
+def openings(data: Path, part: str) -> list[str]:
+    """The first words of reviews, each once, in a fixed random order, of train, validation or test."""
+    rows = read(data, "texts/imdb_reviews")
+
+    def distinct(split: str) -> list[str]:
+        words = (row["text"].split()[:OPENING_WORDS] for row in rows if row["split"] == split)
+        found = list(dict.fromkeys(map(" ".join, words)))
+        return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+    if part == "train":
+        return distinct("train")[:TRAIN]
+    return distinct(part) + (distinct("train")[-SPARE:] if part == "test" else [])
+
+
+@cache
+def rollouts(data: Path, part: str) -> list[Rollout]:
+    """Continuations of the part's openings by the plain LM, labelled with their gold; kept in runs/sentiment/."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    found = sample(
+        LanguageModel.load("smollm2"),
+        openings(data, part),
+        RUNS / f"{part}.jsonl",
+        n=SAMPLES[part],
+        label=load_gold("vader"),
+        max_new_tokens=NEW_TOKENS,
+        template="raw",
+        batch_size=96,
+        resume=True,
+    )
+    return [Rollout(s.prompt, s.response, s.finished, s.reward or 0.0) for s in found if s.response.strip()]
+
+
+def comparisons(found: Sequence[Rollout]) -> list[Comparison]:
+    """Every two continuations of an opening, the one of higher gold preferred where they differ by more than GAP."""
+    pairs = (
+        pair
+        for _, group in itertools.groupby(found, key=lambda rollout: rollout.prompt)
+        for pair in itertools.permutations(group, 2)
+    )
+    return [
+        Comparison(a.prompt, a.response, b.response, a.finished, b.finished)
+        for a, b in pairs
+        if a.reward - b.reward > GAP
+    ]
