@@ -190,15 +190,6 @@ def test_a_prefix_is_the_text_that_guiding_shows_rewards(text, cut):
     assert prefix_text(tokenizer, ids) == ResponseText(tokenizer, {tokenizer.eos_token_id}, ids).now.text
 
 
-@pytest.mark.parametrize("kind", ["scalar", "trunk", "causal LM"])
-def test_shared_beginnings_tie_whatever_the_batches(kind, tmp_path):
-    """Equal prefixes read in batches of other shapes may differ by a rounding error, which is no preference."""
-    rows = [Comparison(str(n), "abcdefgh" * 4 + "x" * n, "abcdefgh" * 4 + "y" * (9 - n)) for n in range(1, 9)]
-    figures = reward_bench(KINDS[kind](tmp_path), benchmark(*rows), batch_tokens=100)
-    assert column(figures, "ties")[:4] == [1.0] * 4
-    assert column(figures, "ties")[4] == 0.0
-
-
 # What is left out
 
 

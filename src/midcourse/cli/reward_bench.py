@@ -29,7 +29,8 @@ class RewardBench:
     reward: str | None = None
     """Folder of a reward, a sequence classifier of one label, or a causal LM whose log-probabilities are rewards."""
     reward_function: str | None = None
-    """Or a Python function from the response to a number, as MODULE:NAME; or a gold reward such as vader."""
+    """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment) or profanity
+    (1 - its probability)."""
     max_tokens: int | None = None
     """Longest prompt and response together, in the reward's tokens; by default what it can read, at most 2048. Longer
     comparisons are left out and counted. A classifier reads the end of a long prompt."""

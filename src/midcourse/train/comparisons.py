@@ -190,7 +190,7 @@ def _implicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
 
 
 def _split_conversations(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
-    shared = shared_length(chosen, rejected)
+    shared = _shared_length(chosen, rejected)
     if chosen == rejected:
         raise Problem("rejected", "the messages equal the chosen ones; remove the row")
     if not shared:
@@ -219,7 +219,7 @@ def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | Non
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The longest common beginning, cut back to the end of a word; its white space goes to the responses."""
-    end = shared_length(chosen, rejected)
+    end = _shared_length(chosen, rejected)
     while end and not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
         end -= 1
     prompt = chosen[:end].rstrip()
@@ -228,7 +228,6 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
 
-def shared_length(left: Sequence, right: Sequence) -> int:
-    """How many items two sequences have in common at their beginning."""
+def _shared_length(left: Sequence, right: Sequence) -> int:
     pairs = zip(left, right, strict=False)
     return next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
