@@ -372,33 +372,52 @@ class ClassifierReward(TextReward):
         """The most tokens of a text."""
         return min(self.tokenizer.model_max_length, context_length(self.model.config))
 
+    def within(self, max_tokens: int) -> "ClassifierReward":
+        """A copy, on the same weights, that reads at most so many tokens of a text."""
+        other = copy.copy(self)
+        other.score_texts = other._read_all
+        other.tokenizer = copy.deepcopy(self.tokenizer)
+        other.tokenizer.model_max_length = min(self.room, max_tokens)
+        return other
+
     def encode(self, text: Text) -> tuple[list[int], list[int] | None]:
         """(token ids, token type ids where the model takes them) of a text.
 
         Raises:
             RewardError: the response alone exceeds the model's context.
         """
+        ids, types, places = self._tokens(text)
+        cut = set(places[: self._over(ids, places)])
+        return (
+            [token for i, token in enumerate(ids) if i not in cut],
+            types and [kind for i, kind in enumerate(types) if i not in cut],
+        )
+
+    def lost(self, text: Text) -> int:
+        """How many tokens of its prompt `encode` leaves out; RewardError as there."""
+        ids, _, places = self._tokens(text)
+        return self._over(ids, places)
+
+    def _tokens(self, text: Text) -> tuple[list[int], list[int] | None, list[int]]:
+        """The ids and token types of the whole text, and the places of the prompt among them."""
         prompt = as_plain_text(text.prompt)
         if self.tokenizer.sep_token_id is not None:
             pair = self.tokenizer(prompt, text.response, verbose=False)
-            ids, types = pair["input_ids"], pair.get("token_type_ids")
             places = [i for i, part in enumerate(pair.sequence_ids(0)) if part == 0]
-        else:
-            before = prompt_ids(self.tokenizer, prompt, "raw")
-            finished = text.finished and self.tokenizer.eos_token_id is not None
-            ids, types = [*before, *response_ids(self.tokenizer, text.response, finished=finished)], None
-            places = list(range(len(before)))
+            return pair["input_ids"], pair.get("token_type_ids"), places
+        before = prompt_ids(self.tokenizer, prompt, "raw")
+        finished = text.finished and self.tokenizer.eos_token_id is not None
+        ids = [*before, *response_ids(self.tokenizer, text.response, finished=finished)]
+        return ids, None, list(range(len(before)))
+
+    def _over(self, ids: Sequence[int], places: Sequence[int]) -> int:
         over = max(len(ids) - self.room, 0)
         if over > len(places):
             raise RewardError(
                 f"a response has {len(ids) - len(places)} tokens of {self.name}, which reads {self.room}; "
                 "lower max_new_tokens"
             )
-        cut = set(places[:over])
-        return (
-            [token for i, token in enumerate(ids) if i not in cut],
-            types and [kind for i, kind in enumerate(types) if i not in cut],
-        )
+        return over
 
     @torch.inference_mode()
     def _read_all(self, texts: Sequence[Text]) -> list[float]:

@@ -158,15 +158,6 @@ def examples(name: str, data: Path) -> tuple[list[Comparison], list[Comparison],
     return sentiment.comparisons(rollouts), sentiment.comparisons(sentiment.rollouts(data, "test")), rollouts
 
 
-def profanity() -> Gold:
-    """1 - the probability of profanity."""
-    try:
-        from profanity_check import predict_prob
-    except ImportError as error:
-        raise MidcourseError("the gold of detoxification needs alt-profanity-check; pip install it") from error
-    return lambda text: 1 - float(predict_prob([text])[0])
-
-
 def continued(name: str, data: Path) -> tuple[Gold, list[str], list[str]]:
     """(gold, validation openings, test openings) of a set's guided texts.
 
@@ -176,7 +167,7 @@ def continued(name: str, data: Path) -> tuple[Gold, list[str], list[str]]:
     if name == "sentiment":
         validation, test = (sentiment.openings(data, part) for part in ("validation", "test"))
         return load_gold("vader"), validation[:40], test[:PROMPTS]
-    gold = profanity()
+    gold = load_gold("profanity")
     rows = read(data, "prompts/real_toxicity_prompts")
     profane = {
         split: [row["prompt"] for row in rows if row["split"] == split and gold(row["prompt"]) < 0.5]

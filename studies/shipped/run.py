@@ -132,7 +132,7 @@ def civil(data: Path) -> Shipped:
     rewrites, posts = read(data, "edits/paradetox"), read(data, "spans/toxic_spans")
     learn = shuffled(rewritten(of_split(rewrites, "train")), 5000) + shuffled(cut(of_split(posts, "train")), 1500)
     messages = ("What do you think?", "Write a comment.", "Reply to this post.", "Say what happened.", "Go on.")
-    gold = profanity_gold()
+    gold = load_gold("profanity")
     openings = [row["prompt"] for row in of_split(read(data, "prompts/real_toxicity_prompts"), "train")]
     toxic = [prompt for prompt in shuffled(openings) if gold(prompt) < 0.5]
     return Shipped(
@@ -174,14 +174,6 @@ def cut(rows: Sequence[dict[str, Any]], *, words: int = 40, share: float = 0.3) 
         if kept != text and len(text.split()) <= words and len(kept) >= (1 - share) * len(text):
             found.append(Comparison("", kept, text))
     return found
-
-
-def profanity_gold() -> Callable[[str], float]:
-    try:
-        from profanity_check import predict_prob
-    except ImportError as error:
-        raise MidcourseError("the gold of civil needs alt-profanity-check; pip install alt-profanity-check") from error
-    return lambda text: 1 - float(predict_prob([text])[0])
 
 
 # readable

@@ -12,6 +12,7 @@ import tyro
 
 from midcourse.cli.data import Prefer, Sample
 from midcourse.cli.guide import Guide, Methods
+from midcourse.cli.reward_bench import RewardBench
 from midcourse.cli.rewards import Export, Rewards, ScoreText
 from midcourse.cli.train import Train
 from midcourse.cli.trials import Bench, Demo
@@ -26,6 +27,7 @@ Command = Annotated[
     | Annotated[Rewards, tyro.conf.subcommand("rewards")]
     | Annotated[ScoreText, tyro.conf.subcommand("score")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[RewardBench, tyro.conf.subcommand("reward-bench")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")],
     tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),

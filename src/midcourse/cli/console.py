@@ -21,7 +21,8 @@ def table(
 
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else justify)
+        first = column == columns[0]
+        table.add_column(column, justify="left" if first else justify, overflow="fold" if first else "ellipsis")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

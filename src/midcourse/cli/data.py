@@ -40,7 +40,8 @@ class Sample:
     """The reward of each response: a folder that midcourse train wrote, a sequence classifier of one label, or a
     causal LM. A response that was cut at --max-new-tokens has that of a prefix."""
     label_with_function: str | None = None
-    """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment)."""
+    """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment) or profanity
+    (1 - its probability)."""
     resume: bool = False
     """Keep the rows of --out, label those that lack a reward, and write the missing ones."""
     max_new_tokens: int = 64
@@ -104,7 +105,8 @@ class Prefer:
     by_reward: str | None = None
     """What decides: a folder that midcourse train wrote, a sequence classifier of one label, or a causal LM."""
     by_function: str | None = None
-    """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment)."""
+    """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment) or profanity
+    (1 - its probability)."""
     judge: str | None = None
     """Or a model behind an OpenAI-compatible server: its address, such as http://localhost:8000/v1. Each pair is asked
     about in both orders; its verdicts are kept in OUT's name with .verdicts.jsonl."""
@@ -202,7 +204,7 @@ def load_label(
     reward: str | None, function: str | None, template: "Template | None", device: str, dtype: str
 ) -> "Reward | None":
     """What gives the numbers, by the name of a reward or of a function; None without either."""
-    from midcourse.evaluate.gold import load_gold
+    from midcourse.evaluate.gold import GOLDS, load_gold
     from midcourse.loading import load_reward
     from midcourse.text_reward import FunctionReward
 
@@ -210,7 +212,7 @@ def load_label(
         raise UsageError("a reward and a function cannot both give the numbers; leave one out")
     if reward is not None:
         return load_reward(reward, template=template, device=device, dtype=dtype)
-    if function == "vader":
+    if function in GOLDS:
         return FunctionReward(load_gold(function))
     return FunctionReward.load(function) if function is not None else None
 

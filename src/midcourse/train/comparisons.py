@@ -150,15 +150,21 @@ def _digest(value: Any) -> str:
 
 
 def _comparison(fields: dict[str, Any]) -> Comparison:
+    found = comparison_of(fields)
+    for side, response in (("chosen", found.chosen), ("rejected", found.rejected)):
+        if not response.strip():
+            raise Problem(side, f"the response {short(response)} is empty; write one or remove the row")
+    if found.chosen == found.rejected:
+        raise Problem("rejected", f"the response {short(found.rejected)} equals the chosen one; remove the row")
+    return found
+
+
+def comparison_of(fields: dict[str, Any]) -> Comparison:
+    """The comparison in a row's fields, whose responses may still be empty or equal; Problem where there is none."""
     for side in ("chosen", "rejected"):
         if side not in fields:
             raise Problem(side, f"the field is missing among {names(fields)}; each row needs chosen and rejected")
     prompt, chosen, rejected = _explicit(fields) if "prompt" in fields else _implicit(fields)
-    for side, response in (("chosen", chosen), ("rejected", rejected)):
-        if not response.strip():
-            raise Problem(side, f"the response {short(response)} is empty; write one or remove the row")
-    if chosen == rejected:
-        raise Problem("rejected", f"the response {short(rejected)} equals the chosen one; remove the row")
     return Comparison(prompt, chosen, rejected, flag(fields, "chosen_finished"), flag(fields, "rejected_finished"))
 
 

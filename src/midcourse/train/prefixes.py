@@ -22,9 +22,10 @@ from midcourse.reward_model import RewardModel
 from midcourse.train.comparisons import Comparison, Example, prompt_groups
 from midcourse.train.objectives import PairRewards
 from midcourse.train.rollouts import Rollout
+from midcourse.vocabulary_reward import VocabularyReward
 
 WINDOW = 16  # batches that are sorted by length together: enough to pad little, few enough to stay random
-Encoder: TypeAlias = RewardModel | ImplicitReward  # its tokenizer and template
+Encoder: TypeAlias = RewardModel | ImplicitReward | VocabularyReward  # its tokenizer and template
 
 
 class Row(NamedTuple):

@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -251,12 +251,12 @@ def _utf8(field: str, data: bytes) -> str:
 
 
 def _table_rows(
-    path: Path, kind: str, load: Callable[[str, str], Any], remedy: str
+    path: Path, kind: str, load: Callable[[str, str], Any], remedy: str, wanted: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     from datasets.exceptions import DatasetsError
 
     try:
-        yield from enumerate(_table(path, load), 1)
+        yield from enumerate(_table(path, load, wanted), 1)
     except (DatasetsError, ValueError, OSError, NotImplementedError) as error:
         # What datasets says of a table with a header and no row; the caller reports that there are none.
         if "corresponds to no data" not in str(error):
@@ -264,16 +264,16 @@ def _table_rows(
             raise DataError(f"{path} cannot be read as {kind} ({reason}); {remedy}") from error
 
 
-def _table(path: Path, load: Callable[[str, str], Any]) -> Any:
+def _table(path: Path, load: Callable[[str, str], Any], wanted: Sequence[str]) -> Any:
     """The columns of a table that matter, in memory."""
     with tempfile.TemporaryDirectory() as folder, _quiet_datasets():
         # A link with a plain name: datasets takes "pairs[1].csv" for a pattern.
         link = Path(folder) / f"rows{path.suffix.lower()}"
         link.symlink_to(path.resolve())
         table = load(str(link), folder)
-        columns = [name for name in table.column_names if name in _FIELDS]
+        columns = [name for name in table.column_names if name in wanted]
         if not columns:
-            raise ValueError(f"its columns are {names(table.column_names)}, none of {', '.join(_FIELDS)}")
+            raise ValueError(f"its columns are {names(table.column_names)}, none of {', '.join(wanted)}")
         return table.select_columns(columns)
 
 
@@ -345,16 +345,24 @@ def _quiet_datasets() -> Iterator[None]:
 _LINES = Reader("line", partial(_lines, opener=open), _json_fields, _json_text)
 _GZIPPED_LINES = _LINES._replace(rows=partial(_lines, opener=_open_gzip))
 _CSV_REMEDY = "put texts that hold commas, quotes or line ends between double quotes"
-_CSV_ROWS = partial(_table_rows, kind="CSV", load=_load_csv, remedy=_CSV_REMEDY)
-_PARQUET_ROWS = partial(_table_rows, kind="Parquet", load=_load_parquet, remedy="write it again")
 JSON_LINES = {
     ".jsonl": _LINES,
     ".json": _LINES,
     ".jsonl.gz": _GZIPPED_LINES,
     ".json.gz": _GZIPPED_LINES,
 }
-TABLES = {
-    **JSON_LINES,
-    ".csv": Reader("row", _CSV_ROWS, _csv_fields, _csv_text),
-    ".parquet": Reader("row", _PARQUET_ROWS, dict, _row_text),
-}
+
+
+def tables(*more: str) -> dict[str, Reader]:
+    """All formats, by file ending; of CSV and Parquet the columns of comparisons and those named here are read."""
+    wanted = (*_FIELDS, *more)
+    csv = partial(_table_rows, kind="CSV", load=_load_csv, remedy=_CSV_REMEDY, wanted=wanted)
+    parquet = partial(_table_rows, kind="Parquet", load=_load_parquet, remedy="write it again", wanted=wanted)
+    return {
+        **JSON_LINES,
+        ".csv": Reader("row", csv, _csv_fields, _csv_text),
+        ".parquet": Reader("row", parquet, dict, _row_text),
+    }
+
+
+TABLES = tables()

@@ -1,0 +1,549 @@
+"""Prefix accuracy of any reward: how well it orders the two responses of a comparison, from their first tokens on.
+
+Pair accuracy by share of the response and by subset, beside ties, the length-only baseline, pairs of equal length and
+the calibration of the probabilities. Subsets that are RewardBench's (Lambert et al., 2024, arXiv 2403.13787) are also
+gathered into its sections, at every share; at 100% those are the scores of its first version, but for ties, which
+count one half here and nothing there.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from midcourse.calibration import Calibration
+from midcourse.files import whole_file
+from midcourse.implicit_reward import ImplicitReward
+from midcourse.intervals import resamples
+from midcourse.progress import progress
+from midcourse.prompt import PromptError, prompt_ids, response_ids
+from midcourse.reward import RewardError
+from midcourse.reward_model import RewardModel
+from midcourse.text_reward import ClassifierReward, Text, TextReward
+from midcourse.train.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
+from midcourse.train.calibration import calibration_error, cross_fitted, margins
+from midcourse.train.comparisons import Comparison, comparison_of, fingerprint, prompt_groups, shared_length
+from midcourse.train.prefixes import PairSet, Row, encode
+from midcourse.train.rows import BadRow, DataError, Problem, read_rows, short, tables
+from midcourse.vocabulary_reward import VocabularyReward
+
+MAX_TOKENS = 2048  # RewardBench's own limit
+BATCH_TOKENS = 2048
+BATCH_TEXTS = 256
+Reward: TypeAlias = RewardModel | ImplicitReward | VocabularyReward | TextReward
+
+# RewardBench's sections, and the weight of each subset in its section: its number of comparisons, but for math-prm (447
+# of them), which weighs as much as the six programming languages together.
+SECTIONS = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 984,
+        **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
+    },
+}
+
+
+# Files to comparisons
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Comparisons to measure a reward on.
+
+    Attributes:
+        comparisons: in the order of the files.
+        subsets: the subset of each.
+        left_out: how many rows are not among them, by reason: identical, empty, bad.
+    """
+
+    comparisons: list[Comparison]
+    subsets: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+class _Judged(NamedTuple):
+    """A row: its comparison and subset, or why it cannot be measured on."""
+
+    comparison: Comparison | None
+    subset: str
+    reason: str | None
+
+
+def read_benchmark(
+    paths: Sequence[str | Path],
+    *,
+    reward: Reward | None = None,
+    subset_field: str = "subset",
+    limit: int | None = None,
+    rejects: list[BadRow] | None = None,
+) -> Benchmark:
+    """The comparisons of files in the formats of `read_comparisons`, RewardBench's among them.
+
+    A row's subset is its `subset_field`; where it has none, the file's name. Rows whose responses are equal, or one of
+    them empty, are left out and counted.
+
+    Args:
+        reward: whose prompts these are to be; a prompt that it cannot render makes a bad row.
+        subset_field: a name other than "subset" has to be in every row.
+        limit: at most so many comparisons of each subset, at random.
+        rejects: bad rows are appended to it and reading goes on.
+
+    Raises:
+        DataError: a file that cannot be read, a bad row without `rejects`, or nothing to measure on.
+    """
+    bad: list[BadRow] | None = None if rejects is None else []
+    rows: list[_Judged] = []
+    for path, name in zip(paths, _file_names(paths), strict=True):
+
+        def parse(fields: dict[str, Any], name: str = name) -> _Judged:
+            return _judged(fields, subset_field, name)
+
+        def problem(row: _Judged) -> str | None:
+            return None if row.comparison is None or reward is None else _prompt_problem(reward, row.comparison)
+
+        rows += read_rows(path, parse, "comparisons", tables(subset_field), limit=problem, rejects=bad)
+    kept = [(row.comparison, row.subset) for row in rows if row.comparison is not None]
+    reasons = Counter(row.reason for row in rows if row.reason)
+    left_out = {"identical": reasons["identical"], "empty": reasons["empty"], "bad": len(bad or [])}
+    if rejects is not None:
+        rejects += bad or []
+    if not kept:
+        counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+        raise DataError(f"{', '.join(map(str, paths))}: no comparison to measure on ({counts}); name other files")
+    if limit is not None:
+        kept = _some_of_each(kept, limit)
+    return Benchmark([comparison for comparison, _ in kept], [subset for _, subset in kept], left_out)
+
+
+def _judged(fields: dict[str, Any], subset_field: str, name: str) -> _Judged:
+    subset = _subset(fields, subset_field, name)
+    sides = [fields.get(side) for side in ("chosen", "rejected")]
+    if sides[0] == sides[1] and all(isinstance(side, str | list) for side in sides):
+        return _Judged(None, subset, "identical")
+    comparison = comparison_of(fields)
+    if not all(response.strip() for response in comparison.responses):
+        return _Judged(None, subset, "empty")
+    if comparison.chosen == comparison.rejected:
+        return _Judged(None, subset, "identical")
+    return _Judged(comparison, subset, None)
+
+
+def _subset(fields: dict[str, Any], subset_field: str, name: str) -> str:
+    value = fields.get(subset_field)
+    if value in (None, ""):
+        if subset_field != "subset":
+            raise Problem(subset_field, "the field is to name the subset, and is missing or empty; name another")
+        return name
+    if not isinstance(value, str):
+        raise Problem(subset_field, f"{short(value)} is no name of a subset; write a text")
+    return value
+
+
+def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
+    if isinstance(reward, TextReward):
+        return None
+    try:
+        prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
+    except PromptError as error:
+        return str(error)
+    return None
+
+
+def _file_names(paths: Sequence[str | Path]) -> list[str]:
+    """Each file's name without its endings; its whole path where two share a name."""
+    names = [Path(path).name.partition(".")[0] or Path(path).name for path in paths]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+
+
+def _some_of_each(rows: list[tuple[Comparison, str]], limit: int) -> list[tuple[Comparison, str]]:
+    if limit < 1:
+        raise DataError(f"limit is {limit}; use 1 or more comparisons of each subset")
+    order = list(range(len(rows)))
+    random.Random(0).shuffle(order)
+    taken: Counter[str] = Counter()
+    kept = []
+    for number in order:
+        subset = rows[number][1]
+        if taken[subset] < limit:
+            taken[subset] += 1
+            kept.append(number)
+    return [rows[number] for number in sorted(kept)]
+
+
+# Comparisons to figures
+
+
+def reward_bench(
+    reward: Reward,
+    benchmark: Benchmark,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_tokens: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> dict[str, Any]:
+    """How well a reward orders the comparisons of a benchmark.
+
+    A reward that adds up over tokens (log-probabilities, implicit rewards) is summed up to the prefix's end. A reward
+    of whole texts reads a prefix as the text of its tokens.
+
+    Args:
+        reward: what `load_reward` gives, or any `TextReward`.
+        tokenizer: for a reward of whole texts: what cuts responses into tokens.
+        max_tokens: longest prompt and response together; by default what the reward can read, at most 2048. Those with
+            a longer side are left out. A classifier reads the end of a long prompt instead, and those are left out
+            whose response is longer alone; for a function only the response counts.
+        batch_tokens: of one forward, padding included.
+
+    Returns:
+        What `pair_accuracy` gives; with it
+        left_out: by reason; cut_prompts: comparisons of which a classifier has not read the whole prompt;
+        length_baseline: of preferring the longer response, or the shorter where more of these are chosen;
+        calibration: {temperature, finished_temperature (those stored with the reward, else None), shares: a list of
+        {share, temperature (the stored one, else 1), given, fitted}}, each a `calibration_error`: at that temperature,
+        and at one that was fitted on the other half of the prompts (None for a single prompt);
+        subsets: the same figures but the calibration for each subset;
+        sections: {sections: a list of {section, subsets, missing, shares: a list of {share, score, interval}},
+        total: a list of {share, score, interval}, None where a subset is missing}; None without RewardBench's subsets.
+
+    Raises:
+        RewardError: a reward that is no finite number, or limits that leave nothing.
+    """
+    if max_tokens is not None and max_tokens < 2:
+        raise RewardError(f"max-tokens {max_tokens} leaves no room for a prompt and a response; use 16 or more")
+    if isinstance(reward, TextReward):
+        if tokenizer is None:
+            raise RewardError(f"{reward.name} reads whole texts; pass the tokenizer that cuts them")
+        kept, pairs, cut_prompts, rewards = _of_texts(reward, benchmark.comparisons, tokenizer, max_tokens)
+    else:
+        kept, pairs, rewards = _of_ids(reward, benchmark.comparisons, max_tokens, batch_tokens)
+        cut_prompts = 0
+    found = margins(pairs, rewards)
+    _refuse_no_numbers(found, [benchmark.comparisons[number] for number in kept])
+    subsets = [benchmark.subsets[number] for number in kept]
+    return {
+        **pair_accuracy(pairs, rewards),
+        "length_baseline": length_baseline(pairs, pairs),
+        "left_out": {**benchmark.left_out, "too_long": len(benchmark.comparisons) - len(kept)},
+        "cut_prompts": cut_prompts,
+        "calibration": _calibration(getattr(reward, "calibration", None), found, pairs),
+        "subsets": {
+            name: {**pair_accuracy(part, rewards), "length_baseline": length_baseline(pairs, part)}
+            for name in dict.fromkeys(subsets)
+            for part in [_part(pairs, [n for n, subset in enumerate(subsets) if subset == name])]
+        },
+        "sections": section_scores(0.5 + 0.5 * np.sign(found), subsets, pairs.prompts),
+        "data_fingerprint": fingerprint(benchmark.comparisons),
+    }
+
+
+def _refuse_no_numbers(found: Float[np.ndarray, "shares pairs"], comparisons: Sequence[Comparison]) -> None:
+    broken = np.flatnonzero(~np.isfinite(found).all(0))
+    if len(broken):
+        raise RewardError(
+            f"{len(broken)} comparisons have rewards that are no finite numbers, the first with the prompt "
+            f"{short(comparisons[broken[0]].prompt)}; train the reward again, or try --dtype float32"
+        )
+
+
+def _part(pairs: PairSet, numbers: Sequence[int]) -> PairSet:
+    return PairSet(pairs.rows, [pairs.pairs[n] for n in numbers], [pairs.prompts[n] for n in numbers])
+
+
+def _none_left(count: int, limit: str) -> RewardError:
+    return RewardError(f"all {count} comparisons are longer than {limit}; raise --max-tokens, or use another reward")
+
+
+# Rewards of token ids
+
+
+def _of_ids(
+    reward: RewardModel | ImplicitReward | VocabularyReward,
+    comparisons: Sequence[Comparison],
+    max_tokens: int | None,
+    batch_tokens: int,
+) -> tuple[list[int], PairSet, list[Tensor]]:
+    """(numbers of the comparisons that fit, these encoded, the rewards at their response positions)."""
+    room = min(reward.context_length, MAX_TOKENS if max_tokens is None else max_tokens)
+
+    def tokens(comparison: Comparison) -> int:
+        after = [len(response_ids(reward.tokenizer, text, finished=True)) for text in comparison.responses]
+        return len(prompt_ids(reward.tokenizer, comparison.prompt, reward.template)) + max(after)
+
+    kept = [number for number, comparison in enumerate(comparisons) if tokens(comparison) <= room]
+    if not kept:
+        raise _none_left(len(comparisons), f"the {room} tokens that are read")
+    distinct = encode(reward, [comparisons[number] for number in kept], room)
+    rewards = _score_ids(reward, distinct.rows, batch_tokens)
+    if _additive(reward):
+        rewards = [row.cumsum(0) for row in rewards]
+    return kept, *_with_ties(distinct, rewards)
+
+
+def _with_ties(pairs: PairSet, rewards: Sequence[Tensor]) -> tuple[PairSet, list[Tensor]]:
+    """The pairs with two rows for each, and their rewards, which are equal as far as the two responses are.
+
+    In batches of different shapes equal prefixes may come out a rounding error apart, which would win or lose a tie.
+    """
+    rows: list[Row] = []
+    found: list[Tensor] = []
+    for chosen, rejected in pairs.pairs:
+        sides = pairs.rows[chosen], pairs.rows[rejected]
+        first, second = rewards[chosen], rewards[rejected].clone()
+        shared = shared_length(sides[0].response, sides[1].response)
+        second[:shared] = first[:shared]
+        rows += sides
+        found += [first, second]
+    return PairSet(rows, [(n, n + 1) for n in range(0, len(rows), 2)], pairs.prompts), found
+
+
+def _score_ids(
+    reward: RewardModel | ImplicitReward | VocabularyReward, rows: Sequence[Row], batch_tokens: int
+) -> list[Tensor]:
+    lengths = [len(row.prompt) + len(row.response) for row in rows]
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    with progress("scoring", len(rows)) as advance:
+        for part in _batches(lengths, batch_tokens):
+            ids = [(rows[number].prompt, rows[number].response) for number in part]
+            for number, row in zip(part, reward.score_ids(ids, batch_size=len(part)), strict=True):
+                found[number] = row
+            advance(len(part))
+    return found
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """The numbers of all rows, like lengths together, at most so many tokens in a batch of more than one row."""
+    found: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        if not found or (len(found[-1]) + 1) * lengths[number] > batch_tokens:
+            found.append([])
+        found[-1].append(number)
+    return found
+
+
+def _additive(reward: RewardModel | ImplicitReward | VocabularyReward) -> bool:
+    """Whether a text's reward is the sum of its tokens'."""
+    return reward.normalised if isinstance(reward, VocabularyReward) else reward.info.additive
+
+
+# Rewards of texts
+
+
+def _of_texts(
+    reward: TextReward,
+    comparisons: Sequence[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int | None,
+) -> tuple[list[int], PairSet, int, list[Tensor]]:
+    """(numbers of the comparisons that fit, these in tokens, how many prompts are cut, the rewards that are read).
+
+    Each response is a row of its own, and its rewards are nan but where pair accuracy reads them.
+    """
+    if isinstance(reward, ClassifierReward) and max_tokens is not None:
+        reward = reward.within(max_tokens)
+    kept, sides, cut_prompts = [], [], 0
+    for number, comparison in enumerate(comparisons):
+        texts = _whole_texts(comparison)
+        rows = [Row((), tuple(response_ids(tokenizer, t.response, finished=t.finished)), t.finished) for t in texts]
+        if (lost := _lost(reward, texts, rows, max_tokens)) is None:
+            continue
+        kept.append(number)
+        cut_prompts += bool(lost)
+        sides += list(zip(texts, rows, strict=True))
+    if not kept:
+        limit = f"the {reward.room} tokens that {reward.name} reads" if isinstance(reward, ClassifierReward) else None
+        raise _none_left(len(comparisons), limit or f"max-tokens {max_tokens}")
+    numbers = [(n, n + 1) for n in range(0, len(sides), 2)]
+    pairs = PairSet([row for _, row in sides], numbers, prompt_groups([comparisons[number] for number in kept]))
+    return kept, pairs, cut_prompts, _score_texts(reward, pairs, [text for text, _ in sides], tokenizer)
+
+
+def _whole_texts(comparison: Comparison) -> list[Text]:
+    finished = comparison.chosen_finished, comparison.rejected_finished
+    return [Text(comparison.prompt, *side) for side in zip(comparison.responses, finished, strict=True)]
+
+
+def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[Row], max_tokens: int | None) -> int | None:
+    """How many of the prompt's tokens are not read; None where a response does not fit."""
+    if not isinstance(reward, ClassifierReward):
+        longest = max(row.text_length for row in rows)
+        return None if max_tokens is not None and longest > max_tokens else 0
+    try:
+        return max(map(reward.lost, texts))
+    except RewardError:
+        return None
+
+
+def _score_texts(
+    reward: TextReward, pairs: PairSet, whole: Sequence[Text], tokenizer: PreTrainedTokenizerBase
+) -> list[Tensor]:
+    asked: dict[tuple[int, int], Text] = {}
+    for sides in pairs.pairs:
+        for number in sides:
+            ids = pairs.rows[number].response
+            for share in SHARES[:-1]:
+                at = cut_at(pairs, sides, share)
+                asked[number, at] = Text(whole[number].prompt, prefix_text(tokenizer, ids[: at + 1]), False)
+    # The whole text last: an unfinished one may end where a cut lies.
+    asked |= {(number, len(row.response) - 1): whole[number] for number, row in enumerate(pairs.rows)}
+    distinct = list({repr(text): text for text in asked.values()}.values())
+    distinct.sort(key=lambda text: len(text.response))
+    known: dict[str, float] = {}
+    with progress("scoring", len(distinct)) as advance:
+        for begin in range(0, len(distinct), BATCH_TEXTS):
+            part = distinct[begin : begin + BATCH_TEXTS]
+            known |= zip(map(repr, part), reward.ask(part), strict=True)
+            advance(len(part))
+    found = [torch.full((len(row.response),), torch.nan) for row in pairs.rows]
+    for (number, at), text in asked.items():
+        found[number][at] = known[repr(text)]
+    return found
+
+
+def prefix_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """The text of a response's first tokens, as `response_text` has it: without a last character that is not whole."""
+    return tokenizer.decode(list(token_ids), skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+# Calibration
+
+
+def _calibration(
+    stored: Calibration | None, found: Float[np.ndarray, "shares pairs"], pairs: PairSet
+) -> dict[str, Any]:
+    prefix, finished = (getattr(stored, name, None) for name in ("temperature", "finished_temperature"))
+    ends = finished if any(pairs.rows[number].finished for sides in pairs.pairs for number in sides) else prefix
+    temperatures = [prefix] * (len(SHARES) - 1) + [ends]
+    # Prefixes of all lengths share one temperature, finished texts have their own.
+    fitted = [cross_fitted(part, pairs.prompts) for part in (found[:-1], found[-1:]) for _ in part]
+
+    def error(row: Float[np.ndarray, " pairs"], at: Float[np.ndarray, " pairs"] | None) -> dict[str, Any] | None:
+        return None if at is None else calibration_error(row, at, pairs.prompts)
+
+    shares = [
+        {
+            "share": share,
+            "temperature": temperature or 1.0,
+            "given": error(row, np.full(len(row), temperature or 1.0)),
+            "fitted": error(row, other),
+        }
+        for share, row, temperature, other in zip(SHARES, found, temperatures, fitted, strict=True)
+    ]
+    return {"temperature": prefix, "finished_temperature": finished, "shares": shares}
+
+
+# RewardBench
+
+
+def section_scores(
+    outcomes: Float[np.ndarray, "shares pairs"], subsets: Sequence[str], prompts: Sequence[str]
+) -> dict[str, Any] | None:
+    """RewardBench's scores at every share of the response; see `reward_bench` for their form.
+
+    A section's score is the mean of its subsets' accuracies, weighted as in `SECTIONS`, over the subsets that are
+    there; the total is the plain mean of the four sections. Intervals resample the prompts of each subset.
+
+    Args:
+        outcomes: 1 where the chosen response wins, 0 where it loses, one half for a tie.
+        subsets, prompts: of each pair.
+    """
+    names = np.array(subsets)
+    sections: list[dict[str, Any]] = []
+    drawn: list[np.ndarray] = []
+    for section, weights in SECTIONS.items():
+        present = {name: weight for name, weight in weights.items() if name in subsets}
+        if not present:
+            continue
+        rows = [np.flatnonzero(names == name) for name in present]
+        weight = np.array(list(present.values())) / sum(present.values())
+        means = np.stack([outcomes[:, row].mean(1) for row in rows], 1) @ weight
+        samples = np.stack(
+            [_resampled(outcomes[:, row], [prompts[int(n)] for n in row], seed) for seed, row in enumerate(rows)], 2
+        )
+        drawn.append(samples @ weight)
+        sections.append(
+            {
+                "section": section,
+                "subsets": list(present),
+                "missing": [name for name in weights if name not in present],
+                "shares": _scores(means, drawn[-1]),
+            }
+        )
+    if not sections:
+        return None
+    whole = len(sections) == len(SECTIONS) and not any(section["missing"] for section in sections)
+    scores = np.array([[row["score"] for row in section["shares"]] for section in sections])
+    return {"sections": sections, "total": _scores(scores.mean(0), np.mean(drawn, 0)) if whole else None}
+
+
+def _resampled(outcomes: Float[np.ndarray, "shares pairs"], prompts: Sequence[str], seed: int) -> np.ndarray:
+    """Means of bootstrap samples of prompts, of shape (resamples, shares)."""
+    _, group = np.unique(list(prompts), return_inverse=True)
+    sums = np.stack([np.bincount(group, row) for row in outcomes], 1)
+    times = resamples(len(sums), seed=seed)
+    return (times @ sums) / (times @ np.bincount(group))[:, None]
+
+
+def _scores(means: np.ndarray, samples: np.ndarray) -> list[dict[str, Any]]:
+    low, high = np.quantile(samples, [0.025, 0.975], axis=0)
+    return [
+        {"share": share, "score": float(mean), "interval": (float(a), float(b))}
+        for share, mean, a, b in zip(SHARES, means, low, high, strict=True)
+    ]
+
+
+# For people
+
+
+def plot_shares(figures: dict[str, Any], path: Path) -> None:
+    """Accuracy by share of the response with its interval, and that of the sections, or of the subsets if few."""
+    figure = Figure(figsize=(7.2, 4), layout="constrained")
+    axes = figure.subplots()
+    percent = [100 * share for share in SHARES]
+    if sections := figures["sections"]:
+        lines = {row["section"]: [one["score"] for one in row["shares"]] for row in sections["sections"]}
+    else:
+        lines = {name: [one["accuracy"] for one in row["shares"]] for name, row in figures["subsets"].items()}
+    if 1 < len(lines) <= 10:
+        for name, values in lines.items():
+            axes.plot(percent, values, linewidth=1, label=name)
+    rows = figures["shares"]
+    low, high = zip(*(row["interval"] for row in rows), strict=True)
+    axes.fill_between(percent, low, high, color="#135", alpha=0.15, linewidth=0)
+    label = f"all {figures['pairs']} pairs, 95%"
+    axes.plot(percent, [row["accuracy"] for row in rows], color="#135", marker="o", label=label)
+    axes.axhline(0.5, color="#999", linestyle=":", linewidth=1)
+    axes.set(xlabel="% of the response", ylabel="pair accuracy", xticks=percent)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
