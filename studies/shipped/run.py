@@ -130,13 +130,13 @@ def sentiment(data: Path) -> Shipped:
 def civil(data: Path) -> Shipped:
     """Without insults and swearing: human rewrites of toxic sentences, and toxic posts without their toxic spans."""
     rewrites, posts = read(data, "edits/paradetox"), read(data, "spans/toxic_spans")
-    learn = shuffled(rewritten(of_split(rewrites, "train")), 5000) + shuffled(cut(of_split(posts, "train")), 1500)
+    learn = shuffled(rewritten(of_split(rewrites, "train")), 4000) + shuffled(cut(of_split(posts, "train")), 1500)
     messages = ("What do you think?", "Write a comment.", "Reply to this post.", "Say what happened.", "Go on.")
     gold = load_gold("profanity")
     openings = [row["prompt"] for row in of_split(read(data, "prompts/real_toxicity_prompts"), "train")]
     toxic = [prompt for prompt in shuffled(openings) if gold(prompt) < 0.5]
     return Shipped(
-        learn=learn + [in_chat(row, messages) for row in shuffled(learn, 1500)],
+        learn=learn + [in_chat(row, messages) for row in shuffled(learn, 1000)],
         test=shuffled(rewritten(of_split(rewrites, "test")), 800) + shuffled(cut(of_split(posts, "test")), 300),
         validation=toxic[:60],
         prompts=toxic[60:260],
