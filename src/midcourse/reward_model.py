@@ -154,6 +154,11 @@ class RewardModel(nn.Module):
         return self.info.objective_settings.get("value_weight")
 
     @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens' rewards."""
+        return self.info.additive
+
+    @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
 
@@ -266,7 +271,7 @@ class RewardModel(nn.Module):
         rewards = self.score_ids(rows, batch_size=batch_size)
         decode = self.tokenizer.decode
         return [
-            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()))
+            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()), self.additive)
             for (_, ids), row in zip(rows, rewards, strict=True)
         ]
 
