@@ -17,7 +17,7 @@ from midcourse.cli.train import Train
 from midcourse.cli.trials import Bench, Demo
 from midcourse.errors import MidcourseError
 
-Command = Annotated[
+Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Prefer, tyro.conf.subcommand("prefer")]
@@ -26,15 +26,15 @@ Command = Annotated[
     | Annotated[ScoreText, tyro.conf.subcommand("score")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")],
-    tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
+STYLE = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def main() -> None:
     """Entry point: 0 when done, 2 on misuse with one sentence, 130 or 143 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    command = tyro.cli(Command, prog="midcourse", description="A reward for every token.")
+    command = tyro.cli(Command, prog="midcourse", description="A reward for every token.", config=STYLE)
     try:
         sys.exit(command.run())
     except MidcourseError as error:
