@@ -482,12 +482,42 @@ def test_two_models_are_an_implicit_reward(midcourse, lm_folder, pairs, tmp_path
     )  # fmt: skip
     assert code == 0, err
     assert rows(out)[0]["tokens"][0]["weight"] == 2.0  # 1 / beta: the aligned model's own policy
-    code, out, _ = midcourse("score", "--reward", tmp_path / "reward", "--prompt", "p1", "--text", " good", "--json")
+    asked_score = ("score", "--reward", tmp_path / "reward", "--prompt", "p1", "--text", " good")
+    code, out, _ = midcourse(*asked_score, "--json")
     assert code == 0
+    found = json.loads(out)
+    # A text's reward is the sum of its tokens', here and in what calibrates it.
+    assert found["reward"] == pytest.approx(sum(token["reward"] for token in found["tokens"]))
+    stored = json.loads((tmp_path / "reward/midcourse.json").read_text())["calibration"]
+    assert found["centred"] == pytest.approx(found["reward"] - stored["finished_mean"])
+    out = midcourse(*asked_score, "--against", " bad")[1]
+    assert "the sum of its 6 tokens'" in out
+    other = json.loads(midcourse(*asked_score, "--against", " bad", "--json")[1])
+    margin = other["reward"] - other["against"]["reward"]
+    assert other["preferred"] == pytest.approx(1 / (1 + math.exp(-margin / stored["finished_temperature"])))
     refused(midcourse(*asked, "--out", tmp_path / "x"), "name the one to compare with by --reference")
     given = (*asked, "--reference", lm_folder)
     refused(midcourse(*given, "--out", tmp_path / "reward"), "exists already; name a new folder")
     refused(midcourse(*given, "--tune", "all", "--out", tmp_path / "x"), "trains nothing and has no tune; leave it out")
+
+
+def test_a_soft_value_guides_at_its_own_weight_unless_told_otherwise(midcourse, lm_folder, tmp_path):
+    settings = {"value": "soft", "value_weight": 2.0}
+    soft = RewardModel.create(lm_folder, template="raw", tune="head", objective="value", objective_settings=settings)
+    soft.info = replace(soft.info, reward_weight=2.0)
+    soft.save(tmp_path / "soft")
+    asked = ("guide", "--lm", lm_folder, "--prompt", "a", "--max-new-tokens", 3, "--json", "--reward")
+    for given in (tmp_path / "soft", f"{tmp_path / 'soft'}=2"):
+        code, out, err = midcourse(*asked, given)
+        assert code == 0, err
+        assert [token["weight"] for token in rows(out)[0]["tokens"]] == [2.0] * 3
+    other = f"{tmp_path / 'soft'}=3"
+    refused(midcourse(*asked, other), "exact at weight 2 only, not at 3; use --reward-weight 2 or method 'cd'")
+    refused(midcourse(*asked, tmp_path / "soft", "--kl-budget", 1), "soft-value is exact at one; use method 'cd'")
+    refused(midcourse(*asked, tmp_path / "soft", "--temperature", 0), "leave the temperature out, or use method 'cd'")
+    code, out, err = midcourse(*asked, other, "--method", "cd")
+    assert code == 0, err
+    assert rows(out)[0]["tokens"][0]["weight"] == 3.0
 
 
 # Misuse: exit code 2, one sentence, no traceback, nothing half-written
@@ -630,3 +660,12 @@ def test_help_names_every_verb(midcourse):
     assert code == 0
     for verb in ("train", "guide", "score", "export", "demo", "bench"):
         assert verb in out
+
+
+def test_help_of_training_lists_objectives_line_by_line_and_each_flag_once(midcourse):
+    code, out, _ = midcourse("train", "--help")
+    assert code == 0
+    lines = [line.strip() for line in out.splitlines()]
+    for objective in ("prefix", "sequence", "value", "cumulative", "farma", "autoregressive", "implicit"):
+        assert sum(line.startswith(f"- {objective}: ") for line in lines) == 1
+    assert "--resume" in out and "--no-resume" not in out

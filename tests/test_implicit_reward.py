@@ -1,17 +1,22 @@
 """The reward of two checkpoints: its equation, the laws, the aligned model's policy, and foreign folders."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from midcourse.decode.loop import generate
+from midcourse.decode.methods import MethodError
 from midcourse.implicit_reward import ImplicitReward
 from midcourse.language_model import LanguageModel
 from midcourse.loading import load_reward
 from midcourse.prompt import Prefix
-from midcourse.reward import RewardError
-from midcourse.testing import assert_laws, tiny_language_model
+from midcourse.reward import Reward, RewardError
+from midcourse.sample import Sampled, rewards_of
+from midcourse.testing import assert_laws, tiny_language_model, tiny_reward
+from midcourse.vocabulary_model import TrainedVocabularyReward
+from midcourse.vocabulary_reward import VocabularyReward
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under"]
 RESPONSES = [" we loved it.", " no", "x", " the bridge at noon"]
@@ -89,3 +94,57 @@ def test_models_that_do_not_belong_together(names, tmp_path):
         ImplicitReward.create(names[0], str(tmp_path / "other"))
     with pytest.raises(RewardError, match=r"beta is 0\.0; use a positive number"):
         ImplicitReward.create(*names, beta=0.0)
+
+
+# A text's reward is the sum of its tokens', wherever one number is asked for
+
+
+@pytest.fixture
+def kinds(names, reward) -> dict[str, Reward]:
+    """Every kind of reward of tokens."""
+    trained = TrainedVocabularyReward.create(
+        names[0], template="raw", objective="autoregressive", tune="head", head="vocabulary", dtype="float64"
+    )
+    trained.info = replace(trained.info, objective_settings={"beta": 0.5})
+    lm = VocabularyReward.load(names[0], template="raw", device="cpu", dtype="float64")
+    return {"implicit": reward, "autoregressive": trained.eval(), "causal LM": lm}
+
+
+@pytest.mark.parametrize("kind", ["implicit", "autoregressive", "causal LM"])
+def test_labels_are_sums(kinds, kind):
+    (score,) = kinds[kind].score(["ab"], ["cd"])
+    assert score.additive
+    assert score.whole == pytest.approx(sum(score.rewards)) != score.rewards[-1]
+    ended, cut = rewards_of(kinds[kind], [Sampled("ab", "cd", True), Sampled("ab", "cd", False)])
+    assert (ended, cut) == pytest.approx((sum(score.rewards), sum(score.rewards[:-1])))
+
+
+@pytest.mark.parametrize("kind", ["implicit", "autoregressive", "causal LM"])
+@pytest.mark.parametrize("method", ["genarm", "pargs", "best-of-n:3"])
+def test_responses_are_reported_with_their_sums(kinds, kind, method):
+    lm = tiny_language_model()
+    rows = generate(lm, PROMPTS, kinds[kind], method=method, max_new_tokens=6, batch_size=3, keep_all="best" in method)
+    for row in rows:
+        for one in row.samples or [row]:
+            (score,) = kinds[kind].score_ids([(list(row.prompt.encode()), [step.token_id for step in one.steps])])
+            assert one.reward == pytest.approx(float(score.sum()), abs=1e-9)
+        if row.samples:
+            assert row.reward == max(one.reward for one in row.samples)
+
+
+def test_sums_beside_other_rewards(reward):
+    """Best-of-n adds a reward of prefixes to one of tokens; token by token there is no one number for both."""
+    lm, scalar = tiny_language_model(), tiny_reward()
+    both = [(scalar, 0.5), (reward, 2.0)]
+    (row,) = generate(lm, ["ab"], both, method="best-of-n:4", max_new_tokens=5, keep_all=True)
+    for one in row.samples:
+        ids = [(list(b"ab"), [step.token_id for step in one.steps])]
+        want = 0.5 * float(scalar.score_ids(ids)[0][-1]) + 2.0 * float(reward.score_ids(ids)[0].sum())
+        assert one.reward == pytest.approx(want, abs=1e-6)
+    assert generate(lm, ["ab"], both, max_new_tokens=5)[0].reward is None
+
+
+@pytest.mark.parametrize("asked", [{"method": "cd-blockwise:2"}, {"method": "cards", "reward_threshold": 1.0}])
+def test_blocks_are_not_judged_by_their_last_token(reward, asked):
+    with pytest.raises(MethodError, match="this reward is of tokens; use best-of-n or genarm"):
+        generate(tiny_language_model(), ["ab"], reward, max_new_tokens=4, **asked)

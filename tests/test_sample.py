@@ -158,6 +158,30 @@ def test_a_label_that_fails_names_the_row_and_keeps_those_before(tmp_path, label
     assert len(found) == 8 and rows(out)[:2] == before
 
 
+def test_labels_of_rows_that_are_there_are_asked_for_together_and_outlive_a_mistake(tmp_path, monkeypatch):
+    out, asked = tmp_path / "out.jsonl", []
+    plain = sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8)
+    written = rows(out)
+    number, bad = next((n, row) for n, row in enumerate(written) if n > 2 and row["response"])
+
+    def letters_but(text: str) -> float:
+        if text == bad["response"]:
+            raise ValueError("no idea")
+        return letters(text)
+
+    with pytest.raises(SampleError, match=rf"^row {bad['row']}, sample {bad['sample']}: reward function letters_but"):
+        sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=letters_but, resume=True)
+    assert [row.get("reward") for row in rows(out)] == [
+        letters(row["response"]) if n < number else None for n, row in enumerate(written)
+    ]
+    reward = tiny_reward()
+    score = reward.score
+    monkeypatch.setattr(reward, "score", lambda prompts, texts: asked.append(len(prompts)) or score(prompts, texts))
+    found = sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=reward, resume=True)
+    assert asked == [len(plain) - number]
+    assert [one.response for one in found] == [one.response for one in plain]
+
+
 def test_a_reward_that_is_no_number_is_refused(tmp_path):
     reward = tiny_reward()
     with torch.no_grad():

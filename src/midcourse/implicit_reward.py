@@ -19,6 +19,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from midcourse.calibration import Calibration
 from midcourse.files import whole_folder, write_text
 from midcourse.language_model import LanguageModel, chat_fingerprint, weights_fingerprint
 from midcourse.prompt import Prefix, Prompt, Template
@@ -49,6 +50,7 @@ class ImplicitReward:
                 "aligned from"
             )
         self.aligned, self.base, self.info = aligned, base, info
+        self.additive = True
         self.beta: float = info.objective_settings["beta"]
         self.tokenizer = aligned.tokenizer
         self.template: Template = info.template
@@ -129,6 +131,11 @@ class ImplicitReward:
         return cls(aligned, base, info)
 
     @property
+    def calibration(self) -> Calibration | None:
+        """What turns its sums over tokens into probabilities for a reader; None where no comparisons were given."""
+        return Calibration.read(self.info.calibration)
+
+    @property
     def context_length(self) -> int:
         """The longest row that both models were made for, in tokens."""
         return min(self.aligned.context_length, self.base.context_length)
@@ -150,7 +157,7 @@ class ImplicitReward:
         rows = [self.aligned.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
         decode = self.tokenizer.decode
         return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()))
+            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
             for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
         ]
 

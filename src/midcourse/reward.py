@@ -9,7 +9,8 @@ Kinds, all of which keep the laws of `midcourse.testing`:
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -96,11 +97,35 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """Rewards of a response's prefixes: `rewards[i]` is that of the prefix ending with token i."""
+    """Rewards of a response's prefixes: `rewards[i]` is that of the prefix ending with token i.
+
+    Attributes:
+        additive: `rewards[i]` is that of token i, and a text's is the sum of its tokens'.
+    """
 
     token_ids: tuple[int, ...]
     texts: tuple[str, ...]
     rewards: tuple[float, ...]
+    additive: bool = False
+
+    @property
+    def prefixes(self) -> tuple[float, ...]:
+        """The reward of every prefix: what has added up until there, where rewards are of tokens."""
+        return tuple(accumulate(self.rewards)) if self.additive else self.rewards
+
+    @property
+    def whole(self) -> float:
+        """The reward of the whole text."""
+        return self.prefixes[-1]
+
+    def without_end(self) -> "Score":
+        """Less the last token, a finished text's EOS: what was read before the end does not depend on it."""
+        return replace(self, token_ids=self.token_ids[:-1], texts=self.texts[:-1], rewards=self.rewards[:-1])
+
+
+def adds_up(reward: Reward) -> bool:
+    """Whether it rewards tokens, and a text's reward is the sum of its tokens'; otherwise that of its last prefix."""
+    return getattr(reward, "additive", False)
 
 
 def check_rendering(

@@ -159,6 +159,11 @@ class RewardModel(nn.Module):
         return self.info.reward_weight
 
     @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens' rewards."""
+        return self.info.additive
+
+    @property
     def device(self) -> torch.device:
         return next(self.head.parameters()).device
 
@@ -280,7 +285,7 @@ class RewardModel(nn.Module):
         rewards = self.score_ids(rows, batch_size=batch_size)
         decode = self.tokenizer.decode
         return [
-            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()))
+            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()), self.additive)
             for (_, ids), row in zip(rows, rewards, strict=True)
         ]
 

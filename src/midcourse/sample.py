@@ -7,7 +7,7 @@ of guided decoding, the LM's top 10 at temperature 1.
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +25,7 @@ from midcourse.prompt import Prompt, Template
 from midcourse.reward import Reward
 from midcourse.text_reward import FunctionReward, Text, TextReward
 
+LABEL_ROWS = 32  # that are labelled together
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Label: TypeAlias = Reward | Callable[[str], float]
@@ -214,7 +215,7 @@ def rewards_of(reward: Reward, rollouts: Sequence[Sampled]) -> list[float]:
         return reward.ask([Text(r.prompt, r.response, r.finished) for r in rollouts])
     scores = reward.score([r.prompt for r in rollouts], [r.response for r in rollouts])
     return [
-        score.rewards[-1 if rollout.finished else -2] if len(score.rewards) > 1 else score.rewards[-1]
+        score.whole if rollout.finished or len(score.rewards) == 1 else score.without_end().whole
         for rollout, score in zip(rollouts, scores, strict=True)
     ]
 
@@ -225,6 +226,10 @@ def _labelled(row: dict[str, Any], reward: Reward) -> dict[str, Any]:
         (value,) = rewards_of(reward, [as_sampled(row)])
     except MidcourseError as error:
         raise SampleError(f"row {row['row']}, sample {row['sample']}: {error}; then go on with --resume") from error
+    return _with_reward(row, value)
+
+
+def _with_reward(row: dict[str, Any], value: float) -> dict[str, Any]:
     if not math.isfinite(value):
         raise SampleError(
             f"row {row['row']}, sample {row['sample']}: the reward is {value}, no finite number; use another reward"
@@ -233,12 +238,27 @@ def _labelled(row: dict[str, Any], reward: Reward) -> dict[str, Any]:
 
 
 def _label_file(path: Path, found: dict[int, dict[str, Any]], reward: Reward) -> None:
-    """Give every row that has no reward one; the file is replaced when all of them have theirs."""
+    """Give every row that has no reward one. Those labelled before a mistake or Ctrl-C have theirs in the file."""
     bare = [index for index, row in found.items() if row.get("reward") is None]
     if not bare:
         return
-    with progress("labelling", len(bare)) as advance:
-        for index in bare:
-            found[index] = _labelled(found[index], reward)
-            advance(1)
-    write_bytes(path, b"".join(map(as_line, found.values())))
+    try:
+        with progress("labelling", len(bare)) as advance:
+            for begin in range(0, len(bare), LABEL_ROWS):
+                part = bare[begin : begin + LABEL_ROWS]
+                for index, row in zip(part, _labelled_rows([found[index] for index in part], reward), strict=False):
+                    found[index] = row
+                    advance(1)
+    finally:
+        write_bytes(path, b"".join(map(as_line, found.values())))
+
+
+def _labelled_rows(rows: Sequence[dict[str, Any]], reward: Reward) -> Iterator[dict[str, Any]]:
+    """The rows with their rewards, read together; one by one where that fails, to name the row."""
+    try:
+        values = rewards_of(reward, [as_sampled(row) for row in rows])
+    except MidcourseError:
+        for row in rows:
+            yield _labelled(row, reward)
+    else:
+        yield from map(_with_reward, rows, values)

@@ -73,6 +73,11 @@ class VocabularyReward:
         return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
 
     @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens': of log-probabilities it is."""
+        return self.normalised
+
+    @property
     def eos_token_ids(self) -> list[int]:
         """Every token that ends a text, the tokenizer's first."""
         first = self.tokenizer.eos_token_id
@@ -126,7 +131,7 @@ class VocabularyReward:
         rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
         decode = self.tokenizer.decode
         return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()))
+            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
             for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
         ]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints
 from midcourse.train.interruption import Interrupted
-from midcourse.train.objectives import ObjectiveError
+from midcourse.train.objectives import ObjectiveError, make_objective
 from midcourse.train.prefixes import encode
 from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
@@ -216,17 +217,43 @@ def test_accuracy_of_token_log_probabilities_is_that_of_their_sums(lm_folder, da
     comparisons = read_comparisons(data)
     metrics = train(reward, comparisons, tmp_path / "reward", Settings(**SETTINGS))
     _, held = split_by_prompt(comparisons, SETTINGS["held_out"], seed=0)
-    wins = []
+    wins, ends = [], set()
     for c in held:
         good, bad = reward.eval().score([c.prompt, c.prompt], [c.chosen, c.rejected])
         wins.append(sum(good.rewards) > sum(bad.rewards))
+        ends |= {(c.prompt, c.chosen, good.whole), (c.prompt, c.rejected, bad.whole)}
     assert metrics["shares"][-1]["accuracy"] == pytest.approx(sum(wins) / len(wins))
+    # So is what is calibrated.
+    mean = sum(end for *_, end in ends) / len(ends)
+    assert load_reward(tmp_path / "reward").calibration.finished_mean == pytest.approx(mean, rel=1e-5)
+
+
+# Every objective with every head that it trains, and every way to tune either kind of backbone.
+LOSSES = [
+    ("prefix", {"past_end": "drop"}),
+    ("prefix", {"past_end": "paper"}),
+    ("sequence", {}),
+    *((objective, settings) for objective, settings, *_ in VALUES),
+    ("farma", {"alternations": 3, "farma_gradient": "stop"}),
+    ("farma", {"alternations": 3, "farma_gradient": "both"}),
+    ("autoregressive", {"beta": 0.5}),
+]
+COMMON = [*VALUES[:2], TOKENS[2], TOKENS[3], TOKENS[5]]
+MATRIX = [
+    *(
+        (objective, settings, "head", "trunk:4" if head == "trunk" else head)
+        for objective, settings in LOSSES
+        for head in make_objective(objective, **settings).heads
+    ),
+    *(("prefix", {}, tune, head) for head in ("scalar", "vocabulary") for tune in ("last:1", "lora:2", "all")),
+    ("autoregressive", {"beta": 0.5}, "all", "vocabulary"),
+]
 
 
 @pytest.mark.parametrize(
     ("objective", "settings", "tune", "head"),
-    [*VALUES[:2], TOKENS[2], TOKENS[3], TOKENS[5]],
-    ids=lambda value: value if isinstance(value, str) else "",
+    [*COMMON, *(pytest.param(*one, marks=pytest.mark.slow) for one in MATRIX if one not in COMMON)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
 def test_an_interrupted_run_resumes_to_equal_bits(
     lm_folder, data, rollouts, tmp_path, monkeypatch, objective, settings, tune, head
@@ -407,6 +434,78 @@ main()
     assert [path.name for path in checkpoints(out)] == ["checkpoint-2"]
     subprocess.run(command(lm_folder, data, out, "--resume"), env=environment(), check=True, capture_output=True)
     assert same_reward(out, undisturbed_run)
+
+
+@pytest.fixture(scope="module")
+def stopped(lm_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that Ctrl-C ended after its second checkpoint."""
+    out = tmp_path_factory.mktemp("stopped") / "reward"
+    publish = trainer.publish_folder
+
+    def interrupted(work: Path, folder: Path, *, replace: bool) -> None:
+        publish(work, folder, replace=replace)
+        if folder.name == "checkpoint-4":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "publish_folder", interrupted)
+        with pytest.raises(Interrupted, match="stopped after step 5"):
+            trained(lm_folder, data, out)
+    return out
+
+
+CHECKPOINT = [
+    "metrics.jsonl", "midcourse.json", "optimizer.pt", "reward.safetensors", "rng_state.pth", "scheduler.pt",
+    "trainer_state.json", "checksums.json",
+]  # fmt: skip
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "garbage": b"\xff\x00{" * 9}.get(how, b""))
+    if how == "missing":
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "garbage", "missing"])
+@pytest.mark.parametrize("name", CHECKPOINT)
+def test_a_damaged_checkpoint_is_not_gone_on_from(lm_folder, data, tmp_path, stopped, name, how):
+    """Optimiser, random numbers and metrics too: without them training would go on, to another reward."""
+    out = tmp_path / "reward"
+    shutil.copytree(stopped, out)
+    assert sorted(path.name for path in (out / "checkpoint-5").iterdir()) == sorted(CHECKPOINT)
+    damage(out / "checkpoint-5" / name, how)
+    with pytest.raises(TrainingError, match=rf"checkpoint-5 is damaged \({name}\); delete it and add --resume"):
+        trained(lm_folder, data, out, resume=True)
+    assert (out / "checkpoint-5").exists() and (out / "run.json").exists()
+
+
+def test_another_runs_checkpoint_is_not_gone_on_from(lm_folder, data, tmp_path, stopped):
+    out = tmp_path / "reward"
+    shutil.copytree(stopped, out)
+    trained(lm_folder, data, tmp_path / "other", seed=1)
+    shutil.copyfile(tmp_path / "other/reward.safetensors", out / "checkpoint-5/reward.safetensors")
+    with pytest.raises(TrainingError, match=r"checkpoint-5 is damaged \(reward\.safetensors\)"):
+        trained(lm_folder, data, out, resume=True)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "garbage"])
+def test_a_damaged_description_of_a_run_is_refused(lm_folder, data, tmp_path, stopped, how):
+    out = tmp_path / "reward"
+    shutil.copytree(stopped, out)
+    damage(out / "run.json", how)
+    with pytest.raises(TrainingError, match=r"run\.json is damaged \(.*\); delete .* and train again"):
+        trained(lm_folder, data, out, resume=True)
+
+
+@pytest.mark.parametrize("how", ["cut", "garbage", "missing"])
+def test_damaged_curves_are_those_of_the_checkpoint_again(lm_folder, data, tmp_path, stopped, undisturbed, how):
+    out = tmp_path / "reward"
+    shutil.copytree(stopped, out)
+    damage(out / "metrics.jsonl", how)
+    trained(lm_folder, data, out, resume=True)
+    assert same_reward(out, undisturbed)
+    assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
 
 
 # Refusals

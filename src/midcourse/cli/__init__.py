@@ -18,7 +18,7 @@ from midcourse.cli.train import Train
 from midcourse.cli.trials import Bench, Demo
 from midcourse.errors import MidcourseError
 
-Command = Annotated[
+Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Prefer, tyro.conf.subcommand("prefer")]
@@ -29,15 +29,15 @@ Command = Annotated[
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[RewardBench, tyro.conf.subcommand("reward-bench")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")],
-    tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
+STYLE = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def main() -> None:
     """Entry point: 0 when done, 2 on misuse with one sentence, 130 or 143 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    command = tyro.cli(Command, prog="midcourse", description="A reward for every token.")
+    command = tyro.cli(Command, prog="midcourse", description="A reward for every token.", config=STYLE)
     try:
         sys.exit(command.run())
     except MidcourseError as error:

@@ -27,8 +27,9 @@ class Guide:
     of the vocabulary); with =WEIGHT if you like (my-reward=2.5). Give the flag again for more: they add up."""
     reward_function: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A Python function from the response to a number, as MODULE:NAME, with =WEIGHT if you like."""
-    method: str = "pargs"
-    """How to guide; midcourse methods lists them. best-of-n:N and cd-blockwise:N set the number of samples."""
+    method: str | None = None
+    """How to guide; midcourse methods lists them. best-of-n:N and cd-blockwise:N set the number of samples. By default
+    pargs, or for a lone soft value soft-value, which refuses any other weight than its own."""
     lm: str = "smollm2"
     """Causal LM: smollm2, a folder, or a Hub id."""
     prompt: str | None = None
@@ -94,7 +95,10 @@ class Guide:
         from midcourse.loading import kind_of
         from midcourse.trunk_reward import TrunkReward
 
-        chosen = method(self.method)
+        named = [parse_reward(text) for text in self.reward]
+        functions = [parse_reward(text) for text in self.reward_function]
+        name = self.method or default_method([name for name, _ in named], functions)
+        chosen = method(name)
         if (self.prompt is None) == (self.prompts is None):
             raise UsageError("give either --prompt TEXT or --prompts FILE.jsonl")
         if self.stream and (self.prompt is None or self.json):
@@ -105,8 +109,6 @@ class Guide:
             raise UsageError("--resume goes on with the rows of --out; name that file")
         if self.keep_all and not (isinstance(chosen, BestOfN) and (self.out or self.json)):
             raise UsageError("--keep-all writes the samples of --method best-of-n as JSON; add --out FILE or --json")
-        named = [parse_reward(text) for text in self.reward]
-        functions = [parse_reward(text) for text in self.reward_function]
         prompts: Sequence[Prompt] = read_prompts(self.prompts) if self.prompts else [self.prompt or ""]
         done = rows_done(self.out, prompts, self.resume) if self.out else set()
         left = [row for row in range(len(prompts)) if row not in done]
@@ -120,7 +122,7 @@ class Guide:
         if self.compile:
             _compile(lm, guides)
         settings: dict[str, Any] = {
-            "method": self.method,
+            "method": name,
             "reward_weight": weight,
             "max_new_tokens": self.max_new_tokens,
             "keep_all": self.keep_all,
@@ -162,6 +164,18 @@ class Methods:
             rows.append((name, "  ".join(f"{key}={value}" for key, value in told.items()), source))
         table("methods of midcourse guide --method", ("method", "settings", "source"), rows, justify="left")
         return 0
+
+
+def default_method(rewards: Sequence[str], functions: Sequence[Any]) -> str:
+    """soft-value for a lone soft value, which guides exactly at its own weight; pargs for all else."""
+    from midcourse.loading import kind_of, place_of
+    from midcourse.reward_model import RewardModel, read_info
+
+    if len(rewards) == 1 and not functions and issubclass(kind_of(rewards[0]), RewardModel):
+        return (
+            "soft-value" if read_info(Path(place_of(rewards[0]))).objective_settings.get("value") == "soft" else "pargs"
+        )
+    return "pargs"
 
 
 def load_guides(

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,7 +56,7 @@ class ScoreText:
         finished = not self.unfinished
         scores = reward.score([self.prompt] * len(texts), texts)
         if self.unfinished:
-            scores = [_without_end(score) for score in scores]
+            scores = [score.without_end() for score in scores]
         preferred = _preferred(scores, calibration, finished) if self.against is not None else None
         tokens = [tokens_of_score(score, tokenizer, calibration, finished=finished) for score in scores]
         if self.html:
@@ -69,7 +70,7 @@ class ScoreText:
             row = {"prompt": self.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
             print(json.dumps({**row, "against": others[0], "preferred": preferred} if others else row))
         else:
-            self._print(tokens)
+            self._print(scores, tokens)
             if preferred is not None:
                 cut = f", both cut to {min(len(score.rewards) for score in scores)} tokens" if self.unfinished else ""
                 print(f"A is preferred to B with probability {chance(preferred)}{cut}")
@@ -101,17 +102,20 @@ class ScoreText:
         assert isinstance(reward, RewardModel | VocabularyReward | ImplicitReward)
         return reward, reward.tokenizer
 
-    def _print(self, texts: "list[list[Token]]") -> None:
+    def _print(self, scores: "Sequence[Score]", texts: "list[list[Token]]") -> None:
         from rich.console import Console
 
         from midcourse.evaluate.report import chance, number, score_line, score_table
 
         console = Console()
         end = "the prefix" if self.unfinished else "the finished text"
-        for name, tokens in zip(("A: ", "B: ") if len(texts) > 1 else ("",), texts, strict=True):
+        names = ("A: ", "B: ") if len(texts) > 1 else ("",)
+        for name, score, tokens in zip(names, scores, texts, strict=True):
             console.print(name, score_line(tokens), sep="")
             last = tokens[-1]
-            shown = f"reward of {end}: {number(last.reward, 3)}"
+            shown = f"reward of {end}: {number(score.whole, 3)}"
+            if score.additive:
+                shown += f", the sum of its {len(score.rewards)} tokens'"
             if last.centred is not None:
                 shown += f", centred {number(last.centred, 3, sign=True)}"
             if last.probability is not None:
@@ -121,14 +125,9 @@ class ScoreText:
                 console.print(score_table(tokens))
 
 
-def _without_end(score: "Score") -> "Score":
-    """The score less its EOS; what was read before the end does not depend on it."""
-    return replace(score, token_ids=score.token_ids[:-1], texts=score.texts[:-1], rewards=score.rewards[:-1])
-
-
 def _preferred(scores: "list[Score]", calibration: "Calibration | None", finished: bool) -> float | None:
     """The probability that the first text is preferred to the second: at their ends, or cut to the shorter one."""
-    first, second = (score.rewards for score in scores)
+    first, second = (score.prefixes for score in scores)
     at = -1 if finished else min(len(first), len(second)) - 1
     return calibration.probability(first[at] - second[at], finished=finished) if calibration else None
 
@@ -136,16 +135,16 @@ def _preferred(scores: "list[Score]", calibration: "Calibration | None", finishe
 def _figures(score: "Score", calibration: "Calibration | None", finished: bool) -> dict[str, Any]:
     """A score's rewards, centred rewards and probabilities: of the whole, and of every token."""
     nothing: list[float | None] = [None] * len(score.rewards)
-    centred = calibration.centred(score.rewards, finished=finished) if calibration else nothing
-    probabilities = calibration.against_mean(score.rewards, finished=finished) if calibration else nothing
+    centred = calibration.centred(score.prefixes, finished=finished) if calibration else nothing
+    probabilities = calibration.against_mean(score.prefixes, finished=finished) if calibration else nothing
     tokens = [
         {"token_id": i, "text": text, "reward": reward, "centred": c, "probability": p}
         for i, text, reward, c, p in zip(
             score.token_ids, score.texts, score.rewards, centred, probabilities, strict=True
         )
     ]
-    whole = {name: tokens[-1][name] for name in ("reward", "centred", "probability")}
-    return {**whole, "tokens": tokens}
+    end = {name: tokens[-1][name] for name in ("centred", "probability")}
+    return {"reward": score.whole, **end, "tokens": tokens}
 
 
 @dataclass

@@ -25,13 +25,13 @@ class Train:
     Objectives, what each learns from (comparisons: prompt, chosen, rejected; rollouts: prompt, response, reward, as
     midcourse sample writes them), and its heads:
 
-    prefix: comparisons; Bradley-Terry on equal-length prefixes (PARGS). Any head.
-    sequence: comparisons; Bradley-Terry on whole responses (ARGS). Any head.
-    value: rollouts; the final reward that a prefix foretells (CD-FUDGE, Q#). Any head.
-    cumulative: rollouts; a label, later prefixes weighing more (RAD). Scalar.
-    farma: comparisons; whole responses, and prefixes as good as their best next token (FaRMA). Vocabulary, trunk.
-    autoregressive: comparisons; token log-probabilities that add up to a reward (GenARM). Vocabulary.
-    implicit: the log-ratio of --backbone and --reference; nothing is trained, comparisons are for the accuracy (DPO).
+    - prefix: comparisons; Bradley-Terry on equal-length prefixes (PARGS). Any head.
+    - sequence: comparisons; Bradley-Terry on whole responses (ARGS). Any head.
+    - value: rollouts; the final reward that a prefix foretells (CD-FUDGE, Q#). Any head.
+    - cumulative: rollouts; a label, later prefixes weighing more (RAD). Scalar.
+    - farma: comparisons; whole responses, and prefixes as good as their best next token (FaRMA). Vocabulary, trunk.
+    - autoregressive: comparisons; token log-probabilities that add up to a reward (GenARM). Vocabulary.
+    - implicit: the log-ratio of --backbone and --reference (DPO); nothing is trained, comparisons measure it.
 
     Of comparisons, value and cumulative learn the labels 1 (chosen) and 0 (rejected).
     """

@@ -26,7 +26,7 @@ from midcourse.decode.methods import BestOfN, BlockMethod, Blockwise, Cards, Lim
 from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
 from midcourse.language_model import LanguageModel, LanguageModelRows
 from midcourse.prompt import Prefix
-from midcourse.reward import Reward
+from midcourse.reward import Reward, adds_up
 
 _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count from 1
 
@@ -284,7 +284,20 @@ def _compared(call: _Call, samples: Sequence[tuple[Row, str]]) -> Samples:
 
 
 def _response_rewards(call: _Call, rows: Sequence[Row]) -> list[float]:
-    """The reward of each whole response to one prompt: a forward for several of about equal length."""
+    """The reward of each whole response to one prompt: the weighted sum of all rewards."""
+    found = [0.0] * len(rows)
+    for adding in (False, True):
+        if guides := [guide for guide in call.guides if adds_up(guide[0]) == adding]:
+            parts = _read_responses(replace(call, guides=guides), rows, adding)
+            found = [one + other for one, other in zip(found, parts, strict=True)]
+    return found
+
+
+def _read_responses(call: _Call, rows: Sequence[Row], adding: bool) -> list[float]:
+    """The rewards at the ends of whole responses, or with `adding` the sums of their tokens'.
+
+    A forward for several responses of about equal length, and where rewards add up one for each of their tokens.
+    """
     responses = [[step.token_id for step in row.steps] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(responses[i]))
     rewards = [math.nan] * len(rows)
@@ -294,10 +307,16 @@ def _response_rewards(call: _Call, rows: Sequence[Row]) -> list[float]:
         # The responses follow as tokens, not as begun ones: only then is every EOS the one of training.
         found = call.rewards([rows[0].prefix])
         found.select([0] * len(part))
-        for column in zip(*(ids + ids[-1:] * (longest - len(ids)) for ids in part), strict=True):
+        sums = [0.0] * len(part)
+        for place, column in enumerate(zip(*(ids + ids[-1:] * (longest - len(ids)) for ids in part), strict=True)):
             found.advance(torch.tensor(column, device=call.lm.model.device))
-        found.rewind([longest - len(ids) for ids in part])
-        for i, reward in zip(order[begin : begin + call.batch_size], found.now(), strict=True):
+            if adding:
+                now = zip(sums, found.now(), part, strict=True)
+                sums = [total + reward if place < len(ids) else total for total, reward, ids in now]
+        if not adding:
+            found.rewind([longest - len(ids) for ids in part])
+            sums = found.now()
+        for i, reward in zip(order[begin : begin + call.batch_size], sums, strict=True):
             rewards[i] = reward
     return rewards
 

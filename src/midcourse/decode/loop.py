@@ -27,7 +27,7 @@ from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, r
 from midcourse.decode.text import TextStream
 from midcourse.language_model import LanguageModel, LanguageModelRows
 from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
-from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, StateReader, VocabularyRows
+from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, StateReader, VocabularyRows, adds_up
 
 Guides: TypeAlias = Sequence[tuple[Reward, float]]
 Event: TypeAlias = tuple[int, Step | Generation]
@@ -154,6 +154,10 @@ def settled(
     if not isinstance(chosen, Method) and any(isinstance(guide, ReadsStates) for guide, _ in guides):
         raise MethodError(f"method {name} judges blocks, a trunk reward guides tokens; use pargs or another reward")
     bound = [(guide.bind(lm), weight) for guide, weight in guides]
+    if not isinstance(chosen, Method | BestOfN) and any(adds_up(guide) for guide, _ in bound):
+        raise MethodError(
+            f"method {name} judges a block by its last prefix, and this reward is of tokens; use best-of-n or genarm"
+        )
     check_soft_value(chosen, bound)
     return chosen, bound
 
@@ -282,7 +286,7 @@ def decode_rows(
             ended = step.token_id in lm.eos_token_ids
             reasons.append(row.push(step, ended=ended, last=len(row.steps) + 1 == max_new_tokens))
             yield row.number, row.steps[-1]
-        final = _final_rewards(rows, reasons, guide_rows, own, token_ids)
+        final = _final_rewards(rows, reasons, guides, guide_rows, token_ids)
         for row, reason, reward in zip(rows, reasons, final, strict=True):
             if reason:
                 yield row.number, row.finished(reason, reward)
@@ -418,11 +422,22 @@ def _remember_spread(
 def _final_rewards(
     rows: Sequence[Row],
     reasons: Sequence[str | None],
+    guides: Guides,
     guide_rows: Sequence[RewardRows],
-    own: Sequence[float],
     token_ids: Tensor,
 ) -> list[float | None]:
-    """The reward of each finished response: its last step's, or where that was skipped, read now."""
+    """The reward of each finished response: its last step's, or where that was skipped, read now.
+
+    Of rewards that add up it is the sum of all steps'; None where one was skipped, or where only some of them do.
+    """
+    if any(adds_up(guide) for guide, _ in guides):
+        alike = all(adds_up(guide) for guide, _ in guides)
+        known = [[step.reward for step in row.steps if step.reward is not None] for row in rows]
+        return [
+            sum(found) if alike and len(found) == len(row.steps) else None
+            for row, found in zip(rows, known, strict=True)
+        ]
+    own = [weight for _, weight in guides]
     final = [row.steps[-1].reward for row in rows]
     missing = [place for place, reason in enumerate(reasons) if reason and final[place] is None]
     if missing and guide_rows:

@@ -231,7 +231,7 @@ def check(chosen: AnyMethod) -> None:
         if chosen.soft_value and (chosen.greedy or chosen.temperature != 1):
             raise MethodError(
                 f"soft-value is exact when sampled at temperature 1, not {0 if chosen.greedy else chosen.temperature}; "
-                "leave the temperature out"
+                "leave the temperature out, or use method 'cd'"
             )
         return
     counts = ("samples", "block_tokens", "least_tokens", "segment_tokens", "retries")
@@ -268,6 +268,10 @@ def check_limits(chosen: AnyMethod, name: str, limits: Limits) -> None:
         if not (nats > 0 and math.isfinite(nats)):
             raise MethodError(f"{flag} {nats} is not a number of nats above 0; give one, or use method 'plain' for 0")
         _check_tokenwise(chosen, name, flag)
+        if isinstance(chosen, Method) and chosen.soft_value:
+            raise MethodError(
+                f"{flag} lowers the weight where it must, and soft-value is exact at one; use method 'cd'"
+            )
         if isinstance(chosen, Method) and chosen.greedy:
             raise MethodError(f"{flag} limits how far a sampling policy moves; a greedy choice has none, use pargs")
     if limits.skip_tolerance is not None:

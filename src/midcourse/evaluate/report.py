@@ -101,8 +101,8 @@ def tokens_of_score(
         finished: the score's last reward is that of the finished text.
     """
     nothing: list[float | None] = [None] * len(score.rewards)
-    centred = calibration.centred(score.rewards, finished=finished) if calibration else nothing
-    probabilities = calibration.against_mean(score.rewards, finished=finished) if calibration else nothing
+    centred = calibration.centred(score.prefixes, finished=finished) if calibration else nothing
+    probabilities = calibration.against_mean(score.prefixes, finished=finished) if calibration else nothing
     return [
         Token(
             text=text,

@@ -5,6 +5,7 @@ as an undisturbed run; when it is done, midcourse.json (written last) makes it a
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from midcourse.reward_model import RewardModel
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
 
-LOCK = ".lock"
+LOCK, SEAL = ".lock", "checksums.json"
 
 
 class TrainingError(MidcourseError):
@@ -72,14 +73,53 @@ def prepare_folder(out: Path, run: dict[str, Any], resume: bool) -> Path | None:
     if run_file.is_file():
         if not resume:
             raise TrainingError(f"{out} holds an unfinished run; add --resume to go on with it, or delete it")
-        check_same_run(json.loads(run_file.read_text()), json.loads(json.dumps(run)), out)
+        check_same_run(_read_run(run_file), json.loads(json.dumps(run)), out)
     elif any(path.name != LOCK for path in out.iterdir()):
         raise TrainingError(f"{out} is not empty and holds no run of midcourse; name a new folder for --out")
     for torn in out.glob(".*-*"):  # what a kill left of a file or checkpoint being written
         shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
     (out / "bad_batch.json").unlink(missing_ok=True)
+    newest = checkpoints(out)[-1] if checkpoints(out) else None
+    if newest:
+        check_sealed(newest)
     write_text(run_file, json.dumps(run, indent=2) + "\n")
-    return checkpoints(out)[-1] if checkpoints(out) else None
+    return newest
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{path} is damaged ({error}); delete {path.parent} and train again") from error
+
+
+def seal(checkpoint: Path) -> None:
+    """Write down what a checkpoint's files hold, so that none is read that has changed since."""
+    write_text(checkpoint / SEAL, json.dumps(_digests(checkpoint), indent=1) + "\n")
+
+
+def check_sealed(checkpoint: Path) -> None:
+    """Raise TrainingError where a file of a checkpoint is missing, damaged or another's."""
+    try:
+        sealed = dict(json.loads((checkpoint / SEAL).read_text()))
+        found = _digests(checkpoint)
+        changed = [name for name, digest in sealed.items() if found.get(name) != digest]
+    except (OSError, ValueError, TypeError):
+        changed = [SEAL]
+    if changed:
+        raise TrainingError(
+            f"{checkpoint} is damaged ({', '.join(changed)}); delete it and add --resume: training then goes on from "
+            "an earlier checkpoint, or from the beginning"
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / SEAL:
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def check_same_run(have: dict[str, Any], want: dict[str, Any], out: Path) -> None:
@@ -115,6 +155,6 @@ def finish_folder(reward: RewardModel, out: Path) -> None:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    found = [path for path in out.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    """The checkpoints in a folder, oldest first. Each appears whole or not at all."""
+    found = [path for path in out.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

@@ -8,6 +8,7 @@ from typing import Any
 from midcourse.implicit_reward import ImplicitReward
 from midcourse.progress import progress
 from midcourse.train.accuracy import length_baseline, pair_accuracy
+from midcourse.train.calibration import calibrate
 from midcourse.train.comparisons import Comparison
 from midcourse.train.folder import TrainingError
 from midcourse.train.prefixes import encode
@@ -24,6 +25,8 @@ def write_implicit(
 ) -> dict[str, Any]:
     """Write the reward to `out`; returns its accuracy on all of the comparisons, as none of them is trained on.
 
+    They calibrate it, too.
+
     Raises:
         TrainingError: `out` holds something.
     """
@@ -38,6 +41,8 @@ def write_implicit(
                 sums += [row.cumsum(0) for row in reward.score_ids(rows[begin : begin + batch])]
                 advance(len(rows[begin : begin + batch]))
         metrics = pair_accuracy(pairs, sums) | {"length_baseline": length_baseline(pairs, pairs)}
+        calibration, metrics["calibration"] = calibrate(pairs, sums)
+        reward.info = replace(reward.info, calibration=calibration.stored())
     reward.info = replace(reward.info, metrics=metrics)
     reward.save(out)
     return metrics

@@ -18,7 +18,7 @@ from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
 from midcourse.reward_model import RewardModel, whole_tensor
 from midcourse.train import processes
-from midcourse.train.folder import TrainingError, checkpoints
+from midcourse.train.folder import TrainingError, checkpoints, seal
 from midcourse.train.interruption import Interruption
 from midcourse.train.objectives import (
     LabelledRewards,
@@ -40,6 +40,7 @@ from midcourse.train.stopping import Best, best_so_far
 
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e9
+METRICS = "metrics.jsonl"
 
 
 class Watch(TrainerCallback):
@@ -63,7 +64,7 @@ class Watch(TrainerCallback):
         interruption: Interruption,
         advance: Callable,
     ):
-        self.path = out / "metrics.jsonl"
+        self.path = out / METRICS
         self.total = total
         self.steps_per_epoch = total // settings.epochs
         self.eval_steps = settings.eval_steps or self.steps_per_epoch
@@ -89,18 +90,16 @@ class Watch(TrainerCallback):
         best = self.best
         return self.step == self.total or bool(self.patience and best and best.waited >= self.patience)
 
-    def start(self, step: int) -> None:
-        """Begin after a step; what was written after it will be written again."""
+    def start(self, checkpoint: Path | None) -> None:
+        """Begin, or go on from a checkpoint: with its metrics, whatever was written after it."""
 
         def kept() -> list[dict[str, Any]]:
-            lines = self.path.read_text().splitlines() if self.path.is_file() else []
-            rows = [json.loads(line) for line in lines if _whole_line(line)]
-            rows = [row for row in rows if row["step"] <= step]
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-            return rows
+            text = (checkpoint / METRICS).read_text() if checkpoint else ""
+            write_text(self.path, text)
+            return [json.loads(line) for line in text.splitlines()]
 
         self.rows = processes.once(kept)
-        self.advance(step)
+        self.advance(self.step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any) -> None:
         step = state.global_step
@@ -118,7 +117,7 @@ class Watch(TrainerCallback):
         self.rows.append(row)
         if processes.first():
             with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(_line(row))
         if self.report:
             self.report(_flat(row))
         self.advance(1)
@@ -129,18 +128,19 @@ class Watch(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
 def _flat(row: dict[str, Any]) -> dict[str, float]:
     """A row as trackers take it: numbers, those of held-out prompts named eval_..."""
-    shares = {f"eval_accuracy_at_{float(share):g}": value for share, value in row.get("accuracy", {}).items()}
+    shares = {
+        f"eval_{name}_at_{float(share):g}": value
+        for name in ("accuracy", "correlation")
+        for share, value in row.get(name, {}).items()
+        if value is not None
+    }
     return {name: value for name, value in row.items() if isinstance(value, float) and name != "epoch"} | shares
-
-
-def _whole_line(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 class PlanTrainer(Trainer):
@@ -203,7 +203,7 @@ class PlanTrainer(Trainer):
             self._saving = processes.once(lambda: tempfile.mkdtemp(prefix=".saving-", dir=out))
             work = Path(self._saving)
             processes.everywhere(lambda: save(model, trial))
-            processes.once(lambda: publish_folder(work / name, out / name, replace=True))
+            processes.once(lambda: self._publish(work / name, out / name))
         except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
             whole = checkpoints(out)
             state = f"{whole[-1].name} is whole" if whole else "there is none before it"
@@ -219,6 +219,11 @@ class PlanTrainer(Trainer):
             for older in checkpoints(out)[:-1]:
                 if best is None or older.name != f"checkpoint-{best.step}":
                     shutil.rmtree(older)
+
+    def _publish(self, work: Path, checkpoint: Path) -> None:
+        write_text(work / METRICS, "".join(map(_line, self.watch.rows)))
+        seal(work)
+        publish_folder(work, checkpoint, replace=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or self.args.output_dir)

@@ -139,10 +139,10 @@ def _train(
 
         def evaluate() -> dict[str, Any]:
             asked, rows = (deciding, 2) if deciding else (data, 1)
-            return _curve(_held_out(asked, scorer, scorer.score(rows)))
+            return _curve(_held_out(asked, prefix_rewards(scorer, rows)))
 
         watch = Watch(out, len(plan), settings, evaluate, interruption, advance)
-        watch.start(int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0)
+        watch.start(checkpoint)
         if report_to:
             watch.report = trainer.log
         trainer.watch = watch
@@ -157,11 +157,10 @@ def _train(
     wanted = watch.best.step if deciding and watch.best else watch.step
     if wanted != trainer.state.global_step:
         reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
-    rewards = scorer.score(1)
-    metrics = _held_out(data, scorer, rewards)
+    rewards = prefix_rewards(scorer, 1)
+    metrics = _held_out(data, rewards)
     calibration = None
-    # The rewards of what adds up over tokens are shown token by token, where there is nothing to calibrate.
-    if data.held_pairs.pairs and not scorer.additive:
+    if data.held_pairs.pairs:
         calibration, metrics["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
     if data.held_pairs.pairs and data.train_pairs.pairs:
         metrics["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
@@ -238,10 +237,14 @@ def encode_parts(
     return data, data._replace(held_pairs=decides.held_pairs, held_rollouts=decides.held_rollouts)
 
 
-def _held_out(data: Data, scorer: Scorer, rewards: list[Tensor]) -> dict[str, Any]:
+def prefix_rewards(scorer: Scorer, row_set: int) -> list[Tensor]:
+    """The reward of every prefix of a set's rows: of token rewards what has added up until there."""
+    rewards = scorer.score(row_set)
+    return [row.cumsum(0) for row in rewards] if scorer.additive else rewards
+
+
+def _held_out(data: Data, rewards: list[Tensor]) -> dict[str, Any]:
     """Pair accuracy on held-out prompts, and of rollouts the fit to their labels, by share of the response."""
-    if scorer.additive:
-        rewards = [row.cumsum(0) for row in rewards]
     found: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
     if data.held_pairs.pairs:
         found = pair_accuracy(data.held_pairs, rewards)
