@@ -172,6 +172,33 @@ def steering(root: Path) -> str:
     return markdown(["guide", "weight", "gold (standard error)", "guidance KL, nats", "total KL, nats"], rows)
 
 
+def shipped(root: Path) -> str:
+    """The shipped rewards: how well they rank, and what guiding by them gives."""
+    path, command = "studies/shipped/results.json", "python -m studies.shipped.run --data DIR"
+    found = load(root, path, command)
+    try:
+        rows = [
+            [
+                row["name"],
+                with_interval(row["accuracy"][0][-1]["accuracy"], row["accuracy"][0][-1]["interval"]),
+                f"{row['weight']:g}",
+                number(row["plain"]["gold"]),
+                number(row["guided"]["gold"]),
+                with_interval(row["difference"]["mean"], row["difference"]["interval"]),
+                number(row["guided"]["guidance_kl"], 1),
+                *(f"{number(row['plain'][name], d)}, {number(row['guided'][name], d)}" for name, d in SHIPPED_COSTS),
+            ]
+            for row in found["rows"]
+        ]
+    except KeyError as error:
+        raise _lacks(path, error, command) from error
+    header = ["reward", "pair accuracy [95%]", "weight", "gold, plain", "guided", "difference [95%]", "guidance KL"]
+    return markdown([*header, "perplexity", "repeated bigrams"], rows)
+
+
+SHIPPED_COSTS = (("perplexity", 1), ("repeated_bigrams", 3))
+
+
 def _mean_accuracy(cells: Sequence[dict[str, Any]]) -> str:
     """The mean over seeds; with one run, its interval beside it."""
     found = [cell for cell in cells if cell]
@@ -188,6 +215,7 @@ TABLES: dict[str, Table] = {
     "parts": parts,
     "rewards": rewards,
     "steering": steering,
+    "shipped": shipped,
 }
 
 

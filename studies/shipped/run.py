@@ -308,6 +308,7 @@ def ship(
     reward.info = replace(reward.info, reward_weight=weight, metrics=metrics)
     reward.save(work)
     write_text(work / "README.md", card(name, wanted, reward, row))
+    SHIPPED.mkdir(parents=True, exist_ok=True)
     publish_folder(work, SHIPPED / name, replace=True)
 
 

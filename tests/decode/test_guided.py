@@ -315,7 +315,7 @@ def test_rewards_catch_up_after_skipped_steps(architecture, make):
         ids = list(prompt.encode())
         response = [257 if s.token_id in lm.eos_token_ids else s.token_id for s in row.steps]
         for t, step in enumerate(row.steps):
-            want = float(reference.rewards_of(reward, ids + response[:t], torch.tensor([response[t]]))[0])
+            want = float(reference.rewards_of(reward, ids + response[:t], len(ids), torch.tensor([response[t]]))[0])
             assert step.reward is None or step.reward == pytest.approx(want, abs=1e-9)
             skipped += step.reward is None
         assert row.reward == pytest.approx(want, abs=1e-9)
