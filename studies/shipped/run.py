@@ -16,6 +16,7 @@ import random
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -32,7 +33,7 @@ from midcourse.intervals import mean_interval
 from midcourse.language_model import LanguageModel
 from midcourse.prompt import Prompt
 from midcourse.sample import Sampled, sample
-from midcourse.train.accuracy import pair_accuracy
+from midcourse.train.accuracy import outcome, pair_accuracy
 from midcourse.train.comparisons import Comparison, read_comparisons
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
@@ -46,7 +47,7 @@ RUNS = HERE.parents[1] / "runs/shipped"
 SHIPPED = HERE.parents[1] / "src/midcourse/shipped/rewards"
 SEED = 0
 SEEDS = (0, 1, 2)  # the first one ships, whichever is best
-WEIGHTS = (1.0, 2.0, 4.0, 6.0, 8.0)
+WEIGHTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLES, ANSWER_TOKENS = 4, 40
 GAP = 2.0  # school years between two answers that are compared
 # A weight may spend this much guidance KL on validation prompts to be the one that a reward ships with.
@@ -281,6 +282,7 @@ def make(name: str, data: Path) -> dict[str, Any]:
         "pairs": {"train": len(wanted.learn), "test": len(wanted.test)},
         "accuracy": [found["shares"] for found in accuracies],
         "accuracy_at_end": fmean(found["shares"][-1]["accuracy"] for found in accuracies),
+        "gold_accuracy": fmean(outcome(wanted.gold(c.chosen) - wanted.gold(c.rejected)) for c in wanted.test),
         "weight": weight,
         "trials": trials,
         "prompts": len(wanted.prompts),
@@ -320,6 +322,23 @@ def card(name: str, wanted: Shipped, reward: TrunkReward, row: dict[str, Any]) -
         for s in shares
     )
     low, high = row["difference"]["interval"]
+    paragraphs = [
+        f"{wanted.about} A trunk reward on SmolLM2-135M-Instruct (`smollm2`): it guides that model without a pass of "
+        "its own, and only that model.",
+        f"- **Trained on** {row['pairs']['train']} comparisons: {wanted.data}.",
+        f"- **Guides** by default at weight {row['weight']:g}. On {row['prompts']} prompts that it never saw, "
+        f"{wanted.new_tokens} tokens each, {wanted.gold_name} goes from {row['plain']['gold']:.2f} to "
+        f"{row['guided']['gold']:.2f}: a difference of {row['difference']['mean']:.2f} (95% interval {low:.2f} to "
+        f"{high:.2f}) for {row['guided']['guidance_kl']:.1f} nats of guidance KL.",
+        f"- **Do not use it** for more than it knows. {wanted.misuse}",
+        f"Pair accuracy on {row['pairs']['test']} pairs of prompts that were not trained on, 95% intervals over "
+        f"prompts. {wanted.gold_name[0].upper()}{wanted.gold_name[1:]} orders {row['gold_accuracy']:.2f} of them as they are "
+        "labelled.",
+    ]
+    about, data, guides, misuse, measured = (
+        textwrap.fill(text, 120, subsequent_indent="  " * text.startswith("- "), break_on_hyphens=False)
+        for text in paragraphs
+    )
     return f"""---
 library_name: midcourse
 license: apache-2.0
@@ -330,21 +349,17 @@ tags: [reward-model, prefix-reward]
 
 # {name}
 
-{wanted.about} A trunk reward on SmolLM2-135M-Instruct (`smollm2`): it guides that model without a pass of its own, and
-only that model.
+{about}
 
 ```sh
 midcourse guide --reward {name} --prompt "..."
 ```
 
-- **Trained on** {row["pairs"]["train"]} comparisons: {wanted.data}.
-- **Guides** by default at weight {row["weight"]:g}. On {row["prompts"]} prompts that it never saw, {wanted.new_tokens}
-  tokens each, {wanted.gold_name} goes from {row["plain"]["gold"]:.2f} to {row["guided"]["gold"]:.2f}: a difference of
-  {row["difference"]["mean"]:.2f} (95% interval {low:.2f} to {high:.2f}) for {row["guided"]["guidance_kl"]:.1f} nats of
-  guidance KL.
-- **Do not use it** where more than a nudge is wanted. {wanted.misuse}
+{data}
+{guides}
+{misuse}
 
-Pair accuracy on {row["pairs"]["test"]} pairs of prompts that were not trained on, 95% intervals over prompts:
+{measured}
 
 | share of the response | accuracy | interval |
 |---|---|---|
