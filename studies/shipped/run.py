@@ -332,8 +332,8 @@ def card(name: str, wanted: Shipped, reward: TrunkReward, row: dict[str, Any]) -
         f"{high:.2f}) for {row['guided']['guidance_kl']:.1f} nats of guidance KL.",
         f"- **Do not use it** for more than it knows. {wanted.misuse}",
         f"Pair accuracy on {row['pairs']['test']} pairs of prompts that were not trained on, 95% intervals over "
-        f"prompts. {wanted.gold_name[0].upper()}{wanted.gold_name[1:]} orders {row['gold_accuracy']:.2f} of them as they are "
-        "labelled.",
+        f"prompts. {wanted.gold_name[0].upper()}{wanted.gold_name[1:]} orders {row['gold_accuracy']:.2f} of them as "
+        "they are labelled.",
     ]
     about, data, guides, misuse, measured = (
         textwrap.fill(text, 120, subsequent_indent="  " * text.startswith("- "), break_on_hyphens=False)
