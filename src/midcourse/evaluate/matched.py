@@ -1,12 +1,14 @@
-"""Gold at equal guidance KL, which makes guides comparable whose weights mean different things."""
+"""Scores at equal KL, which makes guides comparable whose weights mean different things."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from midcourse.intervals import RESAMPLES
+from midcourse.evaluate.statistics import Estimate, estimate
+from midcourse.intervals import resamples
 
 
 class Guided(NamedTuple):
@@ -17,28 +19,89 @@ class Guided(NamedTuple):
     guidance_kl: np.ndarray
 
 
-def at_kl(runs: Sequence[Guided], kl: float, *, seed: int = 0) -> tuple[float, tuple[float, float]] | None:
-    """(mean gold, its 95 % interval) at a mean guidance KL, between the two weights on either side of it.
+@dataclass(frozen=True)
+class Curve:
+    """A method at several strengths: each prompt's score by its KL (or another distance) from the base.
 
-    Means over the prompts are joined by straight lines, and the bootstrap resamples prompts, the same ones at every
-    weight. Give the plain run too: weight 0 lies at 0 nats.
+    Attributes:
+        kls, scores: of shape (strengths, prompts); NaN where a prompt has none.
+    """
+
+    kls: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """The prompts that have every point."""
+        return np.isfinite(self.kls).all(0) & np.isfinite(self.scores).all(0)
+
+    def reaches(self, kl: float, prompts: np.ndarray | None = None) -> bool:
+        """Whether the mean KL over the prompts (all that are present) is at `kl` or on both sides of it."""
+        low, high = self.reach(prompts)
+        return low - 1e-9 <= kl <= high + 1e-9
+
+    def reach(self, prompts: np.ndarray | None = None) -> tuple[float, float]:
+        """The least and the largest mean KL of its points; an empty range where no prompt has all of them."""
+        prompts = self.present if prompts is None else prompts
+        if not prompts.any():
+            return math.inf, -math.inf
+        means = self.kls[:, prompts].mean(1)
+        return float(means.min()), float(means.max())
+
+    def at(self, kl: float, prompts: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """The mean score at a mean KL in each draw, on the straight lines between the points, of shape (draws,).
+
+        A draw whose points do not reach `kl`, though all prompts together do, gives its nearest point.
+        """
+        times = times[:, prompts]
+        weights = times / times.sum(1, keepdims=True)
+        kls, scores = (weights @ values[:, prompts].T for values in (self.kls, self.scores))
+        order = np.argsort(kls, axis=1)
+        return _interpolate(np.take_along_axis(kls, order, 1), np.take_along_axis(scores, order, 1), kl)
+
+
+def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
+    """np.interp row by row, of x ascending in each."""
+    if x.shape[1] == 1:
+        return y[:, 0]
+    right = np.clip((x < at).sum(1, keepdims=True), 1, x.shape[1] - 1)
+    (x0, y0), (x1, y1) = ([np.take_along_axis(values, i, 1)[:, 0] for values in (x, y)] for i in (right - 1, right))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(x1 > x0, np.clip((at - x0) / (x1 - x0), 0.0, 1.0), 0.0)
+    return y0 + share * (y1 - y0)
+
+
+def score_at(curve: Curve, kl: float, times: np.ndarray) -> Estimate | None:
+    """A method's mean score at a mean KL, between the two strengths on either side of it.
 
     Returns:
-        None where the KL lies outside of what the weights reach: nothing is extrapolated.
+        None where the KL lies outside of what its strengths reach: nothing is extrapolated.
     """
-    gold, kls = (np.stack([getattr(run, name) for run in runs]) for name in ("gold", "guidance_kl"))
-    if not kls.mean(1).min() <= kl <= kls.mean(1).max():
+    if not curve.reaches(kl):
         return None
-    prompts = gold.shape[1]
-    times = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES) / prompts
-    found = [_read_off(k, g, kl) for k, g in zip(times @ kls.T, times @ gold.T, strict=True)]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return _read_off(kls.mean(1), gold.mean(1), kl), (float(low), float(high))
+    return estimate(lambda times: curve.at(kl, curve.present, times), curve.present, times)
 
 
-def _read_off(kls: np.ndarray, gold: np.ndarray, kl: float) -> float:
-    order = np.argsort(kls)
-    return float(np.interp(kl, kls[order], gold[order]))
+def difference_at(one: Curve, other: Curve, kl: float, times: np.ndarray) -> Estimate | None:
+    """Score of `one` less that of `other` at the same mean KL, over the prompts that both have.
+
+    Returns:
+        None where either does not reach the KL.
+    """
+    both = one.present & other.present
+    if not (one.reaches(kl, both) and other.reaches(kl, both)):
+        return None
+    return estimate(lambda times: one.at(kl, both, times) - other.at(kl, both, times), both, times)
+
+
+def at_kl(runs: Sequence[Guided], kl: float, *, seed: int = 0) -> tuple[float, tuple[float, float]] | None:
+    """(mean gold, its 95 % interval) at a mean guidance KL; see `score_at`.
+
+    Give the plain run too: weight 0 lies at 0 nats. For one prompt the interval is the mean.
+    """
+    curve = Curve(*(np.stack([getattr(run, name) for run in runs]) for name in ("guidance_kl", "gold")))
+    found = score_at(curve, kl, resamples(curve.kls.shape[1], seed=seed))
+    return found and (found.mean, found.interval or (found.mean, found.mean))
 
 
 def weight_at(kl_of: Callable[[float], float], kl: float, *, start: float = 1.0, tries: int = 5) -> float:

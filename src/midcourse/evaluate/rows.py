@@ -30,8 +30,8 @@ class TokenRow:
 
     token_id: int
     text: str
-    logprob: float
-    reference_logprob: float
+    logprob: float | None = None
+    reference_logprob: float | None = None
     reward: float | None = None
     weight: float | None = None
     guidance_kl: float | None = None
