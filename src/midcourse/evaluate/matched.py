@@ -32,8 +32,9 @@ class Curve:
 
     @property
     def present(self) -> np.ndarray:
-        """The prompts that have every point."""
-        return np.isfinite(self.kls).all(0) & np.isfinite(self.scores).all(0)
+        """The prompts that have every point; none where there is no point."""
+        whole = np.isfinite(self.kls).all(0) & np.isfinite(self.scores).all(0)
+        return whole if len(self.kls) else np.zeros_like(whole)
 
     def reaches(self, kl: float, prompts: np.ndarray | None = None) -> bool:
         """Whether the mean KL over the prompts (all that are present) is at `kl` or on both sides of it."""
