@@ -60,7 +60,10 @@ def score(of: dict[str, Any], judge: str, value: float | None) -> dict[str, Any]
 
 
 def write(
-    folder: Path, rows: list[dict[str, Any]], judgements: list[dict[str, Any]] = [], asked: dict[str, Any] | None = None  # noqa: B006
+    folder: Path,
+    rows: list[dict[str, Any]],
+    judgements: list[dict[str, Any]] = [],
+    asked: dict[str, Any] | None = None,  # noqa: B006
 ) -> Path:
     """The files of a comparison."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,12 @@ def made_up(prompts: int = 40, seeds: int = 2, tokens: int = 24) -> tuple[list[A
 
     def add(arm: str, gain: float, guidance_kl: float | None, **fields: Any) -> None:
         settings = {name: fields.get(name) for name in ("method", "reward", "setting")}
-        arms[arm] = {**settings, "lm_parameters": 135e6, "reward_parameters": 45e6, "greedy": fields.get("greedy", False)}
+        arms[arm] = {
+            **settings,
+            "lm_parameters": 135e6,
+            "reward_parameters": 45e6,
+            "greedy": fields.get("greedy", False),
+        }
         slow = fields.pop("slow", 1.0)
         for prompt in range(prompts):
             for seed in range(1 if fields.get("greedy") else seeds):
