@@ -2,12 +2,13 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-WORDS = "the evening was calm and bright so we walked along a quiet river with friends who told stories".split()
+WORDS = ["the", "evening", "was", "calm", "so", "we", "walked", "along", "a", "quiet", "river", "with", "friends"]
 GUIDES = {"pargs": 1.0, "args-stochastic": 0.6}
 
 
@@ -62,8 +63,8 @@ def score(of: dict[str, Any], judge: str, value: float | None) -> dict[str, Any]
 def write(
     folder: Path,
     rows: list[dict[str, Any]],
-    judgements: list[dict[str, Any]] = [],
-    asked: dict[str, Any] | None = None,  # noqa: B006
+    judgements: Sequence[dict[str, Any]] = (),
+    asked: dict[str, Any] | None = None,
 ) -> Path:
     """The files of a comparison."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,14 @@ Found = Mapping[str, Any]
 
 
 class Point(NamedTuple):
-    """An arm: its KL or time, its score with the interval's ends."""
+    """An arm: its KL or time, its score with the interval's ends, and whether its x is a bound."""
 
     arm: str
     x: float
     y: float
     low: float
     high: float
+    bound: bool
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,12 @@ class Series:
 
     Attributes:
         style: its number, the same in every chart of a comparison.
-        bound: its x is a bound.
         line: x, mean, low, high along the curve; None draws straight lines between the points.
     """
 
     name: str
     style: int
     points: Sequence[Point]
-    bound: bool = False
     line: Mapping[str, Sequence[float]] | None = None
 
 
@@ -82,7 +81,7 @@ def _by_kl(summary: Found, judge: str, axis: str, greedy: bool) -> list[Series]:
         if curve["greedy"] == greedy and own:
             line = curve["bands"][axis].get(judge)
             band = line and {"x": line["kl"], **{name: line[name] for name in ("mean", "low", "high")}}
-            found.append(Series(curve["name"], style, points, curve["kl_is_bound"], band))
+            found.append(Series(curve["name"], style, points, band))
     return found
 
 
@@ -107,7 +106,7 @@ def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> Point 
     if not at or not score:
         return None
     low, high = score["interval"] or (score["mean"], score["mean"])
-    return Point(arm, at["mean"], score["mean"], low, high)
+    return Point(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
 
 
 def _score(found: Found, judge: str) -> Found | None:
@@ -150,16 +149,17 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
         axes.plot(line["x"], line["mean"], linestyle=dash(series.style), linewidth=1.6, color=shade)
         if series.line:
             axes.fill_between(line["x"], line["low"], line["high"], alpha=0.15, linewidth=0, color=shade)
-        axes.errorbar(
-            [p.x for p in points],
-            [p.y for p in points],
-            [[p.y - p.low for p in points], [p.high - p.y for p in points]],
-            fmt="o",
-            markersize=4.5,
-            elinewidth=0.8,
-            color=shade,
-            markerfacecolor="white" if series.bound else shade,
-        )
+        for point in points:
+            axes.errorbar(
+                point.x,
+                point.y,
+                [[point.y - point.low], [point.high - point.y]],
+                fmt="o",
+                markersize=4.5,
+                elinewidth=0.8,
+                color=shade,
+                markerfacecolor="white" if point.bound else shade,
+            )
     if chart.level is not None:
         axes.axhline(chart.level, color=QUIET, linestyle=(0, (2, 3)), linewidth=1)
         axes.annotate(

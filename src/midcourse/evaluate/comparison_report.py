@@ -97,7 +97,7 @@ def _drawn(chart: Chart) -> dict[str, Any]:
     lines = [series.line for series in chart.series if series.line]
     xs = [*(p.x for p in points), *(x for line in lines for x in line["x"])]
     ends = [y for p in points for y in (p.low, p.high)] + [y for line in lines for y in (*line["low"], *line["high"])]
-    x_ticks = axis_ticks([0.0, *xs])
+    x_ticks = axis_ticks(xs)
     y_ticks = axis_ticks([*ends, *([] if chart.level is None else [chart.level])])
     x, y = percent(x_ticks[0], x_ticks[-1]), percent(y_ticks[-1], y_ticks[0])
     return {
@@ -110,7 +110,6 @@ def _drawn(chart: Chart) -> dict[str, Any]:
             {
                 "name": series.name,
                 **_style(series.style),
-                "bound": series.bound,
                 "line": [(x(at), y(mean)) for at, mean in zip(series.line["x"], series.line["mean"], strict=True)]
                 if series.line
                 else [(x(p.x), y(p.y)) for p in series.points],
@@ -121,7 +120,8 @@ def _drawn(chart: Chart) -> dict[str, Any]:
                 if series.line
                 else [],
                 "points": [
-                    {"x": x(p.x), "y": y(p.y), "low": y(p.low), "high": y(p.high), "text": point_text(p, chart)}
+                    {"x": x(p.x), "y": y(p.y), "low": y(p.low), "high": y(p.high), "bound": p.bound}
+                    | {"text": point_text(p, chart)}
                     for p in series.points
                 ],
             }

@@ -92,7 +92,7 @@ def _points(rows: GroupedRows, curve: MethodCurve, axis: str, judge: str) -> Cur
     known = np.isfinite(kls).any(1) & np.isfinite(scores).any(1)
     own = np.array([method_of(rows.first(arm)) != "plain" for arm in curve.arms])
     known &= (known & own).any()
-    return Curve(kls[known], scores[known])
+    return Curve(kls[known], scores[known], rows.times)
 
 
 def curve_figures(rows: GroupedRows, curve: MethodCurve) -> dict[str, Any]:
@@ -102,20 +102,17 @@ def curve_figures(rows: GroupedRows, curve: MethodCurve) -> dict[str, Any]:
         "greedy": curve.greedy,
         "arms": list(curve.arms),
         "kl_is_bound": is_bound(rows.first(curve.arms[-1])),
-        "bands": {
-            axis: {judge: _band(_points(rows, curve, axis, judge), rows.times) for judge in rows.scored}
-            for axis in AXES
-        },
+        "bands": {axis: {judge: _band(_points(rows, curve, axis, judge)) for judge in rows.scored} for axis in AXES},
     }
 
 
-def _band(curve: Curve, times: np.ndarray) -> dict[str, list[float]] | None:
+def _band(curve: Curve) -> dict[str, list[float]] | None:
     """From the least to the largest KL; None where there are not two points."""
-    low, high = curve.reach()
+    low, high = curve.reach(curve.present)
     if high - low < 1e-9:
         return None
     kls = np.unique([*np.linspace(low, high, BAND_POINTS), *curve.kls[:, curve.present].mean(1)])
-    found = [(float(kl), point) for kl in kls if (point := score_at(curve, float(kl), times))]
+    found = [(float(kl), point) for kl in kls if (point := score_at(curve, float(kl)))]
     intervals = [point.interval or (point.mean, point.mean) for _, point in found]
     return {
         "kl": [kl for kl, _ in found],
@@ -138,7 +135,7 @@ def matched(rows: GroupedRows, curves: Sequence[MethodCurve], judge: str, kls: S
             points = {name: curve for name, curve in points.items() if curve.present.any()}
             places = _places(rows, axis, greedy, kls) if points else []
             found += [
-                {"judge": judge, "axis": axis, "greedy": greedy, "kl": kl, "why": why, **_at(points, kl, rows.times)}
+                {"judge": judge, "axis": axis, "greedy": greedy, "kl": kl, "why": why, **_at(points, kl)}
                 for kl, why in places
             ]
     return found
@@ -159,12 +156,12 @@ def _mean(rows: GroupedRows, arm: str, axis: str) -> float | None:
     return found and found.mean
 
 
-def _at(curves: Mapping[str, Curve], kl: float, times: np.ndarray) -> dict[str, Any]:
+def _at(curves: Mapping[str, Curve], kl: float) -> dict[str, Any]:
     names = list(curves)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    gaps = [difference_at(curves[a], curves[b], kl, times) for a, b in pairs]
+    gaps = [difference_at(curves[a], curves[b], kl) for a, b in pairs]
     corrected = holm([gap and gap.p for gap in gaps])
-    scores = {name: score_at(curve, kl, times) for name, curve in curves.items()}
+    scores = {name: score_at(curve, kl) for name, curve in curves.items()}
     return {
         "scores": {name: found and found.untested() for name, found in scores.items()},
         "differences": [

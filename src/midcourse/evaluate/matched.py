@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from midcourse.evaluate.statistics import Estimate, estimate
+from midcourse.evaluate.statistics import Estimate, from_draws
 from midcourse.intervals import resamples
 
 
@@ -19,16 +19,19 @@ class Guided(NamedTuple):
     guidance_kl: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """A method at several strengths: each prompt's score by its KL (or another distance) from the base.
 
     Attributes:
         kls, scores: of shape (strengths, prompts); NaN where a prompt has none.
+        times: how often each bootstrap draw counts each prompt, of shape (draws, prompts).
     """
 
     kls: np.ndarray
     scores: np.ndarray
+    times: np.ndarray
+    _known: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
     def present(self) -> np.ndarray:
@@ -36,54 +39,64 @@ class Curve:
         whole = np.isfinite(self.kls).all(0) & np.isfinite(self.scores).all(0)
         return whole if len(self.kls) else np.zeros_like(whole)
 
-    def reaches(self, kl: float, prompts: np.ndarray | None = None) -> bool:
-        """Whether the mean KL over the prompts (all that are present) is at `kl` or on both sides of it."""
-        low, high = self.reach(prompts)
-        return low - 1e-9 <= kl <= high + 1e-9
-
-    def reach(self, prompts: np.ndarray | None = None) -> tuple[float, float]:
-        """The least and the largest mean KL of its points; an empty range where no prompt has all of them."""
-        prompts = self.present if prompts is None else prompts
+    def reach(self, prompts: np.ndarray) -> tuple[float, float]:
+        """The least and the largest mean KL of its points; an empty range where there are no prompts."""
         if not prompts.any():
             return math.inf, -math.inf
         means = self.kls[:, prompts].mean(1)
         return float(means.min()), float(means.max())
 
-    def at(self, kl: float, prompts: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """The mean score at a mean KL in each draw, on the straight lines between the points, of shape (draws,).
+    def reaches(self, kl: float, prompts: np.ndarray) -> bool:
+        """Whether the mean KL over the prompts is at `kl`, or on both sides of it."""
+        low, high = self.reach(prompts)
+        return low - 1e-9 <= kl <= high + 1e-9
+
+    def at(self, kl: float, prompts: np.ndarray) -> np.ndarray:
+        """The mean score at a mean KL on the lines between the points: of all prompts, then of each draw.
 
         A draw whose points do not reach `kl`, though all prompts together do, gives its nearest point.
         """
-        times = times[:, prompts]
-        weights = times / times.sum(1, keepdims=True)
-        kls, scores = (weights @ values[:, prompts].T for values in (self.kls, self.scores))
-        order = np.argsort(kls, axis=1)
-        return _interpolate(np.take_along_axis(kls, order, 1), np.take_along_axis(scores, order, 1), kl)
+        return _interpolate(*self._means(prompts), kl)
+
+    def _means(self, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean KL and mean score of each point, by ascending KL, of shape (1 + draws, strengths)."""
+        key = prompts.tobytes()
+        if key not in self._known:
+            times = np.concatenate([np.ones((1, prompts.sum())), self.times[:, prompts]])
+            with np.errstate(invalid="ignore"):  # a draw may hold none of the prompts
+                weights = times / times.sum(1, keepdims=True)
+            kls, scores = weights @ self.kls[:, prompts].T, weights @ self.scores[:, prompts].T
+            order = np.argsort(kls, axis=1)
+            self._known[key] = np.take_along_axis(kls, order, 1), np.take_along_axis(scores, order, 1)
+        return self._known[key]
 
 
 def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
     """np.interp row by row, of x ascending in each."""
     if x.shape[1] == 1:
         return y[:, 0]
-    right = np.clip((x < at).sum(1, keepdims=True), 1, x.shape[1] - 1)
-    (x0, y0), (x1, y1) = ([np.take_along_axis(values, i, 1)[:, 0] for values in (x, y)] for i in (right - 1, right))
+    right = np.clip((x < at).sum(1), 1, x.shape[1] - 1)
+    rows = np.arange(len(x))
+    x0, x1, y0, y1 = x[rows, right - 1], x[rows, right], y[rows, right - 1], y[rows, right]
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(x1 > x0, np.clip((at - x0) / (x1 - x0), 0.0, 1.0), 0.0)
     return y0 + share * (y1 - y0)
 
 
-def score_at(curve: Curve, kl: float, times: np.ndarray) -> Estimate | None:
+def score_at(curve: Curve, kl: float) -> Estimate | None:
     """A method's mean score at a mean KL, between the two strengths on either side of it.
 
     Returns:
         None where the KL lies outside of what its strengths reach: nothing is extrapolated.
     """
-    if not curve.reaches(kl):
+    prompts = curve.present
+    if not curve.reaches(kl, prompts):
         return None
-    return estimate(lambda times: curve.at(kl, curve.present, times), curve.present, times)
+    found = curve.at(kl, prompts)
+    return from_draws(found[0], found[1:], int(prompts.sum()))
 
 
-def difference_at(one: Curve, other: Curve, kl: float, times: np.ndarray) -> Estimate | None:
+def difference_at(one: Curve, other: Curve, kl: float) -> Estimate | None:
     """Score of `one` less that of `other` at the same mean KL, over the prompts that both have.
 
     Returns:
@@ -92,7 +105,8 @@ def difference_at(one: Curve, other: Curve, kl: float, times: np.ndarray) -> Est
     both = one.present & other.present
     if not (one.reaches(kl, both) and other.reaches(kl, both)):
         return None
-    return estimate(lambda times: one.at(kl, both, times) - other.at(kl, both, times), both, times)
+    found = one.at(kl, both) - other.at(kl, both)
+    return from_draws(found[0], found[1:], int(both.sum()))
 
 
 def at_kl(runs: Sequence[Guided], kl: float, *, seed: int = 0) -> tuple[float, tuple[float, float]] | None:
@@ -100,8 +114,8 @@ def at_kl(runs: Sequence[Guided], kl: float, *, seed: int = 0) -> tuple[float, t
 
     Give the plain run too: weight 0 lies at 0 nats. For one prompt the interval is the mean.
     """
-    curve = Curve(*(np.stack([getattr(run, name) for run in runs]) for name in ("guidance_kl", "gold")))
-    found = score_at(curve, kl, resamples(curve.kls.shape[1], seed=seed))
+    kls, gold = (np.stack([getattr(run, name) for run in runs]) for name in ("guidance_kl", "gold"))
+    found = score_at(Curve(kls, gold, resamples(kls.shape[1], seed=seed)), kl)
     return found and (found.mean, found.interval or (found.mean, found.mean))
 
 

@@ -8,10 +8,11 @@ prompt; the seeds of a prompt are inside it and go together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import ndtr, stdtr, stdtrit
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -64,12 +65,6 @@ class Ratio:
 def estimate(statistic: Statistic, present: np.ndarray, times: np.ndarray) -> Estimate | None:
     """The statistic with its interval and p-value; None where no prompt is present.
 
-    The interval is the bootstrap's percentile interval with the quantiles moved outwards for few prompts (Hesterberg,
-    What Teachers Should Know About the Bootstrap, 2015, section 5.2), which a plain one covers too rarely. The p-value
-    is Student's, of the statistic over its bootstrap standard error: counting draws could not go below 1 / draws, which
-    a correction for many comparisons would make insignificant. It is at least 2^(1 - prompts), the least that any test
-    by the signs of paired differences can say.
-
     Args:
         present: which prompts have the figure.
         times: as `intervals.resamples` draws them, for all prompts.
@@ -78,17 +73,31 @@ def estimate(statistic: Statistic, present: np.ndarray, times: np.ndarray) -> Es
     if not prompts:
         return None
     mean = float(statistic(np.ones((1, len(present))))[0])
+    return from_draws(mean, statistic(times) if prompts > 1 else np.empty(0), prompts)
+
+
+def from_draws(mean: float, draws: np.ndarray, prompts: int) -> Estimate | None:
+    """An estimate from the statistic's values in the bootstrap's draws; None where the mean is not finite.
+
+    The interval is the bootstrap's percentile interval with the quantiles moved outwards for few prompts (Hesterberg,
+    What Teachers Should Know About the Bootstrap, 2015, section 5.2), which a plain one covers too rarely. The p-value
+    is Student's, of the statistic over its bootstrap standard error: counting draws could not go below 1 / draws, which
+    a correction for many comparisons would make insignificant. It is at least 2^(1 - prompts), the least that any test
+    by the signs of paired differences can say.
+    """
     if not math.isfinite(mean):
         return None
-    if prompts == 1:
-        return Estimate(mean, None, None)
-    samples = statistic(times)
-    samples = samples[np.isfinite(samples)]
-    wider = math.sqrt(prompts / (prompts - 1))
-    tail = float(norm.cdf(wider * t.ppf(0.025, prompts - 1)))
-    low, high = np.quantile(samples, [tail, 1 - tail])
-    error = wider * float(samples.std())
-    return Estimate(mean, (float(low), float(high)), _p_value(mean, error, prompts))
+    draws = draws[np.isfinite(draws)]
+    if prompts == 1 or not len(draws):
+        return Estimate(float(mean), None, None)
+    low, high = np.quantile(draws, [_tail(prompts), 1 - _tail(prompts)])
+    error = math.sqrt(prompts / (prompts - 1)) * float(draws.std())
+    return Estimate(float(mean), (float(low), float(high)), _p_value(mean, error, prompts))
+
+
+@cache
+def _tail(prompts: int) -> float:
+    return float(ndtr(math.sqrt(prompts / (prompts - 1)) * stdtrit(prompts - 1, 0.025)))
 
 
 def difference(one: Ratio, other: Ratio, times: np.ndarray) -> Estimate | None:
@@ -120,7 +129,7 @@ def _p_value(mean: float, error: float, prompts: int) -> float:
     if error <= 1e-12 * max(1.0, abs(mean)):
         found = 1.0 if abs(mean) <= 1e-12 else 0.0
     else:
-        found = 2 * float(t.sf(abs(mean) / error, prompts - 1))
+        found = 2 * float(stdtr(prompts - 1, -abs(mean) / error))
     return max(found, 2.0 ** (1 - prompts))
 
 

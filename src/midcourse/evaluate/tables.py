@@ -35,12 +35,13 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table whose first column names the rows."""
+    """A table; its first column, or first columns, hold words and the others figures."""
 
     title: str
     note: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    words: int = 1
 
 
 # Cells
@@ -70,8 +71,8 @@ def _difference_note(found: Found | None, digits: int) -> str:
     if not gap:
         return ""
     p = p_cell(gap).text
-    parts = (number(gap["mean"], digits, sign=True), interval(gap, digits, sign=True), p and f"p {p}")
-    return "\N{GREEK CAPITAL LETTER DELTA} " + " ".join(part for part in parts if part)
+    shown = f"\N{GREEK CAPITAL LETTER DELTA} {number(gap['mean'], digits, sign=True)}"
+    return f"{shown}, p {p}" if p else shown
 
 
 # Tables
@@ -119,6 +120,7 @@ def difference_tables(summary: Found, judge: str) -> Iterator[Table]:
                 "for all pairs at that KL.",
                 ["method", "less", "at", "difference", "p"],
                 rows,
+                words=2,
             )
 
 
@@ -221,7 +223,9 @@ def over_optimisation_table(summary: Found) -> Table:
         "Begins at the arm of the judge's highest mean, if a stronger arm's is lower (the paired difference's interval "
         "below 0) while the guide's own mean reward is higher."
     )
-    return Table("Over-optimisation", note, ["method", "judge", "begins at", "KL there, nats", "fall by"], rows)
+    return Table(
+        "Over-optimisation", note, ["method", "judge", "begins at", "KL there, nats", "fall by"], rows, words=3
+    )
 
 
 def _begins(found: Found) -> list[Cell]:
@@ -272,7 +276,7 @@ def count(number: int, what: str) -> str:
 def _markdown_table(table: Table) -> str:
     lines = [
         [escaped(column) for column in table.columns],
-        ["---", *["--:"] * (len(table.columns) - 1)],
+        ["---" if i < table.words else "--:" for i in range(len(table.columns))],
         *([escaped(f"{cell.text} {cell.interval}".strip()) for cell in row] for row in table.rows),
     ]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
