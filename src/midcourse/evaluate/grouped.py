@@ -134,7 +134,9 @@ class GroupedRows:
         for arm, of_prompts in zip(self.arms, kept, strict=True):
             for row in self.by_arm[arm]:
                 if row.key in self.scores[judge] and row.tokens:
-                    of_prompts[self._position[row.prompt_id]].append((self.scores[judge][row.key], len(row.tokens)))
+                    of_prompts[self._position[row.prompt_id]].append(
+                        (self.scores[judge][row.key], float(len(row.tokens)))
+                    )
         return LengthControl.of(kept)
 
 
