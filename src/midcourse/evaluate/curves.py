@@ -40,6 +40,7 @@ def method_curves(rows: GroupedRows) -> list[MethodCurve]:
     curves = []
     for (method, reward, greedy, fixed), arms in found.items():
         named = [f"{name}={value}" for name, value in fixed if name in varied[method, reward, greedy]]
+        named += ["greedy"] if greedy and (method, reward, False, fixed) in found else []
         arms.sort(key=lambda arm: _strength(rows.first(arm)))
         start = _strength_zero(rows, rows.first(arms[0]))
         curves.append(MethodCurve(" ".join([method, *([reward] if reward else []), *named]), (*start, *arms), greedy))
@@ -71,7 +72,8 @@ def _strength_zero(rows: GroupedRows, row: Response) -> list[str]:
         return []
     plain = (arm for arm in rows.arms if method_of(rows.first(arm)) == "plain")
     same = (arm for arm in plain if rows.first(arm).greedy == row.greedy and _base(rows.first(arm)) == _base(row))
-    return [arm for _, arm in zip(range(1), same, strict=False)]
+    found = next(same, None)
+    return [] if found is None else [found]
 
 
 def _base(row: Response) -> list[Any]:

@@ -146,7 +146,7 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
         return None if logprob is None else -logprob
 
     def emitted(row: Response) -> float | None:
-        return len(row.tokens) or None
+        return float(len(row.tokens)) or None
 
     return {
         "guidance_kl": rows.mean(arm, guidance_kl),

@@ -183,4 +183,4 @@ class LengthControl:
 
 def _sums(responses: Sequence[tuple[float, float]]) -> list[float]:
     scores, lengths = np.asarray(responses, dtype=float).reshape(-1, 2).T
-    return [len(scores), scores.sum(), lengths.sum(), (lengths**2).sum(), (scores * lengths).sum()]
+    return [float(len(scores)), scores.sum(), lengths.sum(), (lengths**2).sum(), (scores * lengths).sum()]
