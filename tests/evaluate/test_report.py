@@ -1,12 +1,8 @@
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +43,7 @@ from midcourse.evaluate.report import (
     write_score_page,
 )
 from midcourse.reward_model import Score
+from tests.evaluate.browser import CHROMIUM, probed
 
 HOSTILE = (
     "<script>document.title = 'bad'</script>\n\n  \"two\" & 'one'\t</div>\u202eRLO\u202c \u05e9\u05dc\u05d5\u05dd"
@@ -533,10 +530,8 @@ def test_page_colours_stand_out_in_both_themes(tmp_path):
 
 # A browser, where there is one
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """
-<script>
-const seen = {title: document.title, prompt: document.querySelector(".prompt").textContent};
+Object.assign(seen, {title: document.title, prompt: document.querySelector(".prompt").textContent});
 const first = document.querySelector(".t");
 first.focus();
 seen.tip = document.getElementById("tip").textContent;
@@ -551,11 +546,6 @@ if (filter) {
   filter.dispatchEvent(new Event("input"));
   seen.left = document.getElementById("count").textContent;
 }
-const report = document.createElement("pre");
-report.id = "seen";
-report.textContent = encodeURIComponent(JSON.stringify(seen));
-document.body.append(report);
-</script></body>
 """
 
 
@@ -564,13 +554,7 @@ document.body.append(report);
 @pytest.mark.parametrize("name", ["score.html", "demo.html"])
 def test_pages_work_in_a_browser(tmp_path, tokenizer, name):
     hostile_pages(tmp_path, tokenizer)
-    probed = tmp_path / "probed.html"
-    probed.write_bytes((tmp_path / name).read_bytes().replace(b"</body>", PROBE.encode()))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--dump-dom"]
-    command += ["--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}", probed.as_uri()]
-    page = subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.decode()
-    seen = json.loads(unquote(re.search(r'<pre id="seen">(.*?)</pre>', page)[1]))
+    seen = probed(tmp_path / name, tmp_path, PROBE)
     assert seen["prompt"] == HOSTILE
     assert seen["tip"].startswith("'<', position 1\nreward 0.000") and seen["tip"].endswith(HOSTILE)
     assert seen["second"] == "'s', position 2"

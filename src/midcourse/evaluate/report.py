@@ -284,7 +284,7 @@ def shade(value: float, scale: float) -> int:
 
 
 # Control characters would be lost in HTML and obeyed by a terminal: show their pictures. Surrogates are not text.
-_CONTROLS: dict[int, str] = {
+CONTROLS: dict[int, str] = {
     **{code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)},
     127: "\N{SYMBOL FOR DELETE}",
     **dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], "\N{REPLACEMENT CHARACTER}"),
@@ -309,7 +309,7 @@ def score_line(tokens: Sequence[Token], colouring: Colouring | None = None) -> T
     colouring = colouring or by_change(tokens)
     line = Text()
     for token, value in zip(tokens, colouring.values(tokens), strict=True):
-        text = END_MARK if token.end else token.text.translate(_CONTROLS)
+        text = END_MARK if token.end else token.text.translate(CONTROLS)
         line.append(text, _style(value, colouring.scale))
     return line
 
@@ -353,7 +353,7 @@ def _style(value: float | None, scale: float) -> Style:
 def write_score_page(path: Path, prompt: Prompt, tokens: Sequence[Token], title: str) -> None:
     """A page on one text: its tokens coloured by change, the reward by token, and the numbers."""
     colouring = by_change(tokens)
-    _write_page(
+    write_page(
         path,
         "score.html.jinja",
         title=title,
@@ -379,7 +379,7 @@ def write_demo_report(
     picks = pick(pairs) if picks is None else picks
     colouring = by_position([row for pair in pairs for row in (pair.base_tokens, pair.guided_tokens)])
     order = [*dict.fromkeys([*picks.values(), *range(len(pairs))])]
-    _write_page(
+    write_page(
         path,
         "report.html.jinja",
         title="midcourse demo",
@@ -477,9 +477,9 @@ def _curve(tokens: Sequence[Token]) -> dict[str, Any] | None:
     ]
     if len(found) < 2:
         return None
-    x_ticks, y_ticks = _ticks([position for _, position, _ in found]), _ticks([reward for *_, reward in found])
+    x_ticks, y_ticks = axis_ticks([position for _, position, _ in found]), axis_ticks([reward for *_, reward in found])
     first, last = found[0][1], found[-1][1]
-    x, y = _percent(first, last), _percent(y_ticks[-1], y_ticks[0])
+    x, y = percent(first, last), percent(y_ticks[-1], y_ticks[0])
     return {
         "points": [{"cell": cell, "x": x(position), "y": y(reward)} for cell, position, reward in found],
         "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks if first <= tick <= last and tick == round(tick)],
@@ -493,8 +493,8 @@ def _scatter(pairs: Sequence[DemoPair]) -> dict[str, Any] | None:
     golds = [(pair.base_gold, pair.guided_gold) for pair in pairs]
     if len(golds) < 2:
         return None
-    ticks = _ticks([gold for pair in golds for gold in pair])
-    x, y = _percent(ticks[0], ticks[-1]), _percent(ticks[-1], ticks[0])
+    ticks = axis_ticks([gold for pair in golds for gold in pair])
+    x, y = percent(ticks[0], ticks[-1]), percent(ticks[-1], ticks[0])
     return {
         "points": [{"x": x(base), "y": y(guided)} for base, guided in golds],
         "x_ticks": [(x(tick), f"{tick:.4g}") for tick in ticks],
@@ -502,17 +502,17 @@ def _scatter(pairs: Sequence[DemoPair]) -> dict[str, Any] | None:
     }
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
+def axis_ticks(values: Sequence[float]) -> list[float]:
     """Round numbers, evenly spaced, from below the values to above them."""
     found = MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2).tick_values(min(values), max(values))
     return [float(tick) for tick in found]
 
 
-def _percent(first: float, last: float) -> Callable[[float], float]:
+def percent(first: float, last: float) -> Callable[[float], float]:
     return lambda number: round(100 * (number - first) / (last - first), 2)
 
 
-def _write_page(path: Path, template: str, **content: Any) -> None:
+def write_page(path: Path, template: str, **content: Any) -> None:
     environment = Environment(
         loader=PackageLoader("midcourse", "evaluate"),
         autoescape=True,
@@ -525,4 +525,4 @@ def _write_page(path: Path, template: str, **content: Any) -> None:
     page = environment.get_template(template).render(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     # An HTML parser would read a bare carriage return as a line feed.
-    write_text(path, page.translate({**_CONTROLS, 13: "&#13;"}))
+    write_text(path, page.translate({**CONTROLS, 13: "&#13;"}))
