@@ -4,7 +4,7 @@ from pathlib import Path
 
 from midcourse.encoder_reward import EncoderReward, is_encoder
 from midcourse.implicit_reward import ImplicitReward
-from midcourse.language_model import LanguageModel, ModelError, load_config, resolve
+from midcourse.language_model import LanguageModel, ModelError, load_config, loaded_fingerprint, resolve
 from midcourse.prompt import Template
 from midcourse.reward import Reward, RewardError
 from midcourse.reward_model import RewardModel, read_info
@@ -52,6 +52,17 @@ def load_reward(
     if issubclass(kind, ClassifierReward | ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
     return kind.load(name, template=template or "raw", device=device, dtype=dtype)
+
+
+def shareable(name: str | Path, lm: LanguageModel) -> bool:
+    """Whether the reward of that name can stand on the language model's own weights (`share_with`)."""
+    if not (Path(name) / "midcourse.json").is_file():
+        return False
+    info = read_info(Path(name))
+    if info.tune == "all" or info.head in ("implicit", EncoderReward.KIND):
+        return False
+    layers = lm.model.get_decoder().config.num_hidden_layers
+    return info.backbone_layers in (0, layers) and loaded_fingerprint(lm.model) == info.backbone_fingerprint
 
 
 def kind_of(

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from midcourse.cli.compare import Compare
 from midcourse.cli.data import Prefer, Sample
 from midcourse.cli.guide import Guide, Methods
 from midcourse.cli.rewards import Export, ScoreText
@@ -25,6 +26,7 @@ Command = Annotated[
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[ScoreText, tyro.conf.subcommand("score")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")],
     tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from midcourse.decode.steps import Generation, Step
@@ -19,6 +18,7 @@ from midcourse.retokenised import Retokenised
 from midcourse.reward import ReadsStates
 from midcourse.reward_model import RewardModel
 from midcourse.text_reward import ClassifierReward
+from midcourse.vocabulary_model import TrainedVocabularyReward
 from midcourse.vocabulary_reward import VocabularyReward
 
 Event = TypeVar("Event")
@@ -50,14 +50,16 @@ class Meter:
 
     def __init__(self) -> None:
         self.lm = self.reward = self.seconds = 0.0
+        self._running = False
 
     @contextmanager
     def reading(self, lm: nn.Module, rewards: Sequence[nn.Module]) -> Iterator[None]:
-        """Count the forwards of these models in the block."""
+        """Count the forwards of these models in the block that `timed` events take."""
 
         def count(name: str) -> Any:
             def add(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-                setattr(self, name, getattr(self, name) + kwargs["input_ids"].numel())
+                if self._running:
+                    setattr(self, name, getattr(self, name) + kwargs["input_ids"].numel())
 
             return add
 
@@ -73,9 +75,10 @@ class Meter:
         """The events; only what it takes to make them counts, not what is done with them."""
         left = iter(events)
         while True:
-            begin = time.perf_counter()
+            begin, self._running = time.perf_counter(), True
             event = next(left, None)
             self.seconds += time.perf_counter() - begin
+            self._running = False
             if event is None:
                 return
             yield event
@@ -110,20 +113,23 @@ def models_of(reward: Any) -> list[nn.Module]:
     return [reward.model] if isinstance(reward, ClassifierReward | VocabularyReward) else []
 
 
+def reward_parameters(reward: Any) -> int:
+    """The numbers that each of a reward's positions is multiplied by; the mean of its models where it has two."""
+    models = models_of(reward)
+    found = sum(map(parameters, models)) // max(len(models), 1)
+    return found + (reward.outputs.numel() if isinstance(reward, TrainedVocabularyReward) else 0)
+
+
 def parameters(model: nn.Module) -> int:
-    """The numbers that every position is multiplied by: a FLOPs estimate is twice this times the positions.
+    """The numbers that each position is multiplied by: a FLOPs estimate is twice this times the positions.
 
     Input embeddings are looked up, so they count only where they are the output's matrix too.
     """
-    distinct = {id(p): p.numel() for p in model.parameters() if not _is_meta(p)}
+    distinct = {id(p): p.numel() for p in model.parameters()}
     inputs, outputs = _embedding(model, "get_input_embeddings"), _embedding(model, "get_output_embeddings")
     if inputs is not None and (outputs is None or outputs is not inputs):
         distinct.pop(id(inputs), None)
     return sum(distinct.values())
-
-
-def _is_meta(tensor: torch.Tensor) -> bool:
-    return tensor.is_meta
 
 
 def _embedding(model: nn.Module, name: str) -> Any:

@@ -96,5 +96,3 @@ def _logprobs(lm: LanguageModel, prompt: Sequence[int], response: Sequence[int])
     ids = torch.tensor([[*prompt, *response[:-1]]], device=lm.model.device)
     logits = lm.model(input_ids=ids, use_cache=False, logits_to_keep=len(response)).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-
