@@ -136,11 +136,17 @@ def _number(name: str, text: str) -> Number:
         raise CompareError(f"sweep {name} has the value {text!r}, which is no {kind}; write one") from None
 
 
+def _limits(setting: Mapping[str, Number]) -> Limits:
+    """The budgets among some settings."""
+    given: dict[str, Any] = {name: setting[name] for name in LIMITS if name in setting}
+    return Limits(**given)
+
+
 def _sweepable(chosen: AnyMethod, name: str) -> bool:
     """Whether a setting makes a difference to a method."""
     if name in LIMITS:
         try:
-            check_limits(chosen, "", Limits(**{name: 0.5}))
+            check_limits(chosen, "", _limits({name: 0.5}))
         except MethodError:
             return False
         return True
@@ -242,8 +248,10 @@ def _settings(
         names = []
     found = []
     for values in itertools.product(*(swept[key] for key in names)):
-        setting: dict[str, Number] = _own_setting(chosen, reward) | dict(zip(names, values, strict=True))
-        made = replace(chosen, **{key: value for key, value in setting.items() if key not in LIMITS})
+        setting = _own_setting(chosen, reward)
+        setting |= {key: value if key in WHOLE else float(value) for key, value in zip(names, values, strict=True)}
+        own: dict[str, Any] = {key: value for key, value in setting.items() if key not in LIMITS}
+        made = replace(chosen, **own)
         if isinstance(made, Cards) and made.reward_threshold is None:
             raise CompareError(
                 "cards needs the reward that a good response has, on the reward's own scale; "
@@ -252,7 +260,7 @@ def _settings(
         check(made)
         if isinstance(made, Method) and made.temperature == 0:
             made = replace(made, greedy=True)
-        check_limits(made, method, Limits(**{key: setting.get(key) for key in LIMITS}))
+        check_limits(made, method, _limits(setting))
         found.append(Arm(method, name, setting, made, _starts_from(made, base)))
     return found
 

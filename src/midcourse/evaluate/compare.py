@@ -102,11 +102,19 @@ class Study:
         """The one template of all arms; RewardError where the rewards have different ones."""
         return agreed_template([(guide.reward, 1.0) for guide in self.guides.values()], self.template)
 
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Where the rewards and policies come from, by name."""
+        guides = {name: one.origin for name, one in self.guides.items()}
+        return guides | {name: one.origin for name, one in self.policies.items()}
+
     def check(self) -> None:
         """Raise CompareError, PromptError, RewardError or MethodError on what no row could be written with."""
         for name in ("seeds", "max_new_tokens", "batch_size"):
             if (value := getattr(self, name)) < 1:
                 raise CompareError(f"{name.replace('_', '-')} is {value}; use 1 or more")
+        if common := sorted(self.guides.keys() & self.policies.keys()):
+            raise CompareError(f"a reward and a policy are both called {common[0]}; rename one folder")
         rewards = [guide.reward for guide in self.guides.values()]
         encode(self.lm, rewards, [task.prompt for task in self.tasks], self.rendering, self.max_new_tokens)
 
@@ -114,7 +122,12 @@ class Study:
         self, methods: Sequence[str], sweep: Mapping[str, Sequence[Number]] | None
     ) -> tuple[list[Arm], list[LeftOut]]:
         """The arms; see `arms.plan`."""
-        return plan(self.lm, methods, {name: one.reward for name, one in self.guides.items()}, sweep, self.base)
+        rewards = {name: one.reward for name, one in self.guides.items()}
+        arms, left_out = plan(self.lm, methods, rewards, sweep, self.base)
+        for arm in arms:
+            if arm.method == POLICY and arm.given not in self.policies:
+                raise CompareError(f"policy {arm.given} is not among the policies: {', '.join(self.policies)}")
+        return arms, left_out
 
 
 @dataclass(frozen=True)
@@ -399,7 +412,7 @@ def check_judges(judges: Sequence[AnyJudge], study: Study, force: bool) -> dict[
     names = [judge.name for judge in judges]
     if twice := [name for name in names if names.count(name) > 1]:
         raise CompareError(f"two judges are called {twice[0]}; name one folder otherwise")
-    guides = [one.origin for one in (*study.guides.values(), *study.policies.values())]
+    guides = list(study.origins.values())
     notes: dict[str, list[str]] = {}
     for judge in judges:
         reasons = [reason for guide in guides if (reason := why_dependent(judge.origin, guide))]
@@ -534,7 +547,7 @@ def _begun(
         CompareError: the folder holds something else, or rows that would not be comparable.
     """
     asked = _asked(study, tuning)
-    guides = {name: one.origin.fingerprint for name, one in {**study.guides, **study.policies}.items()}
+    guides = {name: origin.fingerprint for name, origin in study.origins.items()}
     rated = {one.name: {"fingerprint": one.origin.fingerprint, "kind": one.kind, **one.record} for one in judges}
     earlier = _earlier(out, resume)
     if earlier:
