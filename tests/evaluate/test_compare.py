@@ -326,9 +326,20 @@ from midcourse.evaluate.compare import compare
 from midcourse.evaluate.judging import gold_judge
 from tests.evaluate.compared import study_of
 lm, reward, out = sys.argv[1:]
-study = study_of(lm, {"kind": reward}, seeds=4, max_new_tokens=40, batch_size=2)
-compare(study, ["pargs", "args", "best-of-n:4"], Path(out), sweep={}, judges=[gold_judge("builtins:len")], resume=True)
+study = study_of(lm, {"kind": reward}, seeds=3, max_new_tokens=16, batch_size=2)
+compare(study, ["pargs", "best-of-n:2"], Path(out), sweep={}, judges=[gold_judge("builtins:len")], resume=True)
 """
+
+
+def assert_same_row(have: dict, want: dict) -> None:
+    """Equal but for the cost, and for the rounding that other neighbours in a batch bring."""
+    assert have.keys() == want.keys()
+    for name in have.keys() - {"cost", "tokens"}:
+        exact = not isinstance(want[name], float)
+        assert have[name] == want[name] if exact else have[name] == pytest.approx(want[name], abs=1e-9), name
+    assert len(have["tokens"]) == len(want["tokens"])
+    for ours, theirs in zip(have["tokens"], want["tokens"], strict=True):
+        assert ours == {k: pytest.approx(v, abs=1e-9) if isinstance(v, float) else v for k, v in theirs.items()}
 
 
 def started(lm_folder: str, reward: str, out: Path) -> subprocess.Popen:
@@ -349,7 +360,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 def test_resume_after_kill_loses_and_repeats_nothing(lm_folder, rewards, tmp_path):
     out, results = tmp_path / "out", tmp_path / "out/results.jsonl"
     kept = b""
-    for rows in (3, 20):
+    for rows in (3, 14):
         process = started(lm_folder, rewards["kind"], out)
         wait_for(lambda rows=rows: results.exists() and results.read_bytes().count(b"\n") >= rows, process)
         process.send_signal(signal.SIGKILL)
@@ -365,13 +376,13 @@ def test_resume_after_kill_loses_and_repeats_nothing(lm_folder, rewards, tmp_pat
     assert process.returncode == 0, said
     assert results.read_bytes().startswith(kept)
     have = by_key(read_rows(out))
-    study = study_of(lm_folder, {"kind": rewards["kind"]}, seeds=4, max_new_tokens=40, batch_size=2)
-    judge = gold_judge("builtins:len")
-    compare(study, ["pargs", "args", "best-of-n:4"], tmp_path / "whole", sweep={}, judges=[judge])
+    study = study_of(lm_folder, {"kind": rewards["kind"]}, seeds=3, max_new_tokens=16, batch_size=2)
+    whole = replace(study, batch_size=12)
+    compare(whole, ["pargs", "best-of-n:2"], tmp_path / "whole", sweep={}, judges=[gold_judge("builtins:len")])
     want = by_key(read_rows(tmp_path / "whole"))
     assert have.keys() == want.keys()
     for key, row in want.items():
-        assert have[key] | {"cost": None} == row | {"cost": None}
+        assert_same_row(have[key], row)
     judged = read_rows(out, "judgements.jsonl")
     assert sorted(row["key"] for row in judged) == sorted(want)
 

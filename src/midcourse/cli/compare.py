@@ -198,7 +198,7 @@ class Compare:
         return found
 
     def _report(self) -> None:
-        from midcourse.evaluate.figures import write_report
+        from midcourse.evaluate.comparison_report import write_report
 
         write_report(self.out)
         if self.json:

@@ -18,6 +18,7 @@ from midcourse.language_model import LanguageModel
 from midcourse.prompt import Template, prompt_ids
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has the model's name, where PEFT has a path
 
 
 def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:
@@ -47,13 +48,14 @@ def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: st
 
 def adapter_base(name: str) -> str:
     """What an adapter's folder says it is an adapter of; CompareError where it does not."""
-    path = Path(name) / ADAPTER
+    ours = (Path(name) / RECORD).is_file()
+    path, field = (Path(name) / RECORD, "lm") if ours else (Path(name) / ADAPTER, "base_model_name_or_path")
     try:
-        found = json.loads(path.read_text())["base_model_name_or_path"]
+        found = json.loads(path.read_text())[field]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CompareError(f"{path} names no base_model_name_or_path ({error!r}); train the adapter again") from error
+        raise CompareError(f"{path} names no {field} ({error!r}); train the adapter again") from error
     if not isinstance(found, str) or not found:
-        raise CompareError(f"{path} names no base_model_name_or_path; write the model's name there")
+        raise CompareError(f"{path} names no {field}; write the model's name there")
     if not (Path(name) / ADAPTER_WEIGHTS).is_file():
         raise CompareError(f"{name} holds no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
     return found
