@@ -1,11 +1,56 @@
-"""Files that are whole or absent: temporary name, fsync, rename."""
+"""Files that are whole or absent: temporary name, fsync, rename. And folders that one process at a time writes to."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+LOCK = ".lock"
+
+
+class InUse(Exception):
+    """A folder that another process writes to; `process` is its number, or "unknown"."""
+
+    def __init__(self, process: str):
+        super().__init__(f"process {process}")
+        self.process = process
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing, for this process alone; InUse where another one that is alive holds it.
+
+    The system gives a lock back when its process ends, however it ends: what a dead one left does not block.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / LOCK) as file:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _lock(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+            file.close()  # its holder deleted it in between
+        except BlockingIOError as error:
+            file.seek(0)
+            with file:
+                raise InUse(file.read() or "unknown") from error
 
 
 def cache_folder() -> Path:

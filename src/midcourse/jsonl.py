@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -51,7 +51,12 @@ def written_rows(path: Path, resume: bool, key_of: Callable[[Any], Key]) -> dict
 
 def append_row(file: BinaryIO, row: dict[str, Any]) -> None:
     """Append a row to an open file; it is on disk when this returns."""
-    file.write(as_line(row))
+    append_rows(file, [row])
+
+
+def append_rows(file: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to an open file; all are on disk when this returns."""
+    file.write(b"".join(map(as_line, rows)))
     file.flush()
     os.fsync(file.fileno())
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
@@ -294,13 +295,30 @@ def weights_fingerprint(name: str) -> str:
 
     It tells a fine-tuned or requantised model from its base without reading all of it.
     """
+    return files_fingerprint(weight_files(name))
+
+
+def files_fingerprint(paths: Sequence[Path]) -> str:
+    """The same of these safetensors files."""
     digest = hashlib.sha256()
-    for path in _weight_files(name):
-        try:
-            _add_tensors(digest, path)
-        except (struct.error, ValueError) as error:
-            raise ModelError(f"{path} is damaged ({error}); restore the model") from error
+    for tensor in _tensors(paths):
+        digest.update(f"{tensor.name} {tensor.shape} {tensor.dtype}".encode())
+        digest.update(tensor.begin)
     return digest.hexdigest()[:16]
+
+
+def matrix_hashes(paths: Sequence[Path]) -> dict[str, str]:
+    """A hash of the values of every matrix of numbers that are not all alike, to its name: what two models may share.
+
+    Of each the first 4 KiB are read, whatever its name; norms and biases, which start alike everywhere, are left out.
+    """
+    found = {}
+    for tensor in _tensors(paths):
+        several = len(np.unique(np.frombuffer(tensor.begin[: len(tensor.begin) // 2 * 2], np.uint16))) > 4
+        if len(tensor.shape) > 1 and tensor.dtype in ("F64", "F32", "F16", "BF16") and several:
+            digest = hashlib.sha256(f"{tensor.shape} {tensor.dtype}".encode() + tensor.begin)
+            found[digest.hexdigest()[:16]] = tensor.name
+    return found
 
 
 def loaded_fingerprint(model: PreTrainedModel) -> str | None:
@@ -311,7 +329,7 @@ def loaded_fingerprint(model: PreTrainedModel) -> str | None:
     if not model.name_or_path:
         return None
     try:
-        files = _weight_files(model.name_or_path)
+        files = weight_files(model.name_or_path)
         return weights_fingerprint(model.name_or_path) if _as_in_files(model, files) else None
     except (ModelError, SafetensorError):
         return None
@@ -334,7 +352,8 @@ def _as_in_files(model: PreTrainedModel, files: Sequence[Path]) -> bool:
     return True
 
 
-def _weight_files(name: str) -> list[Path]:
+def weight_files(name: str) -> list[Path]:
+    """The safetensors files of a model's name; ModelError where there are none."""
     folder = Path(resolve(name))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -349,12 +368,24 @@ def _weight_files(name: str) -> list[Path]:
     return files
 
 
-def _add_tensors(digest: "hashlib._Hash", path: Path) -> None:
-    with path.open("rb") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(size))
-        for tensor in sorted(header.keys() - {"__metadata__"}):
-            begin, end = header[tensor]["data_offsets"]
-            file.seek(8 + size + begin)
-            digest.update(f"{tensor} {header[tensor]['shape']} {header[tensor]['dtype']}".encode())
-            digest.update(file.read(min(end - begin, 4096)))
+class _Tensor(NamedTuple):
+    """A tensor in a file: its header's entries and its first 4 KiB."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    begin: bytes
+
+
+def _tensors(paths: Sequence[Path]) -> Iterator[_Tensor]:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                size = struct.unpack("<Q", file.read(8))[0]
+                header = json.loads(file.read(size))
+                for name in sorted(header.keys() - {"__metadata__"}):
+                    begin, end = header[name]["data_offsets"]
+                    file.seek(8 + size + begin)
+                    yield _Tensor(name, header[name]["shape"], header[name]["dtype"], file.read(min(end - begin, 4096)))
+        except (struct.error, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({error}); restore the model") from error

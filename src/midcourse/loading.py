@@ -5,7 +5,7 @@ from pathlib import Path
 
 from midcourse.encoder_reward import EncoderReward, is_encoder
 from midcourse.implicit_reward import ImplicitReward
-from midcourse.language_model import LanguageModel, ModelError, load_config, resolve
+from midcourse.language_model import LanguageModel, ModelError, load_config, loaded_fingerprint, resolve
 from midcourse.prompt import Template
 from midcourse.reward import Reward, RewardError
 from midcourse.reward_model import RewardModel, read_info
@@ -64,6 +64,18 @@ def shipped() -> dict[str, Path]:
 def place_of(name: str | Path) -> str | Path:
     """Where a reward of that name is: a folder here of that name comes before a shipped reward."""
     return name if Path(name).exists() else shipped().get(str(name), name)
+
+
+def shareable(name: str | Path, lm: LanguageModel) -> bool:
+    """Whether the reward of that name can stand on the language model's own weights (`share_with`)."""
+    folder = Path(place_of(name))
+    if not (folder / "midcourse.json").is_file():
+        return False
+    info = read_info(folder)
+    if info.tune == "all" or info.head in ("implicit", EncoderReward.KIND):
+        return False
+    layers = lm.model.get_decoder().config.num_hidden_layers
+    return info.backbone_layers in (0, layers) and loaded_fingerprint(lm.model) == info.backbone_fingerprint
 
 
 def kind_of(

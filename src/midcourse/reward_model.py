@@ -8,6 +8,7 @@ A saved reward is a folder of safetensors and JSON:
 
     midcourse.json       how it was trained, its template and EOS ids, the backbone's name and fingerprint
     reward.safetensors   the head and whatever else was trained (adapter, last layers, or everything)
+    rows.safetensors     hashes of the rows it learned from; see train.learned
     backbone/            config of the backbone, only where all of it was trained
 """
 

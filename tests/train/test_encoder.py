@@ -50,7 +50,14 @@ def test_every_tuning_learns_and_its_folder_is_a_reward(encoder, tmp_path, tune)
     metrics = trained(encoder, tmp_path / "reward", tune)
     assert metrics["shares"][-1]["accuracy"] > 0.9
     have = {path.name for path in (tmp_path / "reward").iterdir()} - {"backbone"}
-    assert have == {"README.md", "metrics.jsonl", "midcourse.json", "reward.safetensors", "training.png"}
+    assert have == {
+        "README.md",
+        "metrics.jsonl",
+        "midcourse.json",
+        "reward.safetensors",
+        "rows.safetensors",
+        "training.png",
+    }
     reward = load_reward(tmp_path / "reward", device="cpu")
     assert isinstance(reward, ClassifierReward)
     good, bad = reward.ask([Text("1 0", "we loved it, fine", True), Text("1 0", "no, poor", True)])

@@ -300,7 +300,14 @@ def test_a_soft_value_guides_at_its_own_weight_only(lm_folder, rollouts, tmp_pat
 
 def test_a_reward_folder_holds_the_card_the_curves_and_a_line_per_step(undisturbed):
     have = {path.name for path in undisturbed.iterdir()}
-    assert have == {"README.md", "metrics.jsonl", "midcourse.json", "reward.safetensors", "training.png"}
+    assert have == {
+        "README.md",
+        "metrics.jsonl",
+        "midcourse.json",
+        "reward.safetensors",
+        "rows.safetensors",
+        "training.png",
+    }
     rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # the head starts at zero

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from midcourse.cli.compare import Compare
 from midcourse.cli.data import Prefer, Sample
 from midcourse.cli.guide import Guide, Methods
 from midcourse.cli.reward_bench import RewardBench
@@ -28,6 +29,7 @@ Command = (
     | Annotated[ScoreText, tyro.conf.subcommand("score")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[RewardBench, tyro.conf.subcommand("reward-bench")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )

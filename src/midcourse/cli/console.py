@@ -1,6 +1,8 @@
-"""What verbs share: refusing arguments, and tables."""
+"""What verbs share: refusing arguments, texts in files, and tables."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from midcourse.errors import MidcourseError
@@ -26,3 +28,13 @@ def table(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def read_text(text: str, flag: str) -> str:
+    """A text, or what is in the file of that name."""
+    if not os.path.isfile(text):
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{flag} {text} cannot be read ({error}); write it as UTF-8") from error

@@ -1,7 +1,6 @@
 """midcourse sample and midcourse prefer."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, table
+from midcourse.cli.console import UsageError, read_text, table
 
 if TYPE_CHECKING:
     from midcourse.prefer import Summary
@@ -177,7 +176,10 @@ class Prefer:
 
         if self.judge is not None:
             judge = Judge(
-                self.judge, self.judge_model or "", _text_or_file(self.rubric or ""), api_key_env=self.api_key_env
+                self.judge,
+                self.judge_model or "",
+                read_text(self.rubric or "", "--rubric"),
+                api_key_env=self.api_key_env,
             )
             return prefer_by_judge(
                 rollouts,
@@ -240,12 +242,3 @@ def summary_rows(summary: "Summary") -> Sequence[tuple[str, str]]:
         for name, words in kinds.items()
         if values[name] is not None
     ]
-
-
-def _text_or_file(text: str) -> str:
-    if not os.path.isfile(text):
-        return text
-    try:
-        return Path(text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--rubric {text} cannot be read ({error}); write it as UTF-8") from error

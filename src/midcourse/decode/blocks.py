@@ -54,7 +54,7 @@ class Samples:
         if n == 1:
             return found
         steps = tuple(replace(step, guidance_kl=None) for step in found.steps)
-        return replace(found, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None)
+        return replace(found, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None, rated=n)
 
 
 def stream_blocks(
@@ -279,6 +279,7 @@ def _compared(call: _Call, samples: Sequence[tuple[Row, str]]) -> Samples:
     rewards = _response_rewards(call, [row for row, _ in samples])
     for (row, _), reward in zip(samples, rewards, strict=True):
         _settle(row, 0, reward, exact=True)
+        row.rated = 1
     generations = [row.finished(reason, reward) for (row, reason), reward in zip(samples, rewards, strict=True)]
     return Samples(tuple(generations), rewards.index(max(rewards)))
 
@@ -344,6 +345,7 @@ def _blockwise(call: _Call, queue: Sequence[Row], chosen: Blockwise) -> Iterator
             places = range(first, first + count)
             best = max(places, key=values.__getitem__)
             kept, reason = rows[best], reasons[best]
+            kept.rated += count
             for step in _settle(kept, begin, values[best], exact=count == 1):
                 yield kept.number, step
             if reason is None:
@@ -418,6 +420,7 @@ class _Segments:
             has seen of its stream must not decide a token again.
         best: the best rejected trial of this segment.
         rejected_here: trials of this segment rejected so far.
+        rated: trials of the row judged so far.
     """
 
     kept: Row
@@ -428,6 +431,7 @@ class _Segments:
     rejected: int = 0
     best: _Trial | None = None
     rejected_here: int = 0
+    rated: int = 0
 
     @classmethod
     def begin(cls, row: Row, start: Float[Tensor, " vocab"], prompt_reward: float) -> "_Segments":
@@ -446,6 +450,7 @@ class _Segments:
     def judge(self, trial: _Trial, chosen: Cards, max_new_tokens: int) -> _Trial | None:
         """The trial that is kept: this one, after the last rejection the best, or None, and another is drawn."""
         tau = threshold(chosen, self.prompt_reward, len(trial.row.steps), max_new_tokens)
+        self.rated += 1
         # Accepted with probability min(1, exp((r - tau) / T)).
         if trial.reward >= tau or self.acceptance.random() < math.exp((trial.reward - tau) / chosen.temperature):
             return trial
@@ -515,6 +520,7 @@ def _cards(call: _Call, queue: Sequence[Row], chosen: Cards) -> Iterator[tuple[i
                 if found is not proposed:
                     reading[place] = found.row
                 continue
+            found.row.rated = row.rated
             yield found.row.number, found.row.finished(found.reason, found.reward)
             if waiting:
                 reading[place] = waiting.popleft()

@@ -281,8 +281,10 @@ def decode_rows(
         steps = as_steps(candidates, _weighted(rewards, own), base, guided, index, weights, skipped, chosen)
         token_ids = candidates.token_ids.gather(1, index[:, None])[:, 0]
 
+        rated = _rated(candidates, rewards, skipped, chosen, logprobs.shape[1])
         reasons = []
-        for row, step in zip(rows, steps, strict=True):
+        for row, step, count in zip(rows, steps, rated, strict=True):
+            row.rated += count
             ended = step.token_id in lm.eos_token_ids
             reasons.append(row.push(step, ended=ended, last=len(row.steps) + 1 == max_new_tokens))
             yield row.number, row.steps[-1]
@@ -417,6 +419,18 @@ def _remember_spread(
         # What a skipped row did not ask for, its neighbours' pass must not tell it.
         if not skip:
             row.spread = value if row.spread is None else max(row.spread, value)
+
+
+def _rated(
+    candidates: Candidates, rewards: Sequence[Tensor] | None, skipped: Sequence[bool], chosen: Method, vocabulary: int
+) -> list[int]:
+    """How many next tokens of each row had their rewards computed in a step."""
+    if rewards is None:
+        return [0] * len(skipped)
+    if chosen.ranked_by == "sum":
+        return [vocabulary] * len(skipped)
+    counts = (candidates.logprobs > -math.inf).sum(1).tolist()
+    return [0 if skip else count for count, skip in zip(counts, skipped, strict=True)]
 
 
 def _final_rewards(

@@ -73,6 +73,8 @@ class Generation:
         prompt_tokens: length of the prompt in tokens.
         seed: the row's own.
         samples: all responses among which best-of-n chose, where they were asked for.
+        rated: how often a reward was computed for it: of candidates, the whole vocabulary where a method ranks it, of
+            blocks or of samples.
     """
 
     prompt: Prompt
@@ -85,6 +87,7 @@ class Generation:
     prompt_tokens: int
     seed: int
     samples: tuple["Generation", ...] = ()
+    rated: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -99,6 +102,7 @@ class Row:
     steps: list[Step] = field(default_factory=list)
     spent: float = 0.0  # nats of guidance so far
     spread: float | None = None  # widest range of weighted rewards seen in one step
+    rated: int = 0
 
     @classmethod
     def begin(cls, number: int, prefix: Prefix, seed: int, text: TextStream, max_new_tokens: int) -> "Row":
@@ -142,6 +146,7 @@ class Row:
             total_kl=_total([step.total_kl for step in self.steps]),
             prompt_tokens=len(self.prefix.prompt_ids),
             seed=self.seed,
+            rated=self.rated,
         )
 
 

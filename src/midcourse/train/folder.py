@@ -4,23 +4,23 @@ While training goes on it holds run.json and the last whole checkpoint, from whi
 as an undisturbed run; when it is done, midcourse.json (written last) makes it a reward.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from midcourse.errors import MidcourseError
-from midcourse.files import write_text
+from midcourse.files import LOCK, InUse, sole_use, write_text
 from midcourse.reward_model import RewardModel
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
+from midcourse.train.comparisons import Example
+from midcourse.train.learned import write_learned_rows
 
-LOCK, SEAL = ".lock", "checksums.json"
+SEAL = "checksums.json"
 
 
 class TrainingError(MidcourseError):
@@ -29,40 +29,17 @@ class TrainingError(MidcourseError):
 
 @contextmanager
 def only_training(out: Path) -> Iterator[None]:
-    """Hold `out` for this training alone; TrainingError where another process that is alive trains there.
-
-    The system gives a lock back when its process ends, however it ends: what a dead one left does not block.
-    """
+    """Hold `out` for this training alone; TrainingError where another process that is alive trains there."""
     if out.exists() and not out.is_dir():
         raise TrainingError(f"{out} is a file; name a folder for --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with _lock(out / LOCK) as file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
+    try:
+        with sole_use(out):
             yield
-        finally:
-            (out / LOCK).unlink(missing_ok=True)
-            if not any(out.iterdir()):
-                out.rmdir()
-
-
-def _lock(path: Path) -> IO[str]:
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
-            file.close()  # its holder deleted it in between
-        except BlockingIOError as error:
-            file.seek(0)
-            with file:
-                raise TrainingError(
-                    f"another training (process {file.read() or 'unknown'}) is writing to {path.parent}; "
-                    "wait for it, or name another folder for --out"
-                ) from error
+    except InUse as use:
+        raise TrainingError(
+            f"another training (process {use.process}) is writing to {out}; "
+            "wait for it, or name another folder for --out"
+        ) from use
 
 
 def prepare_folder(out: Path, run: dict[str, Any], resume: bool) -> Path | None:
@@ -141,13 +118,18 @@ def check_same_run(have: dict[str, Any], want: dict[str, Any], out: Path) -> Non
     )
 
 
-def finish_folder(reward: RewardModel, out: Path) -> None:
-    """Turn a run's folder into a reward: curves, card, weights, then midcourse.json; then drop what resuming needed."""
+def finish_folder(reward: RewardModel, out: Path, learned: Sequence[Example]) -> None:
+    """Turn a run's folder into a reward: curves, card, weights, then midcourse.json; then drop what resuming needed.
+
+    Args:
+        learned: the rows it learned from.
+    """
     if not processes.first():
         reward.trained_state()  # all processes bring their parts together, one writes
         return
     plot_training(out / "metrics.jsonl", reward.info, out / "training.png")
     write_card(reward.info, out / "README.md")
+    write_learned_rows(out, learned)
     reward.write(out)
     for checkpoint in checkpoints(out):
         shutil.rmtree(checkpoint)

@@ -176,7 +176,8 @@ def _train(
         metrics["early_stopping"] = {**decided, **watch.best._asdict(), "stopped": watch.step, "planned": len(plan)}
     stored = calibration.stored() if calibration else {}
     reward.info = replace(reward.info, training=run, metrics=metrics, calibration=stored)
-    finish_folder(reward, out)
+    # Held-out rows that decided when to stop have shaped it too.
+    finish_folder(reward, out, [*kept, *held] if settings.patience else kept)
     return metrics
 
 
