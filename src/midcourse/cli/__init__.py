@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from midcourse.cli.data import Prefer, Sample
+from midcourse.cli.dpo import Dpo
 from midcourse.cli.guide import Guide, Methods
 from midcourse.cli.reward_bench import RewardBench
 from midcourse.cli.rewards import Export, ScoreText
@@ -20,6 +21,7 @@ from midcourse.errors import MidcourseError
 
 Command = Annotated[
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Dpo, tyro.conf.subcommand("dpo")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Prefer, tyro.conf.subcommand("prefer")]
     | Annotated[Guide, tyro.conf.subcommand("guide")]
