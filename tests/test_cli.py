@@ -658,7 +658,7 @@ def test_an_output_folder_that_cannot_be_written(midcourse, lm_folder, reward_fo
 def test_help_names_every_verb(midcourse):
     code, out, _ = midcourse("--help")
     assert code == 0
-    for verb in ("train", "guide", "score", "export", "demo", "bench"):
+    for verb in ("train", "dpo", "guide", "score", "export", "reward-bench", "demo", "bench"):
         assert verb in out
 
 

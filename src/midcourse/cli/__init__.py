@@ -12,6 +12,7 @@ import tyro
 
 from midcourse.cli.compare import Compare
 from midcourse.cli.data import Prefer, Sample
+from midcourse.cli.dpo import Dpo
 from midcourse.cli.guide import Guide, Methods
 from midcourse.cli.reward_bench import RewardBench
 from midcourse.cli.rewards import Export, Rewards, ScoreText
@@ -21,6 +22,7 @@ from midcourse.errors import MidcourseError
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Dpo, tyro.conf.subcommand("dpo")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Prefer, tyro.conf.subcommand("prefer")]
     | Annotated[Guide, tyro.conf.subcommand("guide")]

@@ -31,7 +31,7 @@ from midcourse.reward_model import RewardModel
 from midcourse.text_reward import ClassifierReward, Text, TextReward
 from midcourse.train.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.train.calibration import calibration_error, cross_fitted, margins
-from midcourse.train.comparisons import Comparison, comparison_of, fingerprint, prompt_groups, shared_length
+from midcourse.train.comparisons import Comparison, comparison_of, fingerprint, prompt_groups
 from midcourse.train.prefixes import PairSet, Row, encode
 from midcourse.train.rows import BadRow, DataError, Problem, read_rows, short, tables
 from midcourse.vocabulary_reward import VocabularyReward
@@ -302,33 +302,15 @@ def _of_ids(
     kept = [number for number, comparison in enumerate(comparisons) if tokens(comparison) <= room]
     if not kept:
         raise _none_left(len(comparisons), f"the {room} tokens that are read")
-    distinct = encode(reward, [comparisons[number] for number in kept], room)
-    rewards = _score_ids(reward, distinct.rows, batch_tokens)
-    if _additive(reward):
-        rewards = [row.cumsum(0) for row in rewards]
-    return kept, *_with_ties(distinct, rewards)
+    pairs = encode(reward, [comparisons[number] for number in kept], room)
+    rewards = score_rows(reward, pairs.rows, batch_tokens)
+    return kept, pairs, [row.cumsum(0) for row in rewards] if _additive(reward) else rewards
 
 
-def _with_ties(pairs: PairSet, rewards: Sequence[Tensor]) -> tuple[PairSet, list[Tensor]]:
-    """The pairs with two rows for each, and their rewards, which are equal as far as the two responses are.
-
-    In batches of different shapes equal prefixes may come out a rounding error apart, which would win or lose a tie.
-    """
-    rows: list[Row] = []
-    found: list[Tensor] = []
-    for chosen, rejected in pairs.pairs:
-        sides = pairs.rows[chosen], pairs.rows[rejected]
-        first, second = rewards[chosen], rewards[rejected].clone()
-        shared = shared_length(sides[0].response, sides[1].response)
-        second[:shared] = first[:shared]
-        rows += sides
-        found += [first, second]
-    return PairSet(rows, [(n, n + 1) for n in range(0, len(rows), 2)], pairs.prompts), found
-
-
-def _score_ids(
-    reward: RewardModel | ImplicitReward | VocabularyReward, rows: Sequence[Row], batch_tokens: int
+def score_rows(
+    reward: RewardModel | ImplicitReward | VocabularyReward, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS
 ) -> list[Tensor]:
+    """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included."""
     lengths = [len(row.prompt) + len(row.response) for row in rows]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     with progress("scoring", len(rows)) as advance:

@@ -42,11 +42,18 @@ def only_training(out: Path) -> Iterator[None]:
         ) from use
 
 
-def prepare_folder(out: Path, run: dict[str, Any], resume: bool) -> Path | None:
-    """Make `out` ready for this run; the checkpoint to go on from, or None for a start from the beginning."""
+def prepare_folder(
+    out: Path, run: dict[str, Any], resume: bool, *, made: str = "reward", record: str = "midcourse.json"
+) -> Path | None:
+    """Make `out` ready for this run; the checkpoint to go on from, or None for a start from the beginning.
+
+    Args:
+        made: what a finished run leaves, for messages.
+        record: the file that it writes last.
+    """
     run_file = out / "run.json"
-    if (out / "midcourse.json").is_file():
-        raise TrainingError(f"{out} already holds a finished reward; name another folder for --out, or delete it")
+    if (out / record).is_file():
+        raise TrainingError(f"{out} already holds a finished {made}; name another folder for --out, or delete it")
     if run_file.is_file():
         if not resume:
             raise TrainingError(f"{out} holds an unfinished run; add --resume to go on with it, or delete it")

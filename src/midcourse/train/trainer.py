@@ -143,15 +143,53 @@ def _flat(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, float) and name != "epoch"} | shares
 
 
-class PlanTrainer(Trainer):
-    """transformers' Trainer over a fixed plan of batches, whose checkpoints are whole or absent."""
+class WholeCheckpoints(Trainer):
+    """transformers' Trainer with checkpoints that are whole or absent; the last one is kept, and the watch's best."""
+
+    watch: Watch
+    _saving: str | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._saving or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        out = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        save = super()._save_checkpoint
+        try:
+            self._saving = processes.once(lambda: tempfile.mkdtemp(prefix=".saving-", dir=out))
+            work = Path(self._saving)
+            processes.everywhere(lambda: save(model, trial))
+            processes.once(lambda: self._publish(work / name, out / name))
+        except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
+            whole = checkpoints(out)
+            state = f"{whole[-1].name} is whole" if whole else "there is none before it"
+            raise TrainingError(
+                f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
+            ) from error
+        finally:
+            if processes.first() and self._saving:
+                shutil.rmtree(self._saving, ignore_errors=True)
+            self._saving = None
+        if processes.first():
+            best = self.watch.best if self.watch.patience else None
+            for older in checkpoints(out)[:-1]:
+                if best is None or older.name != f"checkpoint-{best.step}":
+                    shutil.rmtree(older)
+
+    def _publish(self, work: Path, checkpoint: Path) -> None:
+        write_text(work / METRICS, "".join(map(_line, self.watch.rows)))
+        seal(work)
+        publish_folder(work, checkpoint, replace=True)
+
+
+class PlanTrainer(WholeCheckpoints):
+    """A Trainer over a fixed plan of batches."""
 
     reward: RewardModel
     objective: Objective
     data: PairSet | RolloutSet
-    watch: Watch
     _losses: Tensor
-    _saving: str | None = None
 
     def get_train_dataloader(self) -> DataLoader:
         """All steps in order, in every process: what each takes of a batch is decided there."""
@@ -191,39 +229,6 @@ class PlanTrainer(Trainer):
             )
 
         processes.once(refuse)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._saving or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        out = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        save = super()._save_checkpoint
-        try:
-            self._saving = processes.once(lambda: tempfile.mkdtemp(prefix=".saving-", dir=out))
-            work = Path(self._saving)
-            processes.everywhere(lambda: save(model, trial))
-            processes.once(lambda: self._publish(work / name, out / name))
-        except (OSError, RuntimeError, MidcourseError) as error:  # RuntimeError: torch.save could not write
-            whole = checkpoints(out)
-            state = f"{whole[-1].name} is whole" if whole else "there is none before it"
-            raise TrainingError(
-                f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume"
-            ) from error
-        finally:
-            if processes.first() and self._saving:
-                shutil.rmtree(self._saving, ignore_errors=True)
-            self._saving = None
-        if processes.first():
-            best = self.watch.best if self.watch.patience else None
-            for older in checkpoints(out)[:-1]:
-                if best is None or older.name != f"checkpoint-{best.step}":
-                    shutil.rmtree(older)
-
-    def _publish(self, work: Path, checkpoint: Path) -> None:
-        write_text(work / METRICS, "".join(map(_line, self.watch.rows)))
-        seal(work)
-        publish_folder(work, checkpoint, replace=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or self.args.output_dir)
