@@ -31,7 +31,7 @@ from midcourse.decode.steps import Generation
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
-from midcourse.files import whole_file
+from midcourse.files import whole_file, write_text
 from midcourse.loading import head_of, load_reward
 from midcourse.progress import progress
 from midcourse.reward import Reward
@@ -47,7 +47,8 @@ from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from studies import sentiment
 from studies.rewards.run import comparisons, fitting, read
-from studies.steering import Gold, steered, write
+from studies.steering import KLS, Gold, steered, write
+from studies.tables import fill, markdown, number, with_interval
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs/objectives"
@@ -321,6 +322,57 @@ def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
 # Results
 
 
+def table_accuracy(root: Path) -> str:
+    """Every set, backbone and objective: accuracy by share of the response, honesty and cost; means over the seeds."""
+    rows = json.loads((HERE / "results.json").read_text())["rows"]
+    lines = []
+    for name in SETS:
+        for (backbone, objective), group in grouped([row for row in rows if row["set"] == name]):
+            means = [number(fmean(row["shares"][i]["accuracy"] for row in group)) for i in range(len(SHARES))]
+            last = group[0]["shares"][-1]
+            means[-1] = f"{means[-1]} [{number(last['interval'][0])}, {number(last['interval'][1])}]"
+            errors = [row["ece"]["1.0"]["ece"] for row in group if row["ece"] and "1.0" in row["ece"]]
+            minutes = [row["minutes"] for row in group if row["minutes"]]
+            lines.append(
+                [
+                    name,
+                    backbone,
+                    objective,
+                    str(len(group)),
+                    str(group[0]["train_examples"]),
+                    *means,
+                    number(fmean(errors), 3) if errors else "",
+                    number(max(minutes), 1) if minutes else "",
+                    f"{group[0]['parameters']:,}",
+                ]
+            )
+    shares = [f"{share:.0%}" for share in SHARES]
+    header = ["set", "backbone", "objective", "seeds", "trained on", *shares, "ECE", "minutes", "parameters trained"]
+    return markdown(header, lines)
+
+
+def table_guided(root: Path) -> str:
+    """Gold at equal guidance KL, and the time of a guided token."""
+    results = json.loads((HERE / "results.json").read_text())
+    times = {row["backbone"]: row["ratio"] for row in results["timed"]}
+    lines = []
+    for row in sorted(results["guided"], key=lambda row: GUIDED.index(row["set"])):
+        at = [with_interval(a["gold"], a["interval"]) if a["interval"] else "not reached" for a in row["at_kl"]]
+        ratio = times.get(row["backbone"], {})
+        cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in ("1", "8")]
+        lines.append([row["set"], row["backbone"], row["objective"], number(row["weights"][0]["gold"]), *at, *cost])
+    gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
+    times_of = ["times plain, batch 1 [range]", "batch 8"]
+    return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
+
+
+def publish(results: dict[str, Any], path: Path) -> None:
+    """Write results.json and README.md's tables."""
+    write_results(path, results)
+    readme = HERE / "README.md"
+    write_text(readme, fill(readme.read_text(), HERE, {"accuracy": table_accuracy, "guided": table_guided})[0])
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
     """Accuracy by share of the response on each set, and gold by guidance KL of the guides."""
     figure = Figure(figsize=(13, 7.4), layout="constrained")
@@ -375,7 +427,7 @@ def study(data: Path, hours: float, path: Path) -> None:
 
     def add(kind: str, row: dict[str, Any]) -> None:
         results[kind].append(row)
-        write_results(path, results)
+        publish(results, path)
 
     runs = plan()
     pilot = {(run.set, run.backbone.name): run for run in reversed(runs)}.values()
@@ -409,7 +461,7 @@ def study(data: Path, hours: float, path: Path) -> None:
     for backbone, row in kinds.items():
         if backbone not in {row["backbone"] for row in results["timed"]}:
             add("timed", timed(row, data))
-    write_results(path, results)
+    publish(results, path)
     plot(results, HERE / "objectives.png")
 
 
