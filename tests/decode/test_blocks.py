@@ -25,6 +25,7 @@ from midcourse.testing import (
     assert_same_generation,
     tiny_language_model,
     tiny_reward,
+    tiny_trained_vocabulary_reward,
     tiny_vocabulary_reward,
 )
 
@@ -185,14 +186,28 @@ def test_events_come_in_order(method):
 
 @pytest.mark.parametrize("method", CHOICES)
 def test_other_kinds_of_rewards(method):
-    vocabulary = tiny_vocabulary_reward(more_eos=MORE_EOS)
+    vocabulary = tiny_trained_vocabulary_reward(more_eos=MORE_EOS)
     late = KnownReward(lambda ids: ids[-1] / 100, more_eos=MORE_EOS)
     guides = [(vocabulary, 0.5), (late, 2.0)]
     for row in generate(lm_of(), PROMPTS, guides, method=method, max_new_tokens=9, seed=1):
+        prompt, response = list(row.prompt.encode()), as_trained(tokens(row))
+        (read,) = vocabulary.score_ids([(prompt, response)])
+        assert row.reward == pytest.approx(0.5 * float(read[-1]) + 2 * response[-1] / 100, abs=1e-6)
+
+
+def test_rewards_that_add_up_judge_whole_responses_only():
+    vocabulary = tiny_vocabulary_reward(more_eos=MORE_EOS)
+    for row in generate(lm_of(), PROMPTS, vocabulary, method=BestOfN(samples=4), max_new_tokens=9, seed=1):
         ids = [*row.prompt.encode(), *as_trained(tokens(row))]
         with torch.inference_mode():
-            read = vocabulary.read(vocabulary.model(torch.tensor([ids])).logits)[0, -2, ids[-1]]
-        assert row.reward == pytest.approx(0.5 * float(read) + 2 * ids[-1] / 100, abs=1e-6)
+            logprobs = vocabulary.read(vocabulary.model(torch.tensor([ids])).logits)[
+                0, len(row.prompt.encode()) - 1 : -1
+            ]
+        want = logprobs.gather(1, torch.tensor(ids[len(row.prompt.encode()) :])[:, None]).sum()
+        assert row.reward == pytest.approx(float(want), abs=1e-6)
+    for method in (choice for choice in CHOICES if not isinstance(choice, BestOfN)):
+        with pytest.raises(MethodError, match="judges a block by its last prefix, and this reward is of tokens"):
+            generate(lm_of(), PROMPTS, vocabulary, method=method, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("method", CHOICES)

@@ -336,7 +336,7 @@ def test_skipped_steps_stay_within_the_tolerance():
         for t, step in enumerate(row.steps):
             before = ids + [s.token_id for s in row.steps[:t]]
             candidates = torch.tensor([c.token_id for c in step.candidates])
-            rewards = 0.02 * reference.rewards_of(reward, before, candidates)
+            rewards = 0.02 * reference.rewards_of(reward, before, len(ids), candidates)
             spread = float(rewards.max() - rewards.min())
             if step.reward is None and spread <= widest:
                 base = torch.tensor([c.logprob for c in step.candidates]).log_softmax(0)

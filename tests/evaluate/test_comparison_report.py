@@ -53,7 +53,7 @@ def test_all_files_are_written_and_say_the_same(study):
     assert {path.name for path in folder.iterdir()} >= FILES
     stored = json.loads((folder / "summary.json").read_text())
     assert stored["arms"].keys() == summary["arms"].keys() and "versions" in stored
-    listed = {r["arm"]: r for r in csv.DictReader((folder / "table.csv").open(newline=""))}
+    listed = {row["arm"]: row for row in csv.DictReader((folder / "table.csv").read_text().splitlines())}
     page = Page(folder / "report.html")
     cells, md = set(page.texts["td"]), (folder / "table.md").read_text()
     assert listed.keys() == summary["arms"].keys() <= set(page.texts["th"])
@@ -64,7 +64,7 @@ def test_all_files_are_written_and_say_the_same(study):
                 mean, (low, high) = said["mean"], said["interval"]
                 columns = [float(listed[arm][f"{judge}_score{end}"]) for end in ("", "_low", "_high")]
                 assert columns == [mean, low, high]
-                assert f"{mean:.2f} [{low:.2f}, {high:.2f}]" in md.replace("-0.00", "0.00")
+                assert f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("-0.00", "0.00") in md.replace("-0.00", "0.00")
                 assert f"{round(mean, 2) + 0.0:.2f}" in cells
     assert len(re.findall("^## ", md, re.M)) == tables(page) - sum(tag == "details" for tag, _ in page.elements)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
