@@ -38,7 +38,7 @@ def test_exported_reward_comes_back_as_a_classifier(model_folder, tmp_path):
 
 
 def test_what_is_no_reward_is_refused(tmp_path):
-    with pytest.raises(RewardError, match="nowhere is no reward: neither a folder that midcourse train wrote"):
+    with pytest.raises(RewardError, match="nowhere is no reward: neither a shipped one"):
         load_reward(tmp_path / "nowhere")
     with pytest.raises(RewardError, match=r"is not a reward: it has no midcourse\.json"):
         load_reward(tmp_path)

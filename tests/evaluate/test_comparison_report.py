@@ -3,11 +3,12 @@
 import csv
 import json
 import re
+from io import StringIO
 
 import pytest
 
 from midcourse.evaluate.comparison_report import tokens_of_row, write_report
-from midcourse.evaluate.report import Token
+from midcourse.evaluate.report import Token, number
 from midcourse.evaluate.rows import ComparisonError, read_folder
 from midcourse.evaluate.tables import escaped, markdown, matched_tables
 from tests.evaluate.browser import CHROMIUM, probed
@@ -53,7 +54,7 @@ def test_all_files_are_written_and_say_the_same(study):
     assert {path.name for path in folder.iterdir()} >= FILES
     stored = json.loads((folder / "summary.json").read_text())
     assert stored["arms"].keys() == summary["arms"].keys() and "versions" in stored
-    listed = {row["arm"]: row for row in csv.DictReader((folder / "table.csv").read_text().splitlines())}
+    listed = {r["arm"]: r for r in csv.DictReader(StringIO((folder / "table.csv").read_text()))}
     page = Page(folder / "report.html")
     cells, md = set(page.texts["td"]), (folder / "table.md").read_text()
     assert listed.keys() == summary["arms"].keys() <= set(page.texts["th"])
@@ -64,8 +65,8 @@ def test_all_files_are_written_and_say_the_same(study):
                 mean, (low, high) = said["mean"], said["interval"]
                 columns = [float(listed[arm][f"{judge}_score{end}"]) for end in ("", "_low", "_high")]
                 assert columns == [mean, low, high]
-                assert f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("-0.00", "0.00") in md.replace("-0.00", "0.00")
-                assert f"{round(mean, 2) + 0.0:.2f}" in cells
+                assert f"{number(mean)} [{number(low)}, {number(high)}]" in md
+                assert number(mean) in cells
     assert len(re.findall("^## ", md, re.M)) == tables(page) - sum(tag == "details" for tag, _ in page.elements)
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -197,7 +198,7 @@ def test_nothing_is_loaded_from_elsewhere(nasty, study):
 
 
 def test_hostile_names_stay_in_their_cells(nasty):
-    rows = list(csv.reader((nasty / "table.csv").open(newline="")))
+    rows = list(csv.reader(StringIO((nasty / "table.csv").read_bytes().decode(), newline="")))
     assert len(rows) == 3 and len(set(map(len, rows))) == 1 and rows[2][0] == f"pargs {NASTY} w=1"
     assert "<script" not in (nasty / "table.md").read_text().replace("\\<script", "")
 
@@ -224,7 +225,7 @@ token.focus();
 seen.tip = document.getElementById("tip").textContent;
 seen.count = document.getElementById("count").textContent;
 const filter = document.getElementById("filter");
-filter.value = "PROMPT 1:";
+filter.value = "PROMPT 11:";
 filter.dispatchEvent(new Event("input"));
 seen.left = [...document.querySelectorAll(".pair .prompt")].map(prompt => prompt.textContent);
 filter.value = "";
@@ -255,7 +256,7 @@ def test_the_report_works_in_a_browser(tmp_path, study):
     assert seen["sides"] == ["plain", "plain", "pargs civil w=4", "pargs civil w=4"]
     assert seen["prompt"] == "Prompt 0:" and seen["text"] == read_folder(folder).responses[0].text
     assert "position 1\nreward" in seen["tip"] and seen["count"] == "12 of 12 prompts"
-    assert seen["left"] == ["Prompt 1:"] and seen["chosen"] == "pargs civil w=1"
+    assert seen["left"] == ["Prompt 11:"] and seen["chosen"] == "pargs civil w=1"
     assert seen["gains"] == sorted(seen["gains"], reverse=True) and len(seen["gains"]) == 12
 
 

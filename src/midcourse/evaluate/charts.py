@@ -18,6 +18,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a3518a", "#8a6d00", "#3f8fc4", "#7
 DARK_COLOURS = ("#5bb0ea", "#ff9a4d", "#3fcf9f", "#e39acb", "#e0c04a", "#9fd3f5", "#d0a070", "#a9abff")
 DASHES: tuple[Literal["solid", "dashed", "dotted"], ...] = ("solid", "dashed", "dotted")
 QUIET = "#5a6068"
+LONGEST_NAME = 40
 
 Found = Mapping[str, Any]
 
@@ -50,10 +51,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One plot of a judge; `level` is the score of the reference responses."""
+    """One plot of a judge, by KL or cost; `level` is the score of the reference responses."""
 
     judge: str
-    title: str
+    by: str
     x_label: str
     series: Sequence[Series]
     level: float | None = None
@@ -70,7 +71,7 @@ def charts(summary: Found, judge: str) -> list[Chart]:
         ("guidance KL, greedy choices", "-log b of the response, nats", _by_kl(summary, judge, "guidance_kl", True)),
         ("cost", "time per token, relative to plain", _by_time(summary, judge)),
     ]
-    return [Chart(judge, f"{judge} by {name}", label, series, level) for name, label, series in plots if series]
+    return [Chart(judge, name, label, series, level) for name, label, series in plots if series]
 
 
 def _by_kl(summary: Found, judge: str, axis: str, greedy: bool) -> list[Series]:
@@ -166,7 +167,7 @@ def _draw_chart(axes: Axes, chart: Chart) -> None:
             "reference responses", (1, chart.level), (0, 2), xycoords=("axes fraction", "data"), ha="right",
             textcoords="offset points", color=QUIET, fontsize=8,
         )  # fmt: skip
-    axes.set_title(_plain(chart.title), fontsize=10, loc="left", parse_math=False)
+    axes.set_title(_title(chart), fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel(chart.x_label, fontsize=9)
     axes.set_ylabel(_plain(chart.judge), fontsize=9, parse_math=False)
     axes.tick_params(labelsize=8)
@@ -186,7 +187,13 @@ def dash(style: int) -> Literal["solid", "dashed", "dotted"]:
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.translate(CONTROLS).split())
+    """A name on one line, and no longer than a plot has room for."""
+    one_line = " ".join(name.translate(CONTROLS).split())
+    return one_line if len(one_line) <= LONGEST_NAME else one_line[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _title(chart: Chart) -> str:
+    return f"{_plain(chart.judge)} by {chart.by}"
 
 
 def point_text(point: Point, chart: Chart) -> str:

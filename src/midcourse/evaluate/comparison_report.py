@@ -101,7 +101,7 @@ def _drawn(chart: Chart) -> dict[str, Any]:
     y_ticks = axis_ticks([*ends, *([] if chart.level is None else [chart.level])])
     x, y = percent(x_ticks[0], x_ticks[-1]), percent(y_ticks[-1], y_ticks[0])
     return {
-        "title": chart.title,
+        "title": f"{chart.judge} by {chart.by}",
         "x_label": chart.x_label,
         "x_ticks": [(x(tick), f"{tick:.4g}") for tick in x_ticks],
         "y_ticks": [(y(tick), f"{tick:.4g}") for tick in y_ticks],
