@@ -256,8 +256,9 @@ class _Clock(BaseStreamer):
 
 def _generate(lm: LanguageModel, prompts: Sequence[str], new_tokens: int) -> list[float]:
     inputs = lm.tokenizer(list(prompts), return_tensors="pt")
+    # All of them: an EOS that happens to be drawn would end the row early (eos_token_id None means the model's own).
     settings = GenerationConfig(
-        do_sample=True, top_k=TOP_K, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0
+        do_sample=True, top_k=TOP_K, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
     )
     # transformers streams single rows only.
     clock = _Clock() if len(prompts) == 1 else None
