@@ -290,6 +290,7 @@ def _make_trainer(
     rank: int,
 ) -> PolicyTrainer:
     device = lm.model.device
+    renamed: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
     arguments = DPOConfig(
         output_dir=str(out),
         beta=beta,
@@ -310,7 +311,7 @@ def _make_trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        **{CHECKPOINTING: settings.gradient_checkpointing},
+        **renamed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)
     adapter = LoraConfig(
