@@ -138,7 +138,8 @@ def draw(summary: Found) -> bytes | None:
         text.set_parse_math(False)
     file = BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name may hold any character
+        for problem in ("Glyph .* missing from font", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", problem)  # a name may hold any character
         figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
 

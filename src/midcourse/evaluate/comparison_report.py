@@ -155,7 +155,7 @@ def texts(comparison: Comparison, summary: Found) -> dict[str, Any]:
             scores[said.key][said.judge] = said.score
     arms = list(summary["arms"])
     return {
-        "arms": arms,
+        "arms": [arm.translate(CONTROLS) for arm in arms],
         "judges": [judge for judge, about in summary["judges"].items() if about["scores"]],
         "left": arms.index(summary["reference"] or arms[0]),
         "right": arms.index(_best(summary)),
