@@ -187,14 +187,16 @@ def test_costs_are_the_positions_that_are_computed(lm_folder, rewards, tmp_path)
 
 def test_costs_of_a_batch_are_shared_and_nothing_is_lost(lm_folder, rewards, tmp_path):
     study = study_of(lm_folder, {"kind": rewards["kind"]}, tasks=[Task("abcd")] * 4, batch_size=4)
-    compare(study, ["pargs", "best-of-n:4"], tmp_path, sweep={})
+    compare(study, ["pargs", "best-of-n:4", "best-of-n:2"], tmp_path, sweep={})
     rows = read_rows(tmp_path)
     pargs = [row for row in rows if row["method"] == "pargs"]
     tokens = sum(len(row["tokens"]) for row in pargs)
     assert sum(row["cost"]["reward_passes"] for row in pargs) == pytest.approx(4 * 4 + 10 * tokens)
     # One prompt of best-of-4 fills the batch: prompt read once, then four samples until the last one ends.
     for row in rows:
-        if row["method"] == "best-of-n":
+        if row["setting"] == {"samples": 2}:  # two prompts side by side: each has its own scoring, prompt and responses
+            assert row["cost"]["reward_passes"] >= 4 + len(row["tokens"])
+        if row["setting"] == {"samples": 4}:
             assert row["cost"]["lm_passes"] >= 4 + len(row["tokens"]) - 1
 
 

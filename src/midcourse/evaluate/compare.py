@@ -304,9 +304,9 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int) -> Iterator[
             batch_size=study.batch_size,
             **arm.limits,
         )
-        meter = Meter()
+        meter, best_of_n = Meter(), isinstance(arm.chosen, BestOfN)
         with meter.reading(lm.model, models_of(reward)):
-            for place, generation, cost in meter.shared(events, len(part)):
+            for place, generation, cost in meter.shared(events, len(part), rated_at_end=best_of_n):
                 if arm.method == POLICY:
                     assert isinstance(arm.chosen, Method)
                     generation = with_kl(lm, study.lm, generation, arm.chosen, study.rendering)

@@ -83,8 +83,14 @@ class Meter:
                 return
             yield event
 
-    def shared(self, events: Iterable[tuple[int, Step | Generation]], rows: int) -> Iterator[tuple[int, Any, Cost]]:
-        """(row, generation, cost) of each of `rows` responses that are written side by side, as they are finished."""
+    def shared(
+        self, events: Iterable[tuple[int, Step | Generation]], rows: int, *, rated_at_end: bool = False
+    ) -> Iterator[tuple[int, Any, Cost]]:
+        """(row, generation, cost) of each of `rows` responses that are written side by side, as they are finished.
+
+        Args:
+            rated_at_end: the reward reads a response when it is finished, as in best-of-n, and is then its own.
+        """
         owed = {row: Cost() for row in range(rows)}
         known = Cost()
         for row, event in self.timed(events):
@@ -94,10 +100,11 @@ class Meter:
             now = Cost(self.lm, self.reward, 0.0, self.seconds)
             for one in owed.values():
                 one.lm_passes += (now.lm_passes - known.lm_passes) / len(owed)
-                one.reward_passes += (now.reward_passes - known.reward_passes) / len(owed)
+                one.reward_passes += 0 if rated_at_end else (now.reward_passes - known.reward_passes) / len(owed)
                 one.seconds += (now.seconds - known.seconds) / len(owed)
-            known = now
             cost = owed.pop(row)
+            cost.reward_passes += now.reward_passes - known.reward_passes if rated_at_end else 0
+            known = now
             cost.candidates = float(event.rated)
             yield row, event, cost
 
