@@ -12,7 +12,7 @@ from midcourse.loading import load_reward, place_of, shipped
 from midcourse.reward_model import RewardModel, read_info
 from midcourse.trunk_reward import TrunkReward
 
-NAMES = ("civil", "sentiment")
+NAMES = ("civil", "readable", "sentiment")
 MOST_BYTES = 4 << 20
 
 # A prompt, and two responses to it of which the reward prefers the first.
