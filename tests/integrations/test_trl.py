@@ -21,6 +21,7 @@ from midcourse.prompt import prompt_ids, response_ids
 from midcourse.train.comparisons import Comparison, split_by_prompt
 from midcourse.train.folder import TrainingError
 from midcourse.train.interruption import Interrupted
+from midcourse.train.learned import read_learned_rows, row_hash
 from midcourse.train.prefixes import encode
 from midcourse.train.settings import Settings
 from midcourse.vocabulary_reward import VocabularyReward
@@ -78,7 +79,13 @@ def test_it_learns_and_writes_an_adapter_that_peft_loads(lm_folder, tmp_path):
     assert (record["beta"], record["rank"], record["template"], record["comparisons"]) == (0.1, 4, "raw", 16)
     assert record["metrics"] == json.loads(json.dumps(metrics))
     names = {path.name for path in (tmp_path / "policy").iterdir()}
-    assert names == {RECORD, "adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "README.md"}
+    assert names == {
+        RECORD, "adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "README.md", "rows.safetensors",
+    }  # fmt: skip
+    # What it learned from, without what was held out: a judge of the same rows is refused by that.
+    kept, _ = split_by_prompt(COMPARISONS, SETTINGS.held_out, seed=0)
+    rows = {row_hash(c.prompt, response) for c in kept for response in c.responses}
+    assert read_learned_rows(tmp_path / "policy").tolist() == sorted(rows)
 
 
 def test_the_figures_are_those_of_the_saved_adapter(lm_folder, tmp_path):

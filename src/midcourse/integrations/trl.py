@@ -44,6 +44,7 @@ from midcourse.train.accuracy import length_baseline, pair_accuracy
 from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints, only_training, prepare_folder
 from midcourse.train.interruption import Interrupted, stop_on_signal
+from midcourse.train.learned import write_learned_rows
 from midcourse.train.prefixes import PairSet, Row, encode, plan_batches
 from midcourse.train.settings import Settings, check_settings
 from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints
@@ -163,7 +164,7 @@ def _train(
     metrics = policy.figures()
     metrics["length_baseline"] = length_baseline(train, held_out)
     metrics["train_pairs"] = len(train.pairs)
-    _finish(trainer.model, {**run, "metrics": metrics}, out)
+    _finish(trainer.model, {**run, "metrics": metrics}, kept, out)
     return metrics
 
 
@@ -341,8 +342,8 @@ def _make_trainer(
     return trainer
 
 
-def _finish(model: PeftModel, record: dict[str, Any], out: Path) -> None:
-    """Turn a run's folder into a policy: the adapter, its card, then the record; then drop what resuming needed."""
+def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparison], out: Path) -> None:
+    """Turn a run's folder into a policy: the adapter, what it learned from, then the record; drop the rest."""
     work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
     try:
         model.save_pretrained(work, save_embedding_layers=False)
@@ -350,6 +351,7 @@ def _finish(model: PeftModel, record: dict[str, Any], out: Path) -> None:
             write_bytes(out / name, (work / name).read_bytes())
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    write_learned_rows(out, learned)
     write_text(out / "README.md", _card(record))
     write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     for checkpoint in checkpoints(out):
