@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from midcourse import LanguageModel
 from midcourse.evaluate.gold import load_gold
 from midcourse.sample import sample
 from midcourse.train.comparisons import Comparison
 from midcourse.train.rollouts import Rollout
-from studies.rewards.run import read
+from studies.rewards.run import openings as of_split
 
 RUNS = Path(__file__).parents[1] / "runs/sentiment"
-OPENING_WORDS, NEW_TOKENS = 8, 24
+NEW_TOKENS = 24
 TRAIN, SAMPLES = 600, {"train": 4, "validation": 6, "test": 6}
 SPARE = 160  # openings at the end of the train split's order, which go with the test split's: no reward sees them
 GAP = 0.1  # two continuations are compared where their gold differs by more
@@ -26,17 +24,10 @@ GAP = 0.1  # two continuations are compared where their gold differs by more
 
 @cache
 def openings(data: Path, part: str) -> list[str]:
-    """The first words of reviews, each once, in a fixed random order, of train, validation or test."""
-    rows = read(data, "texts/imdb_reviews")
-
-    def distinct(split: str) -> list[str]:
-        words = (row["text"].split()[:OPENING_WORDS] for row in rows if row["split"] == split)
-        found = list(dict.fromkeys(map(" ".join, words)))
-        return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
-
+    """The first words of reviews, of train, validation or test."""
     if part == "train":
-        return distinct("train")[:TRAIN]
-    return distinct(part) + (distinct("train")[-SPARE:] if part == "test" else [])
+        return of_split(data, "train")[:TRAIN]
+    return of_split(data, part) + (of_split(data, "train")[-SPARE:] if part == "test" else [])
 
 
 @cache
