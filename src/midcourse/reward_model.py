@@ -225,7 +225,7 @@ class RewardModel(nn.Module):
     def of_responses(
         self,
         input_ids: Int[Tensor, "batch tokens"],
-        attention_mask: Bool[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"] | None,
         starts: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch tokens"]:
         """As `forward`, of rows whose responses begin at `starts`: for kinds to which that makes a difference."""

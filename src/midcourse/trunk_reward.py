@@ -111,35 +111,22 @@ class TrunkReward(RewardModel):
         self,
         input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Bool[Tensor, "batch tokens"] | None = None,
-        starts: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of every prefix of right-padded rows whose responses begin at `starts` (1 where not given).
-
-        A prompt's tokens add nothing, and have the reward 0.
-        """
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        places = torch.arange(1, input_ids.shape[1], device=input_ids.device)
-        begin = torch.ones_like(input_ids[:, 0]) if starts is None else starts
-        later = self.response_rewards(hidden[:, :-1], input_ids[:, 1:], places >= begin[:, None])
-        return torch.cat([later.new_zeros(len(later), 1), later], 1)
+        """The reward of every prefix of right-padded rows, all of whose tokens but the first count as response."""
+        return self.of_responses(input_ids, attention_mask, torch.ones_like(input_ids[:, 0]))
 
     def of_responses(
         self,
         input_ids: Int[Tensor, "batch tokens"],
-        attention_mask: Bool[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"] | None,
         starts: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch tokens"]:
-        return self(input_ids=input_ids, attention_mask=attention_mask, starts=starts)
-
-    def response_rewards(
-        self,
-        states: Float[Tensor, "rows tokens hidden"],
-        token_ids: Int[Tensor, "rows tokens"],
-        inside: Bool[Tensor, "rows tokens"],
-    ) -> Float[Tensor, "rows tokens"]:
-        """The rewards of a response's prefixes from the states before its tokens; 0 at tokens that are not its own."""
-        found = self.of_next(states, token_ids) * inside[..., None]
-        return found[..., 0] + found[..., 1].cumsum(1)
+        """The reward of every prefix of a response; a prompt's tokens add nothing, and have the reward 0."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        inside = torch.arange(1, input_ids.shape[1], device=input_ids.device) >= starts[:, None]
+        found = self.of_next(hidden[:, :-1], input_ids[:, 1:]) * inside[..., None]
+        rewards = found[..., 0] + found[..., 1].cumsum(1)
+        return torch.cat([rewards.new_zeros(len(rewards), 1), rewards], 1)
 
     def of_next(
         self, states: Float[Tensor, "*#place hidden"], token_ids: Int[Tensor, "*#place"]
