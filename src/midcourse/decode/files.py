@@ -109,15 +109,11 @@ def _response(generation: Generation) -> dict[str, Any]:
             "completion_tokens": len(generation.steps),
             "total_tokens": generation.prompt_tokens + len(generation.steps),
         },
-        "tokens": [
-            {
-                "token_id": step.token_id,
-                "text": step.text,
-                "logprob": step.logprob,
-                "reference_logprob": step.reference_logprob,
-                "reward": step.reward,
-                "weight": step.weight,
-            }
-            for step in generation.steps
-        ],
+        "tokens": [token_row(step) for step in generation.steps],
     }
+
+
+def token_row(step: Step) -> dict[str, Any]:
+    """A token of a response as JSON."""
+    names = ("token_id", "text", "logprob", "reference_logprob", "reward", "weight")
+    return {name: getattr(step, name) for name in names}

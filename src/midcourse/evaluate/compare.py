@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from midcourse.decode.files import read_prompts
+from midcourse.decode.files import read_prompts, token_row
 from midcourse.decode.loop import agreed_template, encode, stream
 from midcourse.decode.methods import BestOfN, Method
 from midcourse.decode.steps import Generation
@@ -320,16 +320,7 @@ def _row(study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, c
     own = arm.base and not isinstance(arm.chosen, BestOfN)  # its guidance KL is against the study's base
     tokens = []
     for step in found.steps:
-        token = {
-            "token_id": step.token_id,
-            "text": step.text,
-            "logprob": step.logprob,
-            "reference_logprob": step.reference_logprob,
-            "reward": step.reward,
-            "weight": step.weight,
-            "guidance_kl": step.guidance_kl if own else None,
-            "total_kl": step.total_kl,
-        }
+        token = token_row(step) | {"guidance_kl": step.guidance_kl if own else None, "total_kl": step.total_kl}
         if study.save_candidates:
             token["candidates"] = [vars(candidate) for candidate in step.candidates]
         tokens.append(token)
