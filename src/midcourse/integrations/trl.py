@@ -42,12 +42,12 @@ from midcourse.progress import progress
 from midcourse.prompt import Template
 from midcourse.train.accuracy import length_baseline, pair_accuracy
 from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
-from midcourse.train.folder import TrainingError, checkpoints, only_training, prepare_folder
+from midcourse.train.folder import TrainingError, drop_run, only_training, prepare_folder
 from midcourse.train.interruption import Interrupted, stop_on_signal
 from midcourse.train.learned import write_learned_rows
 from midcourse.train.prefixes import PairSet, Row, encode, plan_batches
 from midcourse.train.settings import Settings, check_settings
-from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints
+from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints, plan_arguments
 from midcourse.vocabulary_reward import VocabularyReward
 
 try:
@@ -293,26 +293,13 @@ def _make_trainer(
     device = lm.model.device
     renamed: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
     arguments = DPOConfig(
-        output_dir=str(out),
+        **plan_arguments(settings, len(plan), out, device),
+        **renamed,
         beta=beta,
         max_length=None,  # rows are cut already
-        per_device_train_batch_size=1,
-        max_steps=len(plan),
         learning_rate=settings.lr or LEARNING_RATE,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(0.1 * len(plan)),
-        weight_decay=settings.weight_decay,
-        save_strategy="steps",
-        save_steps=settings.save_steps or math.ceil(len(plan) / 10),
-        logging_strategy="no",
         report_to="none",
-        seed=settings.seed,
-        use_cpu=device.type == "cpu",
         bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        **renamed,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)
     adapter = LoraConfig(
@@ -354,9 +341,7 @@ def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparis
     write_learned_rows(out, learned)
     write_text(out / "README.md", _card(record))
     write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
-    for checkpoint in checkpoints(out):
-        shutil.rmtree(checkpoint)
-    (out / "run.json").unlink()
+    drop_run(out)
 
 
 def _card(record: dict[str, Any]) -> str:

@@ -138,6 +138,11 @@ def finish_folder(reward: RewardModel, out: Path, learned: Sequence[Example]) ->
     write_card(reward.info, out / "README.md")
     write_learned_rows(out, learned)
     reward.write(out)
+    drop_run(out)
+
+
+def drop_run(out: Path) -> None:
+    """Drop what only resuming needs."""
     for checkpoint in checkpoints(out):
         shutil.rmtree(checkpoint)
     (out / "run.json").unlink()

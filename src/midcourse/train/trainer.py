@@ -307,24 +307,11 @@ def make_trainer(
         }
 
     arguments = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=1,
-        max_steps=len(plan),
+        **plan_arguments(settings, len(plan), out, reward.device),
         learning_rate=settings.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(0.1 * len(plan)),
-        weight_decay=settings.weight_decay,
-        save_strategy="steps",
-        save_steps=settings.save_steps or math.ceil(len(plan) / 10),
-        logging_strategy="no",
         report_to=list(report_to) or "none",
-        seed=settings.seed,
-        use_cpu=reward.device.type == "cpu",
         bf16=mixed,
         ddp_find_unused_parameters=False,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: several GPUs take as many processes
     set_seed(settings.seed)
@@ -332,6 +319,26 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.reward, trainer.objective, trainer.data = reward, objective, data
     return trainer
+
+
+def plan_arguments(settings: Settings, steps: int, out: Path, device: torch.device) -> dict[str, Any]:
+    """What TrainingArguments are the same for whatever trains over a fixed plan of batches."""
+    return {
+        "output_dir": str(out),
+        "per_device_train_batch_size": 1,
+        "max_steps": steps,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(0.1 * steps),
+        "weight_decay": settings.weight_decay,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps or math.ceil(steps / 10),
+        "logging_strategy": "no",
+        "seed": settings.seed,
+        "use_cpu": device.type == "cpu",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
 
 
 def described(
