@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from midcourse.decode.loop import generate
+from midcourse.evaluate.independence import of_reward, why_dependent
 from midcourse.language_model import LanguageModel
 from midcourse.loading import load_reward, place_of, shipped
 from midcourse.reward_model import RewardModel, read_info
@@ -68,6 +69,16 @@ def test_rewards_lists_them(midcourse):
     assert all(0.5 < row["interval"][0] < row["accuracy"] and row["about"].startswith("Prefers") for row in rows)
     assert all(Path(row["card"]).is_file() for row in rows)
     assert "civil" in midcourse("rewards")[1]
+
+
+@pytest.mark.slow
+def test_a_comparison_knows_by_name_what_a_shipped_reward_learned_from():
+    by_name, by_folder = (of_reward(source, "guide") for source in ("civil", str(shipped()["civil"])))
+    assert by_name.rows is not None and len(by_name.rows) > 1000
+    assert by_name.rows.tolist() == by_folder.rows.tolist()
+    assert by_name.fingerprint == by_folder.fingerprint
+    assert why_dependent(by_name, by_folder) == "is the guide guide itself"
+    assert "shares weights with the guide" in (why_dependent(of_reward("readable", "judge"), by_name) or "")
 
 
 @pytest.mark.slow

@@ -34,7 +34,8 @@ from midcourse.language_model import LanguageModel
 from midcourse.prompt import Prompt
 from midcourse.sample import Sampled, sample
 from midcourse.train.accuracy import outcome, pair_accuracy
-from midcourse.train.comparisons import Comparison, read_comparisons
+from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
+from midcourse.train.learned import write_learned_rows
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
@@ -46,6 +47,7 @@ HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs/shipped"
 SHIPPED = HERE.parents[1] / "src/midcourse/shipped/rewards"
 SEED = 0
+SETTINGS = Settings(max_tokens=256)
 SEEDS = (0, 1, 2)  # the first one ships, whichever is best
 WEIGHTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 SAMPLES, ANSWER_TOKENS = 4, 40
@@ -265,7 +267,7 @@ def make(name: str, data: Path) -> dict[str, Any]:
         folder = RUNS / f"{name}-{seed}"
         if not (folder / "midcourse.json").is_file():
             reward = TrunkReward.create("smollm2", template="mixed", tune="head", head="trunk:16", seed=seed)
-            train(reward, wanted.learn, folder, Settings(max_tokens=256, seed=seed), resume=True)
+            train(reward, wanted.learn, folder, replace(SETTINGS, seed=seed), resume=True)
         reward = TrunkReward.load(folder)
         pairs = encode(reward, wanted.test, 256)
         accuracies.append(pair_accuracy(pairs, Scorer(reward, [pairs.rows]).score(0)))
@@ -309,6 +311,8 @@ def ship(
     metrics = {**accuracy, "calibration": reward.info.metrics["calibration"]}
     reward.info = replace(reward.info, reward_weight=weight, metrics=metrics)
     reward.save(work)
+    kept, _ = split_by_prompt(wanted.learn, SETTINGS.held_out, seed=0)  # as `train` splits them
+    write_learned_rows(work, kept)
     write_text(work / "README.md", card(name, wanted, reward, row))
     SHIPPED.mkdir(parents=True, exist_ok=True)
     publish_folder(work, SHIPPED / name, replace=True)

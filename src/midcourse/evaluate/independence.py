@@ -12,7 +12,7 @@ import numpy as np
 from midcourse.evaluate.policy import ADAPTER, ADAPTER_WEIGHTS, adapter_base
 from midcourse.implicit_reward import ImplicitReward
 from midcourse.language_model import files_fingerprint, matrix_hashes, weight_files, weights_fingerprint
-from midcourse.loading import kind_of
+from midcourse.loading import kind_of, place_of
 from midcourse.reward_model import read_info
 from midcourse.train.learned import read_learned_rows
 
@@ -43,7 +43,7 @@ def of_function(name: str) -> Origin:
 
 def of_reward(source: str, name: str) -> Origin:
     """That of what `load_reward` loads."""
-    folder = Path(source)
+    folder = Path(source := str(place_of(source)))
     if not (folder / "midcourse.json").is_file():
         files = weight_files(source)
         return Origin(name, files_fingerprint(files), matrix_hashes(files), read_learned_rows(folder))

@@ -16,7 +16,7 @@ from midcourse.evaluate.independence import Origin, of_function, of_reward
 from midcourse.implicit_reward import ImplicitReward
 from midcourse.jsonl import ForeignRow, append_row, append_rows, written_rows
 from midcourse.judge import Judge, Verdict
-from midcourse.loading import load_reward
+from midcourse.loading import load_reward, place_of
 from midcourse.progress import progress
 from midcourse.prompt import Prompt
 from midcourse.reward import Reward
@@ -101,6 +101,7 @@ def reward_judge(source: str, name: str, *, device: str = "auto", dtype: str = "
 
     The reward of a response that was cut is that of the prefix it is.
     """
+    source = str(place_of(source))
     reward = load_reward(source, device=device, dtype=dtype)
     record: dict[str, Any] = {"objective": None, "accuracy": None, "interval": None, "pairs": None}
     if (Path(source) / "midcourse.json").is_file():
