@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in so many processes; each computes in one thread.
+JOBS ?= 2
 STAMP := .venv/.midcourse-setup
 
 # Nothing below needs the network, except pip in `setup`.
@@ -37,10 +39,10 @@ check: setup ## lint, format, types, import rule, README tables, quick tests
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 	$(BIN)/python studies/tables.py --check
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 test: check ## check, and the slow tests
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n $(JOBS) -m slow
 
 tables: setup ## fill the README's tables from the committed results
 	$(BIN)/python studies/tables.py

@@ -91,8 +91,8 @@ def made_up(prompts: int = 40, seeds: int = 2, tokens: int = 24) -> tuple[list[A
         settings = {name: fields.get(name) for name in ("method", "reward", "setting")}
         arms[arm] = {
             **settings,
-            "lm_parameters": 135e6,
-            "reward_parameters": 45e6,
+            "lm_parameters": 135_000_000,
+            "reward_parameters": 45_000_000,
             "greedy": fields.get("greedy", False),
         }
         slow = fields.pop("slow", 1.0)

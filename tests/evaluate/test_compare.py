@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,14 +321,29 @@ def test_prompts_with_references(tmp_path):
 # Resuming
 
 CALL = """
-import sys
+import os, signal, sys
 from pathlib import Path
-from midcourse.evaluate.compare import compare
+from midcourse.evaluate import compare as module
 from midcourse.evaluate.judging import gold_judge
 from tests.evaluate.compared import study_of
-lm, reward, out = sys.argv[1:]
+
+lm, reward, out, then, rows = sys.argv[1:]
+append, left = module.append_row, int(rows)
+
+def append_and_stop(file, row):
+    global left
+    append(file, row)
+    left -= 1
+    if left == 0 and then == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if left == 0 and then == "wait":
+        print("written", flush=True)
+        sys.stdin.read()
+
+module.append_row = append_and_stop
 study = study_of(lm, {"kind": reward}, seeds=3, max_new_tokens=16, batch_size=2)
-compare(study, ["pargs", "best-of-n:2"], Path(out), sweep={}, judges=[gold_judge("builtins:len")], resume=True)
+judges = [gold_judge("builtins:len")]
+module.compare(study, ["pargs", "best-of-n:2"], Path(out), sweep={}, judges=judges, resume=True)
 """
 
 
@@ -344,36 +358,30 @@ def assert_same_row(have: dict, want: dict) -> None:
         assert ours == {k: pytest.approx(v, abs=1e-9) if isinstance(v, float) else v for k, v in theirs.items()}
 
 
-def started(lm_folder: str, reward: str, out: Path) -> subprocess.Popen:
+def started(lm_folder: str, reward: str, out: Path, then: str, rows: int) -> subprocess.Popen:
+    """A comparison in a process of its own, which after so many rows dies, or says so and waits."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"}
-    return subprocess.Popen(
-        [sys.executable, "-c", CALL, lm_folder, reward, str(out)], env=environment, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(condition, process: subprocess.Popen) -> None:
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
+    call = [sys.executable, "-c", CALL, lm_folder, reward, str(out), then, str(rows)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(call, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.slow
 def test_resume_after_kill_loses_and_repeats_nothing(lm_folder, rewards, tmp_path):
     out, results = tmp_path / "out", tmp_path / "out/results.jsonl"
     kept = b""
-    for rows in (3, 14):
-        process = started(lm_folder, rewards["kind"], out)
-        wait_for(lambda rows=rows: results.exists() and results.read_bytes().count(b"\n") >= rows, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
+    for rows in (3, 11):
+        process = started(lm_folder, rewards["kind"], out, "die", rows)
+        _, said = process.communicate()
+        assert process.returncode == -signal.SIGKILL, said
         data = results.read_bytes()
         assert data.startswith(kept)  # what was there is not written again
-        kept = data[: data.rfind(b"\n") + 1]
+        assert data.count(b"\n") == kept.count(b"\n") + rows
+        kept = data
     with results.open("ab") as file:
         file.write(b'{"key": "torn')  # as a kill between two writes leaves it
-    process = started(lm_folder, rewards["kind"], out)
+    process = started(lm_folder, rewards["kind"], out, "go on", 0)
     _, said = process.communicate()
     assert process.returncode == 0, said
     assert results.read_bytes().startswith(kept)
@@ -391,9 +399,9 @@ def test_resume_after_kill_loses_and_repeats_nothing(lm_folder, rewards, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_on_one_folder_refuse(lm_folder, rewards, tmp_path):
-    process = started(lm_folder, rewards["kind"], tmp_path)
+    process = started(lm_folder, rewards["kind"], tmp_path, "wait", 1)
     try:
-        wait_for((tmp_path / "results.jsonl").exists, process)
+        assert process.stdout.readline() == "written\n"
         study = study_of(lm_folder, {"kind": rewards["kind"]})
         with pytest.raises(CompareError, match=f"another comparison \\(process {process.pid}\\)"):
             compare(study, ["pargs"], tmp_path, sweep={}, resume=True)
@@ -565,3 +573,33 @@ def test_misuse_exits_with_one_sentence(midcourse, lm_folder, tmp_path, flags, s
     assert said in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_from_the_command_line(midcourse, lm_folder, rewards, tmp_path, monkeypatch):
+    (tmp_path / "taste.py").write_text("def long(text):\n    return len(text)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = [{"prompt": prompt, "reference": " on time."} for prompt in PROMPTS]
+    prompts, out = write_prompts(tmp_path / "prompts.jsonl", rows), tmp_path / "out"
+    asked = ["compare", "--lm", lm_folder, "--prompts", prompts, "--out", out, "--max-new-tokens", 6]
+    asked += ["--dtype", "float64", "--rewards", rewards["kind"], rewards["trunk"], "--judges", "taste:long"]
+    asked += ["--methods", "pargs,best-of-n:2", "--sweep", "reward_weight=0,1,3", "--seeds", 2]
+    code, table, err = midcourse(*asked)
+    assert code == 0, err
+    assert "left out: best-of-n:2 with trunk: a trunk reward guides tokens" in err
+    assert f"report: {out / 'report.html'}" in err
+    arms = {"plain", "best-of-n kind n=2", "reference"}
+    arms |= {f"pargs {name} w={weight}" for name in ("kind", "trunk") for weight in (0, 1, 3)}
+    assert {row["arm"] for row in read_rows(out)} == arms
+    assert len(read_rows(out)) == (len(arms) - 1) * 2 * len(PROMPTS) + len(PROMPTS)
+    for arm in arms - {"reference"}:
+        assert arm in table
+    for name in ("compare.json", "table.md", "table.csv", "summary.json", "report.html", "curves.png"):
+        assert (out / name).stat().st_size > 100
+    before = (out / "results.jsonl").read_bytes()
+    code, _, err = midcourse(*asked)
+    assert code == 2 and "add --resume" in err
+    code, found, err = midcourse(*asked, "--resume", "--json")
+    assert code == 0, err
+    assert set(json.loads(found)["arms"]) == arms
+    assert (out / "results.jsonl").read_bytes() == before

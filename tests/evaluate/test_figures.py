@@ -101,8 +101,8 @@ def test_costs_are_per_token_and_relative_to_plain(tmp_path):
         row("pargs w=1", 0, text="a b", cost=cost(4, 20, 20, 0.5)),
         row("reference", 0, tokens=[], cost=None, guidance_kl=None, total_kl=None),
     ]
-    sizes = {"lm_parameters": 1e9, "reward_parameters": 1e8}
-    found = of(tmp_path, rows, asked={"arms": {"plain": {"lm_parameters": 1e9}, "pargs w=1": sizes}})
+    sizes = {"lm_parameters": 10**9, "reward_parameters": 10**8}
+    found = of(tmp_path, rows, asked={"arms": {"plain": {"lm_parameters": 10**9}, "pargs w=1": sizes}})
     figures = found["arms"]["pargs w=1"]["figures"]
     names = ("lm_passes", "reward_passes", "candidates", "tokens_per_second", "relative_speed", "relative_time")
     assert [figures[name]["mean"] for name in names] == pytest.approx([2, 10, 10, 4, 0.4, 2.5])

@@ -50,7 +50,7 @@ class GroupedRows:
     def first(self, arm: str) -> Response:
         return self.by_arm[arm][0]
 
-    def parameters(self, arm: str) -> tuple[float | None, float | None]:
+    def parameters(self, arm: str) -> tuple[int | None, int | None]:
         """Parameters of the language model and of the reward, where they are known."""
         asked = self.asked.get("arms", {}).get(arm, {})
         return asked.get("lm_parameters"), asked.get("reward_parameters")
