@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -164,6 +165,22 @@ def test_objectives_of_labels_learn_from_rollouts(lm_folder, rollouts, tmp_path,
     assert "Held-out labels" in card
     rows = [json.loads(line) for line in (tmp_path / "reward/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["correlation"].keys() == rows[-1]["accuracy"].keys()
+
+
+@pytest.mark.parametrize(("objective", "settings"), [one[:2] for one in VALUES[:3]])
+def test_where_labels_lie_makes_no_difference_to_a_value(lm_folder, rollouts, tmp_path, objective, settings):
+    """Rewards count from the mean label: labels far from 0 take no more steps, and guide alike."""
+    found = []
+    for shift in (0.0, -64.0):  # a power of two, so that sums of labels round alike
+        reward = created(lm_folder, objective, settings, "head", "scalar")
+        moved = [replace(one, reward=one.reward + shift) for one in rollouts]
+        metrics = train(reward, moved, tmp_path / str(shift), Settings(**SETTINGS))
+        found.append((reward.head.weight.detach().clone(), metrics))
+    (mine, near), (theirs, far) = found
+    assert torch.allclose(mine, theirs, atol=1e-5)
+    assert far["labels"]["zero"] == pytest.approx(near["labels"]["zero"] - 64)
+    for a, b in zip(near["labels"]["shares"], far["labels"]["shares"], strict=True):
+        assert a["squared_error"] == pytest.approx(b["squared_error"], abs=1e-4)
 
 
 def test_rollouts_of_which_no_two_can_be_compared(lm_folder, tmp_path):

@@ -27,7 +27,7 @@ class Train:
 
     - prefix: comparisons; Bradley-Terry on equal-length prefixes (PARGS). Any head.
     - sequence: comparisons; Bradley-Terry on whole responses (ARGS). Any head.
-    - value: rollouts; the final reward that a prefix foretells (CD-FUDGE, Q#). Any head.
+    - value: rollouts; the final reward that a prefix foretells, counted from the mean label (CD-FUDGE, Q#). Any head.
     - cumulative: rollouts; a label, later prefixes weighing more (RAD). Scalar.
     - farma: comparisons; whole responses, and prefixes as good as their best next token (FaRMA). Vocabulary, trunk.
     - autoregressive: comparisons; token log-probabilities that add up to a reward (GenARM). Vocabulary.

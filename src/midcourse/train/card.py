@@ -160,7 +160,8 @@ def pairs_title(metrics: dict) -> str:
 def labels_title(metrics: dict) -> str:
     """What the fit to labels is of."""
     found = metrics["labels"]
-    return f"{found['rollouts']} rollouts of {found['prompts']} prompts, 95% intervals"
+    zero = f"; a reward of 0 is the mean label, {found['zero']:.4g}" if found["zero"] else ""
+    return f"{found['rollouts']} rollouts of {found['prompts']} prompts, 95% intervals{zero}"
 
 
 def write_card(info: RewardInfo, path: Path) -> None:

@@ -205,6 +205,8 @@ class Objective:
         heads: the kinds of head that it can train.
         turns: how often the phases take turns.
         reward_weight: the one weight to guide at, where there is such a thing.
+        from_mean: labels count from their mean over the data, and rewards with them. Losses of R - V alone allow it: a
+            constant guides nowhere, and learning it would take the steps that everything else needs.
     """
 
     name: str
@@ -213,6 +215,7 @@ class Objective:
     heads: tuple[str, ...] = HEADS
     turns: int = 1
     reward_weight: float | None = None
+    from_mean: bool = False
 
     @property
     def of(self) -> str:
@@ -272,7 +275,8 @@ def _value(value: str = "mean", value_weight: float | None = None, expectile: fl
             raise ObjectiveError(f"expectile {expectile} is not from 0.5 (the mean) to below 1; use 0.9, say")
         settings["expectile"] = expectile
         loss = partial(value_max, expectile=expectile)
-    return Objective("value", settings, (Phase("labels", loss, f"value {value}"),), reward_weight=value_weight)
+    phases = (Phase("labels", loss, f"value {value}"),)
+    return Objective("value", settings, phases, reward_weight=value_weight, from_mean=True)
 
 
 def _cumulative() -> Objective:

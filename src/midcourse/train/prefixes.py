@@ -82,6 +82,11 @@ class RolloutSet:
         """Response tokens of a rollout."""
         return fmean(len(self.rows[row].response) for (row,) in self.items)
 
+    @property
+    def mean_label(self) -> float:
+        """The label that is expected of a rollout of which nothing is known."""
+        return fmean(self.labels)
+
 
 class Batch(NamedTuple):
     """One step of training: which of an objective's phases, and the numbers of the pairs or rollouts."""

@@ -266,6 +266,11 @@ def phase_losses(
     return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype), mean_length))
 
 
+def label_zero(objective: Objective, data: PairSet | RolloutSet) -> float:
+    """The label at which a reward is 0: with some objectives the mean of those that are trained on."""
+    return data.mean_label if objective.from_mean and isinstance(data, RolloutSet) else 0.0
+
+
 def make_trainer(
     reward: RewardModel,
     scorer: Scorer,
@@ -280,6 +285,7 @@ def make_trainer(
     """A Trainer whose dataset is the plan: item n is the batch of step n."""
 
     mean_length = data.mean_length if isinstance(data, RolloutSet) else 0.0
+    zero = label_zero(objective, data)
 
     def collate(batches: list[Batch]) -> dict[str, Any]:
         ((phase, whole),) = batches
@@ -291,7 +297,7 @@ def make_trainer(
             items = [item[:1] for item in items]
         numbers, local = renumber(items)
         rows = [data.rows[number] for number in numbers]
-        labels = torch.tensor([data.labels[n] for n in picked]) if isinstance(data, RolloutSet) else None
+        labels = torch.tensor([data.labels[n] - zero for n in picked]) if isinstance(data, RolloutSet) else None
         return {
             **scorer.inputs(0, numbers),
             "weight": processes.count() * len(mine) / len(whole),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -47,7 +46,7 @@ from midcourse.train.settings import (
     learning_rate,
     master_weights,
 )
-from midcourse.train.trainer import Watch, make_trainer
+from midcourse.train.trainer import Watch, label_zero, make_trainer
 
 
 class Data(NamedTuple):
@@ -134,12 +133,13 @@ def _train(
     order = data.train.prompts, longest, settings.batch_size, settings.epochs, settings.seed
     plan = in_turns(plan_batches(*order), len(objective.phases), objective.turns)
     trainer = make_trainer(reward, scorer, data.train, objective, plan, settings, out, mixed, report_to)
+    zero = label_zero(objective, data.train)
     bar = progress("training", len(plan), quiet=not processes.first())
     with master_weights(reward, mixed), bar as advance, stop_on_signal() as interruption:
 
         def evaluate() -> dict[str, Any]:
             asked, rows = (deciding, 2) if deciding else (data, 1)
-            return _curve(_held_out(asked, prefix_rewards(scorer, rows)))
+            return _curve(_held_out(asked, prefix_rewards(scorer, rows), zero))
 
         watch = Watch(out, len(plan), settings, evaluate, interruption, advance)
         watch.start(checkpoint)
@@ -158,7 +158,7 @@ def _train(
     if wanted != trainer.state.global_step:
         reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
     rewards = prefix_rewards(scorer, 1)
-    metrics = _held_out(data, rewards)
+    metrics = _held_out(data, rewards, zero)
     calibration = None
     if data.held_pairs.pairs:
         calibration, metrics["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
@@ -244,14 +244,19 @@ def prefix_rewards(scorer: Scorer, row_set: int) -> list[Tensor]:
     return [row.cumsum(0) for row in rewards] if scorer.additive else rewards
 
 
-def _held_out(data: Data, rewards: list[Tensor]) -> dict[str, Any]:
-    """Pair accuracy on held-out prompts, and of rollouts the fit to their labels, by share of the response."""
+def _held_out(data: Data, rewards: list[Tensor], zero: float) -> dict[str, Any]:
+    """Pair accuracy on held-out prompts, and of rollouts the fit to their labels, by share of the response.
+
+    Args:
+        zero: the label at which a reward is 0.
+    """
     found: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
     if data.held_pairs.pairs:
         found = pair_accuracy(data.held_pairs, rewards)
     if data.held_rollouts:
         assert isinstance(data.train, RolloutSet)
-        found["labels"] = label_fit(data.held_rollouts, rewards, fmean(data.train.labels))
+        foretold = [row + zero for row in rewards]
+        found["labels"] = {**label_fit(data.held_rollouts, foretold, data.train.mean_label), "zero": zero}
     return found
 
 
