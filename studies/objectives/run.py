@@ -38,13 +38,14 @@ from midcourse.reward import Reward
 from midcourse.reward_model import RewardModel
 from midcourse.train.accuracy import SHARES, pair_accuracy
 from midcourse.train.calibration import calibration_error, margins
-from midcourse.train.comparisons import Comparison
+from midcourse.train.comparisons import Comparison, split_by_prompt
+from midcourse.train.encoder import make_scorer
 from midcourse.train.objectives import make_objective
 from midcourse.train.prefixes import encode
 from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
-from midcourse.train.training import train
+from midcourse.train.training import checked_objective, encode_all, train
 from studies import sentiment
 from studies.rewards.run import comparisons, fitting, read
 from studies.steering import KLS, Gold, steered, write
@@ -134,8 +135,8 @@ def trainable(backbone: Backbone, objective: str) -> bool:
 def affordable(runs: Sequence[Run], seconds: dict[tuple[str, str], float], budget: float) -> list[Run]:
     """The rule that cuts the grid: runs in the order of `plan`, as long as the budget of seconds lasts.
 
-    `seconds` is what the pilot measured of a run, by set and backbone; a run that does not fit is left out, and cheaper
-    ones after it are still taken.
+    `seconds` is what the pilot measured of a run beside its frozen states, by set and backbone; a run that does not fit
+    is left out, and cheaper ones after it are still taken.
     """
     taken = []
     for run in runs:
@@ -214,10 +215,12 @@ def trained(run: Run, data: Path) -> Trained:
     given: Sequence[Comparison] | Sequence[Rollout] = rollouts if labelled and rollouts else learn
     if (folder / "midcourse.json").is_file():
         return Trained(type(reward).load(folder), len(given), 0.0, 0.0)
-    begin = time.monotonic()
-    Scorer(reward, [encode(reward, learn, max_tokens).rows])
-    states = time.monotonic() - begin
     settings = Settings(epochs=run.backbone.epochs, max_tokens=max_tokens, seed=run.seed)
+    begin = time.monotonic()
+    kept, held = split_by_prompt([*given], settings.held_out, seed=0)  # the rows that `train` asks for
+    parts = encode_all(reward, checked_objective(reward, settings), kept, held, max_tokens)
+    make_scorer(reward, [parts.train, parts.held_pairs])
+    states = time.monotonic() - begin
     train(reward, given, folder, settings, resume=True)
     return Trained(reward, len(given), states, time.monotonic() - begin)
 
@@ -228,7 +231,9 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
     found = trained(run, data)
     reward, max_tokens = found.reward, MAX_TOKENS[run.set]
     pairs = encode(reward, fitting(reward, examples(run.set, data)[1], max_tokens)[:TEST_PAIRS], max_tokens)
+    start = time.monotonic()
     scorer = Scorer(reward, [pairs.rows])
+    states = found.states + time.monotonic() - start
     rewards = scorer.score(0)
     if scorer.additive:
         rewards = [row.cumsum(0) for row in rewards]
@@ -246,7 +251,7 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
         "held_out": {str(row["share"]): row["accuracy"] for row in held},
         "ece": honesty(reward, margins(pairs, rewards), pairs.prompts),
         "parameters": sum(p.numel() for p in reward.parameters() if p.requires_grad),
-        "states_minutes": found.states / 60,
+        "states_minutes": states / 60,
         "minutes": found.seconds / 60,
         "run_seconds": time.monotonic() - begin,
     }
@@ -434,7 +439,11 @@ def study(data: Path, hours: float, path: Path) -> None:
     for run in pilot:
         if run.name not in done:
             add("rows", judged(run, data))
-    seconds = {(row["set"], row["backbone"]): row["run_seconds"] for row in reversed(results["rows"])}
+    # Frozen states are there from then on: only the pilot's runs computed them.
+    seconds = {
+        (row["set"], row["backbone"]): row["run_seconds"] - 60 * row["states_minutes"]
+        for row in reversed(results["rows"])
+    }
     # Half of the time is for guiding, whose cost the pilot does not know.
     budget = 1800 * hours
     total = sum(seconds[run.set, run.backbone.name] for run in runs)

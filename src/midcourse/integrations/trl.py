@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -98,7 +99,9 @@ def train_policy(
     out = Path(out)
     check_settings(settings)
     _check(beta, rank)
-    with only_training(out):
+    with only_training(out), warnings.catch_warnings():
+        # TRL and peft ask by the setting's old name, which is nothing to whoever trains.
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
         return _train(lm, comparisons, out, settings, beta, rank, template, resume)
 
 
