@@ -252,7 +252,7 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
         "ece": honesty(reward, margins(pairs, rewards), pairs.prompts),
         "parameters": sum(p.numel() for p in reward.parameters() if p.requires_grad),
         "states_minutes": states / 60,
-        "minutes": found.seconds / 60,
+        "minutes": (found.seconds - found.states) / 60,
         "run_seconds": time.monotonic() - begin,
     }
 
