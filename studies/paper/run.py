@@ -1,0 +1,372 @@
+"""The paper's claims on this project's own models: every method at equal KL and equal cost, by independent judges.
+
+    python -m studies.paper.run --data DIR [--hours 6] [TASK ...]        (or MIDCOURSE_DATA=DIR)
+
+Three tasks (sentiment, detox, hh). For each: train judges and guides on disjoint rows, find the weights that reach 2, 5
+and 10 nats on validation prompts, time every method there, cut the test's size by a written rule (`affordable`), write
+every response through midcourse.evaluate.compare, and read off the answers. Tasks may run side by side, one process
+each. Everything is resumable: what runs/paper/ holds is not done again. Texts stay there; committed are
+results/TASK.json, results/TASK-scores.csv and plots.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from midcourse import LanguageModel
+from midcourse.errors import MidcourseError
+from midcourse.evaluate.arms import Base
+from midcourse.evaluate.compare import Study, compare
+from midcourse.evaluate.comparison_report import write_report
+from midcourse.evaluate.judging import Response
+from midcourse.evaluate.matched import weight_at
+from midcourse.evaluate.results import write_results
+from midcourse.evaluate.rows import Comparison, read_folder
+from midcourse.files import write_bytes, write_text
+from midcourse.language_model import weights_fingerprint
+from midcourse.prompt import Prompt, prompt_ids
+from midcourse.reward_model import read_info
+from midcourse.train.accuracy import pair_accuracy
+from midcourse.train.prefixes import encode
+from midcourse.train.scorer import Scorer
+from studies.paper.guides import GUIDES, guides, policies
+from studies.paper.tasks import NAMES, RUNS, Setup, setup
+from studies.rewards.run import fitting
+from studies.steering import KLS, write
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+TUNED_ON, TIMED_ON = 32, 16  # validation prompts for the weights, and for the pilot's timings
+SIZES = ((240, 2), (200, 2), (160, 2), (120, 2), (100, 2), (100, 1))  # prompts and seeds, the largest that fits
+BEYOND = (2.0, 4.0)  # times the weight of 10 nats, to see where over-optimisation begins
+SIZES_OF_K, K_PROMPTS = (3, 40), 60  # candidates besides the base's 10, and prompts of that comparison
+HALF_WIDTH, TEST_PAIRS = 0.05, 600
+
+Weights = dict[str, dict[str, list[float]]]
+
+
+class Entry(NamedTuple):
+    """A method with its guide, and how its settings come about.
+
+    Attributes:
+        kl: "guidance" or "total": weights are those that reach 2, 5 and 10 nats of it; "none": these settings.
+        settings: swept where nothing is looked for.
+        beyond: larger weights too.
+    """
+
+    method: str
+    guide: str | None
+    kl: str = "none"
+    settings: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    beyond: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}@{self.guide}" if self.guide else self.method
+
+
+# The most telling ones first: what does not fit into the time is left out from the end.
+ENTRIES = (
+    Entry("pargs", "prefix", "guidance", beyond=True),
+    Entry("args-stochastic", "sequence", "guidance"),
+    Entry("pargs", "trunk", "guidance", beyond=True),
+    Entry("best-of-n:4", "sequence"),
+    Entry("best-of-n:16", "sequence"),
+    Entry("policy=dpo", None),
+    Entry("pargs", "prefix-paper", "guidance"),
+    Entry("cd", "value", "guidance"),
+    Entry("farma", "farma", "total"),
+    Entry("genarm", "autoregressive", "total"),
+    Entry("soft-value", "soft"),
+    Entry("args", "sequence", settings={"reward_weight": (0.5, 1.5, 4.5)}),
+    Entry("pargs-greedy", "prefix", settings={"reward_weight": (0.5, 1.5, 4.5)}),
+    Entry("cd-blockwise:6", "value"),
+    Entry("cards", "sequence", settings={"reward_threshold": ()}),
+)
+QUANTILES = (0.5, 0.75, 0.9)  # of the guide's rewards of plain responses: CARDS's thresholds
+
+
+# The study of a task
+
+
+def made(task: Setup, lm: LanguageModel) -> Study:
+    """What is the same for every row."""
+    return Study(
+        lm,
+        weights_fingerprint("smollm2"),
+        guides(task, lm),
+        policies(task, lm),
+        task.prompts,
+        Base(),
+        max_new_tokens=task.new_tokens,
+        template=task.template,
+        batch_size=16,
+    )
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What the file holds, made and written where there is none."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_results(path, make())
+    return json.loads(path.read_text())
+
+
+def weights(task: Setup, study: Study) -> Weights:
+    """By entry, what is swept; found on validation prompts and nowhere else."""
+    prompts = [one.prompt for one in task.validation[:TUNED_ON]]
+    common: dict[str, Any] = {"new_tokens": task.new_tokens, "seed": 10_000, "template": task.template}
+    plain = write(study.lm, prompts, None, 0.0, **common)
+    spent = fmean(text.total_kl or 0.0 for text in plain)
+    found: Weights = {}
+    for entry in ENTRIES:
+        if entry.kl == "none":
+            found[entry.name] = {name: list(values) for name, values in entry.settings.items()}
+            continue
+        assert entry.guide is not None
+        reward = study.guides[entry.guide].reward
+        own = {"method": entry.method, "temperature": 1.0, "top_k": None if entry.method == "genarm" else 10}
+
+        def kl_of(weight: float, reward=reward, own=own, entry=entry) -> float:
+            texts = write(study.lm, prompts, reward, weight, **own, **common)
+            if entry.kl == "guidance":
+                return fmean(text.guidance_kl or 0.0 for text in texts)
+            return max(fmean(text.total_kl or 0.0 for text in texts) - spent, 1e-3)
+
+        reached, start = [], 1.0
+        for kl in KLS:
+            start = weight_at(kl_of, kl, start=start)
+            # Past the last aim by a tenth of the weight, so that it is reached on other prompts too.
+            reached.append(start * (1.1 if kl == max(KLS) else 1.0))
+        if entry.beyond:
+            reached += [start * times for times in BEYOND]
+        found[entry.name] = {"reward_weight": [float(f"{weight:.3g}") for weight in reached]}
+    threshold = study.guides["sequence"].reward.score(prompts, [text.text for text in plain], finished=False)
+    ends = [one.rewards[-1] for one in threshold if one.rewards]
+    found["cards@sequence"] = {"reward_threshold": [float(f"{q:.3g}") for q in np.quantile(ends, QUANTILES)]}
+    return found
+
+
+# The pilot, and the rule that cuts
+
+
+def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
+    """Seconds of a response of each entry, all its settings together, and the spread of paired differences in gold."""
+    small = replace(study, tasks=task.validation[:TIMED_ON])
+    seconds = {}
+    for entry in ENTRIES:
+        begin = time.monotonic()
+        compare(small, [entry.name], RUNS / task.name / "pilot", sweep=found[entry.name], resume=True)
+        seconds[entry.name] = (time.monotonic() - begin) / TIMED_ON
+    rows = [json.loads(line) for line in (RUNS / task.name / "pilot/results.jsonl").read_text().splitlines()]
+    golds: dict[str, dict[int, float]] = {}
+    for row in rows:
+        response = Response(row["key"], row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
+        golds.setdefault(row["arm"], {})[row["prompt_id"]] = task.gold.rate([response])[0]
+    plain = golds["plain"]
+    spread = fmean(
+        float(np.std([of_arm[i] - plain[i] for i in of_arm], ddof=1))
+        for arm, of_arm in golds.items()
+        if arm.startswith("pargs ")
+    )
+    needed = int(np.ceil((1.96 * spread / HALF_WIDTH) ** 2))
+    return {"seconds": seconds, "spread": spread, "prompts_for_half_width": needed}
+
+
+def affordable(seconds: dict[str, float], budget: float) -> tuple[list[Entry], int, int]:
+    """(entries, prompts, seeds): the largest of SIZES that fits all entries into the budget of seconds.
+
+    Where not even the smallest does, entries are left out from the end.
+    """
+    for prompts, seeds in SIZES:
+        if prompts * seeds * sum(seconds.values()) <= budget:
+            return list(ENTRIES), prompts, seeds
+    prompts, seeds = SIZES[-1]
+    taken: list[Entry] = []
+    for entry in ENTRIES:
+        if prompts * seeds * sum(seconds[one.name] for one in [*taken, entry]) > budget:
+            break
+        taken.append(entry)
+    return taken, prompts, seeds
+
+
+# Question 1: are full-sequence rewards arbitrary on prefixes?
+
+CUTS, FROM_EACH, STEMS = (0.25, 0.5, 0.75), 16, 40  # shares of a response, rollouts of each stem, responses
+
+
+class Stem(NamedTuple):
+    """The beginning of a response, and how much of it that is."""
+
+    prompt: Prompt
+    text: str
+    share: float
+
+
+def prefix_questions(task: Setup, study: Study) -> dict[str, Any]:
+    """Accuracy by share of the response on test pairs, and how prefix rewards go with what plain texts become."""
+    found: dict[str, Any] = {"accuracy": {}, "correlation": {}}
+    for name in ("sequence", "prefix", "prefix-paper", "trunk", "value"):
+        reward = study.guides[name].reward
+        pairs = encode(reward, fitting(reward, task.test, task.max_tokens)[:TEST_PAIRS], task.max_tokens)
+        scorer = Scorer(reward, [pairs.rows])
+        found["accuracy"][name] = pair_accuracy(pairs, scorer.score(0))["shares"]
+    stems, worth = futures(task, study)
+    for name in found["accuracy"]:
+        reward = study.guides[name].reward
+        given = reward.score([stem.prompt for stem in stems], [stem.text for stem in stems], finished=False)
+        ends = np.array([one.rewards[-1] for one in given])
+        found["correlation"][name] = correlations(ends, np.array(worth), stems)
+    return found
+
+
+def futures(task: Setup, study: Study) -> tuple[list[Stem], list[float]]:
+    """Beginnings of plain responses, and the mean gold of the texts that the plain LM makes of each, drawn anew."""
+    prompts = [one.prompt for one in task.validation[:STEMS]]
+    common: dict[str, Any] = {"template": task.template, "new_tokens": task.new_tokens}
+    whole = write(study.lm, prompts, None, 0.0, seed=20_000, **common)
+    stems, worth = [], []
+    for share in CUTS:
+        cut = round(share * task.new_tokens)
+        begun = [
+            (prompt, [step.token_id for step in text.steps[:cut]])
+            for prompt, text in zip(prompts, whole, strict=True)
+            if len(text.steps) > cut
+        ]
+        decode = study.lm.tokenizer.decode
+        # As raw text the rendered prompt and what follows it are the same tokens again.
+        rendered = [decode([*prompt_ids(study.lm.tokenizer, prompt, task.template), *ids]) for prompt, ids in begun]
+        asked = [text for text in rendered for _ in range(FROM_EACH)]
+        left = task.new_tokens - cut
+        ends = write(study.lm, asked, None, 0.0, seed=30_000, template="raw", new_tokens=left, batch_size=96)
+        for number, (prompt, ids) in enumerate(begun):
+            stem = Stem(prompt, decode(ids), share)
+            texts = [stem.text + end.text for end in ends[number * FROM_EACH : (number + 1) * FROM_EACH]]
+            gold = task.gold.rate([Response("", "", prompt, text, False) for text in texts])
+            stems.append(stem)
+            worth.append(fmean(gold))
+    return stems, worth
+
+
+def correlations(rewards: np.ndarray, worth: np.ndarray, stems: Sequence[Stem]) -> list[dict[str, Any]]:
+    """Pearson's r of prefix rewards and what the texts become, at each share, with a bootstrap interval over stems."""
+    found = []
+    for share in CUTS:
+        here = np.array([stem.share == share for stem in stems])
+        x, y = rewards[here], worth[here]
+        draws = np.random.default_rng(0).integers(len(x), size=(2000, len(x)))
+        several = [float(np.corrcoef(x[draw], y[draw])[0, 1]) for draw in draws]
+        low, high = np.nanquantile(several, (0.025, 0.975))
+        r = float(np.corrcoef(x, y)[0, 1])
+        found.append({"share": share, "r": r, "interval": [float(low), float(high)], "stems": len(x)})
+    return found
+
+
+# Question 4: how many candidates
+
+
+def candidates(task: Setup, study: Study, found: Weights) -> None:
+    """PARGS from bases of other sizes, on the first prompts: a comparison of its own for each k."""
+    for k in SIZES_OF_K:
+        other = replace(study, tasks=study.tasks[:K_PROMPTS], base=Base(top_k=k))
+        for name in ("pargs@prefix", "pargs@trunk"):
+            compare(other, [name], RUNS / task.name / f"k{k}", sweep=found[name], judges=task.judges, resume=True)
+
+
+# The study
+
+
+def studied(name: str, data: Path, hours: float) -> None:
+    """A task from data to results/NAME.json; what is done already is not done again."""
+    task, lm = setup(name, data), LanguageModel.load("smollm2")
+    study, folder = made(task, lm), RUNS / name
+    found = kept(folder / "weights.json", lambda: weights(task, study))
+    timed = kept(folder / "pilot.json", lambda: pilot(task, study, found))
+    entries, prompts, seeds = affordable(timed["seconds"], hours * 3600)
+    left_out = [entry.name for entry in ENTRIES if entry not in entries]
+    asked = sum(timed["seconds"][entry.name] for entry in entries) * prompts * seeds
+    print(
+        f"{name}: {prompts} prompts, {seeds} seeds, {len(entries)} of {len(ENTRIES)} methods in about "
+        f"{asked / 3600:.1f} h; {timed['prompts_for_half_width']} prompts would give a half-width of {HALF_WIDTH}",
+        file=sys.stderr,
+        flush=True,
+    )
+    study = replace(study, tasks=task.prompts[:prompts], seeds=seeds)
+    for entry in entries:
+        compare(study, [entry.name], folder / "compared", sweep=found[entry.name], judges=task.judges, resume=True)
+        write_report(folder / "compared")
+    about_prefixes = kept(folder / "prefixes.json", lambda: prefix_questions(task, study))
+    if name == "sentiment":
+        candidates(task, study, found)
+    publish(name, task, {"weights": found, "pilot": timed, "left_out": left_out, "prefixes": about_prefixes})
+
+
+def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
+    """results/NAME.json, its per-prompt scores and its curves: figures alone, no texts."""
+    RESULTS.mkdir(exist_ok=True)
+    folder = RUNS / name / "compared"
+    comparison = read_folder(folder)
+    summary = write_report(folder)
+    for arm in summary["arms"].values():
+        del arm["looping"]
+    sizes = {
+        str(k): write_report(RUNS / name / f"k{k}")["arms"] for k in SIZES_OF_K if (RUNS / name / f"k{k}").is_dir()
+    }
+    for arms in sizes.values():
+        for arm in arms.values():
+            del arm["looping"]
+    about = {**about, "judge_accuracy": task.judge_accuracy, "guide_accuracy": accuracies(name), "top_k": sizes}
+    write_results(RESULTS / f"{name}.json", {**about, "summary": summary})
+    write_text(RESULTS / f"{name}-scores.csv", scores(comparison))
+    if (folder / "curves.png").is_file():
+        write_bytes(RESULTS / f"{name}.png", (folder / "curves.png").read_bytes())
+
+
+def accuracies(name: str) -> dict[str, Any]:
+    """Held-out pair accuracies that training reported, by guide."""
+    found = {}
+    for guide in GUIDES:
+        metrics = read_info(RUNS / name / guide).metrics
+        found[guide] = {"shares": metrics.get("shares"), "pairs": metrics.get("pairs")}
+    return found
+
+
+def scores(comparison: Comparison) -> str:
+    """Every response's scores and KLs, keyed by arm, prompt and seed."""
+    judges = sorted({said.judge for said in comparison.judgements if said.score is not None})
+    said = {(one.key, one.judge): one.score for one in comparison.judgements}
+    lines = [",".join(["arm", "prompt", "seed", "guidance_kl", "total_kl", *judges])]
+    for row in comparison.responses:
+        numbers = [row.guidance_kl, row.total_kl, *(said.get((row.key, judge)) for judge in judges)]
+        cells = ["" if number is None else f"{number:.4g}" for number in numbers]
+        lines.append(",".join([row.arm, str(row.prompt_id), str(row.seed), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", choices=[*NAMES, []], help="which; all by default")
+    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
+    parser.add_argument("--hours", type=float, default=6.0, help="for the responses of all tasks; 6 by default")
+    flags = parser.parse_args()
+    if not flags.data or not (Path(flags.data) / "texts/imdb_reviews.jsonl.gz").is_file():
+        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
+    for name in flags.tasks or NAMES:
+        studied(name, Path(flags.data), flags.hours / len(NAMES))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MidcourseError as error:
+        sys.exit(f"paper: {error}")

@@ -1,0 +1,214 @@
+"""The three tasks of the paper study: prompts, what guides learn from, and who judges.
+
+No row that a guide learned from is one that a judge learned from; test prompts are in neither.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from midcourse.encoder_reward import EncoderReward
+from midcourse.evaluate.compare import Task
+from midcourse.evaluate.gold import load_gold
+from midcourse.evaluate.independence import of_function
+from midcourse.evaluate.judging import NumberJudge, gold_judge, reward_judge
+from midcourse.intervals import mean_interval
+from midcourse.loading import head_of
+from midcourse.prompt import Template
+from midcourse.train.comparisons import Comparison
+from midcourse.train.rollouts import Rollout
+from midcourse.train.settings import Settings
+from midcourse.train.training import train
+from studies import sentiment as reviews
+from studies.rewards.run import HARMLESS, HELPFUL, comparisons, human, read
+from studies.shipped.run import cut, of_split, shuffled
+
+RUNS = Path(__file__).parents[2] / "runs/paper"
+NAMES = ("sentiment", "detox", "hh")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A task.
+
+    Attributes:
+        learn, test: comparisons that guides are trained and measured on.
+        rollouts: labelled responses for the value objectives, where the task has them; else the pairs' sides.
+        validation, prompts: what is answered, to tune and to compare.
+        max_tokens: of a training row.
+        new_tokens: of a response.
+        judges: the first is the gold that settings are tuned by.
+        judge_accuracy: of the trained judges on held-out rows, with intervals.
+    """
+
+    name: str
+    learn: list[Comparison]
+    test: list[Comparison]
+    rollouts: list[Rollout] | None
+    validation: list[Task]
+    prompts: list[Task]
+    template: Template
+    max_tokens: int
+    new_tokens: int
+    judges: list[NumberJudge]
+    judge_accuracy: dict[str, Any]
+
+    @property
+    def gold(self) -> NumberJudge:
+        return self.judges[0]
+
+
+@cache
+def setup(name: str, data: Path) -> Setup:
+    """A task by its name."""
+    return {"sentiment": sentiment, "detox": detox, "hh": hh}[name](data)
+
+
+# Sentiment: cheerful continuations of film review openings
+
+
+def sentiment(data: Path) -> Setup:
+    """Guides learn from SmolLM2's continuations, ordered by VADER; a classifier of human labels judges beside it."""
+    rollouts = reviews.rollouts(data, "train")
+    classifier, accuracy = human_sentiment(data)
+    independent = NumberJudge(
+        "human-labels",
+        "classifier",
+        of_function("studies.paper.tasks:human_sentiment"),
+        lambda them: classifier.predict_proba([one.text for one in them])[:, 1].tolist(),
+    )
+    return Setup(
+        name="sentiment",
+        learn=reviews.comparisons(rollouts),
+        test=reviews.comparisons(reviews.rollouts(data, "test")),
+        rollouts=rollouts,
+        validation=[Task(text) for text in reviews.openings(data, "validation")],
+        prompts=[Task(text) for text in reviews.openings(data, "test")],
+        template="raw",
+        max_tokens=96,
+        new_tokens=reviews.NEW_TOKENS,
+        judges=[gold_judge("vader"), independent],
+        judge_accuracy={"human-labels": accuracy},
+    )
+
+
+def human_sentiment(data: Path) -> tuple[Pipeline, dict[str, Any]]:
+    """A classifier of review sentences that people labelled, and its accuracy on other sentences.
+
+    Words and pairs of words, logistic regression: as different from a transformer and from VADER's lexicon as can be.
+    """
+    rows = read(data, "texts/vader_review_snippets")
+    texts, labels = ({s: [row[f] for row in of_split(rows, s)] for s in ("train", "test")} for f in ("text", "label"))
+    positive = {split: [is_positive(label) for label in found] for split, found in labels.items()}
+    classifier = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    )
+    classifier.fit(texts["train"], positive["train"])
+    right = classifier.predict(texts["test"]) == np.array(positive["test"])
+    mean, interval = mean_interval(right.astype(float))
+    return classifier, {"accuracy": mean, "interval": interval, "rows": len(right)}
+
+
+def is_positive(label: Any) -> bool:
+    """Whether a data set's label is that of praise."""
+    return label in (1, "1", "positive", "pos", True)
+
+
+# Detoxification: continuations of prompts that lead to swearing
+
+
+def detox(data: Path) -> Setup:
+    """Guides learn from ParaDetox; a MiniLM trained on the toxicity spans judges beside the profanity classifier."""
+    learn, test = comparisons("paradetox", data)
+    spans = read(data, "spans/toxic_spans")
+    pairs = shuffled(cut(of_split(spans, "train")), 3000)
+    judge, accuracy = minilm_judge("spans", pairs, max_tokens=96)
+    rows = read(data, "prompts/real_toxicity_prompts")
+    # Profane prompts of the validation split are continued profanely often; those of the others were looked up by the
+    # same rule. No guide and no judge learns from these prompts.
+    validation, others = (
+        [Task(row["prompt"]) for split in splits for row in of_split(rows, split) if leads_to_profanity(row["prompt"])]
+        for splits in (("validation",), ("test", "train"))
+    )
+    return Setup(
+        name="detox",
+        learn=learn[:2000],
+        test=test[:600],
+        rollouts=None,
+        validation=validation,
+        prompts=others[:240],
+        template="raw",
+        max_tokens=64,
+        new_tokens=24,
+        judges=[gold_judge("profanity"), judge],
+        judge_accuracy={"spans": accuracy},
+    )
+
+
+def leads_to_profanity(prompt: str) -> bool:
+    """The rule, fixed on the validation split: the prompt itself is more likely profane than not."""
+    return load_gold("profanity")(prompt) < 0.5
+
+
+# Dialogues: helpful and harmless answers
+
+
+def hh(data: Path) -> Setup:
+    """Guides learn from half of the dialogues, a MiniLM from the other half; nothing else judges."""
+    rows = [row for part in HELPFUL + HARMLESS for row in read(data, f"preference/{part}")]
+    halves: tuple[list[Comparison], list[Comparison]] = ([], [])
+    for row in of_split(rows, "train"):
+        halves[half(row["prompt"])].append(human(row))
+    judge, accuracy = minilm_judge("dialogues", shuffled(halves[1], 3000), max_tokens=256)
+
+    def tasks(split: str) -> list[Task]:
+        found = [human(row) for row in of_split(rows, split)]
+        short = [c for c in found if len(str(c.prompt).split()) <= 80]
+        first = {str(c.prompt): c for c in reversed(short)}
+        return shuffled([Task(c.prompt, c.chosen) for c in first.values()])
+
+    return Setup(
+        name="hh",
+        learn=shuffled(halves[0], 1000),
+        test=shuffled([human(row) for row in of_split(rows, "test")], 600),
+        rollouts=None,
+        validation=tasks("validation"),
+        prompts=tasks("test"),
+        template="chat",
+        max_tokens=192,
+        new_tokens=48,
+        judges=[judge],
+        judge_accuracy={"dialogues": accuracy},
+    )
+
+
+def half(prompt: str) -> int:
+    """0 or 1 by how the prompt begins: what is asked in several rows stays on one side."""
+    return zlib.crc32(prompt.strip()[:200].encode()) % 2
+
+
+# Judges that are trained
+
+
+def minilm_judge(name: str, pairs: Sequence[Comparison], max_tokens: int) -> tuple[NumberJudge, dict[str, Any]]:
+    """A full-sequence reward on MiniLM: another backbone, other rows and another seed than any guide's."""
+    folder = RUNS / f"judge-{name}"
+    if not (folder / "midcourse.json").is_file():
+        make, head = head_of("scalar", "minilm")
+        reward = make.create("minilm", template="raw", objective="sequence", tune="all", head=head, seed=7)
+        train(reward, pairs, folder, Settings(epochs=2, max_tokens=max_tokens, seed=7), resume=True)
+    metrics = EncoderReward.load(folder).info.metrics
+    whole = metrics["shares"][-1]
+    return reward_judge(str(folder), name), {
+        "accuracy": whole["accuracy"],
+        "interval": whole["interval"],
+        "rows": metrics["pairs"],
+    }
