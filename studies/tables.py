@@ -196,6 +196,30 @@ def shipped(root: Path) -> str:
     return markdown([*header, "perplexity", "repeated bigrams"], rows)
 
 
+def trunk(root: Path) -> str:
+    """The library's trunk reward as a guide: gold on unseen openings by weight, and read off at equal KL."""
+    path, command = "studies/trunk/results.json", "python -m studies.trunk.run --data DIR"
+    found = load(root, path, command)
+    try:
+        (row,) = (row for row in found["guided"] if row["guide"]["parts"] == "f+g")
+        at = {f"{one['kl']:g}": with_interval(one["gold"], one["interval"]) for one in row["at_kl"] if one["interval"]}
+        rows = [
+            [
+                f"{weight['weight']:.1f}",
+                number(weight["gold"]),
+                number(weight["guidance_kl"], 1),
+                number(weight["perplexity"], 1),
+                number(weight["repeated_bigrams"], 3),
+            ]
+            for weight in row["weights"]
+        ]
+    except KeyError as error:
+        raise _lacks(path, error, command) from error
+    told = "; ".join(f"{gold} at {kl} nats" for kl, gold in at.items())
+    header = ["weight", "gold", "guidance KL, nats", "perplexity", "repeated bigrams"]
+    return f"{row['prompts']} openings; read off at equal guidance KL: {told}.\n\n{markdown(header, rows)}"
+
+
 SHIPPED_COSTS = (("perplexity", 1), ("repeated_bigrams", 3))
 
 
@@ -216,6 +240,7 @@ TABLES: dict[str, Table] = {
     "rewards": rewards,
     "steering": steering,
     "shipped": shipped,
+    "trunk": trunk,
 }
 
 

@@ -154,6 +154,18 @@ def test_train(tmp_path):
     ]
 
 
+def test_trunk(tmp_path):
+    weight = {"weight": 1.86, "gold": 0.517, "guidance_kl": 1.89, "perplexity": 7.66, "repeated_bigrams": 0.0204}
+    at_kl = [{"kl": 2.0, "gold": 0.522, "interval": [0.48, 0.5649]}, {"kl": 5.0, "gold": None, "interval": None}]
+    guides = [
+        {"guide": {"parts": parts}, "prompts": 352, "weights": [weight], "at_kl": at_kl} for parts in ("f", "f+g")
+    ]
+    write_json(tmp_path / "studies/trunk/results.json", {"guided": guides})
+    told, _, table = tables.trunk(tmp_path).partition("\n\n")
+    assert told == "352 openings; read off at equal guidance KL: 0.52 [0.48, 0.56] at 2 nats."
+    assert cells(table)[2:] == [["1.9", "0.52", "1.9", "7.7", "0.020"]]
+
+
 def test_the_example_shows_code_and_output(tmp_path):
     folder = tmp_path / "studies/demo"
     folder.mkdir(parents=True)
