@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -373,6 +375,22 @@ def test_train_prints_accuracies_and_leaves_bad_rows_out(midcourse, lm_folder, t
     assert "Of finished texts, a is preferred to b with probability sigmoid((r_a - r_b) / " in out
     assert "skipped 1 bad rows" in err
     assert rows(bad.read_text())[0]["line"] == 13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "flags"), [("train", ("--tune", "lora:2")), ("dpo", ("--rank", 2))])
+def test_the_log_of_training_is_quiet(lm_folder, tmp_path, verb, flags):
+    """In a process of its own, where nothing but the command line says what is shown: a bar and no warnings."""
+    pairs = [{"prompt": f"p{i}", "chosen": " good", "rejected": " poor text"} for i in range(12)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    model = "--lm" if verb == "dpo" else "--backbone"
+    asked = [verb, data, model, lm_folder, "--template", "raw", "--epochs", 1, "--out", tmp_path / "out", *flags]
+    call = [sys.executable, "-m", "midcourse", *map(str, asked)]
+    found = subprocess.run(call, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "Warning" not in found.stderr
+    assert all("training" in line or "about" in line for line in found.stderr.replace("\r", "\n").splitlines() if line)
 
 
 def test_trunk_is_trained_and_guides(midcourse, lm_folder, tmp_path):

@@ -6,6 +6,7 @@ Verbs import what they need when they run: torch and transformers take seconds, 
 import os
 import signal
 import sys
+import warnings
 from typing import Annotated
 
 import tyro
@@ -41,6 +42,8 @@ STYLE = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.
 def main() -> None:
     """Entry point: 0 when done, 2 on misuse with one sentence, 130 or 143 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft and TRL ask transformers by the setting's old name, which is nothing to whoever reads this log.
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     command = tyro.cli(Command, prog="midcourse", description="A reward for every token.", config=STYLE)
     try:
         sys.exit(command.run())

@@ -20,7 +20,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -99,9 +98,7 @@ def train_policy(
     out = Path(out)
     check_settings(settings)
     _check(beta, rank)
-    with only_training(out), warnings.catch_warnings():
-        # TRL and peft ask by the setting's old name, which is nothing to whoever trains.
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    with only_training(out):
         return _train(lm, comparisons, out, settings, beta, rank, template, resume)
 
 
