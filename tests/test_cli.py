@@ -379,13 +379,10 @@ def test_train_prints_accuracies_and_leaves_bad_rows_out(midcourse, lm_folder, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "flags"), [("train", ("--tune", "lora:2")), ("dpo", ("--rank", 2))])
-def test_the_log_of_training_is_quiet(lm_folder, tmp_path, verb, flags):
+def test_the_log_of_training_is_quiet(lm_folder, pairs, tmp_path, verb, flags):
     """In a process of its own, where nothing but the command line says what is shown: a bar and no warnings."""
-    pairs = [{"prompt": f"p{i}", "chosen": " good", "rejected": " poor text"} for i in range(12)]
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in pairs))
     model = "--lm" if verb == "dpo" else "--backbone"
-    asked = [verb, data, model, lm_folder, "--template", "raw", "--epochs", 1, "--out", tmp_path / "out", *flags]
+    asked = [verb, pairs, model, lm_folder, "--template", "raw", "--epochs", 1, "--out", tmp_path / "out", *flags]
     call = [sys.executable, "-m", "midcourse", *map(str, asked)]
     found = subprocess.run(call, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

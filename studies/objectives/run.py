@@ -45,9 +45,10 @@ from midcourse.train.prefixes import encode
 from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
-from midcourse.train.training import checked_objective, encode_all, train
+from midcourse.train.training import checked_objective, encode_all, prefix_rewards, train
 from studies import sentiment
-from studies.rewards.run import comparisons, fitting, read
+from studies.detox import profane_prompts
+from studies.rewards.run import comparisons, fitting
 from studies.steering import KLS, Gold, steered, write
 from studies.tables import fill, markdown, number, with_interval
 
@@ -169,13 +170,8 @@ def continued(name: str, data: Path) -> tuple[Gold, list[str], list[str]]:
     if name == "sentiment":
         validation, test = (sentiment.openings(data, part) for part in ("validation", "test"))
         return load_gold("vader"), validation[:40], test[:PROMPTS]
-    gold = load_gold("profanity")
-    rows = read(data, "prompts/real_toxicity_prompts")
-    profane = {
-        split: [row["prompt"] for row in rows if row["split"] == split and gold(row["prompt"]) < 0.5]
-        for split in ("validation", "train")
-    }
-    return gold, profane["validation"][:40], profane["train"][:PROMPTS]
+    validation, test = (profane_prompts(data, split) for split in ("validation", "train"))
+    return load_gold("profanity"), validation[:40], test[:PROMPTS]
 
 
 # Training and judging
@@ -235,9 +231,7 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
     start = time.monotonic()
     scorer = Scorer(reward, [pairs.rows])
     states = found.states + time.monotonic() - start
-    rewards = scorer.score(0)
-    if scorer.additive:
-        rewards = [row.cumsum(0) for row in rewards]
+    rewards = prefix_rewards(scorer, 0)
     accuracy = pair_accuracy(pairs, rewards)
     held = reward.info.metrics.get("shares", [])
     return {

@@ -39,6 +39,7 @@ from midcourse.reward_model import read_info
 from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
+from midcourse.train.training import prefix_rewards
 from studies.paper.guides import GUIDES, guides, policies
 from studies.paper.tasks import NAMES, RUNS, Setup, setup
 from studies.rewards.run import fitting
@@ -220,7 +221,7 @@ def prefix_questions(task: Setup, study: Study) -> dict[str, Any]:
         reward = study.guides[name].reward
         pairs = encode(reward, fitting(reward, task.test, task.max_tokens)[:TEST_PAIRS], task.max_tokens)
         scorer = Scorer(reward, [pairs.rows])
-        found["accuracy"][name] = pair_accuracy(pairs, scorer.score(0))["shares"]
+        found["accuracy"][name] = pair_accuracy(pairs, prefix_rewards(scorer, 0))["shares"]
     stems, worth = futures(task, study)
     for name in found["accuracy"]:
         reward = study.guides[name].reward
@@ -304,7 +305,6 @@ def studied(name: str, data: Path, hours: float) -> None:
     study = replace(study, tasks=task.prompts[:prompts], seeds=seeds)
     for entry in entries:
         compare(study, [entry.name], folder / "compared", sweep=found[entry.name], judges=task.judges, resume=True)
-        write_report(folder / "compared")
     about_prefixes = kept(folder / "prefixes.json", lambda: prefix_questions(task, study))
     if name == "sentiment":
         candidates(task, study, found)

@@ -17,7 +17,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from midcourse.encoder_reward import EncoderReward
 from midcourse.evaluate.compare import Task
-from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.independence import of_function
 from midcourse.evaluate.judging import NumberJudge, gold_judge, reward_judge
 from midcourse.intervals import mean_interval
@@ -28,6 +27,7 @@ from midcourse.train.rollouts import Rollout
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from studies import sentiment as reviews
+from studies.detox import profane_prompts
 from studies.rewards.run import HARMLESS, HELPFUL, comparisons, human, read
 from studies.shipped.run import cut, of_split, shuffled
 
@@ -106,20 +106,14 @@ def human_sentiment(data: Path) -> tuple[Pipeline, dict[str, Any]]:
     Words and pairs of words, logistic regression: as different from a transformer and from VADER's lexicon as can be.
     """
     rows = read(data, "texts/vader_review_snippets")
-    texts, labels = ({s: [row[f] for row in of_split(rows, s)] for s in ("train", "test")} for f in ("text", "label"))
-    positive = {split: [is_positive(label) for label in found] for split, found in labels.items()}
+    learn, test = of_split(rows, "train"), of_split(rows, "test")
     classifier = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     )
-    classifier.fit(texts["train"], positive["train"])
-    right = classifier.predict(texts["test"]) == np.array(positive["test"])
+    classifier.fit([row["text"] for row in learn], [row["label"] == "positive" for row in learn])
+    right = classifier.predict([row["text"] for row in test]) == np.array([row["label"] == "positive" for row in test])
     mean, interval = mean_interval(right.astype(float))
     return classifier, {"accuracy": mean, "interval": interval, "rows": len(right)}
-
-
-def is_positive(label: Any) -> bool:
-    """Whether a data set's label is that of praise."""
-    return label in (1, "1", "positive", "pos", True)
 
 
 # Detoxification: continuations of prompts that lead to swearing
@@ -131,31 +125,19 @@ def detox(data: Path) -> Setup:
     spans = read(data, "spans/toxic_spans")
     pairs = shuffled(cut(of_split(spans, "train")), 3000)
     judge, accuracy = minilm_judge("spans", pairs, max_tokens=96)
-    rows = read(data, "prompts/real_toxicity_prompts")
-    # Profane prompts of the validation split are continued profanely often; those of the others were looked up by the
-    # same rule. No guide and no judge learns from these prompts.
-    validation, others = (
-        [Task(row["prompt"]) for split in splits for row in of_split(rows, split) if leads_to_profanity(row["prompt"])]
-        for splits in (("validation",), ("test", "train"))
-    )
     return Setup(
         name="detox",
         learn=learn[:2000],
         test=test[:600],
         rollouts=None,
-        validation=validation,
-        prompts=others[:240],
+        validation=[Task(text) for text in profane_prompts(data, "validation")],
+        prompts=[Task(text) for text in profane_prompts(data, "test", "train")[:240]],
         template="raw",
         max_tokens=64,
         new_tokens=24,
         judges=[gold_judge("profanity"), judge],
         judge_accuracy={"spans": accuracy},
     )
-
-
-def leads_to_profanity(prompt: str) -> bool:
-    """The rule, fixed on the validation split: the prompt itself is more likely profane than not."""
-    return load_gold("profanity")(prompt) < 0.5
 
 
 # Dialogues: helpful and harmless answers

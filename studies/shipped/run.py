@@ -9,7 +9,6 @@ is found again in runs/shipped/.
 """
 
 import argparse
-import gzip
 import json
 import os
 import random
@@ -41,6 +40,7 @@ from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from midcourse.trunk_reward import TrunkReward
+from studies.rewards.run import read
 from studies.steering import figures, judged, write
 
 HERE = Path(__file__).parent
@@ -78,12 +78,6 @@ class Shipped:
     about: str
     misuse: str
     new_tokens: int = 24
-
-
-def read(data: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of a data set."""
-    with gzip.open(data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def of_split(rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
