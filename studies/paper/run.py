@@ -92,7 +92,7 @@ ENTRIES = (
     Entry("args", "sequence", settings={"reward_weight": (0.5, 1.5, 4.5)}),
     Entry("pargs-greedy", "prefix", settings={"reward_weight": (0.5, 1.5, 4.5)}),
     Entry("cd-blockwise:6", "value"),
-    Entry("cards", "sequence", settings={"reward_threshold": ()}),
+    Entry("cards", "sequence"),  # at thresholds that are looked up: see `weights`
 )
 QUANTILES = (0.5, 0.75, 0.9)  # of the guide's rewards of plain responses: CARDS's thresholds
 
@@ -152,8 +152,8 @@ def weights(task: Setup, study: Study) -> Weights:
         if entry.beyond:
             reached += [start * times for times in BEYOND]
         found[entry.name] = {"reward_weight": [float(f"{weight:.3g}") for weight in reached]}
-    threshold = study.guides["sequence"].reward.score(prompts, [text.text for text in plain], finished=False)
-    ends = [one.rewards[-1] for one in threshold if one.rewards]
+    scored = study.guides["sequence"].reward.score(prompts, [text.text for text in plain], finished=False)
+    ends = [one.rewards[-1] for one in scored if one.rewards]
     found["cards@sequence"] = {"reward_threshold": [float(f"{q:.3g}") for q in np.quantile(ends, QUANTILES)]}
     return found
 
@@ -317,12 +317,10 @@ def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
     folder = RUNS / name / "compared"
     comparison = read_folder(folder)
     summary = write_report(folder)
-    for arm in summary["arms"].values():
-        del arm["looping"]
     sizes = {
         str(k): write_report(RUNS / name / f"k{k}")["arms"] for k in SIZES_OF_K if (RUNS / name / f"k{k}").is_dir()
     }
-    for arms in sizes.values():
+    for arms in (summary["arms"], *sizes.values()):
         for arm in arms.values():
             del arm["looping"]
     about = {**about, "judge_accuracy": task.judge_accuracy, "guide_accuracy": accuracies(name), "top_k": sizes}
