@@ -1,14 +1,14 @@
 """Every objective on every backbone: what it costs, how well it ranks, how honest it is, and how well it guides.
 
-    python -m studies.objectives.run --data DIR [--hours 4]        (or MIDCOURSE_DATA=DIR)
+    python -m studies.objectives.run --data DIR [--hours 4] [SET ...]        (or MIDCOURSE_DATA=DIR)
 
 Three sets (sentiment of SmolLM2's own continuations, ParaDetox, HH), and each objective on each backbone that it can
-train: three seeds for heads on cached states, one for tuned layers, LoRA and MiniLM, on capped subsets. A pilot trains
-one reward of every set and backbone, prints how long the whole grid would take, and `affordable` cuts it to the hours.
-Then the best guides are read off at 2, 5 and 10 nats of guidance KL on unseen openings.
+train: three seeds for heads on cached states, one for tuned layers, LoRA and MiniLM, on capped subsets. For
+each set a pilot trains one reward of every backbone, prints how long the whole grid would take, and `affordable` cuts
+it to the hours. Then the best guides are read off at 2, 5 and 10 nats of guidance KL on unseen openings.
 
-Resumable: what results.json holds is not done again. Texts of the data sets are not committed. No setting was tuned on
-a test split.
+Sets may run side by side, one process each. Resumable: what results/SET.json holds is not done again. Texts of the data
+sets are not committed. No setting was tuned on a test split.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -53,6 +53,7 @@ from studies.steering import KLS, Gold, steered, write
 from studies.tables import fill, markdown, number, with_interval
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 RUNS = HERE.parents[1] / "runs/objectives"
 
 SETS = ("sentiment", "paradetox", "hh")
@@ -113,14 +114,13 @@ class Run:
         return f"{self.set}-{kind}-{self.objective.replace(' ', '-')}-{self.seed}"
 
 
-def plan() -> list[Run]:
-    """Every run that makes sense, the most telling ones first: seed by seed, objective by objective, set by set."""
+def plan(name: str) -> list[Run]:
+    """Every run of a set that makes sense, the most telling ones first: seed by seed, objective by objective."""
     return [
         Run(name, backbone, objective, seed)
         for seed in range(max(backbone.seeds for backbone in BACKBONES))
         for objective in OBJECTIVES
         for backbone in BACKBONES
-        for name in SETS
         if seed < backbone.seeds and trainable(backbone, objective)
     ]
 
@@ -133,15 +133,15 @@ def trainable(backbone: Backbone, objective: str) -> bool:
     return backbone.head in make_objective(name, **settings).heads
 
 
-def affordable(runs: Sequence[Run], seconds: dict[tuple[str, str], float], budget: float) -> list[Run]:
+def affordable(runs: Sequence[Run], seconds: dict[str, float], budget: float) -> list[Run]:
     """The rule that cuts the grid: runs in the order of `plan`, as long as the budget of seconds lasts.
 
-    `seconds` is what the pilot measured of a run beside its frozen states, by set and backbone; a run that does not fit
-    is left out, and cheaper ones after it are still taken.
+    `seconds` is what the pilot measured of a run beside its frozen states, by backbone; a run that does not fit is left
+    out, and cheaper ones after it are still taken.
     """
     taken = []
     for run in runs:
-        cost = seconds[run.set, run.backbone.name]
+        cost = seconds[run.backbone.name]
         if cost <= budget:
             taken.append(run)
             budget -= cost
@@ -268,13 +268,13 @@ def honesty(reward: RewardModel, found: Any, prompts: list[str]) -> dict[str, An
 # Guiding
 
 
-def best(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+def best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rewards that guide: of seed 0 the six with the highest held-out accuracy at half of the response.
 
     At most two of a backbone, so that they differ; the trunk's prefix reward is always among them. Rewards of whole
     texts are left out: they are no guides of tokens.
     """
-    found = [row for row in rows if row["set"] == name and row["seed"] == 0 and row["backbone"] != "MiniLM, all"]
+    found = [row for row in rows if row["seed"] == 0 and row["backbone"] != "MiniLM, all"]
     found.sort(key=lambda row: -row["held_out"]["0.5"])
     chosen = [row for row in found if (row["backbone"], row["objective"]) == ("trunk, head", "prefix")]
     for row in found:
@@ -295,7 +295,7 @@ def guided(row: dict[str, Any], plain: Sequence[Generation], data: Path) -> dict
 
 def guide_of(row: dict[str, Any], lm: LanguageModel, data: Path) -> Reward:
     """A row's reward on the language model's weights, trained again where it is gone."""
-    trained(next(run for run in plan() if run.name == row["name"]), data)
+    trained(next(run for run in plan(row["set"]) if run.name == row["name"]), data)
     return load_reward(RUNS / row["name"], share_with=lm)
 
 
@@ -303,7 +303,7 @@ def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
     """Seconds of guided over those of plain decoding, batch 1 and 8, interleaved: the median and range of rounds."""
     lm = LanguageModel.load("smollm2")
     reward = guide_of(row, lm, data)
-    prompts = sentiment.openings(data, "validation")[:TIMED_PROMPTS]
+    prompts = continued(row["set"], data)[1][:TIMED_PROMPTS]
     found: dict[str, Any] = {"backbone": row["backbone"], "ratio": {}}
     for batch_size, asked in ((1, prompts[:1]), (TIMED_PROMPTS, prompts)):
         ratios = []
@@ -322,12 +322,17 @@ def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
 # Results
 
 
+def load() -> dict[str, dict[str, Any]]:
+    """By set, what was found so far."""
+    paths = {name: RESULTS / f"{name}.json" for name in SETS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+
+
 def table_accuracy(root: Path) -> str:
     """Every set, backbone and objective: accuracy by share of the response, honesty and cost; means over the seeds."""
-    rows = json.loads((HERE / "results.json").read_text())["rows"]
     lines = []
-    for name in SETS:
-        for (backbone, objective), group in grouped([row for row in rows if row["set"] == name]):
+    for name, results in load().items():
+        for (backbone, objective), group in grouped(results["rows"]):
             means = [number(fmean(row["shares"][i]["accuracy"] for row in group)) for i in range(len(SHARES))]
             last = group[0]["shares"][-1]
             means[-1] = f"{means[-1]} [{number(last['interval'][0])}, {number(last['interval'][1])}]"
@@ -353,34 +358,34 @@ def table_accuracy(root: Path) -> str:
 
 def table_guided(root: Path) -> str:
     """Gold at equal guidance KL, and the time of a guided token."""
-    results = json.loads((HERE / "results.json").read_text())
-    times = {row["backbone"]: row["ratio"] for row in results["timed"]}
     lines = []
-    for row in sorted(results["guided"], key=lambda row: GUIDED.index(row["set"])):
-        at = [with_interval(a["gold"], a["interval"]) if a["interval"] else "not reached" for a in row["at_kl"]]
-        ratio = times.get(row["backbone"], {})
-        cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in ("1", "8")]
-        lines.append([row["set"], row["backbone"], row["objective"], number(row["weights"][0]["gold"]), *at, *cost])
+    for name, results in load().items():
+        times = {row["backbone"]: row["ratio"] for row in results["timed"]}
+        for row in results["guided"]:
+            at = [with_interval(a["gold"], a["interval"]) if a["interval"] else "not reached" for a in row["at_kl"]]
+            ratio = times.get(row["backbone"], {})
+            cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in ("1", "8")]
+            lines.append([name, row["backbone"], row["objective"], number(row["weights"][0]["gold"]), *at, *cost])
     gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
     times_of = ["times plain, batch 1 [range]", "batch 8"]
     return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
 
 
-def publish(results: dict[str, Any], path: Path) -> None:
-    """Write results.json and README.md's tables."""
-    write_results(path, results)
+def publish(name: str, results: dict[str, Any]) -> None:
+    """Write results/NAME.json and README.md's tables."""
+    RESULTS.mkdir(exist_ok=True)
+    write_results(RESULTS / f"{name}.json", results)
     readme = HERE / "README.md"
     write_text(readme, fill(readme.read_text(), HERE, {"accuracy": table_accuracy, "guided": table_guided})[0])
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     """Accuracy by share of the response on each set, and gold by guidance KL of the guides."""
     figure = Figure(figsize=(13, 7.4), layout="constrained")
     above, below = figure.subplots(2, 3)
     colors = {objective: f"C{number}" for number, objective in enumerate(OBJECTIVES)}
     for axis, name in zip(above, SETS, strict=True):
-        rows = [row for row in results["rows"] if row["set"] == name]
-        for (backbone, objective), group in grouped(rows):
+        for (backbone, objective), group in grouped(found.get(name, {}).get("rows", [])):
             mean = [fmean(row["shares"][i]["accuracy"] for row in group) for i in range(len(SHARES))]
             style = "-" if backbone.startswith("trunk") else "--" if "head" in backbone else ":"
             axis.plot([100 * s for s in SHARES], mean, style, color=colors[objective], linewidth=1.2)
@@ -392,7 +397,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     lines += [above[-1].plot([], [], style, color="#555", label=label)[0] for style, label in styles.items()]
     above[-1].legend(handles=lines, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axis, name in zip(below, GUIDED, strict=False):
-        for row in (row for row in results["guided"] if row["set"] == name):
+        for row in found.get(name, {}).get("guided", []):
             kls, gold = zip(*((w["guidance_kl"], w["gold"]) for w in row["weights"]), strict=True)
             axis.plot(kls, gold, marker="o", markersize=3, label=f"{row['objective']}; {row['backbone']}")
         axis.set(title=f"guided: {TITLES[name]}", xlabel="guidance KL, nats", ylabel="gold")
@@ -411,62 +416,62 @@ def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sets", nargs="*", choices=[*SETS, []], help="which; all by default")
     parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
-    parser.add_argument("--hours", type=float, default=4.0, help="for the whole grid; 4 by default")
+    parser.add_argument("--hours", type=float, default=4.0, help="for all three sets; 4 by default")
     flags = parser.parse_args()
     if not flags.data or not (Path(flags.data) / "texts/imdb_reviews.jsonl.gz").is_file():
         parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
-    study(Path(flags.data), flags.hours, HERE / "results.json")
+    for name in flags.sets or SETS:
+        study(name, Path(flags.data), 3600 * flags.hours / len(SETS))
 
 
-def study(data: Path, hours: float, path: Path) -> None:
-    """Pilot, grid, guides, timings; every result is on disk as soon as it is there."""
-    results = json.loads(path.read_text()) if path.is_file() else {}
-    results = {name: results.get(name, []) for name in ("rows", "guided", "timed", "left_out")}
+def study(name: str, data: Path, seconds: float) -> None:
+    """A set's pilot, grid, guides and timings; every result is on disk as soon as it is there."""
+    results = load().get(name, {})
+    results = {part: results.get(part, []) for part in ("rows", "guided", "timed", "left_out")}
     done = {row["name"] for row in results["rows"]}
 
-    def add(kind: str, row: dict[str, Any]) -> None:
-        results[kind].append(row)
-        publish(results, path)
+    def add(part: str, row: dict[str, Any]) -> None:
+        results[part].append(row)
+        publish(name, results)
 
-    runs = plan()
-    pilot = {(run.set, run.backbone.name): run for run in reversed(runs)}.values()
+    runs = plan(name)
+    pilot = {run.backbone: run for run in reversed(runs)}.values()
     for run in pilot:
         if run.name not in done:
             add("rows", judged(run, data))
     # Frozen states are there from then on: only the pilot's runs computed them.
-    seconds = {
-        (row["set"], row["backbone"]): row["run_seconds"] - 60 * row["states_minutes"]
-        for row in reversed(results["rows"])
-    }
+    took = {row["name"]: row["run_seconds"] - 60 * row["states_minutes"] for row in results["rows"]}
+    cost = {run.backbone.name: took[run.name] for run in pilot}
     # Half of the time is for guiding, whose cost the pilot does not know.
-    budget = 1800 * hours
-    total = sum(seconds[run.set, run.backbone.name] for run in runs)
-    taken = affordable(runs, seconds, budget)
+    taken = affordable(runs, cost, seconds / 2 if name in GUIDED else seconds)
     results["left_out"] = [run.name for run in runs if run not in taken]
-    print(
-        f"all {len(runs)} runs would take {total / 3600:.1f} h; {len(taken)} of them fit", file=sys.stderr, flush=True
-    )
-    done = {row["name"] for row in results["rows"]}
-    left = [run for run in taken if run.name not in done]
-    with progress("rewards", sum(int(seconds[run.set, run.backbone.name]) for run in left)) as advance:
+    total = sum(cost[run.backbone.name] for run in runs) / 3600
+    print(f"{name}: all {len(runs)} runs take {total:.1f} h; {len(taken)} of them fit", file=sys.stderr, flush=True)
+    left = [run for run in taken if run.name not in {row["name"] for row in results["rows"]}]
+    with progress("rewards", sum(int(cost[run.backbone.name]) for run in left)) as advance:
         for run in left:
             add("rows", judged(run, data))
-            advance(int(seconds[run.set, run.backbone.name]))
-    lm = LanguageModel.load("smollm2")
-    for name in GUIDED:
-        have = {row["name"] for row in results["guided"]}
-        wanted = [row for row in best(results["rows"], name) if row["name"] not in have]
-        if wanted:
-            plain = write(lm, continued(name, data)[2], None, 0.0)
-            for row in wanted:
-                add("guided", guided(row, plain, data))
-    kinds = {row["backbone"]: row for row in results["guided"]}
-    for backbone, row in kinds.items():
-        if backbone not in {row["backbone"] for row in results["timed"]}:
+            advance(int(cost[run.backbone.name]))
+    if name in GUIDED:
+        guide(results, data, add)
+    publish(name, results)
+    plot(load(), HERE / "objectives.png")
+
+
+def guide(results: dict[str, Any], data: Path, add: Callable[[str, dict[str, Any]], None]) -> None:
+    """The best rewards of a set as guides: gold at equal guidance KL, and the time that each backbone takes."""
+    chosen = best(results["rows"])
+    have = {row["name"] for row in results["guided"]}
+    wanted = [row for row in chosen if row["name"] not in have]
+    if wanted:
+        plain = write(LanguageModel.load("smollm2"), continued(chosen[0]["set"], data)[2], None, 0.0)
+        for row in wanted:
+            add("guided", guided(row, plain, data))
+    for row in {row["backbone"]: row for row in results["guided"]}.values():
+        if row["backbone"] not in {one["backbone"] for one in results["timed"]}:
             add("timed", timed(row, data))
-    publish(results, path)
-    plot(results, HERE / "objectives.png")
 
 
 if __name__ == "__main__":
