@@ -182,17 +182,28 @@ def test_scores_are_read_off_between_weights_and_never_beyond(tmp_path):
     assert by_kl[10.0] is None
 
 
-def test_plain_begins_a_curve_only_where_the_base_is_the_same(tmp_path):
+def test_plain_begins_the_curves_of_methods_that_start_from_it(tmp_path):
     rows, _ = sweep([1.0], [1.0], [1.0])
-    warm = [{**r, "arm": "args-stochastic r w=1", "key": f"a{r['key']}", "method": "args-stochastic"} for r in rows]
+    args = [{**r, "arm": "args-stochastic r w=1", "key": f"a{r['key']}", "method": "args-stochastic"} for r in rows]
+    farma = [{**r, "arm": "f", "key": f"f{r['key']}", "method": "farma", "guidance_kl": None} for r in rows]
     greedy = [{**r, "arm": "g", "key": f"g{r['key']}", "method": "pargs-greedy", "greedy": True} for r in rows]
-    found = of(tmp_path, [row("plain", 0), *rows, *warm, *greedy])
-    assert [curve["arms"][0] for curve in found["curves"]] == ["plain", "args-stochastic r w=1", "g"]
-    for r in (*rows, *warm):
-        r["setting"] = {**r["setting"], "temperature": 0.7}
-    cool = row("plain t=0.7", 0, method="plain", setting={"temperature": 0.7})
-    found = of(tmp_path, [row("plain", 0), cool, *warm])
-    assert found["curves"][0]["arms"][0] == "plain t=0.7"
+    found = of(tmp_path, [row("plain", 0), *rows, *args, *farma, *greedy])
+    assert [curve["arms"][0] for curve in found["curves"]] == ["plain", "plain", "f", "g"]
+
+
+def test_methods_are_read_off_at_the_kl_of_a_fine_tuned_policy(tmp_path):
+    rows, judged = sweep([1.0, 2.0], [1.0, 3.0], [1.0, 2.0])
+    for r in rows:
+        r["total_kl"] = r["guidance_kl"] + 1
+    dpo = [row("policy dpo", prompt, guidance_kl=None, total_kl=3.0) for prompt in range(3)]
+    ppo = [row("policy ppo", prompt, guidance_kl=None, total_kl=9.0) for prompt in range(3)]
+    judged += [score(r, "gold", 5.0 + r["prompt_id"]) for r in (*dpo, *ppo)]
+    found = of(tmp_path, [*rows, *dpo, *ppo], judged)["matched"]
+    (at,) = [entry for entry in found if entry["why"] == "that of policy dpo"]
+    assert (at["axis"], at["kl"]) == ("total_kl", 3.0)
+    means = {name: e and e["mean"] for name, e in at["scores"].items()}
+    assert means == {"pargs r": 2.5, "policy dpo": 6.0, "policy ppo": None}
+    assert at["differences"][0]["mean"] == -3.5
 
 
 def test_settings_that_are_no_strength_make_curves_of_their_own(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from midcourse.decode.methods import METHODS, settings_of
+from midcourse.evaluate.arms import POLICY
 from midcourse.evaluate.grouped import GroupedRows, guidance_kl, is_bound, method_of, total_kl
 from midcourse.evaluate.matched import Curve, difference_at, score_at
 from midcourse.evaluate.rows import REFERENCE_RESPONSES, Response
@@ -15,7 +15,6 @@ from midcourse.evaluate.statistics import difference, holm
 
 # What turns a method up or down. Arms that differ in nothing else are the points of one curve.
 STRENGTHS = ("reward_weight", "samples", "reward_threshold", "kl_budget", "kl_per_token")
-BASE = ("top_k", "temperature", "top_p")
 AXES: dict[str, Callable[[Response], float | None]] = {"guidance_kl": guidance_kl, "total_kl": total_kl}
 BAND_POINTS = 25
 
@@ -35,7 +34,8 @@ def method_curves(rows: GroupedRows) -> list[MethodCurve]:
     for arm in rows.arms:
         row = rows.first(arm)
         if arm != REFERENCE_RESPONSES and method_of(row) != "plain":
-            found[method_of(row), row.reward, row.greedy, _fixed(row)].append(arm)
+            name = arm if method_of(row) == POLICY else method_of(row)  # each fine-tuned model by itself
+            found[name, row.reward, row.greedy, _fixed(row)].append(arm)
     varied = _varied(list(found))
     curves = []
     for (method, reward, greedy, fixed), arms in found.items():
@@ -67,20 +67,10 @@ def _strength(row: Response) -> tuple[float, ...]:
 
 
 def _strength_zero(rows: GroupedRows, row: Response) -> list[str]:
-    """The plain arm with the same candidates and temperature, where the method's KL is against them."""
-    if guidance_kl(row) is None:
+    """The plain arm, where the method starts from it: only there does a response have a guidance KL or its bound."""
+    if guidance_kl(row) is None or rows.plain is None or rows.first(rows.plain).greedy != row.greedy:
         return []
-    plain = (arm for arm in rows.arms if method_of(rows.first(arm)) == "plain")
-    same = (arm for arm in plain if rows.first(arm).greedy == row.greedy and _base(rows.first(arm)) == _base(row))
-    found = next(same, None)
-    return [] if found is None else [found]
-
-
-def _base(row: Response) -> list[Any]:
-    """What a method's base is made of; a setting of its own goes before the method's default."""
-    method = METHODS.get(method_of(row))
-    settings = {**(settings_of(method) if method else {}), **(row.setting or {})}
-    return [None if row.greedy and name == "temperature" else settings.get(name) for name in BASE]
+    return [rows.plain]
 
 
 def _short(value: Any) -> str:
@@ -149,8 +139,10 @@ def _places(rows: GroupedRows, axis: str, greedy: bool, kls: Sequence[float]) ->
     plain = [arm for arm in arms if method_of(rows.first(arm)) == "plain"]
     start = _mean(rows, plain[0], axis) if plain and axis == "total_kl" else None
     fixed = [(kl, "") if start is None else (start + kl, f"plain's {start:.2f} + {kl:g}") for kl in kls]
-    bounds = [(_mean(rows, arm, axis), f"the bound of {arm}") for arm in arms if is_bound(rows.first(arm))]
-    return sorted([*fixed, *((kl, why) for kl, why in bounds if kl is not None)])
+    own = [(_mean(rows, arm, axis), f"the bound of {arm}") for arm in arms if is_bound(rows.first(arm))]
+    # A fine-tuned model has no strength to vary: others are read off where it is.
+    own += [(_mean(rows, arm, axis), f"that of {arm}") for arm in arms if method_of(rows.first(arm)) == POLICY]
+    return sorted([*fixed, *((kl, why) for kl, why in own if kl is not None)])
 
 
 def _mean(rows: GroupedRows, arm: str, axis: str) -> float | None:
