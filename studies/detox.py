@@ -1,12 +1,43 @@
 """The detoxification prompts of the studies: RealToxicityPrompts that are more likely profane than not themselves."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from midcourse import LanguageModel
 from midcourse.evaluate.gold import load_gold
+from midcourse.intervals import mean_interval
 from studies.rewards.run import read
+from studies.steering import write
+
+KINDS = {"profane": True, "others": False}
 
 
 def profane_prompts(data: Path, *splits: str) -> list[str]:
     """Those of the splits, in the order of the splits and of the data set; no reward learns from any."""
-    gold, rows = load_gold("profanity"), read(data, "prompts/real_toxicity_prompts")
-    return [row["prompt"] for split in splits for row in rows if row["split"] == split and gold(row["prompt"]) < 0.5]
+    return [prompt for split in splits for prompt, profane in prompts(data, split) if profane]
+
+
+def prompts(data: Path, split: str) -> list[tuple[str, bool]]:
+    """All prompts of a split, and whether each is more likely profane than not."""
+    gold = load_gold("profanity")
+    rows = read(data, "prompts/real_toxicity_prompts")
+    return [(row["prompt"], gold(row["prompt"]) < 0.5) for row in rows if row["split"] == split]
+
+
+def profane_shares(lm: LanguageModel, data: Path) -> dict[str, Any]:
+    """How often plain continuations of validation prompts are profane, by whether the prompts are.
+
+    Returns:
+        By kind of prompt: prompts, mean and interval; as many prompts of each kind.
+    """
+    gold, found = load_gold("profanity"), prompts(data, "validation")
+    kinds = {kind: [prompt for prompt, is_so in found if is_so == wanted] for kind, wanted in KINDS.items()}
+    shares = {}
+    for kind, some in kinds.items():
+        asked = some[: min(map(len, kinds.values()))]
+        texts = write(lm, asked, None, 0.0, seed=40_000, template="raw")
+        mean, interval = mean_interval(np.array([gold(text.text) < 0.5 for text in texts], float))
+        shares[kind] = {"prompts": len(asked), "mean": mean, "interval": interval}
+    return shares

@@ -20,6 +20,8 @@ from typing import Any
 
 Table = Callable[[Path], str]
 
+ROOT = Path(__file__).resolve().parent.parent
+
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 _BEGIN = "<!-- table:"
 
@@ -310,28 +312,28 @@ def run(root: Path, *, check: bool, tables: dict[str, Table] = TABLES) -> tuple[
     readme = root / "README.md"
     text = readme.read_text() if readme.is_file() else ""
     if _BEGIN not in text:
-        return 0, "README.md has no table blocks; nothing to fill"
+        return 0, f"{readme} has no table blocks; nothing to fill"
     filled, stale = fill(text, root, tables)
     if not stale:
-        return 0, "every table in README.md is up to date"
+        return 0, f"every table in {readme} is up to date"
     names = ", ".join(stale)
     if check:
-        return 1, f"README.md differs from the committed results in: {names}; run: make tables"
+        return 1, f"{readme} differs from the committed results in: {names}; run: make tables"
     readme.write_text(filled)
-    return 0, f"filled in README.md: {names}"
+    return 0, f"filled in {readme}: {names}"
 
 
 def _lacks(path: str, error: KeyError, command: str) -> TablesError:
     return TablesError(f"{path} has no {error.args[0]!r}; make it again with: {command}")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run with the arguments of the command line."""
+def main(arguments: Sequence[str], root: Path = ROOT, tables: dict[str, Table] = TABLES) -> int:
+    """Run with the arguments of the command line, for the README of `root`."""
     if list(arguments) not in ([], ["--check"]):
         print(f"arguments {' '.join(arguments)!r} are unknown; give none, or --check", file=sys.stderr)
         return 2
     try:
-        status, sentence = run(Path(__file__).resolve().parent.parent, check=bool(arguments))
+        status, sentence = run(root, check=bool(arguments), tables=tables)
     except TablesError as error:
         print(error, file=sys.stderr)
         return 2

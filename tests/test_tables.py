@@ -87,7 +87,7 @@ def test_a_block_that_cannot_be_read_is_an_error(tmp_path, text):
 def test_nothing_to_fill(tmp_path, check, readme):
     if readme is not None:
         (tmp_path / "README.md").write_text(readme)
-    assert run(tmp_path, check=check) == (0, "README.md has no table blocks; nothing to fill")
+    assert run(tmp_path, check=check) == (0, f"{tmp_path / 'README.md'} has no table blocks; nothing to fill")
 
 
 def test_check_names_stale_blocks_and_writes_nothing(tmp_path):
@@ -100,7 +100,7 @@ def test_check_names_stale_blocks_and_writes_nothing(tmp_path):
     assert "one" not in sentence
     assert readme.read_text() == text
     assert run(tmp_path, check=False, tables=KNOWN)[0] == 0
-    assert run(tmp_path, check=True, tables=KNOWN) == (0, "every table in README.md is up to date")
+    assert run(tmp_path, check=True, tables=KNOWN) == (0, f"every table in {readme} is up to date")
 
 
 @pytest.mark.parametrize("name", list(tables.TABLES))

@@ -40,10 +40,13 @@ from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
 from midcourse.train.training import prefix_rewards
+from studies.detox import profane_shares
 from studies.paper.guides import GUIDES, guides, policies
+from studies.paper.tables import TABLES
 from studies.paper.tasks import NAMES, RUNS, Setup, setup
 from studies.rewards.run import fitting
 from studies.steering import KLS, write
+from studies.tables import run as fill
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -147,8 +150,8 @@ def weights(task: Setup, study: Study) -> Weights:
         reached, start = [], 1.0
         for kl in KLS:
             start = weight_at(kl_of, kl, start=start)
-            # Past the last aim by a tenth of the weight, so that it is reached on other prompts too.
-            reached.append(start * (1.1 if kl == max(KLS) else 1.0))
+            # Past the last aim by a quarter of the weight, so that it is reached on other prompts too.
+            reached.append(start * (1.25 if kl == max(KLS) else 1.0))
         if entry.beyond:
             reached += [start * times for times in BEYOND]
         found[entry.name] = {"reward_weight": [float(f"{weight:.3g}") for weight in reached]}
@@ -308,11 +311,13 @@ def studied(name: str, data: Path, hours: float) -> None:
     about_prefixes = kept(folder / "prefixes.json", lambda: prefix_questions(task, study))
     if name == "sentiment":
         candidates(task, study, found)
-    publish(name, task, {"weights": found, "pilot": timed, "left_out": left_out, "prefixes": about_prefixes})
+    rule = kept(folder / "rule.json", lambda: {"shares": profane_shares(lm, data)})["shares"] if name == "detox" else {}
+    about = {"rule": rule, "weights": found, "pilot": timed, "left_out": left_out, "prefixes": about_prefixes}
+    publish(name, task, about)
 
 
 def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
-    """results/NAME.json, its per-prompt scores and its curves: figures alone, no texts."""
+    """results/NAME.json, its per-prompt scores, its curves and README.md's tables: figures alone, no texts."""
     RESULTS.mkdir(exist_ok=True)
     folder = RUNS / name / "compared"
     comparison = read_folder(folder)
@@ -328,6 +333,7 @@ def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
     write_text(RESULTS / f"{name}-scores.csv", scores(comparison))
     if (folder / "curves.png").is_file():
         write_bytes(RESULTS / f"{name}.png", (folder / "curves.png").read_bytes())
+    fill(HERE, check=False, tables=TABLES)
 
 
 def accuracies(name: str) -> dict[str, Any]:
