@@ -39,13 +39,15 @@ check: setup ## lint, format, types, import rule, README tables, quick tests
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 	$(BIN)/python studies/tables.py --check
+	$(BIN)/python -m studies.paper.tables --check
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 test: check ## check, and the slow tests
 	$(BIN)/pytest -n $(JOBS) -m slow
 
-tables: setup ## fill the README's tables from the committed results
+tables: setup ## fill the README's tables and those of studies/paper from the committed results
 	$(BIN)/python studies/tables.py
+	$(BIN)/python -m studies.paper.tables
 
 bench: setup ## measure the speed of decoding and training, write benchmarks/results
 	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json
