@@ -8,7 +8,7 @@ import numpy as np
 
 from midcourse import LanguageModel, stream
 from midcourse.decode.steps import Generation
-from midcourse.evaluate.matched import Guided, at_kl, weight_at
+from midcourse.evaluate.matched import Guided, at_kl, weights_at
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
 from midcourse.progress import progress
 from midcourse.prompt import Prompt
@@ -87,11 +87,10 @@ def steered(
         texts = write(lm, validation, reward, weight, seed=10_000, **settings)
         return fmean(text.guidance_kl or 0.0 for text in texts)
 
-    runs, rows, start = [judged(plain, 0.0, gold)], [figures(plain, judged(plain, 0.0, gold))], 1.0
-    for kl in kls:
-        start = weight_at(kl_of, kl, start=start)
-        # Past the last aim by a tenth of the weight, so that it is reached on other prompts too.
-        weight = start * (1.1 if kl == max(kls) else 1.0)
+    runs, rows = [judged(plain, 0.0, gold)], [figures(plain, judged(plain, 0.0, gold))]
+    *weights, last = weights_at(kl_of, sorted(kls))
+    # Past the last aim by a tenth of the weight, so that it is reached on other prompts too.
+    for weight in (*weights, 1.1 * last):
         texts = write(lm, test, reward, weight, **settings)
         runs.append(judged(texts, weight, gold))
         rows.append(figures(texts, runs[-1]))

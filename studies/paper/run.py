@@ -29,7 +29,7 @@ from midcourse.evaluate.arms import Base
 from midcourse.evaluate.compare import Study, compare
 from midcourse.evaluate.comparison_report import write_report
 from midcourse.evaluate.judging import Response
-from midcourse.evaluate.matched import weight_at
+from midcourse.evaluate.matched import weights_at
 from midcourse.evaluate.results import write_results
 from midcourse.evaluate.rows import Comparison, read_folder
 from midcourse.files import write_bytes, write_text
@@ -147,13 +147,9 @@ def weights(task: Setup, study: Study) -> Weights:
                 return fmean(text.guidance_kl or 0.0 for text in texts)
             return max(fmean(text.total_kl or 0.0 for text in texts) - spent, 1e-3)
 
-        reached, start = [], 1.0
-        for kl in KLS:
-            start = weight_at(kl_of, kl, start=start)
-            # Past the last aim by a quarter of the weight, so that it is reached on other prompts too.
-            reached.append(start * (1.25 if kl == max(KLS) else 1.0))
-        if entry.beyond:
-            reached += [start * times for times in BEYOND]
+        *reached, last = weights_at(kl_of, KLS)
+        # Past the last aim by a quarter of the weight, so that it is reached on other prompts too.
+        reached += [last * times for times in (1.25, *(BEYOND if entry.beyond else ()))]
         found[entry.name] = {"reward_weight": [float(f"{weight:.3g}") for weight in reached]}
     scored = study.guides["sequence"].reward.score(prompts, [text.text for text in plain], finished=False)
     ends = [one.rewards[-1] for one in scored if one.rewards]

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from midcourse.evaluate.matched import Guided, at_kl, weight_at
+from midcourse.evaluate.matched import Guided, at_kl, weights_at
+
+KLS = (2.0, 5.0, 10.0)
 
 PLAIN = Guided(0.0, np.array([0.0, 0.2]), np.array([0.0, 0.0]))
 ONE = Guided(1.0, np.array([0.4, 0.6]), np.array([1.0, 3.0]))
@@ -40,11 +42,22 @@ def test_the_interval_covers_the_curve_of_all_prompts():
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0, 60.0])
-def test_weight_at_finds_the_weight_of_a_kl(scale):
-    kl_of = lambda weight: 20 * (1 - np.exp(-((weight * scale) ** 2) / 20))  # noqa: E731
-    for kl in (2.0, 5.0, 10.0):
-        assert kl_of(weight_at(kl_of, kl, tries=12)) == pytest.approx(kl, rel=0.1)
+def test_weights_at_finds_the_weights_of_kls(scale):
+    tried = []
+
+    def kl_of(weight):
+        tried.append(weight)
+        return 20 * (1 - np.exp(-((weight * scale) ** 2) / 20))
+
+    for kl, weight in zip(KLS, weights_at(kl_of, KLS, tries=12), strict=True):
+        assert kl_of(weight) == pytest.approx(kl, rel=0.1)
+    assert len(tried) <= 3 + 9  # three here, the others from a start that is 60 times too small or too large
 
 
-def test_weight_at_gives_the_nearest_where_a_kl_is_not_reached():
-    assert weight_at(lambda weight: min(weight, 3.0), 10.0, tries=4) >= 3.0
+def test_weights_at_gives_the_nearest_where_a_kl_is_not_reached():
+    low, high = weights_at(lambda weight: min(weight, 3.0), [2.0, 10.0], tries=4)
+    assert low == pytest.approx(2.0, rel=0.1) and high >= 3.0
+
+
+def test_weights_at_ends_where_no_weight_changes_anything():
+    assert weights_at(lambda weight: 0.0, [2.0]) and weights_at(lambda weight: 5.0, [2.0, 9.0])

@@ -1,7 +1,7 @@
 """Scores at equal KL, which makes guides comparable whose weights mean different things."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -119,16 +119,42 @@ def at_kl(runs: Sequence[Guided], kl: float, *, seed: int = 0) -> tuple[float, t
     return found and (found.mean, found.interval or (found.mean, found.mean))
 
 
-def weight_at(kl_of: Callable[[float], float], kl: float, *, start: float = 1.0, tries: int = 5) -> float:
-    """The weight whose guidance KL is within a tenth of `kl`, or the nearest one tried.
+def weights_at(
+    kl_of: Callable[[float], float], kls: Sequence[float], *, start: float = 1.0, tries: int = 5
+) -> list[float]:
+    """For each of the KLs the weight whose guidance KL is within a tenth of it, or else the nearest one tried.
 
-    KL grows with the square of a small weight, and more slowly later, so each try scales the last one by a root.
+    Args:
+        kl_of: the guidance KL under a weight, which grows with it.
+        start: the first weight to try.
+        tries: weights to try for each KL; what was found for one counts for all.
     """
-    weight, tried = start, []
-    for _ in range(tries):
-        found = kl_of(weight)
-        tried.append((abs(math.log(max(found, 1e-9) / kl)), weight))
-        if abs(found - kl) <= 0.1 * kl:
-            break
-        weight *= min(max((kl / max(found, 1e-9)) ** 0.5, 0.25), 4.0)
-    return min(tried)[1]
+    tried: dict[float, float] = {}
+
+    def miss(weight: float, kl: float) -> float:
+        return abs(math.log(tried[weight] / kl))
+
+    def nearest(kl: float) -> float:
+        return min(tried, key=lambda weight: miss(weight, kl))
+
+    for kl in kls:
+        for _ in range(tries):
+            weight = _guess(tried, kl) if tried else start
+            if weight in tried or (tried and miss(nearest(kl), kl) <= math.log(1.1)):
+                break
+            tried[weight] = max(kl_of(weight), 1e-9)
+    return [nearest(kl) for kl in kls]
+
+
+def _guess(tried: Mapping[float, float], kl: float) -> float:
+    """A weight for the KL: on a line of logarithms between the weights around it, by a root beyond them.
+
+    KL grows with the square of a small weight, and more slowly later.
+    """
+    below = max((weight for weight, found in tried.items() if found < kl), default=None)
+    above = min((weight for weight, found in tried.items() if found >= kl), default=None)
+    if below is None or above is None:
+        weight = below or above or 1.0
+        return weight * min(max((kl / tried[weight]) ** 0.5, 0.25), 4.0)
+    share = math.log(kl / tried[below]) / math.log(tried[above] / tried[below])
+    return below * (above / below) ** share
