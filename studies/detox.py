@@ -8,7 +8,7 @@ import numpy as np
 from midcourse import LanguageModel
 from midcourse.evaluate.gold import load_gold
 from midcourse.intervals import mean_interval
-from studies.rewards.run import read
+from studies.data import read
 from studies.steering import write
 
 KINDS = {"profane": True, "others": False}

@@ -13,7 +13,7 @@ from midcourse.evaluate.gold import load_gold
 from midcourse.sample import sample
 from midcourse.train.comparisons import Comparison
 from midcourse.train.rollouts import Rollout
-from studies.rewards.run import openings as of_split
+from studies.data import openings as of_split
 
 RUNS = Path(__file__).parents[1] / "runs/sentiment"
 NEW_TOKENS = 24

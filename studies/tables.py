@@ -134,7 +134,7 @@ def parts(root: Path) -> str:
 
 def rewards(root: Path) -> str:
     """Test-split pair accuracy by share of the response: every set, model and objective, mean over seeds."""
-    path, command = "studies/rewards/results.json", "python studies/rewards/run.py --data DIR"
+    path, command = "studies/rewards/results.json", "python -m studies.rewards.run --data DIR"
     found = load(root, path, command)
     groups: dict[tuple[str, ...], list[list[dict[str, Any]]]] = defaultdict(list)
     try:
@@ -156,7 +156,7 @@ def rewards(root: Path) -> str:
 
 def steering(root: Path) -> str:
     """Continuing unseen review openings under the sentiment rewards of the rewards study."""
-    path, command = "studies/rewards/results.json", "python studies/rewards/run.py --data DIR"
+    path, command = "studies/rewards/results.json", "python -m studies.rewards.run --data DIR"
     found = load(root, path, command)
     try:
         rows = [

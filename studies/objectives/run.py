@@ -11,9 +11,7 @@ Sets may run side by side, one process each. Resumable: what results/SET.json ho
 sets are not committed. No setting was tuned on a test split.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +26,6 @@ from matplotlib.figure import Figure
 
 from midcourse import LanguageModel
 from midcourse.decode.steps import Generation
-from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import whole_file, write_text
@@ -47,8 +44,8 @@ from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import checked_objective, encode_all, prefix_rewards, train
 from studies import sentiment
+from studies.data import arguments, command, comparisons, fitting
 from studies.detox import profane_prompts
-from studies.rewards.run import comparisons, fitting
 from studies.steering import KLS, Gold, steered, write
 from studies.tables import fill, markdown, number, with_interval
 
@@ -415,15 +412,13 @@ def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sets", nargs="*", choices=[*SETS, []], help="which; all by default")
-    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
+    parser = arguments(__doc__)
+    known = f"{', '.join(SETS)}; all by default"
+    parser.add_argument("sets", nargs="*", choices=[*SETS, []], metavar="SET", help=known)
     parser.add_argument("--hours", type=float, default=4.0, help="for all three sets; 4 by default")
     flags = parser.parse_args()
-    if not flags.data or not (Path(flags.data) / "texts/imdb_reviews.jsonl.gz").is_file():
-        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
     for name in flags.sets or SETS:
-        study(name, Path(flags.data), 3600 * flags.hours / len(SETS))
+        study(name, flags.data, 3600 * flags.hours / len(SETS))
 
 
 def study(name: str, data: Path, seconds: float) -> None:
@@ -475,7 +470,4 @@ def guide(results: dict[str, Any], data: Path, add: Callable[[str, dict[str, Any
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MidcourseError as error:
-        sys.exit(f"objectives: {error}")
+    command(main)

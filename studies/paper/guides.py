@@ -15,8 +15,8 @@ from midcourse.train.comparisons import Comparison
 from midcourse.train.objectives import make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
+from studies.data import fitting
 from studies.paper.tasks import RUNS, Setup
-from studies.rewards.run import fitting
 
 PAIRS, EPOCHS, LAYERS, TUNE = 1500, 2, 10, "last:2"
 # A step of DPO takes about ten times as long as one of a guide: one epoch, of no more tokens than this.

@@ -9,12 +9,10 @@ each. Everything is resumable: what runs/paper/ holds is not done again. Texts s
 results/TASK.json, results/TASK-scores.csv and plots.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from midcourse import LanguageModel
-from midcourse.errors import MidcourseError
 from midcourse.evaluate.arms import Base
 from midcourse.evaluate.compare import Study, compare
 from midcourse.evaluate.comparison_report import write_report
@@ -40,11 +37,11 @@ from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
 from midcourse.train.training import prefix_rewards
+from studies.data import arguments, command, fitting, kept
 from studies.detox import profane_shares
 from studies.paper.guides import GUIDES, guides, policies
 from studies.paper.tables import TABLES
 from studies.paper.tasks import NAMES, RUNS, Setup, setup
-from studies.rewards.run import fitting
 from studies.steering import KLS, write
 from studies.tables import run as fill
 
@@ -116,14 +113,6 @@ def made(task: Setup, lm: LanguageModel) -> Study:
         template=task.template,
         batch_size=16,
     )
-
-
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What the file holds, made and written where there is none."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_results(path, make())
-    return json.loads(path.read_text())
 
 
 def weights(task: Setup, study: Study) -> Weights:
@@ -354,19 +343,14 @@ def scores(comparison: Comparison) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", choices=[*NAMES, []], help="which; all by default")
-    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
+    parser = arguments(__doc__)
+    known = f"{', '.join(NAMES)}; all by default"
+    parser.add_argument("tasks", nargs="*", choices=[*NAMES, []], metavar="TASK", help=known)
     parser.add_argument("--hours", type=float, default=6.0, help="for the responses of all tasks; 6 by default")
     flags = parser.parse_args()
-    if not flags.data or not (Path(flags.data) / "texts/imdb_reviews.jsonl.gz").is_file():
-        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
     for name in flags.tasks or NAMES:
-        studied(name, Path(flags.data), flags.hours / len(NAMES))
+        studied(name, flags.data, flags.hours / len(NAMES))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MidcourseError as error:
-        sys.exit(f"paper: {error}")
+    command(main)

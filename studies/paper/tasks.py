@@ -27,8 +27,8 @@ from midcourse.train.rollouts import Rollout
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from studies import sentiment as reviews
+from studies.data import HARMLESS, HELPFUL, comparisons, human, read
 from studies.detox import profane_prompts
-from studies.rewards.run import HARMLESS, HELPFUL, comparisons, human, read
 from studies.shipped.run import cut, of_split, shuffled
 
 RUNS = Path(__file__).parents[2] / "runs/paper"

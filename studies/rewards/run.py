@@ -1,6 +1,6 @@
 """Prefix against sequence rewards on three real preference sets.
 
-    python studies/rewards/run.py --data DIR        (or MIDCOURSE_DATA=DIR)
+    python -m studies.rewards.run --data DIR        (or MIDCOURSE_DATA=DIR)
 
 Trains both objectives with the same budget, and writes results.json and accuracy.png here: pair accuracy on the test
 split by share of the response, with 95 % intervals over prompts, beside a length-only and a bag-of-words baseline.
@@ -8,14 +8,9 @@ Everything is resumable: sampled texts, cached states, trained rewards and rows 
 No hyperparameter was tuned on the test splits.
 """
 
-import argparse
-import gzip
 import itertools
-import json
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,10 +23,9 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from midcourse import LanguageModel, RewardModel, generate
-from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
-from midcourse.files import whole_file, write_text
+from midcourse.files import whole_file
 from midcourse.intervals import mean_interval
 from midcourse.sample import Sampled, sample
 from midcourse.train.accuracy import SHARES, length_baseline, outcome, pair_accuracy
@@ -40,13 +34,12 @@ from midcourse.train.prefixes import PairSet, encode
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
+from studies.data import arguments, command, comparisons, fitting, in_random_order, kept, openings
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs/rewards"
-HELPFUL = ("hh_helpful_base", "hh_helpful_online", "hh_helpful_rejection_sampled")
-HARMLESS = ("hh_harmless_base",)
 
-OPENINGS, SAMPLES, NEW_TOKENS, OPENING_WORDS = 600, 4, 24, 8
+OPENINGS, SAMPLES, NEW_TOKENS = 600, 4, 24
 GAP = 0.1  # sentiment pairs are ordered by gold where it differs by more than this
 GUIDED_OPENINGS, WEIGHTS = 100, (1.0, 2.0, 4.0)
 MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 160, "hh_helpful": 160, "hh_harmless": 160}
@@ -95,37 +88,11 @@ def plan() -> Iterator[Run]:
 # The sets: training and test comparisons
 
 
-def comparisons(name: str, data: Path) -> tuple[list[Comparison], list[Comparison]]:
+def of_set(name: str, data: Path) -> tuple[list[Comparison], list[Comparison]]:
     """(train, test) comparisons of a set, in a fixed random order."""
-    if name == "sentiment":
-        both = [sentiment(data, split) for split in ("train", "test")]
-    elif name == "paradetox":
-        rows = read(data, "edits/paradetox")
-        both = [
-            [
-                Comparison("", r["edited"], r["original"])
-                for r in rows
-                if r["split"] == split and r["edited"] != r["original"]
-            ]
-            for split in ("train", "test")
-        ]
-    else:
-        names = {"hh": HELPFUL + HARMLESS, "hh_helpful": HELPFUL, "hh_harmless": HARMLESS}[name]
-        rows = [row for part in names for row in read(data, f"preference/{part}")]
-        both = [[human(r) for r in rows if r["split"] == split] for split in ("train", "test")]
-    order = np.random.default_rng(0)
-    return tuple([part[i] for i in order.permutation(len(part))] for part in both)
-
-
-def human(row: dict[str, Any]) -> Comparison:
-    """An HH pair; the sets cut the transcript's mark off the response's first space."""
-    return Comparison(row["prompt"], " " + row["chosen"].strip(), " " + row["rejected"].strip())
-
-
-def read(data: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of a data set."""
-    with gzip.open(data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    if name != "sentiment":
+        return comparisons(name, data)
+    return in_random_order(sentiment(data, "train"), sentiment(data, "test"))
 
 
 def sentiment(data: Path, split: str) -> list[Comparison]:
@@ -138,17 +105,6 @@ def sentiment(data: Path, split: str) -> list[Comparison]:
             if a - b > GAP:
                 found.append(Comparison(opening, first.response, second.response, first.finished, second.finished))
     return found
-
-
-def openings(data: Path, split: str) -> list[str]:
-    """The first words of reviews, each once, in a fixed random order."""
-    texts = [
-        " ".join(row["text"].split()[:OPENING_WORDS])
-        for row in read(data, "texts/imdb_reviews")
-        if row["split"] == split
-    ]
-    distinct = list(dict.fromkeys(texts))
-    return [distinct[i] for i in np.random.default_rng(0).permutation(len(distinct))]
 
 
 @cache
@@ -171,17 +127,10 @@ def sampled(data: Path, split: str) -> list[Sampled]:
 # Training and judging
 
 
-def fitting(reward: RewardModel, rows: Sequence[Comparison], max_tokens: int) -> list[Comparison]:
-    """The comparisons whose prompt leaves at least a third of the tokens to the response."""
-    texts = [row.prompt or "x" for row in rows]
-    lengths = [len(ids) for ids in reward.tokenizer(texts)["input_ids"]]
-    return [row for row, length in zip(rows, lengths, strict=True) if length <= 2 * max_tokens // 3]
-
-
 def judged(run: Run, data: Path) -> dict[str, Any]:
     """Train one reward and measure it on the test split."""
     start = time.monotonic()
-    learn, test = comparisons(run.set, data)
+    learn, test = of_set(run.set, data)
     folder = RUNS / run.name
     max_tokens = MAX_TOKENS[run.set]
     if (folder / "midcourse.json").is_file():
@@ -216,7 +165,7 @@ def baselines(name: str, data: Path) -> dict[str, Any]:
     """Length-only and bag-of-words accuracies of a set, on the same test pairs."""
     reward = RewardModel.create("smollm2", template="raw", layers=1, tune="head")
     most = max(run.pairs for run in plan() if run.set == name)
-    learn, test = (fitting(reward, rows, MAX_TOKENS[name]) for rows in comparisons(name, data))
+    learn, test = (fitting(reward, rows, MAX_TOKENS[name]) for rows in of_set(name, data))
     learned, tested = (encode(reward, rows, MAX_TOKENS[name]) for rows in (learn[:most], test[: TEST_PAIRS[name]]))
     vocabulary = len(reward.tokenizer)
     model = LogisticRegression(C=0.1, fit_intercept=False, max_iter=1000)
@@ -248,7 +197,7 @@ def guided(data: Path) -> list[dict[str, Any]]:
     """Gold and KL of continuing unseen openings under the sentiment rewards, prefix and sequence alike."""
     settings = [("plain", 0.0), *itertools.product(("prefix", "sequence"), WEIGHTS)]
     return [
-        kept(f"guided-{objective}-{weight:g}", lambda o=objective, w=weight: steer(o, w, data))
+        once(f"guided-{objective}-{weight:g}", lambda o=objective, w=weight: steer(o, w, data))
         for objective, weight in settings
     ]
 
@@ -322,18 +271,13 @@ def grouped(rows: list[dict]) -> Iterator[tuple[tuple[str, str], list[dict]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
-    data = parser.parse_args().data
-    if not data or not (Path(data) / "texts/imdb_reviews.jsonl.gz").is_file():
-        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
-    data = Path(data)
+    data = arguments(__doc__).parse_args().data
     rows, base, steered = [], [], []
     for name in MAX_TOKENS:
-        base.append(kept(f"{name}-baselines", lambda name=name: baselines(name, data)))
+        base.append(once(f"{name}-baselines", lambda name=name: baselines(name, data)))
         for run in plan():
             if run.set == name:
-                rows.append(kept(run.name, lambda run=run: judged(run, data)))
+                rows.append(once(run.name, lambda run=run: judged(run, data)))
                 write_results(HERE / "results.json", {"rows": rows, "baselines": base, "guided": steered})
         if name == "sentiment":
             steered = guided(data)
@@ -341,19 +285,10 @@ def main() -> None:
     plot(rows, base, HERE / "accuracy.png")
 
 
-def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns, from runs/rewards/ where it was made before."""
-    path = RUNS / f"{name}.json"
-    if not path.is_file():
-        found = make()
-        write_text(path, json.dumps(found))
-        shares = [round(s["accuracy"], 3) for s in found["shares"]] if "shares" in found else ""
-        print(name, shares, file=sys.stderr, flush=True)
-    return json.loads(path.read_text())
+    return kept(RUNS / f"{name}.json", make)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MidcourseError as error:
-        sys.exit(f"{error}")
+    command(main)

@@ -8,13 +8,10 @@ neither training nor that choice saw. Writes src/midcourse/shipped/rewards/NAME/
 is found again in runs/shipped/.
 """
 
-import argparse
 import json
-import os
 import random
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +21,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import publish_folder, write_text
@@ -40,7 +36,7 @@ from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from midcourse.trunk_reward import TrunkReward
-from studies.rewards.run import read
+from studies.data import arguments, command, read
 from studies.steering import figures, judged, write
 
 HERE = Path(__file__).parent
@@ -368,21 +364,16 @@ Made by `studies/shipped/run.py`; backbone fingerprint `{reward.info.backbone_fi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
-    parser.add_argument("names", nargs="*", help=f"some of {', '.join(MAKERS)}; all by default")
+    parser = arguments(__doc__)
+    known = f"{', '.join(MAKERS)}; all by default"
+    parser.add_argument("names", nargs="*", choices=[*MAKERS, []], metavar="NAME", help=known)
     flags = parser.parse_args()
-    if not flags.data or not (Path(flags.data) / "edits/paradetox.jsonl.gz").is_file():
-        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
     path = HERE / "results.json"
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
     for name in flags.names or MAKERS:
-        rows[name] = make(name, Path(flags.data))
+        rows[name] = make(name, flags.data)
         write_results(path, {"rows": [rows[known] for known in MAKERS if known in rows]})
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MidcourseError as error:
-        sys.exit(f"shipped: {error}")
+    command(main)

@@ -12,12 +12,9 @@ Everything is resumable: sampled texts, states and rows are found again in runs/
 tables here. Texts of the data sets are not committed.
 """
 
-import argparse
 import itertools
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,7 +31,6 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 from midcourse import LanguageModel
-from midcourse.errors import MidcourseError
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
 from midcourse.files import whole_file, write_text
@@ -47,7 +43,7 @@ from midcourse.train.objectives import prefix, sequence
 from midcourse.train.prefixes import PairSet, Row, encode, encode_rollouts, pair_rewards
 from midcourse.trunk_reward import TrunkReward
 from studies import sentiment
-from studies.rewards.run import comparisons, fitting
+from studies.data import arguments, command, comparisons, fitting, kept
 from studies.steering import KLS, steered, write
 from studies.tables import fill, markdown, number, with_interval
 from studies.trunk.heads import Head, side_by_side
@@ -437,38 +433,26 @@ def publish(results: dict[str, list]) -> None:
     write_text(readme, fill(readme.read_text(), ROOT, tables)[0])
 
 
-def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns, from runs/trunk/ where it was made before."""
-    path = RUNS / f"{name}.json"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(make()))
-    return json.loads(path.read_text())
+    return kept(RUNS / f"{name}.json", make)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("MIDCOURSE_DATA"), help="folder of the data sets")
-    data = parser.parse_args().data
-    if not data or not (Path(data) / "texts/imdb_reviews.jsonl.gz").is_file():
-        parser.error("name the folder of the data sets with --data DIR or MIDCOURSE_DATA")
-    data = Path(data)
+    data = arguments(__doc__).parse_args().data
     results: dict[str, list] = {"sweep": [], "guided": []}
     for name in SETS:
         forms = FORMS if name == "sentiment" else EVERYWHERE
         with progress(f"heads, {name}", len(forms) * len(SEEDS)) as advance:
             for form in forms:
                 for fit in (replace(form, seed=seed) for seed in SEEDS):
-                    results["sweep"].append(kept(f"{name}-{fit.name}", partial(judged, name, fit, data)))
+                    results["sweep"].append(once(f"{name}-{fit.name}", partial(judged, name, fit, data)))
                     advance(1)
         publish(results)
     for fit in GUIDES:
-        results["guided"].append(kept(f"guided-{fit.name}", partial(guided, fit, data)))
+        results["guided"].append(once(f"guided-{fit.name}", partial(guided, fit, data)))
         publish(results)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MidcourseError as error:
-        sys.exit(f"{error}")
+    command(main)
