@@ -40,7 +40,6 @@ from midcourse.train.encoder import make_scorer
 from midcourse.train.objectives import make_objective
 from midcourse.train.prefixes import encode
 from midcourse.train.rollouts import Rollout
-from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import checked_objective, encode_all, prefix_rewards, train
 from studies import sentiment
@@ -226,9 +225,9 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
     reward, max_tokens = found.reward, MAX_TOKENS[run.set]
     pairs = encode(reward, fitting(reward, examples(run.set, data)[1], max_tokens)[:TEST_PAIRS], max_tokens)
     start = time.monotonic()
-    scorer = Scorer(reward, [pairs.rows])
+    scorer = make_scorer(reward, [pairs, pairs])  # an encoder reads cut texts of all sets but the first
     states = found.states + time.monotonic() - start
-    rewards = prefix_rewards(scorer, 0)
+    rewards = prefix_rewards(scorer, 1)
     accuracy = pair_accuracy(pairs, rewards)
     held = reward.info.metrics.get("shares", [])
     return {

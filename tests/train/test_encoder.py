@@ -118,6 +118,12 @@ def test_accuracy_below_the_end_is_that_of_texts_cut_there(encoder, tune):
     assert [int(row.isnan().sum()) for row in found] == [4, 1, 0, 4]  # nothing else is read, or made up
 
 
+def test_prefixes_are_never_read_off_an_encoders_forward(encoder):
+    reward = EncoderReward.create(encoder, tune="all", device="cpu")
+    with pytest.raises(ValueError, match="use make_scorer"):
+        Scorer(reward, [encode(reward, COMPARISONS, 24).rows])
+
+
 def test_an_encoder_is_read_once_where_only_its_head_is_trained(encoder):
     reward = EncoderReward.create(encoder, tune="head", device="cpu")
     pairs = encode(reward, COMPARISONS, 24)

@@ -16,13 +16,16 @@ from midcourse.vocabulary_model import TrainedVocabularyReward
 class Scorer(nn.Module):
     """Rewards at the response positions of rows, through cached frozen states where there are any.
 
-    Its forward is what the Trainer wraps: all trained parameters are reached through it.
+    Its forward is what the Trainer wraps: all trained parameters are reached through it. An encoder's forward rewards
+    whole texts at every position, so it is refused here: `encoder.make_scorer` takes either.
     """
 
     every_prefix = True  # whether `score` gives the rewards of all prefixes, or nan for those that nobody reads
 
     def __init__(self, reward: RewardModel, row_sets: Sequence[list[Row]]):
         super().__init__()
+        if self.every_prefix and reward.KIND == "encoder":
+            raise ValueError("an encoder's forward rewards whole texts, not their prefixes; use make_scorer")
         self.row_sets = row_sets
         self.additive = reward.info.additive
         made = split(reward)
