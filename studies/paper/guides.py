@@ -18,9 +18,9 @@ from midcourse.train.training import train
 from studies.data import fitting
 from studies.paper.tasks import RUNS, Setup
 
-PAIRS, EPOCHS, LAYERS, TUNE = 1500, 2, 10, "last:2"
+PAIRS, EPOCHS, LAYERS, TUNE = 3000, 2, 10, "last:2"
 # A step of DPO takes about ten times as long as one of a guide: one epoch, of no more tokens than this.
-DPO_TOKENS, DPO_BETA = 60_000, 0.1
+DPO_TOKENS, DPO_BETA = 200_000, 0.1
 SOFT_WEIGHT = 4.0
 
 
