@@ -65,6 +65,16 @@ def test_rewards_are_what_the_next_token_decides_and_the_sum_of_what_all_have_wo
     assert have.tolist() == pytest.approx([f[0] + g[0], f[1] + g[0] + g[1], f[2] + sum(g)], abs=1e-12)
 
 
+def test_the_whole_vocabulary_at_once_is_every_token_by_itself():
+    reward = tiny_trunk_reward(tiny_language_model(more_eos=[17, 40]))
+    vocab = len(reward.embeddings)
+    states = torch.randn(2, 3, reward.backbone.config.hidden_size, dtype=reward.backbone.dtype)
+    want = reward.of_next(states[..., None, :], torch.arange(vocab).expand(2, 3, vocab)).sum(-1)
+    end = reward.info.eos_token_id
+    want[..., list(reward.info.all_eos)] = want[..., end : end + 1]
+    assert torch.allclose(reward.vocabulary_rewards(states), want, atol=1e-12)
+
+
 def test_untrained_head_rewards_nothing_and_can_learn():
     head = TrunkHead(8, 4, torch.device("cpu"), torch.float32)
     states, tokens = torch.randn(3, 8), torch.randn(3, 8)

@@ -22,7 +22,7 @@ from midcourse.testing import (
 from midcourse.train.comparisons import Comparison
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
-from midcourse.train.states import best_tokens
+from midcourse.train.states import PLACES, best_tokens
 from midcourse.vocabulary_model import POSITIONS, TrainedVocabularyReward
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under"]
@@ -134,7 +134,7 @@ def test_rewards_in_training_are_those_of_scoring(architecture, tune, objective,
 def test_best_tokens_are_those_of_the_whole_vocabulary(objective):
     reward = tiny_trained_vocabulary_reward(more_eos=[17, 40], objective=objective)
     reward.output.data[257] *= 50  # the end of the text is often the best
-    states = torch.randn(70, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(PLACES + 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     best = best_tokens(reward, states)
     assert set(best.tolist()) & {17, 40, 257} == {257}  # of all ends the one that training writes
     assert torch.allclose(reward.next_rewards(states, best), reward.vocabulary_rewards(states).amax(1))

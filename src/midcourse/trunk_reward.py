@@ -58,6 +58,14 @@ class TrunkHead(nn.Module):
         found = self.state(h) + self.token(e) + products
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
+    def of_all(
+        self, states: Float[Tensor, "*place hidden"], embeddings: Float[Tensor, "vocab hidden"]
+    ) -> Float[Tensor, "*place vocab"]:
+        """f + g of every token after each state, as products of matrices."""
+        h, e = normed(states), normed(embeddings)
+        found = self.left(h) @ self.right(e).T + self.state(h).sum(-1, keepdim=True) + self.token(e).sum(-1)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
 
 def normed(vectors: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place hidden"]:
     """Each vector at root mean square 1: states of different depth and tokens of different frequency on one scale."""
@@ -76,6 +84,7 @@ class TrunkReward(RewardModel):
     """
 
     KIND = "trunk"
+    head: TrunkHead
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         if info.tune != "head":
@@ -134,9 +143,9 @@ class TrunkReward(RewardModel):
         """(f, g) of a token after each state, or of several."""
         return self.head(states, self.embeddings[token_ids])
 
-    def vocabulary_rewards(self, states: Float[Tensor, "places hidden"]) -> Float[Tensor, "places vocab"]:
+    def vocabulary_rewards(self, states: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place vocab"]:
         """f + g of every token after each state; every end of a text has that of training's EOS."""
-        return ends_alike(self.head(states[:, None], self.embeddings).sum(-1), self.info.all_eos)
+        return ends_alike(self.head.of_all(states, self.embeddings), self.info.all_eos)
 
     def bind(self, lm: LanguageModel) -> Reward:
         """Itself; RewardError where the LM's tokens, templates or weights are not those it was trained on."""
@@ -216,8 +225,8 @@ class TrunkRows:
         return found + self._totals(found)[:, None]
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
-        every = torch.arange(len(self.reward.embeddings), device=self.reward.device)
-        return self.candidate_rewards(every.expand(len(self.ids), -1))
+        found = self.reward.vocabulary_rewards(self._rows().states[self.reward.layer])
+        return found + self._totals(found)[:, None]
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
         known = torch.tensor([len(ids) > start for ids, start in zip(self.ids, self.starts, strict=True)])

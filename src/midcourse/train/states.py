@@ -32,7 +32,7 @@ from midcourse.vocabulary_model import TrainedVocabularyReward
 
 SHARD_ROWS = 128
 BATCH_ROWS = 16
-PLACES = 32  # whose rewards of the whole vocabulary are in memory at a time
+PLACES = 256  # whose rewards of the whole vocabulary are in memory at a time
 
 
 class Split(NamedTuple):
