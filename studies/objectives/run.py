@@ -74,8 +74,9 @@ class Backbone(NamedTuple):
     model: str = "smollm2"
 
 
+TRUNK = "trunk, head"
 BACKBONES = (
-    Backbone("trunk, head", "trunk", None, "head", 3, 4000, 2),
+    Backbone(TRUNK, "trunk", None, "head", 3, 4000, 2),
     Backbone("20 layers, head", "scalar", 20, "head", 3, 4000, 4),
     Backbone("20 layers, vocabulary head", "vocabulary", 20, "head", 3, 4000, 2),
     Backbone("10 layers, last:2", "scalar", 10, "last:2", 1, 1500, 2),
@@ -272,7 +273,7 @@ def best(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     found = [row for row in rows if row["seed"] == 0 and row["backbone"] != "MiniLM, all"]
     found.sort(key=lambda row: -row["held_out"]["0.5"])
-    chosen = [row for row in found if (row["backbone"], row["objective"]) == ("trunk, head", "prefix")]
+    chosen = [row for row in found if (row["backbone"], row["objective"]) == (TRUNK, "prefix")]
     for row in found:
         if len(chosen) < BEST and row not in chosen and sum(c["backbone"] == row["backbone"] for c in chosen) < 2:
             chosen.append(row)
@@ -352,6 +353,31 @@ def table_accuracy(root: Path) -> str:
     return markdown(header, lines)
 
 
+def table_best(root: Path) -> str:
+    """Of every set and backbone the objective that held-out pairs prefer at 100%, on the test split."""
+    lines = []
+    for name, results in load().items():
+        kinds = [(*kind, group) for kind, group in grouped(results["rows"])]
+        chosen = [max(some, key=held_out) for _, some in groupby(kinds, key=lambda kind: kind[0])]
+        trunk = next(at_end(group) for backbone, _, group in chosen if backbone == TRUNK)
+        for backbone, objective, group in sorted(chosen, key=lambda kind: -at_end(kind[2])):
+            half, end = group[0]["shares"][2], group[0]["shares"][-1]
+            found = [with_interval(share["accuracy"], share["interval"]) for share in (half, end)]
+            lines.append([name, backbone, objective, *found, f"{at_end(group) - trunk:+.2f}"])
+    header = ["set", "backbone", "objective", "at 50%, first seed", "at 100%, first seed", "less trunk's, all seeds"]
+    return markdown(header, lines)
+
+
+def at_end(group: Sequence[dict[str, Any]]) -> float:
+    """Test accuracy at 100%, the mean over seeds."""
+    return fmean(row["shares"][-1]["accuracy"] for row in group)
+
+
+def held_out(kind: tuple[str, str, list[dict[str, Any]]]) -> tuple[float, float]:
+    """Held-out accuracy at 100%, and at 50% where that is a tie; means over seeds."""
+    return fmean(row["held_out"]["1.0"] for row in kind[2]), fmean(row["held_out"]["0.5"] for row in kind[2])
+
+
 def table_guided(root: Path) -> str:
     """Gold at equal guidance KL, and the time of a guided token."""
     lines = []
@@ -367,12 +393,15 @@ def table_guided(root: Path) -> str:
     return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
 
 
+TABLES = {"best": table_best, "accuracy": table_accuracy, "guided": table_guided}
+
+
 def publish(name: str, results: dict[str, Any]) -> None:
     """Write results/NAME.json and README.md's tables."""
     RESULTS.mkdir(exist_ok=True)
     write_results(RESULTS / f"{name}.json", results)
     readme = HERE / "README.md"
-    write_text(readme, fill(readme.read_text(), HERE, {"accuracy": table_accuracy, "guided": table_guided})[0])
+    write_text(readme, fill(readme.read_text(), HERE, TABLES)[0])
 
 
 def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
