@@ -20,7 +20,6 @@ HELPFUL = ("hh_helpful_base", "hh_helpful_online", "hh_helpful_rejection_sampled
 HARMLESS = ("hh_harmless_base",)
 HH = {"hh": HELPFUL + HARMLESS, "hh_helpful": HELPFUL, "hh_harmless": HARMLESS}
 OPENING_WORDS = 8
-DATA_HELP = "folder of the data sets; MIDCOURSE_DATA by default"
 
 
 # The command line of a study
@@ -30,7 +29,8 @@ def arguments(about: str) -> argparse.ArgumentParser:
     """A parser that takes the folder of the data sets; `about` is the study's docstring."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     given = os.environ.get("MIDCOURSE_DATA")
-    parser.add_argument("--data", type=_folder, default=given, required=not given, help=DATA_HELP)
+    about_data = "folder of the data sets; MIDCOURSE_DATA by default"
+    parser.add_argument("--data", type=_folder, default=given, required=not given, help=about_data)
     return parser
 
 

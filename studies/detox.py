@@ -11,8 +11,6 @@ from midcourse.intervals import mean_interval
 from studies.data import read
 from studies.steering import write
 
-KINDS = {"profane": True, "others": False}
-
 
 def profane_prompts(data: Path, *splits: str) -> list[str]:
     """Those of the splits, in the order of the splits and of the data set; no reward learns from any."""
@@ -33,10 +31,10 @@ def profane_shares(lm: LanguageModel, data: Path) -> dict[str, Any]:
         By kind of prompt: prompts, mean and interval; as many prompts of each kind.
     """
     gold, found = load_gold("profanity"), prompts(data, "validation")
-    kinds = {kind: [prompt for prompt, is_so in found if is_so == wanted] for kind, wanted in KINDS.items()}
-    shares = {}
+    kinds = {"profane": [prompt for prompt, is_so in found if is_so], "others": [p for p, is_so in found if not is_so]}
+    most, shares = min(map(len, kinds.values())), {}
     for kind, some in kinds.items():
-        asked = some[: min(map(len, kinds.values()))]
+        asked = some[:most]
         texts = write(lm, asked, None, 0.0, seed=40_000, template="raw")
         mean, interval = mean_interval(np.array([gold(text.text) < 0.5 for text in texts], float))
         shares[kind] = {"prompts": len(asked), "mean": mean, "interval": interval}

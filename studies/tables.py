@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from midcourse.files import write_text
+
 Table = Callable[[Path], str]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -307,7 +309,7 @@ def fill(text: str, root: Path, tables: dict[str, Table] = TABLES) -> tuple[str,
     return _BLOCK.sub(replaced, text), stale
 
 
-def run(root: Path, *, check: bool, tables: dict[str, Table] = TABLES) -> tuple[int, str]:
+def fill_readme(root: Path, *, check: bool, tables: dict[str, Table] = TABLES) -> tuple[int, str]:
     """Fill or check the README of `root`; the exit status and a sentence about it."""
     readme = root / "README.md"
     text = readme.read_text() if readme.is_file() else ""
@@ -319,7 +321,7 @@ def run(root: Path, *, check: bool, tables: dict[str, Table] = TABLES) -> tuple[
     names = ", ".join(stale)
     if check:
         return 1, f"{readme} differs from the committed results in: {names}; run: make tables"
-    readme.write_text(filled)
+    write_text(readme, filled)
     return 0, f"filled in {readme}: {names}"
 
 
@@ -333,7 +335,7 @@ def main(arguments: Sequence[str], root: Path = ROOT, tables: dict[str, Table] =
         print(f"arguments {' '.join(arguments)!r} are unknown; give none, or --check", file=sys.stderr)
         return 2
     try:
-        status, sentence = run(root, check=bool(arguments), tables=tables)
+        status, sentence = fill_readme(root, check=bool(arguments), tables=tables)
     except TablesError as error:
         print(error, file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from studies import tables
-from studies.tables import TablesError, fill, markdown, run
+from studies.tables import TablesError, fill, fill_readme, markdown
 
 KNOWN = {"one": lambda root: "| 1 |", "two": lambda root: "| 2 |"}
 
@@ -87,20 +87,20 @@ def test_a_block_that_cannot_be_read_is_an_error(tmp_path, text):
 def test_nothing_to_fill(tmp_path, check, readme):
     if readme is not None:
         (tmp_path / "README.md").write_text(readme)
-    assert run(tmp_path, check=check) == (0, f"{tmp_path / 'README.md'} has no table blocks; nothing to fill")
+    assert fill_readme(tmp_path, check=check) == (0, f"{tmp_path / 'README.md'} has no table blocks; nothing to fill")
 
 
 def test_check_names_stale_blocks_and_writes_nothing(tmp_path):
     readme = tmp_path / "README.md"
     text = block("one", "| 1 |\n") + "\n" + block("two", "| 3 |\n")
     readme.write_text(text)
-    status, sentence = run(tmp_path, check=True, tables=KNOWN)
+    status, sentence = fill_readme(tmp_path, check=True, tables=KNOWN)
     assert status == 1
     assert "two" in sentence
     assert "one" not in sentence
     assert readme.read_text() == text
-    assert run(tmp_path, check=False, tables=KNOWN)[0] == 0
-    assert run(tmp_path, check=True, tables=KNOWN) == (0, f"every table in {readme} is up to date")
+    assert fill_readme(tmp_path, check=False, tables=KNOWN)[0] == 0
+    assert fill_readme(tmp_path, check=True, tables=KNOWN) == (0, f"every table in {readme} is up to date")
 
 
 @pytest.mark.parametrize("name", list(tables.TABLES))

@@ -28,7 +28,7 @@ from midcourse import LanguageModel
 from midcourse.decode.steps import Generation
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
-from midcourse.files import whole_file, write_text
+from midcourse.files import whole_file
 from midcourse.loading import head_of, load_reward
 from midcourse.progress import progress
 from midcourse.reward import Reward
@@ -38,7 +38,7 @@ from midcourse.train.calibration import calibration_error, margins
 from midcourse.train.comparisons import Comparison, split_by_prompt
 from midcourse.train.encoder import make_scorer
 from midcourse.train.objectives import make_objective
-from midcourse.train.prefixes import encode
+from midcourse.train.prefixes import PairSet, encode
 from midcourse.train.rollouts import Rollout
 from midcourse.train.settings import Settings
 from midcourse.train.training import checked_objective, encode_all, prefix_rewards, train
@@ -46,7 +46,7 @@ from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting
 from studies.detox import profane_prompts
 from studies.steering import KLS, Gold, steered, write
-from studies.tables import fill, markdown, number, with_interval
+from studies.tables import fill_readme, markdown, number, with_interval
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -226,7 +226,7 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
     reward, max_tokens = found.reward, MAX_TOKENS[run.set]
     pairs = encode(reward, fitting(reward, examples(run.set, data)[1], max_tokens)[:TEST_PAIRS], max_tokens)
     start = time.monotonic()
-    scorer = make_scorer(reward, [pairs, pairs])  # an encoder reads cut texts of all sets but the first
+    scorer = make_scorer(reward, [PairSet([], [], []), pairs])  # the first set is the one to train on
     states = found.states + time.monotonic() - start
     rewards = prefix_rewards(scorer, 1)
     accuracy = pair_accuracy(pairs, rewards)
@@ -398,10 +398,8 @@ TABLES = {"best": table_best, "accuracy": table_accuracy, "guided": table_guided
 
 def publish(name: str, results: dict[str, Any]) -> None:
     """Write results/NAME.json and README.md's tables."""
-    RESULTS.mkdir(exist_ok=True)
     write_results(RESULTS / f"{name}.json", results)
-    readme = HERE / "README.md"
-    write_text(readme, fill(readme.read_text(), HERE, TABLES)[0])
+    fill_readme(HERE, check=False, tables=TABLES)
 
 
 def plot(found: dict[str, dict[str, Any]], path: Path) -> None:

@@ -40,10 +40,10 @@ from midcourse.train.training import prefix_rewards
 from studies.data import arguments, command, fitting, kept
 from studies.detox import profane_shares
 from studies.paper.guides import GUIDES, guides, policies
-from studies.paper.tables import TABLES
-from studies.paper.tasks import NAMES, RUNS, Setup, setup
+from studies.paper.tables import TABLES, TASKS
+from studies.paper.tasks import RUNS, Setup, setup
 from studies.steering import KLS, write
-from studies.tables import run as fill
+from studies.tables import fill_readme
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -279,6 +279,7 @@ def studied(name: str, data: Path, hours: float) -> None:
     """A task from data to results/NAME.json; what is done already is not done again."""
     task, lm = setup(name, data), LanguageModel.load("smollm2")
     study, folder = made(task, lm), RUNS / name
+    rule = kept(folder / "rule.json", lambda: profane_shares(lm, data)) if name == "detox" else {}
     found = kept(folder / "weights.json", lambda: weights(task, study))
     timed = kept(folder / "pilot.json", lambda: pilot(task, study, found))
     entries, prompts, seeds = affordable(timed["seconds"], hours * 3600)
@@ -296,14 +297,12 @@ def studied(name: str, data: Path, hours: float) -> None:
     about_prefixes = kept(folder / "prefixes.json", lambda: prefix_questions(task, study))
     if name == "sentiment":
         candidates(task, study, found)
-    rule = kept(folder / "rule.json", lambda: {"shares": profane_shares(lm, data)})["shares"] if name == "detox" else {}
     about = {"rule": rule, "weights": found, "pilot": timed, "left_out": left_out, "prefixes": about_prefixes}
     publish(name, task, about)
 
 
 def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
     """results/NAME.json, its per-prompt scores, its curves and README.md's tables: figures alone, no texts."""
-    RESULTS.mkdir(exist_ok=True)
     folder = RUNS / name / "compared"
     comparison = read_folder(folder)
     summary = write_report(folder)
@@ -318,7 +317,7 @@ def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
     write_text(RESULTS / f"{name}-scores.csv", scores(comparison))
     if (folder / "curves.png").is_file():
         write_bytes(RESULTS / f"{name}.png", (folder / "curves.png").read_bytes())
-    fill(HERE, check=False, tables=TABLES)
+    fill_readme(HERE, check=False, tables=TABLES)
 
 
 def accuracies(name: str) -> dict[str, Any]:
@@ -344,12 +343,12 @@ def scores(comparison: Comparison) -> str:
 
 def main() -> None:
     parser = arguments(__doc__)
-    known = f"{', '.join(NAMES)}; all by default"
-    parser.add_argument("tasks", nargs="*", choices=[*NAMES, []], metavar="TASK", help=known)
+    known = f"{', '.join(TASKS)}; all by default"
+    parser.add_argument("tasks", nargs="*", choices=[*TASKS, []], metavar="TASK", help=known)
     parser.add_argument("--hours", type=float, default=6.0, help="for the responses of all tasks; 6 by default")
     flags = parser.parse_args()
-    for name in flags.tasks or NAMES:
-        studied(name, flags.data, flags.hours / len(NAMES))
+    for name in flags.tasks or TASKS:
+        studied(name, flags.data, flags.hours / len(TASKS))
 
 
 if __name__ == "__main__":

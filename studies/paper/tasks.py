@@ -32,7 +32,6 @@ from studies.detox import profane_prompts
 from studies.shipped.run import cut, of_split, shuffled
 
 RUNS = Path(__file__).parents[2] / "runs/paper"
-NAMES = ("sentiment", "detox", "hh")
 
 
 @dataclass(frozen=True)

@@ -365,8 +365,8 @@ Made by `studies/shipped/run.py`; backbone fingerprint `{reward.info.backbone_fi
 
 def main() -> None:
     parser = arguments(__doc__)
-    known = f"{', '.join(MAKERS)}; all by default"
-    parser.add_argument("names", nargs="*", choices=[*MAKERS, []], metavar="NAME", help=known)
+    which = f"{', '.join(MAKERS)}; all by default"
+    parser.add_argument("names", nargs="*", choices=[*MAKERS, []], metavar="NAME", help=which)
     flags = parser.parse_args()
     path = HERE / "results.json"
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}

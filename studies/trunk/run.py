@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 from midcourse import LanguageModel
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
-from midcourse.files import whole_file, write_text
+from midcourse.files import whole_file
 from midcourse.intervals import mean_interval
 from midcourse.prefix_cache import pad
 from midcourse.progress import progress
@@ -45,7 +45,7 @@ from midcourse.trunk_reward import TrunkReward
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting, kept
 from studies.steering import KLS, steered, write
-from studies.tables import fill, markdown, number, with_interval
+from studies.tables import fill_readme, markdown, number, with_interval
 from studies.trunk.heads import Head, side_by_side
 
 HERE = Path(__file__).parent
@@ -428,9 +428,7 @@ def table_at_kl(root: Path) -> str:
 def publish(results: dict[str, list]) -> None:
     """Write results.json, and the tables made from it."""
     write_results(HERE / "results.json", results)
-    readme = HERE / "README.md"
-    tables = {"sweep": table_sweep, "guided": table_guided, "at_kl": table_at_kl}
-    write_text(readme, fill(readme.read_text(), ROOT, tables)[0])
+    fill_readme(HERE, check=False, tables={"sweep": table_sweep, "guided": table_guided, "at_kl": table_at_kl})
 
 
 def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

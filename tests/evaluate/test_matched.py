@@ -60,4 +60,7 @@ def test_weights_at_gives_the_nearest_where_a_kl_is_not_reached():
 
 
 def test_weights_at_ends_where_no_weight_changes_anything():
-    assert weights_at(lambda weight: 0.0, [2.0]) and weights_at(lambda weight: 5.0, [2.0, 9.0])
+    tried = []
+    assert weights_at(lambda weight: tried.append(weight) or 0.0, [2.0], start=3.0) == [3.0]
+    assert tried == [3.0, 12.0, 48.0, 192.0, 768.0]
+    assert len(weights_at(lambda weight: 5.0, [2.0, 9.0])) == 2

@@ -131,19 +131,17 @@ def weights_at(
     """
     tried: dict[float, float] = {}
 
-    def miss(weight: float, kl: float) -> float:
-        return abs(math.log(tried[weight] / kl))
-
-    def nearest(kl: float) -> float:
-        return min(tried, key=lambda weight: miss(weight, kl))
+    def nearest(kl: float) -> tuple[float, float]:
+        """How far a tried weight's KL is from this one, on logarithms, and the weight."""
+        return min((abs(math.log(found / kl)), weight) for weight, found in tried.items())
 
     for kl in kls:
         for _ in range(tries):
             weight = _guess(tried, kl) if tried else start
-            if weight in tried or (tried and miss(nearest(kl), kl) <= math.log(1.1)):
+            if weight in tried or (tried and nearest(kl)[0] <= math.log(1.1)):
                 break
             tried[weight] = max(kl_of(weight), 1e-9)
-    return [nearest(kl) for kl in kls]
+    return [nearest(kl)[1] for kl in kls]
 
 
 def _guess(tried: Mapping[float, float], kl: float) -> float:
