@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from midcourse import LanguageModel
@@ -403,31 +405,53 @@ def publish(name: str, results: dict[str, Any]) -> None:
 
 
 def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Accuracy by share of the response on each set, and gold by guidance KL of the guides."""
-    figure = Figure(figsize=(13, 7.4), layout="constrained")
-    above, below = figure.subplots(2, 3)
-    colors = {objective: f"C{number}" for number, objective in enumerate(OBJECTIVES)}
-    for axis, name in zip(above, SETS, strict=True):
-        for (backbone, objective), group in grouped(found.get(name, {}).get("rows", [])):
-            mean = [fmean(row["shares"][i]["accuracy"] for row in group) for i in range(len(SHARES))]
-            style = "-" if backbone.startswith("trunk") else "--" if "head" in backbone else ":"
-            axis.plot([100 * s for s in SHARES], mean, style, color=colors[objective], linewidth=1.2)
-        axis.axhline(0.5, color="#ccc", linewidth=1)
-        axis.set(title=TITLES[name], xlabel="% of the response", xticks=[100 * s for s in SHARES])
-    above[0].set_ylabel("pair accuracy, test split")
-    lines = [above[-1].plot([], [], color=color, label=objective)[0] for objective, color in colors.items()]
-    styles = {"-": "trunk", "--": "other heads", ":": "tuned layers"}
-    lines += [above[-1].plot([], [], style, color="#555", label=label)[0] for style, label in styles.items()]
-    above[-1].legend(handles=lines, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    """Accuracy at half and at all of the response, gold by guidance KL of the guides, and what a guided token takes."""
+    figure = Figure(figsize=(15, 12), layout="constrained")
+    *heat, below = figure.subplots(3, len(SETS), gridspec_kw={"height_ratios": [1, 1, 1.1]})
+    for axes, share in zip(heat, (2, len(SHARES) - 1), strict=True):
+        for axis, name in zip(axes, SETS, strict=True):
+            draw_accuracy(axis, found.get(name, {}).get("rows", []), share)
+            axis.set_title(f"{TITLES[name]}: accuracy at {SHARES[share]:.0%}")
+            if axis is not axes[0]:
+                axis.set_yticklabels([])
     for axis, name in zip(below, GUIDED, strict=False):
         for row in found.get(name, {}).get("guided", []):
             kls, gold = zip(*((w["guidance_kl"], w["gold"]) for w in row["weights"]), strict=True)
-            axis.plot(kls, gold, marker="o", markersize=3, label=f"{row['objective']}; {row['backbone']}")
-        axis.set(title=f"guided: {TITLES[name]}", xlabel="guidance KL, nats", ylabel="gold")
-        axis.legend(frameon=False, fontsize=7)
-    below[-1].axis("off")
+            line = {"linewidth": 2.5, "color": "black"} if row["backbone"] == TRUNK else {}
+            axis.plot(kls, gold, marker="o", markersize=3, label=f"{row['backbone']}: {row['objective']}", **line)
+        axis.set(title=f"{TITLES[name]}: guided", xlabel="guidance KL, nats", ylabel="gold, test openings")
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
+    draw_times(below[-1], [row for results in found.values() for row in results["timed"]])
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_accuracy(axis: Axes, rows: Sequence[dict[str, Any]], share: int) -> None:
+    """A cell for every backbone and objective: test accuracy at one share of the response, the mean over seeds."""
+    names = [backbone.name for backbone in BACKBONES]
+    cells = np.full((len(names), len(OBJECTIVES)), np.nan)
+    for (backbone, objective), group in grouped(rows):
+        mean = fmean(row["shares"][share]["accuracy"] for row in group)
+        place = names.index(backbone), list(OBJECTIVES).index(objective)
+        cells[place] = mean
+        axis.text(place[1], place[0], number(mean), ha="center", va="center", fontsize=8)
+    axis.imshow(cells, cmap="RdYlGn", vmin=0.2, vmax=1.0, aspect="auto", alpha=0.75)
+    axis.set_xticks(range(len(OBJECTIVES)), list(OBJECTIVES), rotation=30, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+
+
+def draw_times(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Time of a guided token by backbone, times plain; the median of the sets where it was timed in several."""
+    ratios = {name: [row["ratio"] for row in rows if row["backbone"] == name] for name in {r["backbone"] for r in rows}}
+    names = sorted(ratios, key=lambda name: -median(ratio["1"]["median"] for ratio in ratios[name]))
+    for offset, size in ((0.2, "1"), (-0.2, str(TIMED_PROMPTS))):
+        times = [median(ratio[size]["median"] for ratio in ratios[name]) for name in names]
+        axis.barh([place + offset for place in range(len(names))], times, height=0.38, label=f"batch {size}")
+    axis.axvline(1.0, color="#555", linewidth=1)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(title="a guided token", xlabel="time, times plain")
+    axis.legend(frameon=False, fontsize=8)
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
