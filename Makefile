@@ -5,6 +5,8 @@ BIN := .venv/bin
 # Tests run in so many processes; each computes in one thread.
 JOBS ?= 2
 STAMP := .venv/.midcourse-setup
+# Modules that fill a README's tables from committed results.
+TABLES := studies.tables studies.objectives.tables studies.paper.tables studies.trunk.tables
 
 # Nothing below needs the network, except pip in `setup`.
 export HF_HUB_OFFLINE := 1
@@ -38,16 +40,14 @@ check: setup ## lint, format, types, import rule, README tables, quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
-	$(BIN)/python studies/tables.py --check
-	$(BIN)/python -m studies.paper.tables --check
+	for tables in $(TABLES); do $(BIN)/python -m $$tables --check || exit; done
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 test: check ## check, and the slow tests
 	$(BIN)/pytest -n $(JOBS) -m slow
 
-tables: setup ## fill the README's tables and those of studies/paper from the committed results
-	$(BIN)/python studies/tables.py
-	$(BIN)/python -m studies.paper.tables
+tables: setup ## fill the tables of the README and of the studies' from the committed results
+	for tables in $(TABLES); do $(BIN)/python -m $$tables || exit; done
 
 bench: setup ## measure the speed of decoding and training, write benchmarks/results
 	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json

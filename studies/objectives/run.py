@@ -11,26 +11,18 @@ Sets may run side by side, one process each. Resumable: what results/SET.json ho
 sets are not committed. No setting was tuned on a test split.
 """
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import groupby
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any, NamedTuple
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from midcourse import LanguageModel
 from midcourse.decode.steps import Generation
 from midcourse.evaluate.gold import load_gold
 from midcourse.evaluate.results import write_results
-from midcourse.files import whole_file
 from midcourse.loading import head_of, load_reward
 from midcourse.progress import progress
 from midcourse.reward import Reward
@@ -47,104 +39,20 @@ from midcourse.train.training import checked_objective, encode_all, prefix_rewar
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting
 from studies.detox import profane_prompts
-from studies.steering import KLS, Gold, steered, write
-from studies.tables import fill_readme, markdown, number, with_interval
+from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TRUNK, Run, affordable, plan
+from studies.objectives.tables import TABLES, plot, results_of
+from studies.steering import Gold, steered, write
+from studies.tables import fill_readme
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 RUNS = HERE.parents[1] / "runs/objectives"
 
-SETS = ("sentiment", "paradetox", "hh")
-TITLES = {"sentiment": "sentiment (own samples)", "paradetox": "ParaDetox", "hh": "HH, all four sets"}
 MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 160}
 MOST_PAIRS = {"sentiment": 4000, "paradetox": 2000, "hh": 600}
 TEST_PAIRS = 600
-GUIDED, BEST, PROMPTS = ("sentiment", "paradetox"), 6, 200
+BEST, PROMPTS = 6, 200
 TIMED_ROUNDS, TIMED_PROMPTS = 3, 8
-
-
-class Backbone(NamedTuple):
-    """A kind of reward: its layers, what is trained, its head; how many seeds, pairs at most, and epochs."""
-
-    name: str
-    head: str | None
-    layers: int | None
-    tune: str
-    seeds: int
-    pairs: int
-    epochs: int
-    model: str = "smollm2"
-
-
-TRUNK = "trunk, head"
-BACKBONES = (
-    Backbone(TRUNK, "trunk", None, "head", 3, 4000, 2),
-    Backbone("20 layers, head", "scalar", 20, "head", 3, 4000, 4),
-    Backbone("20 layers, vocabulary head", "vocabulary", 20, "head", 3, 4000, 2),
-    Backbone("10 layers, last:2", "scalar", 10, "last:2", 1, 1500, 2),
-    Backbone("10 layers, last:2, vocabulary head", "vocabulary", 10, "last:2", 1, 1500, 2),
-    Backbone("10 layers, lora:8", "scalar", 10, "lora:8", 1, 500, 2),
-    Backbone("MiniLM, all", None, None, "all", 1, 1500, 2, "minilm"),
-)
-OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
-    "prefix": ("prefix", {}),
-    "sequence": ("sequence", {}),
-    "value mean": ("value", {"value": "mean"}),
-    "value soft": ("value", {"value": "soft", "value_weight": 3.0}),
-    "value max": ("value", {"value": "max"}),
-    "cumulative": ("cumulative", {}),
-    "farma": ("farma", {"alternations": 2}),
-    "autoregressive": ("autoregressive", {}),
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One reward to train."""
-
-    set: str
-    backbone: Backbone
-    objective: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        kind = self.backbone.name.replace(", ", "-").replace(" ", "-").replace(":", "")
-        return f"{self.set}-{kind}-{self.objective.replace(' ', '-')}-{self.seed}"
-
-
-def plan(name: str) -> list[Run]:
-    """Every run of a set that makes sense, the most telling ones first: seed by seed, objective by objective."""
-    return [
-        Run(name, backbone, objective, seed)
-        for seed in range(max(backbone.seeds for backbone in BACKBONES))
-        for objective in OBJECTIVES
-        for backbone in BACKBONES
-        if seed < backbone.seeds and trainable(backbone, objective)
-    ]
-
-
-def trainable(backbone: Backbone, objective: str) -> bool:
-    """Whether that head can learn it; an encoder learns whole sequences only."""
-    if backbone.head is None:
-        return objective == "sequence"
-    name, settings = OBJECTIVES[objective]
-    return backbone.head in make_objective(name, **settings).heads
-
-
-def affordable(runs: Sequence[Run], seconds: dict[str, float], budget: float) -> list[Run]:
-    """The rule that cuts the grid: runs in the order of `plan`, as long as the budget of seconds lasts.
-
-    `seconds` is what the pilot measured of a run beside its frozen states, by backbone; a run that does not fit is left
-    out, and cheaper ones after it are still taken.
-    """
-    taken = []
-    for run in runs:
-        cost = seconds[run.backbone.name]
-        if cost <= budget:
-            taken.append(run)
-            budget -= cost
-    return taken
 
 
 # Data
@@ -321,144 +229,10 @@ def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
 # Results
 
 
-def load() -> dict[str, dict[str, Any]]:
-    """By set, what was found so far."""
-    paths = {name: RESULTS / f"{name}.json" for name in SETS}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
-
-
-def table_accuracy(root: Path) -> str:
-    """Every set, backbone and objective: accuracy by share of the response, honesty and cost; means over the seeds."""
-    lines = []
-    for name, results in load().items():
-        for (backbone, objective), group in grouped(results["rows"]):
-            means = [number(fmean(row["shares"][i]["accuracy"] for row in group)) for i in range(len(SHARES))]
-            last = group[0]["shares"][-1]
-            means[-1] = f"{means[-1]} [{number(last['interval'][0])}, {number(last['interval'][1])}]"
-            errors = [row["ece"]["1.0"]["ece"] for row in group if row["ece"] and "1.0" in row["ece"]]
-            minutes = [row["minutes"] for row in group if row["minutes"]]
-            lines.append(
-                [
-                    name,
-                    backbone,
-                    objective,
-                    str(len(group)),
-                    str(group[0]["train_examples"]),
-                    *means,
-                    number(fmean(errors), 3) if errors else "",
-                    number(max(minutes), 1) if minutes else "",
-                    f"{group[0]['parameters']:,}",
-                ]
-            )
-    shares = [f"{share:.0%}" for share in SHARES]
-    header = ["set", "backbone", "objective", "seeds", "trained on", *shares, "ECE", "minutes", "parameters trained"]
-    return markdown(header, lines)
-
-
-def table_best(root: Path) -> str:
-    """Of every set and backbone the objective that held-out pairs prefer at 100%, on the test split."""
-    lines = []
-    for name, results in load().items():
-        kinds = [(*kind, group) for kind, group in grouped(results["rows"])]
-        chosen = [max(some, key=held_out) for _, some in groupby(kinds, key=lambda kind: kind[0])]
-        trunk = next(at_end(group) for backbone, _, group in chosen if backbone == TRUNK)
-        for backbone, objective, group in sorted(chosen, key=lambda kind: -at_end(kind[2])):
-            half, end = group[0]["shares"][2], group[0]["shares"][-1]
-            found = [with_interval(share["accuracy"], share["interval"]) for share in (half, end)]
-            lines.append([name, backbone, objective, *found, f"{at_end(group) - trunk:+.2f}"])
-    header = ["set", "backbone", "objective", "at 50%, first seed", "at 100%, first seed", "less trunk's, all seeds"]
-    return markdown(header, lines)
-
-
-def at_end(group: Sequence[dict[str, Any]]) -> float:
-    """Test accuracy at 100%, the mean over seeds."""
-    return fmean(row["shares"][-1]["accuracy"] for row in group)
-
-
-def held_out(kind: tuple[str, str, list[dict[str, Any]]]) -> tuple[float, float]:
-    """Held-out accuracy at 100%, and at 50% where that is a tie; means over seeds."""
-    return fmean(row["held_out"]["1.0"] for row in kind[2]), fmean(row["held_out"]["0.5"] for row in kind[2])
-
-
-def table_guided(root: Path) -> str:
-    """Gold at equal guidance KL, and the time of a guided token."""
-    lines = []
-    for name, results in load().items():
-        times = {row["backbone"]: row["ratio"] for row in results["timed"]}
-        for row in results["guided"]:
-            at = [with_interval(a["gold"], a["interval"]) if a["interval"] else "not reached" for a in row["at_kl"]]
-            ratio = times.get(row["backbone"], {})
-            cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in ("1", "8")]
-            lines.append([name, row["backbone"], row["objective"], number(row["weights"][0]["gold"]), *at, *cost])
-    gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
-    times_of = ["times plain, batch 1 [range]", "batch 8"]
-    return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
-
-
-TABLES = {"best": table_best, "accuracy": table_accuracy, "guided": table_guided}
-
-
 def publish(name: str, results: dict[str, Any]) -> None:
     """Write results/NAME.json and README.md's tables."""
     write_results(RESULTS / f"{name}.json", results)
     fill_readme(HERE, check=False, tables=TABLES)
-
-
-def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Accuracy at half and at all of the response, gold by guidance KL of the guides, and what a guided token takes."""
-    figure = Figure(figsize=(15, 12), layout="constrained")
-    *heat, below = figure.subplots(3, len(SETS), gridspec_kw={"height_ratios": [1, 1, 1.1]})
-    for axes, share in zip(heat, (2, len(SHARES) - 1), strict=True):
-        for axis, name in zip(axes, SETS, strict=True):
-            draw_accuracy(axis, found.get(name, {}).get("rows", []), share)
-            axis.set_title(f"{TITLES[name]}: accuracy at {SHARES[share]:.0%}")
-            if axis is not axes[0]:
-                axis.set_yticklabels([])
-    for axis, name in zip(below, GUIDED, strict=False):
-        for row in found.get(name, {}).get("guided", []):
-            kls, gold = zip(*((w["guidance_kl"], w["gold"]) for w in row["weights"]), strict=True)
-            line = {"linewidth": 2.5, "color": "black"} if row["backbone"] == TRUNK else {}
-            axis.plot(kls, gold, marker="o", markersize=3, label=f"{row['backbone']}: {row['objective']}", **line)
-        axis.set(title=f"{TITLES[name]}: guided", xlabel="guidance KL, nats", ylabel="gold, test openings")
-        if axis.lines:
-            axis.legend(frameon=False, fontsize=8)
-    draw_times(below[-1], [row for results in found.values() for row in results["timed"]])
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-
-
-def draw_accuracy(axis: Axes, rows: Sequence[dict[str, Any]], share: int) -> None:
-    """A cell for every backbone and objective: test accuracy at one share of the response, the mean over seeds."""
-    names = [backbone.name for backbone in BACKBONES]
-    cells = np.full((len(names), len(OBJECTIVES)), np.nan)
-    for (backbone, objective), group in grouped(rows):
-        mean = fmean(row["shares"][share]["accuracy"] for row in group)
-        place = names.index(backbone), list(OBJECTIVES).index(objective)
-        cells[place] = mean
-        axis.text(place[1], place[0], number(mean), ha="center", va="center", fontsize=8)
-    axis.imshow(cells, cmap="RdYlGn", vmin=0.2, vmax=1.0, aspect="auto", alpha=0.75)
-    axis.set_xticks(range(len(OBJECTIVES)), list(OBJECTIVES), rotation=30, ha="right", fontsize=8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-
-
-def draw_times(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """Time of a guided token by backbone, times plain; the median of the sets where it was timed in several."""
-    ratios = {name: [row["ratio"] for row in rows if row["backbone"] == name] for name in {r["backbone"] for r in rows}}
-    names = sorted(ratios, key=lambda name: -median(ratio["1"]["median"] for ratio in ratios[name]))
-    for offset, size in ((0.2, "1"), (-0.2, str(TIMED_PROMPTS))):
-        times = [median(ratio[size]["median"] for ratio in ratios[name]) for name in names]
-        axis.barh([place + offset for place in range(len(names))], times, height=0.38, label=f"batch {size}")
-    axis.axvline(1.0, color="#555", linewidth=1)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(title="a guided token", xlabel="time, times plain")
-    axis.legend(frameon=False, fontsize=8)
-
-
-def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    """Rows by backbone and objective: the seeds of one kind of reward."""
-    key = lambda row: (row["backbone"], row["objective"])  # noqa: E731
-    for kind, group in groupby(sorted(rows, key=key), key=key):
-        yield kind, list(group)
 
 
 def main() -> None:
@@ -473,7 +247,7 @@ def main() -> None:
 
 def study(name: str, data: Path, seconds: float) -> None:
     """A set's pilot, grid, guides and timings; every result is on disk as soon as it is there."""
-    results = load().get(name, {})
+    results = results_of(HERE).get(name, {})
     results = {part: results.get(part, []) for part in ("rows", "guided", "timed", "left_out")}
     done = {row["name"] for row in results["rows"]}
 
@@ -502,7 +276,7 @@ def study(name: str, data: Path, seconds: float) -> None:
     if name in GUIDED:
         guide(results, data, add)
     publish(name, results)
-    plot(load(), HERE / "objectives.png")
+    plot(results_of(HERE), HERE / "objectives.png")
 
 
 def guide(results: dict[str, Any], data: Path, add: Callable[[str, dict[str, Any]], None]) -> None:

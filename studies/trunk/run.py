@@ -13,14 +13,12 @@ tables here. Texts of the data sets are not committed.
 """
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -37,74 +35,30 @@ from midcourse.files import whole_file
 from midcourse.intervals import mean_interval
 from midcourse.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.train.accuracy import SHARES, pair_accuracy
+from midcourse.train.accuracy import pair_accuracy
 from midcourse.train.comparisons import Comparison, split_by_prompt
 from midcourse.train.objectives import prefix, sequence
 from midcourse.train.prefixes import PairSet, Row, encode, encode_rollouts, pair_rewards
 from midcourse.trunk_reward import TrunkReward
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting, kept
-from studies.steering import KLS, steered, write
-from studies.tables import fill_readme, markdown, number, with_interval
+from studies.steering import steered, write
+from studies.tables import fill_readme
+from studies.trunk.forms import EVERYWHERE, FORMS, GUIDES, NATS, SETS, Fit
 from studies.trunk.heads import Head, side_by_side
+from studies.trunk.tables import TABLES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs/trunk"
 
-SETS = ("sentiment", "paradetox", "hh_helpful")
 MOST_PAIRS = {"paradetox": 2400, "hh_helpful": 900}  # of which a fifth is for validation
 MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh_helpful": 128}
 LAYERS = (8, 12, 16, 20, 24, 30)
 TOP_K = 10
 BATCH = 32
-NATS = 5.0  # guidance KL at which `worth` is quoted
 SEEDS = (0, 1, 2)
 VALIDATION_PROMPTS = 60
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A head and how it is trained; the defaults are the library's."""
-
-    parts: str = "f+g"
-    layers: tuple[int, ...] = (20,)
-    rank: int = 16
-    mlp: int = 0
-    attention: int = 0
-    lr: float = 1e-4
-    epochs: int = 2
-    objective: str = "prefix"
-    pairs: int | None = None
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        return "-".join(f"{value}" for value in asdict(self).values()).replace(" ", "")
-
-
-# Every set: what a head is made of. Sentiment alone, where guiding can be judged too: how it is trained.
-EVERYWHERE = [
-    Fit(),
-    Fit(parts="f"),
-    Fit(parts="g"),
-    Fit(objective="sequence"),
-    Fit(mlp=64),
-    Fit(attention=64),
-    Fit(layers=(8, 16, 24)),
-    *(Fit(layers=(layer,)) for layer in (8, 30)),
-    *(Fit(rank=rank) for rank in (4, 64)),
-    Fit(pairs=300),
-]
-FORMS = [
-    *EVERYWHERE,
-    *(Fit(layers=(layer,)) for layer in (12, 16, 24)),
-    Fit(rank=1),
-    *(Fit(lr=lr) for lr in (3e-5, 3e-4, 1e-3)),
-    Fit(epochs=4),
-    *(Fit(pairs=pairs) for pairs in (600, 1200)),
-]
-GUIDES = (Fit(parts="f"), Fit())
 
 
 # The texts and their states
@@ -353,82 +307,11 @@ def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 # Results
 
-# What a row varies, in the order of the table.
-VARIED = ("objective", "parts", "layers", "rank", "mlp", "attention", "lr", "epochs", "train_pairs")
-
-
-def table_sweep(root: Path) -> str:
-    """One line per form, one block per set: means over the seeds."""
-    rows = json.loads((HERE / "results.json").read_text())["sweep"]
-    order = {fit_key(asdict(fit)): place for place, fit in enumerate(FORMS)}
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        kinds.setdefault((row["set"], fit_key(row)), []).append(row)
-    lines = []
-    for kind in sorted(kinds, key=lambda kind: (SETS.index(kind[0]), order[kind[1]])):
-        runs = kinds[kind]
-        first = runs[0]
-        means = [number(fmean(run["shares"][i]["accuracy"] for run in runs)) for i in range(len(SHARES))]
-        # Seeds share their texts, so the interval is that of one seed, the first.
-        gain = ""
-        if "worth" in first:
-            mean = number(fmean(run["worth"] for run in runs))
-            gain = f"{mean} ({with_interval(first['worth'], first['worth_interval'])})"
-        varied = [words(first[name]) for name in VARIED]
-        lines.append([kind[0], *varied, f"{first['parameters']:,}", str(len(runs)), *means, gain])
-    shares = [f"{share:.0%}" for share in SHARES]
-    header = ["set", "objective", "parts", "layers", "rank", "mlp", "attention", "lr", "epochs", "pairs"]
-    last = f"worth at {NATS:g} nats: mean (first seed [95%])"
-    return markdown([*header, "parameters", "seeds", *shares, last], lines)
-
-
-def fit_key(row: dict[str, Any]) -> str:
-    """What tells forms apart, seeds aside."""
-    return json.dumps({field.name: row[field.name] for field in fields(Fit) if field.name != "seed"})
-
-
-def words(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "+".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def table_guided(root: Path) -> str:
-    """Every weight that was tried on the test openings."""
-    lines = []
-    for row in json.loads((HERE / "results.json").read_text())["guided"]:
-        for weight in row["weights"]:
-            lines.append(
-                [
-                    row["guide"]["parts"] if weight["weight"] else "none",
-                    str(row["prompts"]),
-                    f"{weight['weight']:.1f}",
-                    number(weight["gold"]),
-                    *(number(weight[name], 1) for name in ("guidance_kl", "total_kl", "perplexity")),
-                    number(weight["repeated_bigrams"], 3),
-                ]
-            )
-    header = ["head", "prompts", "weight", "gold", "guidance KL", "total KL", "perplexity", "repeated bigrams"]
-    return markdown(header, list(dict.fromkeys(map(tuple, lines))))
-
-
-def table_at_kl(root: Path) -> str:
-    """Gold read off at equal guidance KL."""
-    rows = json.loads((HERE / "results.json").read_text())["guided"]
-    lines = [
-        [
-            row["guide"]["parts"],
-            *(with_interval(at["gold"], at["interval"]) if at["interval"] else "not reached" for at in row["at_kl"]),
-        ]
-        for row in rows
-    ]
-    return markdown(["head", *(f"gold at {kl:g} nats [95%]" for kl in KLS)], lines)
-
 
 def publish(results: dict[str, list]) -> None:
     """Write results.json, and the tables made from it."""
     write_results(HERE / "results.json", results)
-    fill_readme(HERE, check=False, tables={"sweep": table_sweep, "guided": table_guided, "at_kl": table_at_kl})
+    fill_readme(HERE, check=False, tables=TABLES)
 
 
 def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

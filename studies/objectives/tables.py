@@ -1,0 +1,163 @@
+"""The objectives study's tables and plot, from results/SET.json alone.
+
+python -m studies.objectives.tables [--check]        fills README.md; --check exits 1 where a table differs
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from midcourse.files import whole_file
+from midcourse.train.accuracy import SHARES
+from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TRUNK
+from studies.steering import KLS
+from studies.tables import Table, load, main, markdown, number, with_interval
+
+HERE = Path(__file__).parent
+COMMAND = "python -m studies.objectives.run --data DIR"
+TITLES = {"sentiment": "sentiment (own samples)", "paradetox": "ParaDetox", "hh": "HH, all four sets"}
+
+
+def results_of(root: Path) -> dict[str, dict[str, Any]]:
+    """By set, what was found so far; sets that have nothing yet are left out."""
+    return {
+        name: load(root, f"results/{name}.json", COMMAND) for name in SETS if (root / f"results/{name}.json").is_file()
+    }
+
+
+def accuracy(root: Path) -> str:
+    """Every set, backbone and objective: accuracy by share of the response, honesty and cost; means over the seeds."""
+    lines = []
+    for name, results in results_of(root).items():
+        for (backbone, objective), group in grouped(results["rows"]):
+            means = [number(fmean(row["shares"][i]["accuracy"] for row in group)) for i in range(len(SHARES))]
+            last = group[0]["shares"][-1]
+            means[-1] = f"{means[-1]} [{number(last['interval'][0])}, {number(last['interval'][1])}]"
+            errors = [row["ece"]["1.0"]["ece"] for row in group if row["ece"] and "1.0" in row["ece"]]
+            minutes = [row["minutes"] for row in group if row["minutes"]]
+            lines.append(
+                [
+                    name,
+                    backbone,
+                    objective,
+                    str(len(group)),
+                    str(group[0]["train_examples"]),
+                    *means,
+                    number(fmean(errors), 3) if errors else "",
+                    number(max(minutes), 1) if minutes else "",
+                    f"{group[0]['parameters']:,}",
+                ]
+            )
+    shares = [f"{share:.0%}" for share in SHARES]
+    header = ["set", "backbone", "objective", "seeds", "trained on", *shares, "ECE", "minutes", "parameters trained"]
+    return markdown(header, lines)
+
+
+def best(root: Path) -> str:
+    """Of every set and backbone the objective that held-out pairs prefer at 100%, on the test split."""
+    lines = []
+    for name, results in results_of(root).items():
+        kinds = [(*kind, group) for kind, group in grouped(results["rows"])]
+        chosen = [max(some, key=held_out) for _, some in groupby(kinds, key=lambda kind: kind[0])]
+        trunk = next(at_end(group) for backbone, _, group in chosen if backbone == TRUNK)
+        for backbone, objective, group in sorted(chosen, key=lambda kind: -at_end(kind[2])):
+            half, end = group[0]["shares"][2], group[0]["shares"][-1]
+            found = [with_interval(share["accuracy"], share["interval"]) for share in (half, end)]
+            lines.append([name, backbone, objective, *found, f"{at_end(group) - trunk:+.2f}"])
+    header = ["set", "backbone", "objective", "at 50%, first seed", "at 100%, first seed", "less trunk's, all seeds"]
+    return markdown(header, lines)
+
+
+def at_end(group: Sequence[dict[str, Any]]) -> float:
+    """Test accuracy at 100%, the mean over seeds."""
+    return fmean(row["shares"][-1]["accuracy"] for row in group)
+
+
+def held_out(kind: tuple[str, str, list[dict[str, Any]]]) -> tuple[float, float]:
+    """Held-out accuracy at 100%, and at 50% where that is a tie; means over seeds."""
+    return fmean(row["held_out"]["1.0"] for row in kind[2]), fmean(row["held_out"]["0.5"] for row in kind[2])
+
+
+def guided(root: Path) -> str:
+    """Gold at equal guidance KL, and the time of a guided token."""
+    lines = []
+    for name, results in results_of(root).items():
+        times = {row["backbone"]: row["ratio"] for row in results["timed"]}
+        for row in results["guided"]:
+            at = [with_interval(a["gold"], a["interval"]) if a["interval"] else "not reached" for a in row["at_kl"]]
+            ratio = times.get(row["backbone"], {})
+            cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in ("1", "8")]
+            lines.append([name, row["backbone"], row["objective"], number(row["weights"][0]["gold"]), *at, *cost])
+    gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
+    times_of = ["times plain, batch 1 [range]", "batch 8"]
+    return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
+
+
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Accuracy at half and at all of the response, gold by guidance KL of the guides, and what a guided token takes."""
+    figure = Figure(figsize=(15, 12), layout="constrained")
+    *heat, below = figure.subplots(3, len(SETS), gridspec_kw={"height_ratios": [1, 1, 1.1]})
+    for axes, share in zip(heat, (2, len(SHARES) - 1), strict=True):
+        for axis, name in zip(axes, SETS, strict=True):
+            draw_accuracy(axis, found.get(name, {}).get("rows", []), share)
+            axis.set_title(f"{TITLES[name]}: accuracy at {SHARES[share]:.0%}")
+            if axis is not axes[0]:
+                axis.set_yticklabels([])
+    for axis, name in zip(below, GUIDED, strict=False):
+        for row in found.get(name, {}).get("guided", []):
+            kls, gold = zip(*((w["guidance_kl"], w["gold"]) for w in row["weights"]), strict=True)
+            line = {"linewidth": 2.5, "color": "black"} if row["backbone"] == TRUNK else {}
+            axis.plot(kls, gold, marker="o", markersize=3, label=f"{row['backbone']}: {row['objective']}", **line)
+        axis.set(title=f"{TITLES[name]}: guided", xlabel="guidance KL, nats", ylabel="gold, test openings")
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=8)
+    draw_times(below[-1], [row for results in found.values() for row in results["timed"]])
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_accuracy(axis: Axes, rows: Sequence[dict[str, Any]], share: int) -> None:
+    """A cell for every backbone and objective: test accuracy at one share of the response, the mean over seeds."""
+    names = [backbone.name for backbone in BACKBONES]
+    cells = np.full((len(names), len(OBJECTIVES)), np.nan)
+    for (backbone, objective), group in grouped(rows):
+        mean = fmean(row["shares"][share]["accuracy"] for row in group)
+        place = names.index(backbone), list(OBJECTIVES).index(objective)
+        cells[place] = mean
+        axis.text(place[1], place[0], number(mean), ha="center", va="center", fontsize=8)
+    axis.imshow(cells, cmap="RdYlGn", vmin=0.2, vmax=1.0, aspect="auto", alpha=0.75)
+    axis.set_xticks(range(len(OBJECTIVES)), list(OBJECTIVES), rotation=30, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+
+
+def draw_times(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Time of a guided token by backbone, times plain; the median of the sets where it was timed in several."""
+    ratios = {name: [row["ratio"] for row in rows if row["backbone"] == name] for name in {r["backbone"] for r in rows}}
+    names = sorted(ratios, key=lambda name: -median(ratio["1"]["median"] for ratio in ratios[name]))
+    for offset, size in ((0.2, "1"), (-0.2, "8")):
+        times = [median(ratio[size]["median"] for ratio in ratios[name]) for name in names]
+        axis.barh([place + offset for place in range(len(names))], times, height=0.38, label=f"batch {size}")
+    axis.axvline(1.0, color="#555", linewidth=1)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(title="a guided token", xlabel="time, times plain")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Rows by backbone and objective: the seeds of one kind of reward."""
+    key = lambda row: (row["backbone"], row["objective"])  # noqa: E731
+    for kind, group in groupby(sorted(rows, key=key), key=key):
+        yield kind, list(group)
+
+
+TABLES: dict[str, Table] = {"best": best, "accuracy": accuracy, "guided": guided}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], HERE, TABLES))
