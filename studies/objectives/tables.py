@@ -21,6 +21,7 @@ from studies.steering import KLS
 from studies.tables import Table, load, main, markdown, number, with_interval
 
 HERE = Path(__file__).parent
+TIMED = ("1", "16")  # rows in a batch
 COMMAND = "python -m studies.objectives.run --data DIR"
 TITLES = {"sentiment": "sentiment (own samples)", "paradetox": "ParaDetox", "hh": "HH, all four sets"}
 
@@ -93,10 +94,10 @@ def guided(root: Path) -> str:
         for row in results["guided"]:
             at = [with_interval(a["gold"], a["interval"]) if a["interval"] else "not reached" for a in row["at_kl"]]
             ratio = times.get(row["backbone"], {})
-            cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in ("1", "8")]
+            cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in TIMED]
             lines.append([name, row["backbone"], row["objective"], number(row["weights"][0]["gold"]), *at, *cost])
     gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
-    times_of = ["times plain, batch 1 [range]", "batch 8"]
+    times_of = ["times plain, batch 1 [range]", "batch 16"]
     return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
 
 
@@ -141,7 +142,7 @@ def draw_times(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Time of a guided token by backbone, times plain; the median of the sets where it was timed in several."""
     ratios = {name: [row["ratio"] for row in rows if row["backbone"] == name] for name in {r["backbone"] for r in rows}}
     names = sorted(ratios, key=lambda name: -median(ratio["1"]["median"] for ratio in ratios[name]))
-    for offset, size in ((0.2, "1"), (-0.2, "8")):
+    for offset, size in zip((0.2, -0.2), TIMED, strict=True):
         times = [median(ratio[size]["median"] for ratio in ratios[name]) for name in names]
         axis.barh([place + offset for place in range(len(names))], times, height=0.38, label=f"batch {size}")
     axis.axvline(1.0, color="#555", linewidth=1)
