@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from midcourse.errors import MidcourseError
-from midcourse.testing import tiny_reward
+from midcourse.testing import tiny_language_model, tiny_reward, tiny_trained_vocabulary_reward, tiny_trunk_reward
 from midcourse.train.comparisons import Comparison
 from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
@@ -60,6 +60,23 @@ def test_a_cache_of_another_model_layer_or_text_is_not_used(states, capsys):
         assert "holds the states of another model, layer or text; it is computed again" in capsys.readouterr().err
     assert same(scores(mine), want)
     assert not capsys.readouterr().err  # what was computed again stays
+
+
+def test_heads_that_read_a_layer_differently_share_no_states(states):
+    """Behind the last of its layers a vocabulary reward reads normalised states; a trunk reward, those between layers.
+
+    A trunk head that was trained on the former would rank texts as well, and guide badly: decoding reads the latter.
+    """
+    lm = tiny_language_model()
+    trunk = tiny_trunk_reward(lm, layers=2)
+    vocabulary = tiny_trained_vocabulary_reward(tune="head", layers=2)
+    vocabulary.backbone.load_state_dict(trunk.backbone.state_dict(), strict=False)
+    rows = encode(trunk, [Comparison("ab", "cde", "f" * 12)], max_tokens=32).rows
+    Scorer(vocabulary, [rows])
+    for row, found in zip(rows, Scorer(trunk, [rows]).score(0), strict=True):
+        ids, start = torch.tensor([[*row.prompt, *row.response]]), len(row.prompt)
+        want = trunk.of_responses(ids, None, torch.tensor([start]))[0, start:]
+        assert torch.allclose(found, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "shape"])

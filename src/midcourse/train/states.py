@@ -255,6 +255,7 @@ def _holds(reward: RewardModel, made: Split, shard: Sequence[Row]) -> dict[str, 
     return {
         "backbone": info.backbone_fingerprint,
         "layers": f"{made.frozen_layers} of {info.layers}",
+        "modules": hashlib.sha256(str(made.bottom).encode()).hexdigest(),  # with its final norm, or without
         "positions": "response" if made.response_only else "all",
         "shift": "before" if made.before else "none",
         "dtype": str(reward.backbone.dtype),
