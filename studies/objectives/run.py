@@ -51,7 +51,7 @@ RUNS = HERE.parents[1] / "runs/objectives"
 
 MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 160}
 MOST_PAIRS = {"sentiment": 4000, "paradetox": 2000, "hh": 600}
-TEST_PAIRS = 600
+TEST_PAIRS = {"sentiment": 5000, "paradetox": 600, "hh": 600}
 BEST, PROMPTS = 6, 200
 TIMED_ROUNDS, TIMED_PROMPTS = 5, 16
 
@@ -135,7 +135,7 @@ def judged(run: Run, data: Path) -> dict[str, Any]:
     begin = time.monotonic()
     found = trained(run, data)
     reward, max_tokens = found.reward, MAX_TOKENS[run.set]
-    pairs = encode(reward, fitting(reward, examples(run.set, data)[1], max_tokens)[:TEST_PAIRS], max_tokens)
+    pairs = encode(reward, fitting(reward, examples(run.set, data)[1], max_tokens)[: TEST_PAIRS[run.set]], max_tokens)
     start = time.monotonic()
     scorer = make_scorer(reward, [PairSet([], [], []), pairs])  # the first set is the one to train on
     states = found.states + time.monotonic() - start
