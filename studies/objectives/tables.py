@@ -67,11 +67,11 @@ def best(root: Path) -> str:
     for name, results in results_of(root).items():
         kinds = [(*kind, group) for kind, group in grouped(results["rows"])]
         chosen = [max(some, key=held_out) for _, some in groupby(kinds, key=lambda kind: kind[0])]
-        trunk = next(at_end(group) for backbone, _, group in chosen if backbone == TRUNK)
+        trunk = next((at_end(group) for backbone, _, group in chosen if backbone == TRUNK), None)
         for backbone, objective, group in sorted(chosen, key=lambda kind: -at_end(kind[2])):
             half, end = group[0]["shares"][2], group[0]["shares"][-1]
             found = [with_interval(share["accuracy"], share["interval"]) for share in (half, end)]
-            lines.append([name, backbone, objective, *found, f"{at_end(group) - trunk:+.2f}"])
+            lines.append([name, backbone, objective, *found, "" if trunk is None else f"{at_end(group) - trunk:+.2f}"])
     header = ["set", "backbone", "objective", "at 50%, first seed", "at 100%, first seed", "less trunk's, all seeds"]
     return markdown(header, lines)
 
