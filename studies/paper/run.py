@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from midcourse import LanguageModel
+from midcourse.errors import MidcourseError
 from midcourse.evaluate.arms import Base
 from midcourse.evaluate.compare import Study, compare
 from midcourse.evaluate.comparison_report import write_report
@@ -283,6 +284,10 @@ def studied(name: str, data: Path, hours: float) -> None:
     found = kept(folder / "weights.json", lambda: weights(task, study))
     timed = kept(folder / "pilot.json", lambda: pilot(task, study, found))
     entries, prompts, seeds = affordable(timed["seconds"], hours * 3600)
+    if not entries:
+        raise MidcourseError(
+            f"{hours * len(TASKS):g} hours are too few for one method on {prompts} prompts; add --hours"
+        )
     left_out = [entry.name for entry in ENTRIES if entry not in entries]
     asked = sum(timed["seconds"][entry.name] for entry in entries) * prompts * seeds
     print(
