@@ -264,6 +264,12 @@ def load(root: Path, path: str, command: str) -> Any:
         raise TablesError(f"{path} is not JSON ({error}); make it again with: {command}") from error
 
 
+def load_each(root: Path, names: Sequence[str], command: str) -> dict[str, Any]:
+    """By name, what is in `root / "results/NAME.json"`; names that have nothing yet are left out."""
+    paths = {name: f"results/{name}.json" for name in names}
+    return {name: load(root, path, command) for name, path in paths.items() if (root / path).is_file()}
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A rounded number; an empty cell for None."""
     return "" if value is None else f"{value:.{digits}f}"
@@ -273,6 +279,11 @@ def with_interval(value: float, interval: Sequence[float], digits: int = 2) -> s
     """A number and its interval: 1.62 [1.58, 1.67]."""
     low, high = interval
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def read_off(places: Sequence[dict[str, Any]]) -> list[str]:
+    """A cell for each place at which a guide's gold was read off: its `gold` and `interval`, if it was reached."""
+    return [with_interval(at["gold"], at["interval"]) if at["interval"] else "not reached" for at in places]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,7 @@ from midcourse.train.objectives import make_objective
 
 SETS = ("sentiment", "paradetox", "hh")
 GUIDED = ("sentiment", "paradetox")
+TIMED = (1, 16)  # rows in a batch
 
 
 class Backbone(NamedTuple):

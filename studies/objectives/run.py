@@ -40,7 +40,7 @@ from midcourse.train.training import checked_objective, encode_all, prefix_rewar
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting
 from studies.detox import profane_prompts
-from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TRUNK, Run, affordable, plan
+from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, Run, affordable, plan
 from studies.objectives.tables import TABLES, plot, results_of
 from studies.steering import Gold, steered, write
 from studies.tables import fill_readme
@@ -53,7 +53,7 @@ MAX_TOKENS = {"sentiment": 96, "paradetox": 64, "hh": 160}
 MOST_PAIRS = {"sentiment": 4000, "paradetox": 2000, "hh": 600}
 TEST_PAIRS = {"sentiment": 5000, "paradetox": 600, "hh": 600}
 BEST, PROMPTS = 6, 200
-TIMED_ROUNDS, TIMED_PROMPTS = 5, 16
+TIMED_ROUNDS = 5
 
 
 # Data
@@ -208,18 +208,18 @@ def guide_of(row: dict[str, Any], lm: LanguageModel, data: Path) -> Reward:
 
 
 def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
-    """Seconds of guided over those of plain decoding, batch 1 and 16, interleaved: the median and range of rounds."""
+    """Seconds of guided over those of plain decoding, in batches, interleaved: the median and range of rounds."""
     lm = NeverEnding.load("smollm2")  # as many tokens with a reward as without
     reward = guide_of(row, lm, data)
-    prompts = continued(row["set"], data)[1][:TIMED_PROMPTS]
+    prompts = continued(row["set"], data)[1]
     found: dict[str, Any] = {"backbone": row["backbone"], "ratio": {}}
-    for batch_size, asked in ((1, prompts[:1]), (TIMED_PROMPTS, prompts)):
+    for batch_size in TIMED:
         ratios = []
         for _ in range(TIMED_ROUNDS + 1):
             seconds = []
             for guide in (None, reward):
                 begin = time.perf_counter()
-                write(lm, asked, guide, 1.0, batch_size=batch_size)
+                write(lm, prompts[:batch_size], guide, 1.0, batch_size=batch_size)
                 seconds.append(time.perf_counter() - begin)
             ratios.append(seconds[1] / seconds[0])
         ratios = ratios[1:]  # the first round warms up

@@ -16,21 +16,18 @@ from matplotlib.figure import Figure
 
 from midcourse.files import whole_file
 from midcourse.train.accuracy import SHARES
-from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TRUNK
+from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TIMED, TRUNK
 from studies.steering import KLS
-from studies.tables import Table, load, main, markdown, number, with_interval
+from studies.tables import Table, load_each, main, markdown, number, read_off, with_interval
 
 HERE = Path(__file__).parent
-TIMED = ("1", "16")  # rows in a batch
 COMMAND = "python -m studies.objectives.run --data DIR"
 TITLES = {"sentiment": "sentiment (own samples)", "paradetox": "ParaDetox", "hh": "HH, all four sets"}
 
 
 def results_of(root: Path) -> dict[str, dict[str, Any]]:
-    """By set, what was found so far; sets that have nothing yet are left out."""
-    return {
-        name: load(root, f"results/{name}.json", COMMAND) for name in SETS if (root / f"results/{name}.json").is_file()
-    }
+    """By set, what was found so far."""
+    return load_each(root, SETS, COMMAND)
 
 
 def accuracy(root: Path) -> str:
@@ -92,12 +89,21 @@ def guided(root: Path) -> str:
     for name, results in results_of(root).items():
         times = {row["backbone"]: row["ratio"] for row in results["timed"]}
         for row in results["guided"]:
-            at = [with_interval(a["gold"], a["interval"]) if a["interval"] else "not reached" for a in row["at_kl"]]
             ratio = times.get(row["backbone"], {})
-            cost = [with_interval(ratio[size]["median"], ratio[size]["range"]) if ratio else "" for size in TIMED]
-            lines.append([name, row["backbone"], row["objective"], number(row["weights"][0]["gold"]), *at, *cost])
+            taken = [ratio[str(size)] for size in TIMED] if ratio else []
+            cost = [with_interval(one["median"], one["range"]) for one in taken] or [""] * len(TIMED)
+            lines.append(
+                [
+                    name,
+                    row["backbone"],
+                    row["objective"],
+                    number(row["weights"][0]["gold"]),
+                    *read_off(row["at_kl"]),
+                    *cost,
+                ]
+            )
     gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
-    times_of = ["times plain, batch 1 [range]", "batch 16"]
+    times_of = [f"times plain, batch {size} [range]" for size in TIMED]
     return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
 
 
@@ -141,9 +147,9 @@ def draw_accuracy(axis: Axes, rows: Sequence[dict[str, Any]], share: int) -> Non
 def draw_times(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Time of a guided token by backbone, times plain; the median of the sets where it was timed in several."""
     ratios = {name: [row["ratio"] for row in rows if row["backbone"] == name] for name in {r["backbone"] for r in rows}}
-    names = sorted(ratios, key=lambda name: -median(ratio["1"]["median"] for ratio in ratios[name]))
+    names = sorted(ratios, key=lambda name: -median(ratio[str(TIMED[0])]["median"] for ratio in ratios[name]))
     for offset, size in zip((0.2, -0.2), TIMED, strict=True):
-        times = [median(ratio[size]["median"] for ratio in ratios[name]) for name in names]
+        times = [median(ratio[str(size)]["median"] for ratio in ratios[name]) for name in names]
         axis.barh([place + offset for place in range(len(names))], times, height=0.38, label=f"batch {size}")
     axis.axvline(1.0, color="#555", linewidth=1)
     axis.set_yticks(range(len(names)), names, fontsize=8)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from studies.tables import Table, load, main, markdown, number, with_interval
+from studies.tables import Table, load_each, main, markdown, number, with_interval
 
 HERE = Path(__file__).parent
 COMMAND = "python -m studies.paper.run --data DIR"
@@ -24,10 +24,8 @@ SIXTEEN = f"{BEST_OF} n=16"
 
 
 def results(root: Path) -> dict[str, Found]:
-    """By task, what was found; tasks that are not done yet are left out."""
-    return {
-        name: load(root, f"results/{name}.json", COMMAND) for name in TASKS if (root / f"results/{name}.json").is_file()
-    }
+    """By task, what was found."""
+    return load_each(root, TASKS, COMMAND)
 
 
 def tasks_and_judges(root: Path) -> Iterator[tuple[str, Found, str]]:

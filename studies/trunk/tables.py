@@ -12,7 +12,7 @@ from typing import Any
 
 from midcourse.train.accuracy import SHARES
 from studies.steering import KLS
-from studies.tables import Table, load, main, markdown, number, with_interval
+from studies.tables import Table, load, main, markdown, number, read_off, with_interval
 from studies.trunk.forms import FORMS, NATS, SETS, Fit
 
 HERE = Path(__file__).parent
@@ -80,13 +80,7 @@ def guided(root: Path) -> str:
 def at_kl(root: Path) -> str:
     """Gold read off at equal guidance KL."""
     rows = load(root, "results.json", COMMAND)["guided"]
-    lines = [
-        [
-            row["guide"]["parts"],
-            *(with_interval(at["gold"], at["interval"]) if at["interval"] else "not reached" for at in row["at_kl"]),
-        ]
-        for row in rows
-    ]
+    lines = [[row["guide"]["parts"], *read_off(row["at_kl"])] for row in rows]
     return markdown(["head", *(f"gold at {kl:g} nats [95%]" for kl in KLS)], lines)
 
 

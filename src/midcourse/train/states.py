@@ -209,7 +209,8 @@ class FrozenStates:
         folder = cache_folder() / "states"
         folder.mkdir(parents=True, exist_ok=True)
         shards = [rows[begin : begin + SHARD_ROWS] for begin in range(0, len(rows), SHARD_ROWS)]
-        holds = [_holds(reward, made, shard) for shard in shards]
+        common = _holds(reward, made)
+        holds = [{**common, "rows": _rows_hash(shard)} for shard in shards]
         paths = [folder / f"{_shard_key(what)}.safetensors" for what in holds]
         hidden = reward.backbone.config.hidden_size
         shapes = [(sum(_width(row, made) for row in shard), hidden) for shard in shards]
@@ -248,10 +249,9 @@ def _width(row: Row, made: Split) -> int:
     return len(row.response) + (0 if made.response_only else len(row.prompt))
 
 
-def _holds(reward: RewardModel, made: Split, shard: Sequence[Row]) -> dict[str, str]:
-    """What a shard holds, as its metadata say it: states of which model, up to where, of which texts."""
+def _holds(reward: RewardModel, made: Split) -> dict[str, str]:
+    """What shards hold, as their metadata say it beside their rows: states of which model, up to where."""
     info = reward.info
-    ids = [[row.prompt, row.response] for row in shard]
     return {
         "backbone": info.backbone_fingerprint,
         "layers": f"{made.frozen_layers} of {info.layers}",
@@ -259,8 +259,11 @@ def _holds(reward: RewardModel, made: Split, shard: Sequence[Row]) -> dict[str, 
         "positions": "response" if made.response_only else "all",
         "shift": "before" if made.before else "none",
         "dtype": str(reward.backbone.dtype),
-        "rows": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
     }
+
+
+def _rows_hash(shard: Sequence[Row]) -> str:
+    return hashlib.sha256(json.dumps([[row.prompt, row.response] for row in shard]).encode()).hexdigest()
 
 
 def _shard_key(holds: dict[str, str]) -> str:
