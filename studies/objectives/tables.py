@@ -91,7 +91,7 @@ def guided(root: Path) -> str:
         for row in results["guided"]:
             ratio = times.get(row["backbone"], {})
             taken = [ratio[str(size)] for size in TIMED] if ratio else []
-            cost = [with_interval(one["median"], one["range"]) for one in taken] or [""] * len(TIMED)
+            cost = [with_interval(one["mean"], one["interval"]) for one in taken] or [""] * len(TIMED)
             lines.append(
                 [
                     name,
@@ -103,7 +103,7 @@ def guided(root: Path) -> str:
                 ]
             )
     gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
-    times_of = [f"times plain, batch {size} [range]" for size in TIMED]
+    times_of = [f"times plain, batch {size} [95%]" for size in TIMED]
     return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
 
 
@@ -147,9 +147,9 @@ def draw_accuracy(axis: Axes, rows: Sequence[dict[str, Any]], share: int) -> Non
 def draw_times(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Time of a guided token by backbone, times plain; the median of the sets where it was timed in several."""
     ratios = {name: [row["ratio"] for row in rows if row["backbone"] == name] for name in {r["backbone"] for r in rows}}
-    names = sorted(ratios, key=lambda name: -median(ratio[str(TIMED[0])]["median"] for ratio in ratios[name]))
+    names = sorted(ratios, key=lambda name: -median(ratio[str(TIMED[0])]["mean"] for ratio in ratios[name]))
     for offset, size in zip((0.2, -0.2), TIMED, strict=True):
-        times = [median(ratio[str(size)]["median"] for ratio in ratios[name]) for name in names]
+        times = [median(ratio[str(size)]["mean"] for ratio in ratios[name]) for name in names]
         axis.barh([place + offset for place in range(len(names))], times, height=0.38, label=f"batch {size}")
     axis.axvline(1.0, color="#555", linewidth=1)
     axis.set_yticks(range(len(names)), names, fontsize=8)
