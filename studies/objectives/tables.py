@@ -121,6 +121,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
         for row in found.get(name, {}).get("guided", []):
             kls, gold = zip(*((w["guidance_kl"], w["gold"]) for w in row["weights"]), strict=True)
             line = {"linewidth": 2.5, "color": "black"} if row["backbone"] == TRUNK else {}
+            line["linestyle"] = "-" if row["objective"] == "prefix" else "--"
             axis.plot(kls, gold, marker="o", markersize=3, label=f"{row['backbone']}: {row['objective']}", **line)
         axis.set(title=f"{TITLES[name]}: guided", xlabel="guidance KL, nats", ylabel="gold, test openings")
         if axis.lines:
