@@ -81,15 +81,15 @@ def trainable(backbone: Backbone, objective: str) -> bool:
 
 
 def affordable(runs: Sequence[Run], seconds: dict[str, float], budget: float) -> list[Run]:
-    """The rule that cuts the grid: runs in the order of `plan`, as long as the budget of seconds lasts.
+    """The rule that cuts the grid: the cheapest backbones first, each in the order of `plan`, until one does not fit.
 
-    `seconds` is what the pilot measured of a run beside its frozen states, by backbone; a run that does not fit is left
-    out, and cheaper ones after it are still taken.
+    So no seed of a head on cached states is left out for one more LoRA. `seconds` is what the pilot measured of a run
+    beside its frozen states, by backbone.
     """
-    taken = []
-    for run in runs:
-        cost = seconds[run.backbone.name]
-        if cost <= budget:
-            taken.append(run)
-            budget -= cost
+    taken: list[Run] = []
+    for run in sorted(runs, key=lambda run: seconds[run.backbone.name]):
+        budget -= seconds[run.backbone.name]
+        if budget < 0:
+            break
+        taken.append(run)
     return taken
