@@ -80,16 +80,28 @@ def trainable(backbone: Backbone, objective: str) -> bool:
     return backbone.head in make_objective(name, **settings).heads
 
 
-def affordable(runs: Sequence[Run], seconds: dict[str, float], budget: float) -> list[Run]:
-    """The rule that cuts the grid: the cheapest backbones first, each in the order of `plan`, until one does not fit.
+def next_run(runs: Sequence[Run], rows: Sequence[dict[str, Any]], budget: float) -> Run | None:
+    """The rule that cuts the grid: of the runs that are left, the cheapest; None where what is left is too dear.
 
-    So no seed of a head on cached states is left out for one more LoRA. `seconds` is what the pilot measured of a run
-    beside its frozen states, by backbone.
+    A run costs what one of its backbone and objective took, and before there is one, what the pilot's run of its
+    backbone took: frozen states aside, which the pilot computed. `budget` is in seconds and counts what `rows` took.
     """
-    taken: list[Run] = []
-    for run in sorted(runs, key=lambda run: seconds[run.backbone.name]):
-        budget -= seconds[run.backbone.name]
-        if budget < 0:
-            break
-        taken.append(run)
-    return taken
+    took = {(row["backbone"], row["objective"]): seconds_of(row) for row in reversed(rows)}
+    pilot = {row["backbone"]: seconds_of(row) for row in reversed(rows)}
+
+    def cost(run: Run) -> float:
+        return took.get((run.backbone.name, run.objective), pilot[run.backbone.name])
+
+    found = min(left(runs, rows), key=cost, default=None)
+    return found if found and sum(map(seconds_of, rows)) + cost(found) <= budget else None
+
+
+def left(runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> list[Run]:
+    """The runs without a row."""
+    names = {row["name"] for row in rows}
+    return [run for run in runs if run.name not in names]
+
+
+def seconds_of(row: dict[str, Any]) -> float:
+    """What a run took beside the frozen states."""
+    return row["run_seconds"] - 60 * row["states_minutes"]

@@ -4,7 +4,7 @@
 
 Three sets (sentiment of SmolLM2's own continuations, ParaDetox, HH), and each objective on each backbone that it can
 train: three seeds for heads on cached states, one for tuned layers, LoRA and MiniLM, on capped subsets. For
-each set a pilot trains one reward of every backbone, prints how long the whole grid would take, and `affordable` cuts
+each set a pilot trains one reward of every backbone, prints how long the whole grid would take, and `next_run` cuts
 it to the hours. Then the best guides are read off at 2, 5 and 10 nats of guidance KL on unseen openings.
 
 Sets may run side by side, one process each. Resumable: what results/SET.json holds is not done again. Texts of the data
@@ -40,7 +40,7 @@ from midcourse.train.training import checked_objective, encode_all, prefix_rewar
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting
 from studies.detox import profane_prompts
-from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, Run, affordable, plan
+from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, Run, left, next_run, plan, seconds_of
 from studies.objectives.tables import TABLES, plot, results_of
 from studies.steering import Gold, steered, write
 from studies.tables import fill_readme
@@ -254,30 +254,29 @@ def study(name: str, data: Path, seconds: float) -> None:
     """A set's pilot, grid, guides and timings; every result is on disk as soon as it is there."""
     results = results_of(HERE).get(name, {})
     results = {part: results.get(part, []) for part in ("rows", "guided", "timed", "left_out")}
-    done = {row["name"] for row in results["rows"]}
 
     def add(part: str, row: dict[str, Any]) -> None:
         results[part].append(row)
         publish(name, results)
 
     runs = plan(name)
-    pilot = {run.backbone: run for run in reversed(runs)}.values()
-    for run in pilot:
-        if run.name not in done:
-            add("rows", judged(run, data))
-    # Frozen states are there from then on: only the pilot's runs computed them.
-    took = {row["name"]: row["run_seconds"] - 60 * row["states_minutes"] for row in results["rows"]}
-    cost = {run.backbone.name: took[run.name] for run in pilot}
+    pilot = list({run.backbone: run for run in reversed(runs)}.values())
+    for run in left(pilot, results["rows"]):
+        add("rows", judged(run, data))
+    seconds_of_backbone = {row["backbone"]: seconds_of(row) for row in reversed(results["rows"])}
+    total = sum(seconds_of_backbone[run.backbone.name] for run in runs) / 3600
     # Half of the time is for guiding, whose cost the pilot does not know.
-    taken = affordable(runs, cost, seconds / 2 if name in GUIDED else seconds)
-    results["left_out"] = [run.name for run in runs if run not in taken]
-    total = sum(cost[run.backbone.name] for run in runs) / 3600
-    print(f"{name}: all {len(runs)} runs take {total:.1f} h; {len(taken)} of them fit", file=sys.stderr, flush=True)
-    left = [run for run in taken if run.name not in {row["name"] for row in results["rows"]}]
-    with progress("rewards", sum(int(cost[run.backbone.name]) for run in left)) as advance:
-        for run in left:
+    budget = seconds / 2 if name in GUIDED else seconds
+    print(
+        f"{name}: by the pilot, all {len(runs)} runs take {total:.1f} h; they have {budget / 3600:.1f} h",
+        file=sys.stderr,
+        flush=True,
+    )
+    with progress("rewards", len(left(runs, results["rows"]))) as advance:
+        while run := next_run(runs, results["rows"], budget):
             add("rows", judged(run, data))
-            advance(int(cost[run.backbone.name]))
+            advance(1)
+    results["left_out"] = [run.name for run in left(runs, results["rows"])]
     if name in GUIDED:
         guide(results, data, add)
     publish(name, results)
