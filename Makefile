@@ -6,7 +6,7 @@ BIN := .venv/bin
 JOBS ?= 2
 STAMP := .venv/.midcourse-setup
 # Modules that fill a README's tables from committed results.
-TABLES := studies.tables studies.objectives.tables studies.paper.tables studies.trunk.tables
+TABLES := studies.readme studies.objectives.tables studies.paper.tables studies.trunk.tables
 
 # Nothing below needs the network, except pip in `setup`.
 export HF_HUB_OFFLINE := 1

@@ -1,28 +1,23 @@
-"""Fill the README's tables from committed results.
+"""What fills the tables of READMEs from committed results.
 
-A table stands between two comments, and only this script writes what is between them:
+A table stands between two comments, and only the modules that name tables write what is between them:
 
     <!-- table: NAME -->
     <!-- end -->
 
-    python studies/tables.py           fill every block
-    python studies/tables.py --check   exit 1 where a block is not what its results say
+`studies/readme.py` has the README's own tables; the tables of a study's README stand beside the study.
 """
 
 import json
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from midcourse.files import write_text
 
 Table = Callable[[Path], str]
-
-ROOT = Path(__file__).resolve().parent.parent
 
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 _BEGIN = "<!-- table:"
@@ -30,222 +25,6 @@ _BEGIN = "<!-- table:"
 
 class TablesError(ValueError):
     """A block or a results file that cannot be used."""
-
-
-def demo(root: Path) -> str:
-    """The demo's figures without and with guidance."""
-    path, command = "studies/demo/results.json", "python studies/demo/run.py"
-    found = load(root, path, command)
-    try:
-        difference = found["gold_difference"]
-        rows = [
-            ["gold reward of the response", number(found["gold_base"]), number(found["gold_guided"])],
-            ["difference [95% interval]", "", with_interval(difference["mean"], difference["interval"])],
-            ["guidance KL, nats", "0", number(found["guidance_kl"], 1)],
-            ["total KL, nats", number(found["total_kl_base"], 1), number(found["total_kl"], 1)],
-        ]
-        for name, label, digits in [
-            ("perplexity", "perplexity under the base model", 1),
-            ("repeated_bigrams", "share of repeated bigrams", 3),
-            ("length", "length, tokens", 1),
-            ("tokens_per_second", "tokens per second, batch 40", 0),
-        ]:
-            rows.append([label, *(number(found[name][side], digits) for side in ("base", "guided"))])
-        return markdown([f"{found['prompts']} prompts, weight {found['weight']:g}", "base", "guided"], rows)
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-
-
-def example(root: Path) -> str:
-    """The Python example and what it printed."""
-    command = "python studies/demo/run.py"
-    code = read(root, "studies/demo/example.py", command)
-    printed = read(root, "studies/demo/example.txt", command)
-    return f"```python\n{code.strip()}\n```\n\n```text\n{printed.strip()}\n```"
-
-
-def decode(root: Path) -> str:
-    """Decoding speed: time per token, the ratio to plain decoding by transformers, and to the floor."""
-    path, command = "benchmarks/results/decode.json", "make bench"
-    found = load(root, path, command)
-    try:
-        rows = [
-            [
-                row["method"] + (f" (compiled in {row['compile_seconds']:.0f} s)" if row["compile_seconds"] else ""),
-                row["reward"],
-                str(row["batch"]),
-                number(1000 * row["seconds_per_token"] / row["batch"], 0),
-                number(row["tokens_per_second"], 1),
-                with_interval(row["ratio_to_plain"], row["ratio_interval"]),
-                number(row["ratio_to_floor"], 1),
-                number(row["peak_mb"], 0),
-            ]
-            for row in found["rows"]
-            if row["study"] == "speed"
-        ]
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-    header = ["method", "reward", "batch", "ms per token", "tokens per second"]
-    return markdown([*header, "times generate [range]", "times floor", "peak MB beside the weights"], rows)
-
-
-def train(root: Path) -> str:
-    """Training on all prefixes, and with a row per prefix, against training on whole responses."""
-    path, command = "benchmarks/results/train.json", "make bench"
-    found = load(root, path, command)
-    try:
-        rows = [
-            [
-                row["way"],
-                row["tune"],
-                f"{row['data']} ({row['response_tokens']:.0f} tokens)" if row["data"] == "shipped" else row["data"],
-                number(1000 * row["seconds_per_pair"], 1),
-                with_interval(row["ratio_to_sequence"], row["ratio_interval"]),
-                number(row["peak_mb"], 0),
-                number(row["peak_ratio"]),
-            ]
-            for row in found["rows"]
-        ]
-        header = [
-            "trained on",
-            "tune",
-            "responses",
-            "ms per pair",
-            "times sequence [range]",
-            "peak MB",
-            "times sequence",
-        ]
-        return markdown(header, rows)
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-
-
-def parts(root: Path) -> str:
-    """Where the time of guided decoding goes."""
-    path, command = "benchmarks/results/decode.json", "make bench"
-    found = load(root, path, command)
-    try:
-        rows = [
-            [row["part"], str(row["calls"]), number(row["seconds"]), f"{100 * row['share']:.1f}%"]
-            for row in found["profile"]
-        ]
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-    return markdown(["part", "calls", "seconds", "share"], rows)
-
-
-def rewards(root: Path) -> str:
-    """Test-split pair accuracy by share of the response: every set, model and objective, mean over seeds."""
-    path, command = "studies/rewards/results.json", "python -m studies.rewards.run --data DIR"
-    found = load(root, path, command)
-    groups: dict[tuple[str, ...], list[list[dict[str, Any]]]] = defaultdict(list)
-    try:
-        for row in found["rows"]:
-            groups[row["set"], str(row["train_pairs"]), row["model"], row["objective"]].append(row["shares"])
-        for row in found["baselines"]:
-            groups[row["set"], "", "bag of words", ""].append(row["bag_of_words"])
-            length = {"accuracy": row["length"]["accuracy"], "interval": row["length"]["interval"]}
-            groups[row["set"], "", f"length: {row['length']['prefers']}", ""].append([{}, {}, {}, {}, length])
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-    sets = list(dict.fromkeys(name for name, *_ in groups))
-    rows = [
-        [*names, *(_mean_accuracy([shares[i] for shares in runs]) for i in range(5))]
-        for names, runs in sorted(groups.items(), key=lambda item: sets.index(item[0][0]))
-    ]
-    return markdown(["set", "pairs", "model", "objective", "10%", "25%", "50%", "75%", "100%"], rows)
-
-
-def steering(root: Path) -> str:
-    """Continuing unseen review openings under the sentiment rewards of the rewards study."""
-    path, command = "studies/rewards/results.json", "python -m studies.rewards.run --data DIR"
-    found = load(root, path, command)
-    try:
-        rows = [
-            [
-                "none" if row["guide"] == "plain" else f"{row['guide']} objective",
-                f"{row['weight']:g}",
-                f"{number(row['gold'])} ({number(row['gold_standard_error'])})",
-                number(row["guidance_kl"], 1),
-                number(row["total_kl"], 1),
-            ]
-            for row in found["guided"]
-        ]
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-    return markdown(["guide", "weight", "gold (standard error)", "guidance KL, nats", "total KL, nats"], rows)
-
-
-def shipped(root: Path) -> str:
-    """The shipped rewards: how well they rank, and what guiding by them gives."""
-    path, command = "studies/shipped/results.json", "python -m studies.shipped.run --data DIR"
-    found = load(root, path, command)
-    try:
-        rows = [
-            [
-                row["name"],
-                with_interval(row["accuracy"][0][-1]["accuracy"], row["accuracy"][0][-1]["interval"]),
-                f"{row['weight']:g}",
-                number(row["plain"]["gold"]),
-                number(row["guided"]["gold"]),
-                with_interval(row["difference"]["mean"], row["difference"]["interval"]),
-                number(row["guided"]["guidance_kl"], 1),
-                *(f"{number(row['plain'][name], d)}, {number(row['guided'][name], d)}" for name, d in SHIPPED_COSTS),
-            ]
-            for row in found["rows"]
-        ]
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-    header = ["reward", "pair accuracy [95%]", "weight", "gold, plain", "guided", "difference [95%]", "guidance KL"]
-    return markdown([*header, "perplexity", "repeated bigrams"], rows)
-
-
-def trunk(root: Path) -> str:
-    """The library's trunk reward as a guide: gold on unseen openings by weight, and read off at equal KL."""
-    path, command = "studies/trunk/results.json", "python -m studies.trunk.run --data DIR"
-    found = load(root, path, command)
-    try:
-        (row,) = (row for row in found["guided"] if row["guide"]["parts"] == "f+g")
-        at = {f"{one['kl']:g}": with_interval(one["gold"], one["interval"]) for one in row["at_kl"] if one["interval"]}
-        rows = [
-            [
-                f"{weight['weight']:.1f}",
-                number(weight["gold"]),
-                number(weight["guidance_kl"], 1),
-                number(weight["perplexity"], 1),
-                number(weight["repeated_bigrams"], 3),
-            ]
-            for weight in row["weights"]
-        ]
-    except KeyError as error:
-        raise _lacks(path, error, command) from error
-    told = "; ".join(f"{gold} at {kl} nats" for kl, gold in at.items())
-    header = ["weight", "gold", "guidance KL, nats", "perplexity", "repeated bigrams"]
-    return f"{row['prompts']} openings; read off at equal guidance KL: {told}.\n\n{markdown(header, rows)}"
-
-
-SHIPPED_COSTS = (("perplexity", 1), ("repeated_bigrams", 3))
-
-
-def _mean_accuracy(cells: Sequence[dict[str, Any]]) -> str:
-    """The mean over seeds; with one run, its interval beside it."""
-    found = [cell for cell in cells if cell]
-    if len(found) == 1:
-        return with_interval(found[0]["accuracy"], found[0]["interval"])
-    return number(mean(cell["accuracy"] for cell in found)) if found else ""
-
-
-TABLES: dict[str, Table] = {
-    "demo": demo,
-    "example": example,
-    "decode": decode,
-    "train": train,
-    "parts": parts,
-    "rewards": rewards,
-    "steering": steering,
-    "shipped": shipped,
-    "trunk": trunk,
-}
 
 
 def read(root: Path, path: str, command: str) -> str:
@@ -262,6 +41,11 @@ def load(root: Path, path: str, command: str) -> Any:
         return json.loads(read(root, path, command))
     except json.JSONDecodeError as error:
         raise TablesError(f"{path} is not JSON ({error}); make it again with: {command}") from error
+
+
+def lacks(path: str, error: KeyError, command: str) -> TablesError:
+    """What to raise where the results at `path` have no such field."""
+    return TablesError(f"{path} has no {error.args[0]!r}; make it again with: {command}")
 
 
 def load_each(root: Path, names: Sequence[str], command: str) -> dict[str, Any]:
@@ -295,7 +79,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (aligned[0], rule, *aligned[1:]))
 
 
-def fill(text: str, root: Path, tables: dict[str, Table] = TABLES) -> tuple[str, list[str]]:
+def fill(text: str, root: Path, tables: dict[str, Table]) -> tuple[str, list[str]]:
     """`text` with every block filled, and the names of the blocks that were not so already.
 
     Raises:
@@ -320,7 +104,7 @@ def fill(text: str, root: Path, tables: dict[str, Table] = TABLES) -> tuple[str,
     return _BLOCK.sub(replaced, text), stale
 
 
-def fill_readme(root: Path, *, check: bool, tables: dict[str, Table] = TABLES) -> tuple[int, str]:
+def fill_readme(root: Path, *, check: bool, tables: dict[str, Table]) -> tuple[int, str]:
     """Fill or check the README of `root`; the exit status and a sentence about it."""
     readme = root / "README.md"
     text = readme.read_text() if readme.is_file() else ""
@@ -336,11 +120,7 @@ def fill_readme(root: Path, *, check: bool, tables: dict[str, Table] = TABLES) -
     return 0, f"filled in {readme}: {names}"
 
 
-def _lacks(path: str, error: KeyError, command: str) -> TablesError:
-    return TablesError(f"{path} has no {error.args[0]!r}; make it again with: {command}")
-
-
-def main(arguments: Sequence[str], root: Path = ROOT, tables: dict[str, Table] = TABLES) -> int:
+def main(arguments: Sequence[str], root: Path, tables: dict[str, Table]) -> int:
     """Run with the arguments of the command line, for the README of `root`."""
     if list(arguments) not in ([], ["--check"]):
         print(f"arguments {' '.join(arguments)!r} are unknown; give none, or --check", file=sys.stderr)
@@ -352,7 +132,3 @@ def main(arguments: Sequence[str], root: Path = ROOT, tables: dict[str, Table] =
         return 2
     print(sentence, file=sys.stderr if status else sys.stdout)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from studies import tables
-from studies.tables import TablesError, fill, fill_readme, markdown
+from studies import readme
+from studies.tables import TablesError, fill, fill_readme, main, markdown
 
 KNOWN = {"one": lambda root: "| 1 |", "two": lambda root: "| 2 |"}
 
@@ -83,30 +83,33 @@ def test_a_block_that_cannot_be_read_is_an_error(tmp_path, text):
 
 
 @pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("readme", [None, "# No tables\n"])
-def test_nothing_to_fill(tmp_path, check, readme):
-    if readme is not None:
-        (tmp_path / "README.md").write_text(readme)
-    assert fill_readme(tmp_path, check=check) == (0, f"{tmp_path / 'README.md'} has no table blocks; nothing to fill")
+@pytest.mark.parametrize("page", [None, "# No tables\n"])
+def test_nothing_to_fill(tmp_path, check, page):
+    if page is not None:
+        (tmp_path / "README.md").write_text(page)
+    assert fill_readme(tmp_path, check=check, tables=KNOWN) == (
+        0,
+        f"{tmp_path / 'README.md'} has no table blocks; nothing to fill",
+    )
 
 
 def test_check_names_stale_blocks_and_writes_nothing(tmp_path):
-    readme = tmp_path / "README.md"
+    page = tmp_path / "README.md"
     text = block("one", "| 1 |\n") + "\n" + block("two", "| 3 |\n")
-    readme.write_text(text)
+    page.write_text(text)
     status, sentence = fill_readme(tmp_path, check=True, tables=KNOWN)
     assert status == 1
     assert "two" in sentence
     assert "one" not in sentence
-    assert readme.read_text() == text
+    assert page.read_text() == text
     assert fill_readme(tmp_path, check=False, tables=KNOWN)[0] == 0
-    assert fill_readme(tmp_path, check=True, tables=KNOWN) == (0, f"every table in {readme} is up to date")
+    assert fill_readme(tmp_path, check=True, tables=KNOWN) == (0, f"every table in {page} is up to date")
 
 
-@pytest.mark.parametrize("name", list(tables.TABLES))
+@pytest.mark.parametrize("name", list(readme.TABLES))
 def test_missing_results_name_their_command(tmp_path, name):
     with pytest.raises(TablesError, match=r"\w is missing; make it with: \w"):
-        tables.TABLES[name](tmp_path)
+        readme.TABLES[name](tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "{"])
@@ -115,7 +118,7 @@ def test_unusable_results_name_their_command(tmp_path, content):
     path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.raises(TablesError, match=r"decode\.json .*; make it again with: make bench"):
-        tables.decode(tmp_path)
+        readme.decode(tmp_path)
 
 
 def test_markdown_aligns_and_escapes():
@@ -129,8 +132,8 @@ def test_markdown_aligns_and_escapes():
 
 def test_demo(tmp_path):
     write_json(tmp_path / "studies/demo/results.json", DEMO)
-    assert cells(tables.demo(tmp_path))[0] == ["120 prompts, weight 2", "base", "guided"]
-    assert cells(tables.demo(tmp_path))[2:] == [
+    assert cells(readme.demo(tmp_path))[0] == ["120 prompts, weight 2", "base", "guided"]
+    assert cells(readme.demo(tmp_path))[2:] == [
         ["gold reward of the response", "0.23", "0.69"],
         ["difference [95% interval]", "", "0.46 [0.40, 0.52]"],
         ["guidance KL, nats", "0", "3.6"],
@@ -148,7 +151,7 @@ def test_train(tmp_path):
     row |= {"peak_mb": 812.4, "peak_ratio": 1.03, "peak_interval": [1.0, 1.1]}
     slow = row | {"way": "a row per prefix", "data": "128 tokens", "peak_mb": None, "peak_ratio": None}
     write_json(tmp_path / "benchmarks/results/train.json", {"rows": [row, slow]})
-    assert cells(tables.train(tmp_path))[2:] == [
+    assert cells(readme.train(tmp_path))[2:] == [
         ["prefix", "all", "shipped (24 tokens)", "12.3", "1.02 [1.01, 1.04]", "812", "1.03"],
         ["a row per prefix", "all", "128 tokens", "12.3", "1.02 [1.01, 1.04]", "", ""],
     ]
@@ -161,7 +164,7 @@ def test_trunk(tmp_path):
         {"guide": {"parts": parts}, "prompts": 352, "weights": [weight], "at_kl": at_kl} for parts in ("f", "f+g")
     ]
     write_json(tmp_path / "studies/trunk/results.json", {"guided": guides})
-    told, _, table = tables.trunk(tmp_path).partition("\n\n")
+    told, _, table = readme.trunk(tmp_path).partition("\n\n")
     assert told == "352 openings; read off at equal guidance KL: 0.52 [0.48, 0.56] at 2 nats."
     assert cells(table)[2:] == [["1.9", "0.52", "1.9", "7.7", "0.020"]]
 
@@ -171,7 +174,7 @@ def test_the_example_shows_code_and_output(tmp_path):
     folder.mkdir(parents=True)
     (folder / "example.py").write_text("print(1)\n")
     (folder / "example.txt").write_text("1\n")
-    assert tables.example(tmp_path) == "```python\nprint(1)\n```\n\n```text\n1\n```"
+    assert readme.example(tmp_path) == "```python\nprint(1)\n```\n\n```text\n1\n```"
 
 
 def test_decode(tmp_path):
@@ -181,7 +184,7 @@ def test_decode(tmp_path):
     growth = DECODE_ROW | {"study": "context"}
     found = {"rows": [plain, DECODE_ROW, batch, compiled, growth]}
     write_json(tmp_path / "benchmarks/results/decode.json", found)
-    assert cells(tables.decode(tmp_path))[2:] == [
+    assert cells(readme.decode(tmp_path))[2:] == [
         ["plain", "none", "1", "123", "8.1", "1.00 [1.00, 1.00]", "2.5", "30"],
         ["pargs", "12 layers", "1", "123", "8.1", "1.70 [1.65, 1.76]", "2.5", "30"],
         ["plain", "none", "2", "62", "8.1", "1.00 [1.00, 1.00]", "", ""],
@@ -192,7 +195,7 @@ def test_decode(tmp_path):
 def test_parts(tmp_path):
     part = {"part": "draw", "seconds": 0.016, "share": 0.0123, "calls": 64}
     write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [], "profile": [part]})
-    assert cells(tables.parts(tmp_path))[2:] == [["draw", "64", "0.02", "1.2%"]]
+    assert cells(readme.parts(tmp_path))[2:] == [["draw", "64", "0.02", "1.2%"]]
 
 
 def accuracies(*values: float) -> list[dict]:
@@ -209,7 +212,7 @@ def test_rewards_average_over_seeds_and_show_a_lone_run_with_its_interval(tmp_pa
     length = {"prefers": "shorter", "accuracy": 0.75, "interval": [0.7, 0.8]}
     baseline = {"set": "sentiment", "bag_of_words": accuracies(0.5, 0.5, 0.5, 0.5, 0.8), "length": length}
     write_json(tmp_path / "studies/rewards/results.json", {"rows": rows, "baselines": [baseline]})
-    table = cells(tables.rewards(tmp_path))
+    table = cells(readme.rewards(tmp_path))
     assert [line[:4] + line[-1:] for line in table[2:]] == [
         ["sentiment", "100", "head of 20", "prefix", "0.65"],
         ["sentiment", "100", "head of 20", "sequence", "0.60 [0.50, 0.70]"],
@@ -223,12 +226,12 @@ def test_steering(tmp_path):
     row = {"gold": 0.5, "gold_standard_error": 0.04, "guidance_kl": 3.0, "total_kl": 12.0}
     rows = [row | {"guide": "plain", "weight": 0.0}, row | {"guide": "prefix", "weight": 2.0}]
     write_json(tmp_path / "studies/rewards/results.json", {"guided": rows})
-    assert cells(tables.steering(tmp_path))[2:] == [
+    assert cells(readme.steering(tmp_path))[2:] == [
         ["none", "0", "0.50 (0.04)", "3.0", "12.0"],
         ["prefix objective", "2", "0.50 (0.04)", "3.0", "12.0"],
     ]
 
 
-def test_unknown_arguments_exit_2(capsys):
-    assert tables.main(["--write"]) == 2
+def test_unknown_arguments_exit_2(tmp_path, capsys):
+    assert main(["--write"], tmp_path, KNOWN) == 2
     assert "--check" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from midcourse.files import whole_file
 from midcourse.train.accuracy import SHARES
 from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TIMED, TRUNK
 from studies.steering import KLS
-from studies.tables import Table, load_each, main, markdown, number, read_off, with_interval
+from studies.tables import Table, TablesError, load_each, main, markdown, number, read_off, with_interval
 
 HERE = Path(__file__).parent
 COMMAND = "python -m studies.objectives.run --data DIR"
@@ -59,18 +59,56 @@ def accuracy(root: Path) -> str:
 
 
 def best(root: Path) -> str:
-    """Of every set and backbone the objective that held-out pairs prefer at 100%, on the test split."""
+    """Of every set and backbone the preferred objective on the test split."""
     lines = []
     for name, results in results_of(root).items():
-        kinds = [(*kind, group) for kind, group in grouped(results["rows"])]
-        chosen = [max(some, key=held_out) for _, some in groupby(kinds, key=lambda kind: kind[0])]
-        trunk = next((at_end(group) for backbone, _, group in chosen if backbone == TRUNK), None)
-        for backbone, objective, group in sorted(chosen, key=lambda kind: -at_end(kind[2])):
+        chosen = preferred(results["rows"])
+        trunk = at_end(chosen[TRUNK][1]) if TRUNK in chosen else None
+        for backbone, (objective, group) in sorted(chosen.items(), key=lambda kind: -at_end(kind[1][1])):
             half, end = group[0]["shares"][2], group[0]["shares"][-1]
             found = [with_interval(share["accuracy"], share["interval"]) for share in (half, end)]
             lines.append([name, backbone, objective, *found, "" if trunk is None else f"{at_end(group) - trunk:+.2f}"])
     header = ["set", "backbone", "objective", "at 50%, first seed", "at 100%, first seed", "less trunk's, all seeds"]
     return markdown(header, lines)
+
+
+def backbones(root: Path) -> str:
+    """A line for each backbone: accuracy at 100% of its preferred objective, what guiding by it gives, and its time."""
+    found = results_of(root)
+    if not found:
+        raise TablesError(f"{root / 'results'} is missing; make it with: {COMMAND}")
+    chosen = {name: preferred(results["rows"]) for name, results in found.items()}
+    guides = {name: found[name]["guided"] for name in GUIDED if name in found}
+    timed = [row for results in found.values() for row in results["timed"]]
+    lines = []
+    for backbone in (backbone.name for backbone in BACKBONES):
+        line = [backbone]
+        for kinds in chosen.values():
+            line.append(f"{number(at_end(kinds[backbone][1]))} {kinds[backbone][0]}" if backbone in kinds else "")
+        for rows in guides.values():
+            golds = [(row["at_kl"][1]["gold"], row["objective"]) for row in rows if row["backbone"] == backbone]
+            gold, objective = max((one for one in golds if one[0] is not None), default=(None, ""))
+            line.append(f"{number(gold)} {objective}".strip())
+        line += [number(time_of(timed, backbone, size)) for size in TIMED]
+        lines.append(line)
+    header = [
+        "reward",
+        *(f"{name}: accuracy" for name in chosen),
+        *(f"{name}: gold at {KLS[1]:g} nats" for name in guides),
+    ]
+    return markdown([*header, *(f"times plain, batch {size}" for size in TIMED)], lines)
+
+
+def preferred(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """By backbone, the objective that held-out pairs prefer at 100%, with its rows."""
+    kinds = [(*kind, group) for kind, group in grouped(rows)]
+    return {backbone: max(some, key=held_out)[1:] for backbone, some in groupby(kinds, key=lambda kind: kind[0])}
+
+
+def time_of(rows: Sequence[dict[str, Any]], backbone: str, size: int) -> float | None:
+    """A guided token's time, times plain: the mean of the sets where it was timed; None where in none."""
+    found = [row["ratio"][str(size)]["mean"] for row in rows if row["backbone"] == backbone]
+    return fmean(found) if found else None
 
 
 def at_end(group: Sequence[dict[str, Any]]) -> float:
@@ -146,11 +184,10 @@ def draw_accuracy(axis: Axes, rows: Sequence[dict[str, Any]], share: int) -> Non
 
 
 def draw_times(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """Time of a guided token by backbone, times plain; the median of the sets where it was timed in several."""
-    ratios = {name: [row["ratio"] for row in rows if row["backbone"] == name] for name in {r["backbone"] for r in rows}}
-    names = sorted(ratios, key=lambda name: -median(ratio[str(TIMED[0])]["mean"] for ratio in ratios[name]))
+    """Time of a guided token by backbone, times plain."""
+    names = sorted({row["backbone"] for row in rows}, key=lambda name: -(time_of(rows, name, TIMED[0]) or 0))
     for offset, size in zip((0.2, -0.2), TIMED, strict=True):
-        times = [median(ratio[str(size)]["mean"] for ratio in ratios[name]) for name in names]
+        times = [time_of(rows, name, size) for name in names]
         axis.barh([place + offset for place in range(len(names))], times, height=0.38, label=f"batch {size}")
     axis.axvline(1.0, color="#555", linewidth=1)
     axis.set_yticks(range(len(names)), names, fontsize=8)
@@ -165,7 +202,7 @@ def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], l
         yield kind, list(group)
 
 
-TABLES: dict[str, Table] = {"best": best, "accuracy": accuracy, "guided": guided}
+TABLES: dict[str, Table] = {"backbones": backbones, "best": best, "accuracy": accuracy, "guided": guided}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], HERE, TABLES))
