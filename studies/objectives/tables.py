@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from midcourse.files import whole_file
 from midcourse.train.accuracy import SHARES
-from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TIMED, TRUNK
+from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, plan
 from studies.steering import KLS
 from studies.tables import Table, TablesError, load_each, main, markdown, number, read_off, with_interval
 
@@ -56,6 +56,15 @@ def accuracy(root: Path) -> str:
     shares = [f"{share:.0%}" for share in SHARES]
     header = ["set", "backbone", "objective", "seeds", "trained on", *shares, "ECE", "minutes", "parameters trained"]
     return markdown(header, lines)
+
+
+def grids(root: Path) -> str:
+    """How much of each set's grid was trained, and what that took."""
+    lines = []
+    for name, results in results_of(root).items():
+        hours = sum(row["run_seconds"] for row in results["rows"]) / 3600
+        lines.append([name, f"{len(results['rows'])} of {len(plan(name))}", number(hours, 1)])
+    return markdown(["set", "rewards trained", "core-hours"], lines)
 
 
 def best(root: Path) -> str:
@@ -202,7 +211,13 @@ def grouped(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], l
         yield kind, list(group)
 
 
-TABLES: dict[str, Table] = {"backbones": backbones, "best": best, "accuracy": accuracy, "guided": guided}
+TABLES: dict[str, Table] = {
+    "grids": grids,
+    "backbones": backbones,
+    "best": best,
+    "accuracy": accuracy,
+    "guided": guided,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], HERE, TABLES))
