@@ -11,16 +11,14 @@ from statistics import mean
 from typing import Any
 
 from studies.objectives.tables import backbones
-from studies.tables import Table, lacks, load, main, markdown, number, read, with_interval
+from studies.tables import Table, main, markdown, number, read, results, with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def demo(root: Path) -> str:
     """The demo's figures without and with guidance."""
-    path, command = "studies/demo/results.json", "python studies/demo/run.py"
-    found = load(root, path, command)
-    try:
+    with results(root, "studies/demo/results.json", "python studies/demo/run.py") as found:
         difference = found["gold_difference"]
         rows = [
             ["gold reward of the response", number(found["gold_base"]), number(found["gold_guided"])],
@@ -36,8 +34,6 @@ def demo(root: Path) -> str:
         ]:
             rows.append([label, *(number(found[name][side], digits) for side in ("base", "guided"))])
         return markdown([f"{found['prompts']} prompts, weight {found['weight']:g}", "base", "guided"], rows)
-    except KeyError as error:
-        raise lacks(path, error, command) from error
 
 
 def example(root: Path) -> str:
@@ -50,9 +46,7 @@ def example(root: Path) -> str:
 
 def decode(root: Path) -> str:
     """Decoding speed: time per token, the ratio to plain decoding by transformers, and to the floor."""
-    path, command = "benchmarks/results/decode.json", "make bench"
-    found = load(root, path, command)
-    try:
+    with results(root, "benchmarks/results/decode.json", "make bench") as found:
         rows = [
             [
                 row["method"] + (f" (compiled in {row['compile_seconds']:.0f} s)" if row["compile_seconds"] else ""),
@@ -67,17 +61,13 @@ def decode(root: Path) -> str:
             for row in found["rows"]
             if row["study"] == "speed"
         ]
-    except KeyError as error:
-        raise lacks(path, error, command) from error
     header = ["method", "reward", "batch", "ms per token", "tokens per second"]
     return markdown([*header, "times generate [range]", "times floor", "peak MB beside the weights"], rows)
 
 
 def train(root: Path) -> str:
     """Training on all prefixes, and with a row per prefix, against training on whole responses."""
-    path, command = "benchmarks/results/train.json", "make bench"
-    found = load(root, path, command)
-    try:
+    with results(root, "benchmarks/results/train.json", "make bench") as found:
         rows = [
             [
                 row["way"],
@@ -100,38 +90,28 @@ def train(root: Path) -> str:
             "times sequence",
         ]
         return markdown(header, rows)
-    except KeyError as error:
-        raise lacks(path, error, command) from error
 
 
 def parts(root: Path) -> str:
     """Where the time of guided decoding goes."""
-    path, command = "benchmarks/results/decode.json", "make bench"
-    found = load(root, path, command)
-    try:
+    with results(root, "benchmarks/results/decode.json", "make bench") as found:
         rows = [
             [row["part"], str(row["calls"]), number(row["seconds"]), f"{100 * row['share']:.1f}%"]
             for row in found["profile"]
         ]
-    except KeyError as error:
-        raise lacks(path, error, command) from error
     return markdown(["part", "calls", "seconds", "share"], rows)
 
 
 def rewards(root: Path) -> str:
     """Test-split pair accuracy by share of the response: every set, model and objective, mean over seeds."""
-    path, command = "studies/rewards/results.json", "python -m studies.rewards.run --data DIR"
-    found = load(root, path, command)
-    groups: dict[tuple[str, ...], list[list[dict[str, Any]]]] = defaultdict(list)
-    try:
+    with results(root, "studies/rewards/results.json", "python -m studies.rewards.run --data DIR") as found:
+        groups: dict[tuple[str, ...], list[list[dict[str, Any]]]] = defaultdict(list)
         for row in found["rows"]:
             groups[row["set"], str(row["train_pairs"]), row["model"], row["objective"]].append(row["shares"])
         for row in found["baselines"]:
             groups[row["set"], "", "bag of words", ""].append(row["bag_of_words"])
             length = {"accuracy": row["length"]["accuracy"], "interval": row["length"]["interval"]}
             groups[row["set"], "", f"length: {row['length']['prefers']}", ""].append([{}, {}, {}, {}, length])
-    except KeyError as error:
-        raise lacks(path, error, command) from error
     sets = list(dict.fromkeys(name for name, *_ in groups))
     rows = [
         [*names, *(_mean_accuracy([shares[i] for shares in runs]) for i in range(5))]
@@ -142,9 +122,7 @@ def rewards(root: Path) -> str:
 
 def steering(root: Path) -> str:
     """Continuing unseen review openings under the sentiment rewards of the rewards study."""
-    path, command = "studies/rewards/results.json", "python -m studies.rewards.run --data DIR"
-    found = load(root, path, command)
-    try:
+    with results(root, "studies/rewards/results.json", "python -m studies.rewards.run --data DIR") as found:
         rows = [
             [
                 "none" if row["guide"] == "plain" else f"{row['guide']} objective",
@@ -155,16 +133,12 @@ def steering(root: Path) -> str:
             ]
             for row in found["guided"]
         ]
-    except KeyError as error:
-        raise lacks(path, error, command) from error
     return markdown(["guide", "weight", "gold (standard error)", "guidance KL, nats", "total KL, nats"], rows)
 
 
 def shipped(root: Path) -> str:
     """The shipped rewards: how well they rank, and what guiding by them gives."""
-    path, command = "studies/shipped/results.json", "python -m studies.shipped.run --data DIR"
-    found = load(root, path, command)
-    try:
+    with results(root, "studies/shipped/results.json", "python -m studies.shipped.run --data DIR") as found:
         rows = [
             [
                 row["name"],
@@ -178,17 +152,13 @@ def shipped(root: Path) -> str:
             ]
             for row in found["rows"]
         ]
-    except KeyError as error:
-        raise lacks(path, error, command) from error
     header = ["reward", "pair accuracy [95%]", "weight", "gold, plain", "guided", "difference [95%]", "guidance KL"]
     return markdown([*header, "perplexity", "repeated bigrams"], rows)
 
 
 def trunk(root: Path) -> str:
     """The library's trunk reward as a guide: gold on unseen openings by weight, and read off at equal KL."""
-    path, command = "studies/trunk/results.json", "python -m studies.trunk.run --data DIR"
-    found = load(root, path, command)
-    try:
+    with results(root, "studies/trunk/results.json", "python -m studies.trunk.run --data DIR") as found:
         (row,) = (row for row in found["guided"] if row["guide"]["parts"] == "f+g")
         at = {f"{one['kl']:g}": with_interval(one["gold"], one["interval"]) for one in row["at_kl"] if one["interval"]}
         rows = [
@@ -201,8 +171,6 @@ def trunk(root: Path) -> str:
             ]
             for weight in row["weights"]
         ]
-    except KeyError as error:
-        raise lacks(path, error, command) from error
     told = "; ".join(f"{gold} at {kl} nats" for kl, gold in at.items())
     header = ["weight", "gold", "guidance KL, nats", "perplexity", "repeated bigrams"]
     return f"{row['prompts']} openings; read off at equal guidance KL: {told}.\n\n{markdown(header, rows)}"

@@ -11,7 +11,8 @@ A table stands between two comments, and only the modules that name tables write
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,14 @@ def load(root: Path, path: str, command: str) -> Any:
         raise TablesError(f"{path} is not JSON ({error}); make it again with: {command}") from error
 
 
-def lacks(path: str, error: KeyError, command: str) -> TablesError:
-    """What to raise where the results at `path` have no such field."""
-    return TablesError(f"{path} has no {error.args[0]!r}; make it again with: {command}")
+@contextmanager
+def results(root: Path, path: str, command: str) -> Iterator[Any]:
+    """The results in `root / path`; TablesError names the command where they are missing or lack a field asked for."""
+    found = load(root, path, command)
+    try:
+        yield found
+    except KeyError as error:
+        raise TablesError(f"{path} has no {error.args[0]!r}; make it again with: {command}") from error
 
 
 def load_each(root: Path, names: Sequence[str], command: str) -> dict[str, Any]:

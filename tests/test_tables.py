@@ -169,6 +169,36 @@ def test_trunk(tmp_path):
     assert cells(table)[2:] == [["1.9", "0.52", "1.9", "7.7", "0.020"]]
 
 
+def test_objectives(tmp_path):
+    def row(objective: str, held_out: float, accuracy: float, seed: int = 0) -> dict:
+        share = {"accuracy": accuracy, "interval": [accuracy - 0.1, accuracy + 0.1]}
+        held = {"0.5": 0.5, "1.0": held_out}
+        return {
+            "backbone": "trunk, head",
+            "objective": objective,
+            "seed": seed,
+            "held_out": held,
+            "shares": [share] * 5,
+        }
+
+    def guide(objective: str, gold: float | None) -> dict:
+        places = [{"kl": kl, "gold": gold, "interval": None} for kl in (2.0, 5.0, 10.0)]
+        return {"backbone": "trunk, head", "objective": objective, "at_kl": places}
+
+    ratio = {"1": {"mean": 1.02, "interval": [0.9, 1.1]}, "16": {"mean": 0.98, "interval": [0.9, 1.1]}}
+    found = {
+        "rows": [row("prefix", 0.8, 0.7), row("prefix", 0.8, 0.6, seed=1), row("sequence", 0.7, 0.9)],
+        "guided": [guide("prefix", 0.55), guide("sequence", 0.65), guide("farma", None)],
+        "timed": [{"backbone": "trunk, head", "ratio": ratio}],
+    }
+    write_json(tmp_path / "studies/objectives/results/sentiment.json", found)
+    header, _, trunk, *others = cells(readme.objectives(tmp_path))
+    assert header[1:3] == ["sentiment: accuracy", "sentiment: gold at 5 nats"]
+    # The objective is the one that held-out pairs prefer, not the one that is best on the test split.
+    assert trunk == ["trunk, head", "0.65 prefix", "0.65 sequence", "1.02", "0.98"]
+    assert {tuple(line[1:]) for line in others} == {("",) * 4}
+
+
 def test_the_example_shows_code_and_output(tmp_path):
     folder = tmp_path / "studies/demo"
     folder.mkdir(parents=True)

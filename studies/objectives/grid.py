@@ -87,7 +87,7 @@ def next_run(runs: Sequence[Run], rows: Sequence[dict[str, Any]], budget: float)
     backbone took: frozen states aside, which the pilot computed. `budget` is in seconds and counts what `rows` took.
     """
     took = {(row["backbone"], row["objective"]): seconds_of(row) for row in reversed(rows)}
-    pilot = {row["backbone"]: seconds_of(row) for row in reversed(rows)}
+    pilot = pilot_seconds(rows)
 
     def cost(run: Run) -> float:
         return took.get((run.backbone.name, run.objective), pilot[run.backbone.name])
@@ -105,3 +105,8 @@ def left(runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> list[Run]:
 def seconds_of(row: dict[str, Any]) -> float:
     """What a run took beside the frozen states."""
     return row["run_seconds"] - 60 * row["states_minutes"]
+
+
+def pilot_seconds(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By backbone, what its first run took."""
+    return {row["backbone"]: seconds_of(row) for row in reversed(rows)}

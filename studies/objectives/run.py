@@ -40,7 +40,7 @@ from midcourse.train.training import checked_objective, encode_all, prefix_rewar
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting
 from studies.detox import profane_prompts
-from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, Run, left, next_run, plan, seconds_of
+from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, Run, left, next_run, pilot_seconds, plan
 from studies.objectives.tables import TABLES, plot, results_of
 from studies.steering import Gold, steered, write
 from studies.tables import fill_readme
@@ -263,8 +263,8 @@ def study(name: str, data: Path, seconds: float) -> None:
     pilot = list({run.backbone: run for run in reversed(runs)}.values())
     for run in left(pilot, results["rows"]):
         add("rows", judged(run, data))
-    seconds_of_backbone = {row["backbone"]: seconds_of(row) for row in reversed(results["rows"])}
-    total = sum(seconds_of_backbone[run.backbone.name] for run in runs) / 3600
+    seconds_each = pilot_seconds(results["rows"])
+    total = sum(seconds_each[run.backbone.name] for run in runs) / 3600
     # Half of the time is for guiding, whose cost the pilot does not know.
     budget = seconds / 2 if name in GUIDED else seconds
     print(

@@ -35,9 +35,7 @@ def accuracy(root: Path) -> str:
     lines = []
     for name, results in results_of(root).items():
         for (backbone, objective), group in grouped(results["rows"]):
-            means = [number(fmean(row["shares"][i]["accuracy"] for row in group)) for i in range(len(SHARES))]
-            last = group[0]["shares"][-1]
-            means[-1] = f"{means[-1]} [{number(last['interval'][0])}, {number(last['interval'][1])}]"
+            means = [fmean(row["shares"][i]["accuracy"] for row in group) for i in range(len(SHARES))]
             errors = [row["ece"]["1.0"]["ece"] for row in group if row["ece"] and "1.0" in row["ece"]]
             minutes = [row["minutes"] for row in group if row["minutes"]]
             lines.append(
@@ -47,7 +45,8 @@ def accuracy(root: Path) -> str:
                     objective,
                     str(len(group)),
                     str(group[0]["train_examples"]),
-                    *means,
+                    *map(number, means[:-1]),
+                    with_interval(means[-1], group[0]["shares"][-1]["interval"]),
                     number(fmean(errors), 3) if errors else "",
                     number(max(minutes), 1) if minutes else "",
                     f"{group[0]['parameters']:,}",

@@ -48,8 +48,8 @@ from studies.tables import fill_readme
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TUNED_ON, TIMED_ON = 32, 32  # validation prompts for the weights, and for the pilot's timings
-BATCH = 32  # rows written side by side: the pilot's prompts fill it as the test's do
+BATCH = 32  # rows written side by side
+TUNED_ON, TIMED_ON = 32, BATCH  # validation prompts for the weights, and for the pilot, whose batches are full too
 SIZES = ((240, 2), (200, 2), (160, 2), (120, 2), (100, 2), (100, 1))  # prompts and seeds, the largest that fits
 BEYOND = (2.0, 4.0)  # times the weight of 10 nats, to see where over-optimisation begins
 SIZES_OF_K, K_PROMPTS = (3, 40), 60  # candidates besides the base's 10, and prompts of that comparison

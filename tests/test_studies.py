@@ -1,0 +1,28 @@
+"""What the studies decide by rule."""
+
+from studies.objectives.grid import BACKBONES, Run, left, next_run
+
+CHEAP, DEAR = BACKBONES[0], BACKBONES[-2]
+
+
+def row(run: Run, seconds: float) -> dict:
+    """What a run leaves: half a minute of frozen states besides."""
+    names = {"name": run.name, "backbone": run.backbone.name, "objective": run.objective}
+    return {**names, "run_seconds": seconds + 30, "states_minutes": 0.5}
+
+
+def test_the_grid_is_cut_by_what_like_runs_took_the_cheapest_first():
+    cheap, slow, slow_again = (Run("hh", CHEAP, *rest) for rest in (("prefix", 0), ("farma", 0), ("farma", 1)))
+    dear, dear_too = Run("hh", DEAR, "prefix", 0), Run("hh", DEAR, "sequence", 0)
+    runs = [dear_too, slow, slow_again, cheap, dear]
+    rows = [row(cheap, 10), row(dear, 100)]
+    assert left(runs, rows) == [dear_too, slow, slow_again]
+    # No farma yet: it is taken for as cheap as the pilot's run of its backbone.
+    assert next_run(runs, rows, 1000) == slow
+    # It took long, and so will its next seed.
+    rows.append(row(slow, 300))
+    assert next_run(runs, rows, 1000) == dear_too
+    rows.append(row(dear_too, 100))
+    assert next_run(runs, rows, 10 + 100 + 300 + 100 + 300) == slow_again
+    assert next_run(runs, rows, 10 + 100 + 300 + 100 + 299) is None
+    assert next_run(runs, [*rows, row(slow_again, 1)], 10_000) is None
