@@ -22,7 +22,15 @@ from midcourse.decode.loop import stream
 from midcourse.decode.steps import Generation
 from midcourse.evaluate.gold import Gold, load_gold
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
-from midcourse.evaluate.report import DemoPair, by_position, prompt_text, score_line, tokens_of, write_demo_report
+from midcourse.evaluate.report import (
+    DemoPair,
+    by_position,
+    prompt_text,
+    score_legend,
+    score_line,
+    tokens_of,
+    write_demo_report,
+)
 from midcourse.evaluate.results import write_results
 from midcourse.intervals import mean_interval
 from midcourse.language_model import LanguageModel
@@ -243,6 +251,8 @@ def show_pairs(console: Console, pairs: Sequence[DemoPair]) -> None:
             figures = f"  {name:6} reward {row[-1].reward:+.2f}  gold {gold:+.2f} "
             one_line = [replace(token, text=token.text.replace("\n", "\N{RETURN SYMBOL}")) for token in row]
             console.print(figures, score_line(one_line, colouring), sep="", highlight=False)
+    if console.color_system:
+        console.print(score_legend(colouring))
 
 
 def show_summary(console: Console, summary: dict[str, Any]) -> None:

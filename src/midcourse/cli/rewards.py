@@ -105,13 +105,13 @@ class ScoreText:
     def _print(self, scores: "Sequence[Score]", texts: "list[list[Token]]") -> None:
         from rich.console import Console
 
-        from midcourse.evaluate.report import chance, number, score_line, score_table
+        from midcourse.evaluate.report import by_change, chance, number, score_legend, score_line, score_table
 
-        console = Console()
+        console, colouring = Console(), by_change(*texts)
         end = "the prefix" if self.unfinished else "the finished text"
         names = ("A: ", "B: ") if len(texts) > 1 else ("",)
         for name, score, tokens in zip(names, scores, texts, strict=True):
-            console.print(name, score_line(tokens), sep="")
+            console.print(name, score_line(tokens, colouring), sep="")
             last = tokens[-1]
             shown = f"reward of {end}: {number(score.whole, 3)}"
             if score.additive:
@@ -123,6 +123,8 @@ class ScoreText:
             print(shown)
             if self.table:
                 console.print(score_table(tokens))
+        if console.color_system:
+            console.print(score_legend(colouring))
 
 
 def _preferred(scores: "list[Score]", calibration: "Calibration | None", finished: bool) -> float | None:

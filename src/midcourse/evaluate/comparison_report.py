@@ -253,11 +253,5 @@ def _response(
     }
 
 
-def _token(token: Token, coloured: tuple[float, int] | None) -> list[Any]:
-    """Text, how many of the model's tokens, reward, distance from the mean, shade, mark."""
-    distance, its_shade = coloured or (None, None)
-    return [token.text.translate(CONTROLS), token.tokens, _rounded(token.reward), distance, its_shade, mark(token)]
-
-
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 3)

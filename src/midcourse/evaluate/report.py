@@ -189,9 +189,9 @@ class Colouring:
         return "the reward up to this token, less the mean reward of all texts shown at the same position"
 
 
-def by_change(tokens: Sequence[Token]) -> Colouring:
-    """The colouring of a single text: r_i - r_{i-1}."""
-    return Colouring(_scale(changes(tokens)))
+def by_change(*rows: Sequence[Token]) -> Colouring:
+    """The colouring of texts that are each read by themselves: r_i - r_{i-1}."""
+    return Colouring(_scale([value for row in rows for value in changes(row)]))
 
 
 def by_position(rows: Sequence[Sequence[Token]]) -> Colouring:
@@ -304,9 +304,8 @@ def mark(token: Token) -> str:
 # The terminal
 
 
-def score_line(tokens: Sequence[Token], colouring: Colouring | None = None) -> Text:
-    """The text with coloured backgrounds, by default by change; plain text where colours cannot be shown."""
-    colouring = colouring or by_change(tokens)
+def score_line(tokens: Sequence[Token], colouring: Colouring) -> Text:
+    """The text with coloured backgrounds; plain text where colours cannot be shown."""
     line = Text()
     for token, value in zip(tokens, colouring.values(tokens), strict=True):
         text = END_MARK if token.end else token.text.translate(CONTROLS)
