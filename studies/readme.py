@@ -11,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from studies.objectives.tables import backbones
+from studies.paper.tables import headline
 from studies.tables import Table, main, markdown, number, read, results, with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +182,11 @@ def objectives(root: Path) -> str:
     return backbones(root / "studies/objectives")
 
 
+def paper(root: Path) -> str:
+    """The paper study's claims."""
+    return headline(root / "studies/paper")
+
+
 SHIPPED_COSTS = (("perplexity", 1), ("repeated_bigrams", 3))
 
 
@@ -203,6 +209,7 @@ TABLES: dict[str, Table] = {
     "shipped": shipped,
     "trunk": trunk,
     "objectives": objectives,
+    "paper": paper,
 }
 
 if __name__ == "__main__":

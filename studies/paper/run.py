@@ -41,6 +41,7 @@ from midcourse.train.training import prefix_rewards
 from studies.data import arguments, command, fitting, kept
 from studies.detox import profane_shares
 from studies.paper.guides import GUIDES, guides, policies
+from studies.paper.plot import plot
 from studies.paper.tables import TABLES, TASKS
 from studies.paper.tasks import RUNS, Setup, setup
 from studies.steering import KLS, write
@@ -308,7 +309,7 @@ def studied(name: str, data: Path, hours: float) -> None:
 
 
 def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
-    """results/NAME.json, its per-prompt scores, its curves and README.md's tables: figures alone, no texts."""
+    """results/NAME.json, its per-prompt scores, its curves, and README.md's tables and picture: figures, no texts."""
     folder = RUNS / name / "compared"
     comparison = read_folder(folder)
     summary = write_report(folder)
@@ -323,6 +324,7 @@ def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
     write_text(RESULTS / f"{name}-scores.csv", scores(comparison))
     if (folder / "curves.png").is_file():
         write_bytes(RESULTS / f"{name}.png", (folder / "curves.png").read_bytes())
+    plot(HERE, HERE / "paper.png")
     fill_readme(HERE, check=False, tables=TABLES)
 
 

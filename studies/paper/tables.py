@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from studies.tables import Table, load_each, main, markdown, number, with_interval
+from studies.tables import Table, TablesError, load_each, main, markdown, number, with_interval
 
 HERE = Path(__file__).parent
 COMMAND = "python -m studies.paper.run --data DIR"
@@ -337,6 +337,23 @@ def targets(root: Path) -> str:
 
 def met(found: Any) -> str:
     return "yes" if found else "no"
+
+
+# The README's own
+
+
+def headline(root: Path) -> str:
+    """The claims by every judge: PARGS against ARGS at equal KL, and trunk PARGS against best-of-16 at its KL."""
+    if not results(root):
+        raise TablesError(f"results of the paper study are missing; make it with: {COMMAND}")
+    rows = []
+    for task, summary, judge in tasks_and_judges(root):
+        score = summary["arms"]["plain"]["judges"][judge]["score"]
+        found = [gap(entry, PARGS, ARGS) for entry in entries(summary, judge)]
+        found += [gap(entry, TRUNK, BEST_OF) for entry in entries(summary, judge, why=f"the bound of {SIXTEEN}")]
+        rows.append([task, judge, estimate(score), *map(tested, found)])
+    claims = [*(f"PARGS - ARGS at {kl} nats" for kl in (2, 5, 10)), "trunk PARGS - best-of-16 at its KL"]
+    return markdown(["task", "judge", "plain [95%]", *claims], rows)
 
 
 TABLES: dict[str, Table] = {
