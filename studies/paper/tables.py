@@ -345,7 +345,7 @@ def met(found: Any) -> str:
 def headline(root: Path) -> str:
     """The claims by every judge: PARGS against ARGS at equal KL, and trunk PARGS against best-of-16 at its KL."""
     if not results(root):
-        raise TablesError(f"results of the paper study are missing; make it with: {COMMAND}")
+        raise TablesError(f"studies/paper/results is missing; make it with: {COMMAND}")
     rows = []
     for task, summary, judge in tasks_and_judges(root):
         score = summary["arms"]["plain"]["judges"][judge]["score"]
