@@ -110,7 +110,7 @@ def study(tmp_path: Path) -> Path:
     }
     shares = [{"accuracy": 0.5 + i / 10, "interval": [0.4, 0.9]} for i in range(5)]
     found = {
-        "rule": {},
+        "rule": {"profane": {"prompts": 69, "continuations": 8, **estimate(0.1)}},
         "pilot": {"prompts_for_half_width": 90},
         "left_out": [],
         "judge_accuracy": {},
@@ -132,6 +132,10 @@ def cells(table: str) -> list[list[str]]:
 
 def test_what_was_done(study):
     assert cells(tables.done(study)) == [["sentiment", "100 x 2", "90", "0.03", "32", "gold", "none"]]
+
+
+def test_the_evidence_of_the_rule(study):
+    assert cells(tables.profane(study)) == [["profane", "69 x 8", "0.10 [0.09, 0.11]"]]
 
 
 def test_a_difference_is_read_either_way_round_and_bold_where_it_is_sure(study):

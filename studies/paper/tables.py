@@ -109,11 +109,13 @@ def half_width(summary: Found) -> float:
 def profane(root: Path) -> str:
     """How often plain continuations are profane, by whether the prompt is: the rule's evidence, on validation."""
     rows = [
-        [kind, str(shares["prompts"]), estimate(shares)]
+        [kind, f"{shares['prompts']} x {shares['continuations']}", estimate(shares)]
         for found in results(root).values()
         for kind, shares in found["rule"].items()
     ]
-    return markdown(["prompts of the validation split", "number", "share of profane continuations [95%]"], rows)
+    return markdown(
+        ["prompts of the validation split", "prompts x continuations", "share of profane continuations [95%]"], rows
+    )
 
 
 # Question 1
