@@ -115,6 +115,11 @@ def study(tmp_path: Path) -> Path:
         "left_out": [],
         "judge_accuracy": {},
         "top_k": {},
+        "times": {"t1": estimate(1.04), "b16": estimate(9.0)},
+        "tuned": [
+            {"method": three, "arm": "t1", "less": {"gold": [estimate(0.3), estimate(0.15, 0.2)]}},
+            {"method": two, "arm": "a1", "less": {"gold": [estimate(0.0, 0.0), estimate(-0.15)]}},
+        ],
         "prefixes": {
             "accuracy": {"prefix": shares},
             "correlation": {"prefix": 3 * [{"r": 0.5, "interval": [0.4, 0.6]}]},
@@ -164,6 +169,19 @@ def test_trained_models_and_best_of_16_are_met_at_their_own_kl(study):
     assert dpo[5:] == ["**-0.10 [-0.15, -0.05]**", "0.50 [0.49, 0.51]", "0.01 [-0.04, 0.06]"]
 
 
+def test_best_settings_are_compared_with_args_and_best_of_16(study):
+    trunk, args = (row[2:] for row in cells(tables.tuned(study)))
+    assert trunk == ["t1", "0.60 [0.59, 0.61]", "22.0", "**0.30 [0.29, 0.31]**", "0.15 [-0.05, 0.35]"]
+    assert args == ["a1", "0.30 [0.29, 0.31]", "22.0", "", "**-0.15 [-0.16, -0.14]**"]
+
+
+def test_times_are_those_beside_plain_and_passes_those_of_the_comparison(study):
+    assert [row[1:4] for row in cells(tables.cost(study))] == [
+        ["t1", "1.04 [1.03, 1.05]", "1.00"],
+        ["b16", "9.00 [8.99, 9.01]", "1.00"],
+    ]
+
+
 def test_over_optimisation_says_where(study):
     assert cells(tables.over_optimised(study)) == [
         ["sentiment", "gold", tables.TRUNK, "weight=1 (5.0 nats)", "weight=3 (22.0 nats)", "-0.10 [-0.11, -0.09]"]
@@ -177,10 +195,7 @@ def test_a_target_is_met_only_by_its_interval(study):
         "PARGS above ARGS at 5 nats": ["0.01 [-0.04, 0.06]", "no"],
         "PARGS above ARGS at 10 nats": ["not reached", "no"],
         "trunk PARGS above best-of-16 at its 1.8 nats": ["0.20 [0.15, 0.25]", "yes"],
-        "trunk PARGS above best-of-16 at no more than its cost (10 nats; 0.45 [0.44, 0.46])": [
-            "0.60 [0.59, 0.61]",
-            "yes",
-        ],
+        "trunk PARGS above best-of-16 at no more than its cost (t1)": ["0.15 [-0.05, 0.35]", "no"],
         "sentiment: a token of trunk PARGS takes at most 1.05x plain": ["1.04 [1.03, 1.05]", "yes"],
     }
 

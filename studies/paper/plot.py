@@ -36,7 +36,7 @@ def plot(root: Path, path: Path) -> None:
             plane.set_title(f"{task}: {judge}", loc="left", fontsize=10)
             plane.set_xlabel(LABELS[axis], fontsize=9)
     lines = {line.get_label(): line for plane in figure.axes for line in plane.lines if line.get_label()[0] != "_"}
-    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(STYLES) + 1, frameon=False)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=2 * len(columns), frameon=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 

@@ -9,13 +9,13 @@ each. Everything is resumable: what runs/paper/ holds is not done again. Texts s
 results/TASK.json, results/TASK-scores.csv and plots.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -26,11 +26,14 @@ from midcourse.errors import MidcourseError
 from midcourse.evaluate.arms import PLAIN, Base
 from midcourse.evaluate.compare import Study, compare
 from midcourse.evaluate.comparison_report import write_report
+from midcourse.evaluate.grouped import GroupedRows
 from midcourse.evaluate.judging import Response
 from midcourse.evaluate.matched import weights_at
 from midcourse.evaluate.results import write_results
 from midcourse.evaluate.rows import Comparison, read_folder
+from midcourse.evaluate.statistics import difference
 from midcourse.files import write_bytes, write_text
+from midcourse.intervals import mean_interval
 from midcourse.language_model import weights_fingerprint
 from midcourse.prompt import Prompt, prompt_ids
 from midcourse.reward_model import read_info
@@ -42,7 +45,7 @@ from studies.data import arguments, command, fitting, kept
 from studies.detox import profane_shares
 from studies.paper.guides import GUIDES, guides, policies
 from studies.paper.plot import plot
-from studies.paper.tables import TABLES, TASKS
+from studies.paper.tables import ARGS, SIXTEEN, TABLES, TASKS
 from studies.paper.tasks import RUNS, Setup, setup
 from studies.steering import KLS, write
 from studies.tables import fill_readme
@@ -55,6 +58,7 @@ SIZES = ((240, 2), (200, 2), (160, 2), (120, 2), (100, 2), (100, 1))  # prompts 
 BEYOND = (2.0, 4.0)  # times the weight of 10 nats, to see where over-optimisation begins
 SIZES_OF_K, K_PROMPTS = (3, 40), 60  # candidates besides the base's 10, and prompts of that comparison
 HALF_WIDTH, TEST_PAIRS = 0.05, 600
+TIMED_BATCH, TIMED_ROUNDS = 16, 4
 
 Weights = dict[str, dict[str, list[float]]]
 
@@ -159,26 +163,31 @@ def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
     small, folder = replace(study, tasks=task.validation[:TIMED_ON]), RUNS / task.name / "pilot"
     for entry in ENTRIES:
         compare(small, [entry.name], folder, sweep=found[entry.name], resume=True)
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     taken: dict[str, float] = defaultdict(float)
-    for row in rows:
-        taken[row["arm"]] += row["cost"]["seconds"] / TIMED_ON
+    for row in read_folder(folder).responses:
+        taken[row.arm] += (row.cost.seconds if row.cost else 0.0) / TIMED_ON
     seconds = {PLAIN: taken[PLAIN]}
     for entry in ENTRIES:
         arms, _ = small.plan([entry.name], found[entry.name])
         seconds[entry.name] = sum(taken[arm.name] for arm in arms if arm.name != PLAIN)
-    golds: dict[str, dict[int, float]] = {}
-    for row in rows:
-        response = Response(row["key"], row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
-        golds.setdefault(row["arm"], {})[row["prompt_id"]] = task.gold.rate([response])[0]
-    plain = golds["plain"]
+    by_arm = golds(task, folder)
     spread = fmean(
-        float(np.std([of_arm[i] - plain[i] for i in of_arm], ddof=1))
-        for arm, of_arm in golds.items()
+        float(np.std([of_arm[i] - by_arm[PLAIN][i] for i in of_arm], ddof=1))
+        for arm, of_arm in by_arm.items()
         if arm.startswith("pargs ")
     )
     needed = int(np.ceil((1.96 * spread / HALF_WIDTH) ** 2))
     return {"seconds": seconds, "spread": spread, "prompts_for_half_width": needed}
+
+
+def golds(task: Setup, folder: Path) -> dict[str, dict[int, float]]:
+    """By arm and prompt, the gold of a comparison's responses."""
+    rows = read_folder(folder).responses
+    rated = task.gold.rate([Response(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for row, gold in zip(rows, rated, strict=True):
+        found[row.arm][row.prompt_id] = gold
+    return found
 
 
 def affordable(seconds: dict[str, float], budget: float) -> tuple[list[Entry], int, int]:
@@ -270,6 +279,57 @@ def correlations(rewards: np.ndarray, worth: np.ndarray, stems: Sequence[Stem]) 
     return found
 
 
+# Questions 2 and 5: what a token costs, and what is best where it may cost what it likes
+
+
+def times(task: Setup, study: Study, entries: Sequence[Entry], found: Weights) -> dict[str, dict[str, Any]]:
+    """By arm, how many times as long a token takes as plain's: the mean of rounds, and its interval.
+
+    Each method runs at its weakest setting with plain beside it: a machine that slows down is neither's gain.
+    """
+    small = replace(study, tasks=task.validation[:TIMED_BATCH], batch_size=TIMED_BATCH)
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for _ in range(TIMED_ROUNDS):
+        for entry in entries:
+            weakest = {name: values[:1] for name, values in found[entry.name].items()}
+            with TemporaryDirectory() as folder:
+                compare(small, [entry.name], folder, sweep=weakest)
+                took = seconds_per_token(Path(folder))
+            plain = took.pop(PLAIN)
+            for arm, seconds in took.items():
+                ratios[arm].append(seconds / plain)
+    return {arm: dict(zip(("mean", "interval"), mean_interval(rounds), strict=True)) for arm, rounds in ratios.items()}
+
+
+def seconds_per_token(folder: Path) -> dict[str, float]:
+    """By arm of a comparison."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for row in read_folder(folder).responses:
+        sums[row.arm][0] += row.cost.seconds if row.cost else 0.0
+        sums[row.arm][1] += len(row.tokens)
+    return {arm: seconds / tokens for arm, (seconds, tokens) in sums.items()}
+
+
+def tuned(task: Setup, comparison: Comparison, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each method at the setting of the highest gold on the pilot's validation prompts, less ARGS and best-of-16."""
+    gold = golds(task, RUNS / task.name / "pilot")
+    best = {
+        curve["name"]: max((arm for arm in curve["arms"] if arm != PLAIN), key=lambda arm: fmean(gold[arm].values()))
+        for curve in summary["curves"]
+    }
+    rows = GroupedRows(comparison)
+    found = []
+    for method, arm in best.items():
+        less: dict[str, Any] = {}
+        for judge in rows.scored:
+            own = rows.score(arm, judge)
+            for other in (best.get(ARGS), SIXTEEN):
+                gap = difference(own, rows.score(other, judge), rows.times) if other in rows.by_arm else None
+                less.setdefault(judge, []).append(gap and gap.untested())
+        found.append({"method": method, "arm": arm, "less": less})
+    return found
+
+
 # Question 4: how many candidates
 
 
@@ -310,7 +370,9 @@ def studied(name: str, data: Path, hours: float) -> None:
     about_prefixes = kept(folder / "prefixes.json", lambda: prefix_questions(task, study))
     if name == "sentiment":
         candidates(task, study, found)
+    took = kept(folder / "times.json", lambda: times(task, study, entries, found))
     about = {"rule": rule, "weights": found, "pilot": timed, "left_out": left_out, "prefixes": about_prefixes}
+    about["times"] = took
     publish(name, task, about)
 
 
@@ -326,6 +388,7 @@ def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
         for arm in arms.values():
             del arm["looping"]
     about = {**about, "judge_accuracy": task.judge_accuracy, "guide_accuracy": accuracies(name), "top_k": sizes}
+    about["tuned"] = tuned(task, comparison, summary)
     write_results(RESULTS / f"{name}.json", {**about, "summary": summary})
     write_text(RESULTS / f"{name}-scores.csv", scores(comparison))
     if (folder / "curves.png").is_file():
