@@ -285,28 +285,29 @@ def correlations(rewards: np.ndarray, worth: np.ndarray, stems: Sequence[Stem]) 
 def times(task: Setup, study: Study, entries: Sequence[Entry], found: Weights) -> dict[str, dict[str, Any]]:
     """By arm, how many times as long a token takes as plain's: the mean of rounds, and its interval.
 
-    Each method runs at its weakest setting with plain beside it: a machine that slows down is neither's gain.
+    Each method, at its weakest setting, takes turns with plain: a machine that slows down is neither's gain.
     """
-    small = replace(study, tasks=task.validation[:TIMED_BATCH], batch_size=TIMED_BATCH)
-    ratios: dict[str, list[float]] = defaultdict(list)
-    for _ in range(TIMED_ROUNDS):
-        for entry in entries:
-            weakest = {name: values[:1] for name, values in found[entry.name].items()}
-            with TemporaryDirectory() as folder:
-                compare(small, [entry.name], folder, sweep=weakest)
-                took = seconds_per_token(Path(folder))
-            plain = took.pop(PLAIN)
-            for arm, seconds in took.items():
-                ratios[arm].append(seconds / plain)
-    return {arm: dict(zip(("mean", "interval"), mean_interval(rounds), strict=True)) for arm, rounds in ratios.items()}
+    prompts = task.validation[:TIMED_BATCH] * (TIMED_ROUNDS + 1)
+    small = replace(study, tasks=prompts, batch_size=TIMED_BATCH)
+    found_times = {}
+    for entry in entries:
+        weakest = {name: values[:1] for name, values in found[entry.name].items()}
+        with TemporaryDirectory() as folder:
+            compare(small, [entry.name], folder, sweep=weakest)
+            taken = seconds_per_token(Path(folder))
+        plain = taken.pop(PLAIN)
+        for arm, seconds in taken.items():
+            mean, interval = mean_interval((seconds / plain)[1:])  # the first round warms up
+            found_times[arm] = {"mean": mean, "interval": interval}
+    return found_times
 
 
-def seconds_per_token(folder: Path) -> dict[str, float]:
-    """By arm of a comparison."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
+    """By arm of a comparison, of each batch."""
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, TIMED_ROUNDS + 1)))
     for row in read_folder(folder).responses:
-        sums[row.arm][0] += row.cost.seconds if row.cost else 0.0
-        sums[row.arm][1] += len(row.tokens)
+        seconds = row.cost.seconds if row.cost else 0.0
+        sums[row.arm][:, row.prompt_id // TIMED_BATCH] += seconds, len(row.tokens)
     return {arm: seconds / tokens for arm, (seconds, tokens) in sums.items()}
 
 
