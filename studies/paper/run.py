@@ -31,6 +31,7 @@ from midcourse.evaluate.judging import Response
 from midcourse.evaluate.matched import weights_at
 from midcourse.evaluate.results import write_results
 from midcourse.evaluate.rows import Comparison, read_folder
+from midcourse.evaluate.rows import Response as Row
 from midcourse.evaluate.statistics import difference
 from midcourse.files import write_bytes, write_text
 from midcourse.intervals import mean_interval
@@ -164,13 +165,14 @@ def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
     for entry in ENTRIES:
         compare(small, [entry.name], folder, sweep=found[entry.name], resume=True)
     taken: dict[str, float] = defaultdict(float)
-    for row in read_folder(folder).responses:
+    rows = read_folder(folder).responses
+    for row in rows:
         taken[row.arm] += (row.cost.seconds if row.cost else 0.0) / TIMED_ON
     seconds = {PLAIN: taken[PLAIN]}
     for entry in ENTRIES:
         arms, _ = small.plan([entry.name], found[entry.name])
         seconds[entry.name] = sum(taken[arm.name] for arm in arms if arm.name != PLAIN)
-    by_arm = golds(task, folder)
+    by_arm = golds(task, rows)
     spread = fmean(
         float(np.std([of_arm[i] - by_arm[PLAIN][i] for i in of_arm], ddof=1))
         for arm, of_arm in by_arm.items()
@@ -180,9 +182,8 @@ def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
     return {"seconds": seconds, "spread": spread, "prompts_for_half_width": needed}
 
 
-def golds(task: Setup, folder: Path) -> dict[str, dict[int, float]]:
+def golds(task: Setup, rows: Sequence[Row]) -> dict[str, dict[int, float]]:
     """By arm and prompt, the gold of a comparison's responses."""
-    rows = read_folder(folder).responses
     rated = task.gold.rate([Response(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for row, gold in zip(rows, rated, strict=True):
@@ -313,7 +314,7 @@ def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
 
 def tuned(task: Setup, comparison: Comparison, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each method at the setting of the highest gold on the pilot's validation prompts, less ARGS and best-of-16."""
-    gold = golds(task, RUNS / task.name / "pilot")
+    gold = golds(task, read_folder(RUNS / task.name / "pilot").responses)
     best = {
         curve["name"]: max((arm for arm in curve["arms"] if arm != PLAIN), key=lambda arm: fmean(gold[arm].values()))
         for curve in summary["curves"]
@@ -325,7 +326,8 @@ def tuned(task: Setup, comparison: Comparison, summary: Mapping[str, Any]) -> li
         for judge in rows.scored:
             own = rows.score(arm, judge)
             for other in (best.get(ARGS), SIXTEEN):
-                gap = difference(own, rows.score(other, judge), rows.times) if other in rows.by_arm else None
+                rival = other in rows.by_arm and other != arm
+                gap = difference(own, rows.score(other, judge), rows.times) if rival else None
                 less.setdefault(judge, []).append(gap and gap.untested())
         found.append({"method": method, "arm": arm, "less": less})
     return found
@@ -372,9 +374,8 @@ def studied(name: str, data: Path, hours: float) -> None:
     if name == "sentiment":
         candidates(task, study, found)
     took = kept(folder / "times.json", lambda: times(task, study, entries, found))
-    about = {"rule": rule, "weights": found, "pilot": timed, "left_out": left_out, "prefixes": about_prefixes}
-    about["times"] = took
-    publish(name, task, about)
+    about = {"rule": rule, "weights": found, "pilot": timed, "left_out": left_out}
+    publish(name, task, {**about, "prefixes": about_prefixes, "times": took})
 
 
 def publish(name: str, task: Setup, about: dict[str, Any]) -> None:

@@ -274,7 +274,7 @@ def place(found: Found) -> str:
     return f"{found['arm'].rsplit(' ', 1)[-1]} ({number(kl, 1)} nats)"
 
 
-# Question 5
+# Question 5, and question 2 at equal cost
 
 
 COSTS = (("lm_passes", 2), ("reward_passes", 2), ("candidates", 1), ("gigaflops", 2))
@@ -304,7 +304,14 @@ def tuned(root: Path) -> str:
                 kl = arm["figures"]["total_kl"]
                 score = estimate(arm["judges"][judge]["score"])
                 rows.append(
-                    [task, judge, one["arm"], score, number(kl and kl["mean"], 1), *map(less, one["less"][judge])]
+                    [
+                        task,
+                        judge,
+                        one["arm"],
+                        score,
+                        number(kl and kl["mean"], 1),
+                        *(tested(gap) if gap else "" for gap in one["less"][judge]),
+                    ]
                 )
     header = [
         "task",
@@ -316,11 +323,6 @@ def tuned(root: Path) -> str:
         "less best-of-16",
     ]
     return markdown(header, rows)
-
-
-def less(found: Found | None) -> str:
-    """A difference; empty where there is none to itself."""
-    return tested(found) if found and found["interval"] != [0.0, 0.0] else ""
 
 
 def gold_of(summary: Found, arm: str) -> Found:

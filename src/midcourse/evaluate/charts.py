@@ -127,7 +127,7 @@ def draw(summary: Found) -> bytes | None:
     figure = Figure(figsize=(4.4 * wide, 3.4 * len(rows) + 0.5 + 0.22 * -(-len(names) // wide)), layout="constrained")
     for i, row in enumerate(rows):
         for j, chart in enumerate(row):
-            _draw_chart(figure.add_subplot(len(rows), wide, i * wide + j + 1), chart)
+            draw_chart(figure.add_subplot(len(rows), wide, i * wide + j + 1), chart)
     handles = [
         Line2D([], [], color=colour(s.style), linestyle=dash(s.style), marker="o", markersize=4) for s in names.values()
     ]
@@ -144,7 +144,8 @@ def draw(summary: Found) -> bytes | None:
     return file.getvalue()
 
 
-def _draw_chart(axes: Axes, chart: Chart) -> None:
+def draw_chart(axes: Axes, chart: Chart) -> None:
+    """The methods' curves with their bands and arms; hollow where an arm's x is a bound."""
     for series in chart.series:
         points, shade = series.points, colour(series.style)
         line = series.line or {"x": [p.x for p in points], "mean": [p.y for p in points]}
