@@ -20,7 +20,7 @@ from studies.paper.tasks import RUNS, Setup
 
 PAIRS, EPOCHS, LAYERS, TUNE = 3000, 2, 10, "last:2"
 # A step of DPO takes about ten times as long as one of a guide: one epoch, of no more tokens than this.
-DPO_TOKENS, DPO_BETA = 200_000, 0.1
+DPO_TOKENS, DPO_BETA = 120_000, 0.1
 SOFT_WEIGHT = 4.0
 
 
