@@ -3,7 +3,7 @@
     python -m studies.paper.run --data DIR [--hours 6] [TASK ...]        (or MIDCOURSE_DATA=DIR)
 
 Three tasks (sentiment, detox, hh). For each: train judges and guides on disjoint rows, find the weights that reach 2, 5
-and 10 nats on validation prompts, time every method there, cut the test's size by a written rule (`affordable`), write
+and 12 nats on validation prompts, time every method there, cut the test's size by a written rule (`affordable`), write
 every response through midcourse.evaluate.compare, and read off the answers. Tasks may run side by side, one process
 each. Everything is resumable: what runs/paper/ holds is not done again. Texts stay there; committed are
 results/TASK.json, results/TASK-scores.csv and plots.
@@ -56,8 +56,9 @@ RESULTS = HERE / "results"
 BATCH = 32  # rows written side by side
 TUNED_ON, TIMED_ON = 32, BATCH  # validation prompts for the weights, and for the pilot, whose batches are full too
 SIZES = ((240, 2), (200, 2), (160, 2), (120, 2), (100, 2), (100, 1))  # prompts and seeds, the largest that fits
-BEYOND = (2.0, 4.0)  # times the weight of 10 nats, to see where over-optimisation begins
-SIZES_OF_K, K_PROMPTS = (3, 40), 60  # candidates besides the base's 10, and prompts of that comparison
+AIMS = (*KLS[:-1], 12.0)  # nats that weights are looked for at: past the last KL, to reach it on other prompts too
+BEYOND = (2.0, 4.0)  # times the last of these weights, to see where over-optimisation begins
+SIZES_OF_K, K_PROMPTS = (3, 40), 40  # candidates besides the base's 10, and prompts of that comparison
 HALF_WIDTH, TEST_PAIRS = 0.05, 600
 TIMED_BATCH, TIMED_ROUNDS = 16, 4
 
@@ -68,7 +69,7 @@ class Entry(NamedTuple):
     """A method with its guide, and how its settings come about.
 
     Attributes:
-        kl: "guidance" or "total": weights are those that reach 2, 5 and 10 nats of it; "none": these settings.
+        kl: "guidance" or "total": weights are those that reach AIMS nats of it; "none": these settings.
         settings: swept where nothing is looked for.
         beyond: larger weights too.
     """
@@ -144,9 +145,9 @@ def weights(task: Setup, study: Study) -> Weights:
                 return fmean(text.guidance_kl or 0.0 for text in texts)
             return max(fmean(text.total_kl or 0.0 for text in texts) - spent, 1e-3)
 
-        *reached, last = weights_at(kl_of, KLS)
-        # Past the last aim by a quarter of the weight, so that it is reached on other prompts too.
-        reached += [last * times for times in (1.25, *(BEYOND if entry.beyond else ()))]
+        reached = weights_at(kl_of, AIMS)
+        if entry.beyond:
+            reached += [reached[-1] * times for times in BEYOND]
         if entry.kl == "total":  # From another support than plain's: KL leaps, and 2 nats lie below the first weight.
             reached.insert(0, reached[0] / 2)
         found[entry.name] = {"reward_weight": [float(f"{weight:.3g}") for weight in dict.fromkeys(reached)]}
@@ -341,7 +342,8 @@ def candidates(task: Setup, study: Study, found: Weights) -> None:
     for k in SIZES_OF_K:
         other = replace(study, tasks=study.tasks[:K_PROMPTS], base=Base(top_k=k))
         for name in ("pargs@prefix", "pargs@trunk"):
-            compare(other, [name], RUNS / task.name / f"k{k}", sweep=found[name], judges=task.judges, resume=True)
+            sweep = {"reward_weight": found[name]["reward_weight"][: len(AIMS)]}
+            compare(other, [name], RUNS / task.name / f"k{k}", sweep=sweep, judges=task.judges, resume=True)
 
 
 # The study
