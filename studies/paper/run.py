@@ -370,9 +370,9 @@ def studied(name: str, data: Path, hours: float) -> None:
         flush=True,
     )
     study = replace(study, tasks=task.prompts[:prompts], seeds=seeds)
+    about_prefixes = kept(folder / "prefixes.json", lambda: prefix_questions(task, study))
     for entry in entries:
         compare(study, [entry.name], folder / "compared", sweep=found[entry.name], judges=task.judges, resume=True)
-    about_prefixes = kept(folder / "prefixes.json", lambda: prefix_questions(task, study))
     if name == "sentiment":
         candidates(task, study, found)
     took = kept(folder / "times.json", lambda: times(task, study, entries, found))
