@@ -178,8 +178,11 @@ def test_best_settings_are_compared_with_args_and_best_of_16(study):
 
 def test_times_are_those_beside_plain_and_passes_those_of_the_comparison(study):
     assert [row[1:4] for row in cells(tables.cost(study))] == [
+        ["p1", "not timed", "1.00"],
         ["t1", "1.04 [1.03, 1.05]", "1.00"],
+        ["a1", "not timed", "1.00"],
         ["b16", "9.00 [8.99, 9.01]", "1.00"],
+        ["policy dpo", "not timed", "1.00"],
     ]
 
 
