@@ -69,16 +69,14 @@ class Entry(NamedTuple):
     """A method with its guide, and how its settings come about.
 
     Attributes:
-        kl: "guidance" or "total": weights are those that reach AIMS nats of it; "none": these settings.
+        kl: "guidance" or "total": weights are those that reach AIMS nats of it, and beyond; "none": these settings.
         settings: swept where nothing is looked for.
-        beyond: larger weights too.
     """
 
     method: str
     guide: str | None
     kl: str = "none"
     settings: Mapping[str, tuple[float, ...]] = MappingProxyType({})
-    beyond: bool = False
 
     @property
     def name(self) -> str:
@@ -87,9 +85,9 @@ class Entry(NamedTuple):
 
 # The most telling ones first: what does not fit into the time is left out from the end.
 ENTRIES = (
-    Entry("pargs", "prefix", "guidance", beyond=True),
+    Entry("pargs", "prefix", "guidance"),
     Entry("args-stochastic", "sequence", "guidance"),
-    Entry("pargs", "trunk", "guidance", beyond=True),
+    Entry("pargs", "trunk", "guidance"),
     Entry("best-of-n:4", "sequence"),
     Entry("best-of-n:16", "sequence"),
     Entry("policy=dpo", None),
@@ -146,8 +144,7 @@ def weights(task: Setup, study: Study) -> Weights:
             return max(fmean(text.total_kl or 0.0 for text in texts) - spent, 1e-3)
 
         reached = weights_at(kl_of, AIMS)
-        if entry.beyond:
-            reached += [reached[-1] * times for times in BEYOND]
+        reached += [reached[-1] * times for times in BEYOND]
         if entry.kl == "total":  # From another support than plain's: KL leaps, and 2 nats lie below the first weight.
             reached.insert(0, reached[0] / 2)
         found[entry.name] = {"reward_weight": [float(f"{weight:.3g}") for weight in dict.fromkeys(reached)]}
