@@ -228,9 +228,7 @@ def by_candidates(root: Path) -> str:
         sizes = {"3": found["top_k"]["3"], "10": found["summary"]["arms"], "40": found["top_k"]["40"]}
         for k, arms in sizes.items():
             rows += [
-                [task, k, arm.rsplit(" ", 1)[0], *of_arm(figures)]
-                for arm, figures in arms.items()
-                if arm == "plain" or (figures["method"] == "pargs" and figures["reward"] in ("prefix", "trunk"))
+                [task, k, arm.rsplit(" ", 1)[0], *of_arm(figures)] for arm, figures in arms.items() if arm in sizes["3"]
             ]
     return markdown(["task", "k", "method", *ARM_HEADER], rows)
 
