@@ -129,6 +129,19 @@ def soft_value(language: Language, text_rewards: Tensor, weight: float) -> Tenso
     return expectation(language, language.logprobs, (weight * text_rewards).exp()).log() / weight
 
 
+def expectile_value(language: Language, text_rewards: Tensor, expectile: float) -> Tensor:
+    """The expectile of R given the prefix: the mean in which R above it weighs tau and R below it 1 - tau."""
+    goes_through = torch.zeros(len(language.prefixes), len(text_rewards), dtype=torch.float64)
+    goes_through[0] = 1.0
+    goes_through.scatter_(0, language.paths.T, 1.0)
+    mass = goes_through * law(language, language.logprobs).exp()
+    found = mean_value(language, text_rewards)
+    for _ in text_rewards:  # Newton's method on a piecewise linear equation: exact once it knows who lies above
+        weights = mass * torch.where(text_rewards < found[:, None], 1 - expectile, expectile)
+        found = weights @ text_rewards / weights.sum(1)
+    return found
+
+
 # ---- laws ----
 
 
