@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from midcourse import LanguageModel
 from midcourse.errors import MidcourseError
 from midcourse.files import write_text
 from midcourse.reward_model import RewardModel
@@ -106,8 +107,8 @@ def openings(data: Path, split: str) -> list[str]:
     return [distinct[i] for i in np.random.default_rng(0).permutation(len(distinct))]
 
 
-def fitting(reward: RewardModel, rows: Sequence[Comparison], max_tokens: int) -> list[Comparison]:
+def fitting(model: RewardModel | LanguageModel, rows: Sequence[Comparison], max_tokens: int) -> list[Comparison]:
     """The comparisons whose prompt leaves at least a third of the tokens to the response."""
     texts = [row.prompt or "x" for row in rows]
-    lengths = [len(ids) for ids in reward.tokenizer(texts)["input_ids"]]
+    lengths = [len(ids) for ids in model.tokenizer(texts)["input_ids"]]
     return [row for row, length in zip(rows, lengths, strict=True) if length <= 2 * max_tokens // 3]

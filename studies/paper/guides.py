@@ -88,7 +88,8 @@ def policies(task: Setup, lm: LanguageModel) -> dict[str, Policy]:
     if not (folder / "midcourse_policy.json").is_file():
         settings = Settings(1, batch_size=8, max_tokens=task.max_tokens, weight_decay=0.0)
         fresh = LanguageModel.load("smollm2")  # training leaves the adapter's layers inside
-        lengths = [sum(len(fresh.tokenizer(text)["input_ids"]) for text in texts(pair)) for pair in task.learn]
-        pairs = task.learn[: sum(total <= DPO_TOKENS for total in accumulate(lengths))]
+        learn = fitting(fresh, task.learn, task.max_tokens)
+        lengths = [sum(len(fresh.tokenizer(text)["input_ids"]) for text in texts(pair)) for pair in learn]
+        pairs = learn[: sum(total <= DPO_TOKENS for total in accumulate(lengths))]
         train_policy(fresh, pairs, folder, settings, beta=DPO_BETA, template=task.template, resume=True)
     return {"dpo": Policy(load_policy(str(folder), lm), of_policy(str(folder), "dpo"))}

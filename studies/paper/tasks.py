@@ -158,7 +158,7 @@ def hh(data: Path) -> Setup:
 
     return Setup(
         name="hh",
-        learn=shuffled(halves[0], 1000),
+        learn=shuffled(halves[0], 2000),
         test=shuffled([human(row) for row in of_split(rows, "test")], 600),
         rollouts=None,
         validation=tasks("validation"),
