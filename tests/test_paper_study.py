@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from midcourse.evaluate.judging import Response
+from midcourse.train.comparisons import Comparison
 from studies.paper import tables
 from studies.paper.plot import plot
 from studies.paper.run import CUTS, ENTRIES, Stem, affordable, correlations
+from studies.paper.tasks import words_judge
 
 
 def estimate(mean: float, half: float = 0.01) -> dict:
@@ -241,3 +244,15 @@ def test_correlations_are_those_of_each_share_by_itself():
     assert same["interval"] == pytest.approx([1, 1])
     assert nothing["interval"][0] < 0 < nothing["interval"][1]
     assert [one["stems"] for one in (same, opposite, nothing)] == [20, 20, 20]
+
+
+def test_a_judge_of_words_knows_what_was_preferred():
+    thanks = [
+        Comparison("Well?", f" Thank you, {name}.", f" Shut up, {name}.") for name in ("Ann", "Bob", "Cem", "Dee")
+    ]
+    wrong_way_round = Comparison("Well?", " Shut up, Eve.", " Thank you, Eve.")
+    judge, accuracy = words_judge("polite", thanks, [*thanks[:3], wrong_way_round])
+    said = [Response("", "", "Well?", text, True) for text in (" Thank you all.", " Hm.", " Shut up.")]
+    polite, neither, rude = judge.rate(said)
+    assert polite > neither == 0 > rude
+    assert (accuracy["accuracy"], accuracy["rows"], judge.name) == (0.75, 4, "polite")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import vstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -143,31 +144,38 @@ def detox(data: Path) -> Setup:
 
 
 def hh(data: Path) -> Setup:
-    """Guides learn from half of the dialogues, a MiniLM from the other half; nothing else judges."""
-    rows = [row for part in HELPFUL + HARMLESS for row in read(data, f"preference/{part}")]
-    halves: tuple[list[Comparison], list[Comparison]] = ([], [])
-    for row in of_split(rows, "train"):
-        halves[half(row["prompt"])].append(human(row))
-    judge, accuracy = minilm_judge("dialogues", shuffled(halves[1], 3000), max_tokens=256)
+    """Guides learn from half of the dialogues; two judges from the other half, one of the helpful, one of the harmless.
+
+    A judge of both knows neither: what makes an answer helpful often makes it harmful.
+    """
+    sets = {"helpful": HELPFUL, "harmless": HARMLESS}
+    rows = {name: [row for part in parts for row in read(data, f"preference/{part}")] for name, parts in sets.items()}
+    of_all = [row for part in rows.values() for row in part]
+
+    def judge(name: str) -> tuple[NumberJudge, dict[str, Any]]:
+        learn = [human(row) for row in of_split(rows[name], "train") if half(row["prompt"]) == 1]
+        return words_judge(name, learn, [human(row) for row in of_split(rows[name], "test")])
+
+    judges = {name: judge(name) for name in sets}
 
     def tasks(split: str) -> list[Task]:
-        found = [human(row) for row in of_split(rows, split)]
+        found = [human(row) for row in of_split(of_all, split)]
         short = [c for c in found if len(str(c.prompt).split()) <= 80]
         first = {str(c.prompt): c for c in reversed(short)}
         return shuffled([Task(c.prompt, c.chosen) for c in first.values()])
 
     return Setup(
         name="hh",
-        learn=shuffled(halves[0], 2000),
-        test=shuffled([human(row) for row in of_split(rows, "test")], 600),
+        learn=shuffled([human(row) for row in of_split(of_all, "train") if half(row["prompt"]) == 0], 2000),
+        test=shuffled([human(row) for row in of_split(of_all, "test")], 600),
         rollouts=None,
         validation=tasks("validation"),
         prompts=tasks("test"),
         template="chat",
         max_tokens=192,
         new_tokens=48,
-        judges=[judge],
-        judge_accuracy={"dialogues": accuracy},
+        judges=[judge for judge, _ in judges.values()],
+        judge_accuracy={name: accuracy for name, (_, accuracy) in judges.items()},
     )
 
 
@@ -177,6 +185,30 @@ def half(prompt: str) -> int:
 
 
 # Judges that are trained
+
+
+def words_judge(
+    name: str, learn: Sequence[Comparison], test: Sequence[Comparison]
+) -> tuple[NumberJudge, dict[str, Any]]:
+    """A Bradley-Terry reward of the response's words, and its accuracy: as different from a transformer as can be."""
+    sides = [[pair.chosen for pair in learn], [pair.rejected for pair in learn]]
+    vectors = TfidfVectorizer(min_df=3, sublinear_tf=True).fit([*sides[0], *sides[1]])
+    chosen, rejected = map(vectors.transform, sides)
+    model = LogisticRegression(C=0.1, max_iter=1000, fit_intercept=False)  # C by other rows than the test's
+    model.fit(vstack([chosen - rejected, rejected - chosen]), np.repeat([True, False], len(learn)))
+
+    def scores(texts: Sequence[str]) -> np.ndarray:
+        return model.decision_function(vectors.transform(texts))
+
+    right = scores([pair.chosen for pair in test]) > scores([pair.rejected for pair in test])
+    mean, interval = mean_interval(right.astype(float))
+    judge = NumberJudge(
+        name,
+        "classifier",
+        of_function("studies.paper.tasks:words_judge"),
+        lambda them: scores([one.text for one in them]).tolist(),
+    )
+    return judge, {"accuracy": mean, "interval": interval, "rows": len(right)}
 
 
 def minilm_judge(name: str, pairs: Sequence[Comparison], max_tokens: int) -> tuple[NumberJudge, dict[str, Any]]:
