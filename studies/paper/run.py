@@ -57,7 +57,6 @@ BATCH = 32  # rows written side by side
 TUNED_ON, TIMED_ON = 32, BATCH  # validation prompts for the weights, and for the pilot, whose batches are full too
 SIZES = ((240, 2), (200, 2), (160, 2), (120, 2), (100, 2), (100, 1))  # prompts and seeds, the largest that fits
 AIMS = (*KLS[:-1], 12.0)  # nats that weights are looked for at: past the last KL, to reach it on other prompts too
-BEYOND = (2.0, 4.0)  # times the last of these weights, to see where over-optimisation begins
 SIZES_OF_K, K_PROMPTS = (3, 40), 40  # candidates besides the base's 10, and prompts of that comparison
 HALF_WIDTH, TEST_PAIRS = 0.05, 600
 TIMED_BATCH, TIMED_ROUNDS = 16, 4
@@ -144,7 +143,7 @@ def weights(task: Setup, study: Study) -> Weights:
             return max(fmean(text.total_kl or 0.0 for text in texts) - spent, 1e-3)
 
         reached = weights_at(kl_of, AIMS)
-        reached += [reached[-1] * times for times in BEYOND]
+        reached += [reached[-1] * times for times in task.beyond]
         if entry.kl == "total":  # From another support than plain's: KL leaps, and 2 nats lie below the first weight.
             reached.insert(0, reached[0] / 2)
         found[entry.name] = {"reward_weight": [float(f"{weight:.3g}") for weight in dict.fromkeys(reached)]}

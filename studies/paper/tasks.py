@@ -33,6 +33,7 @@ from studies.detox import profane_prompts
 from studies.shipped.run import cut, of_split, shuffled
 
 RUNS = Path(__file__).parents[2] / "runs/paper"
+BEYOND = (2.0, 4.0)  # to see where over-optimisation begins
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Setup:
         validation, prompts: what is answered, to tune and to compare.
         max_tokens: of a training row.
         new_tokens: of a response.
+        beyond: weights past those of the KLs that are read off, times the last of them.
         judges: the first is the gold that settings are tuned by.
         judge_accuracy: of the trained judges on held-out rows, with intervals.
     """
@@ -58,6 +60,7 @@ class Setup:
     template: Template
     max_tokens: int
     new_tokens: int
+    beyond: tuple[float, ...]
     judges: list[NumberJudge]
     judge_accuracy: dict[str, Any]
 
@@ -95,6 +98,7 @@ def sentiment(data: Path) -> Setup:
         template="raw",
         max_tokens=96,
         new_tokens=reviews.NEW_TOKENS,
+        beyond=BEYOND,
         judges=[gold_judge("vader"), independent],
         judge_accuracy={"human-labels": accuracy},
     )
@@ -135,6 +139,7 @@ def detox(data: Path) -> Setup:
         template="raw",
         max_tokens=64,
         new_tokens=24,
+        beyond=BEYOND,
         judges=[gold_judge("profanity"), judge],
         judge_accuracy={"spans": accuracy},
     )
@@ -174,6 +179,7 @@ def hh(data: Path) -> Setup:
         template="chat",
         max_tokens=192,
         new_tokens=48,
+        beyond=(),  # a response takes twice as long, and judges this weak would not show where too much begins
         judges=[judge for judge, _ in judges.values()],
         judge_accuracy={name: accuracy for name, (_, accuracy) in judges.items()},
     )
