@@ -304,8 +304,8 @@ def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
     """By arm of a comparison, of each batch."""
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, TIMED_ROUNDS + 1)))
     for row in read_folder(folder).responses:
-        seconds = row.cost.seconds if row.cost else 0.0
-        sums[row.arm][:, row.prompt_id // TIMED_BATCH] += seconds, len(row.tokens)
+        if row.cost:  # the prompts' reference responses have none
+            sums[row.arm][:, row.prompt_id // TIMED_BATCH] += row.cost.seconds, len(row.tokens)
     return {arm: seconds / tokens for arm, (seconds, tokens) in sums.items()}
 
 
