@@ -116,8 +116,7 @@ def human_sentiment(data: Path) -> tuple[Pipeline, dict[str, Any]]:
     )
     classifier.fit([row["text"] for row in learn], [row["label"] == "positive" for row in learn])
     right = classifier.predict([row["text"] for row in test]) == np.array([row["label"] == "positive" for row in test])
-    mean, interval = mean_interval(right.astype(float))
-    return classifier, {"accuracy": mean, "interval": interval, "rows": len(right)}
+    return classifier, share(right)
 
 
 # Detoxification: continuations of prompts that lead to swearing
@@ -151,7 +150,7 @@ def detox(data: Path) -> Setup:
 def hh(data: Path) -> Setup:
     """Guides learn from half of the dialogues; two judges from the other half, one of the helpful, one of the harmless.
 
-    A judge of both knows neither: what makes an answer helpful often makes it harmful.
+    Two, since what makes an answer helpful often makes it harmful: studies/rewards has what splitting them brings.
     """
     sets = {"helpful": HELPFUL, "harmless": HARMLESS}
     rows = {name: [row for part in parts for row in read(data, f"preference/{part}")] for name, parts in sets.items()}
@@ -207,14 +206,19 @@ def words_judge(
         return model.decision_function(vectors.transform(texts))
 
     right = scores([pair.chosen for pair in test]) > scores([pair.rejected for pair in test])
-    mean, interval = mean_interval(right.astype(float))
     judge = NumberJudge(
         name,
         "classifier",
         of_function("studies.paper.tasks:words_judge"),
         lambda them: scores([one.text for one in them]).tolist(),
     )
-    return judge, {"accuracy": mean, "interval": interval, "rows": len(right)}
+    return judge, share(right)
+
+
+def share(right: np.ndarray) -> dict[str, Any]:
+    """How many of the rows a judge got right, with the 95% interval."""
+    mean, interval = mean_interval(right.astype(float))
+    return {"accuracy": mean, "interval": interval, "rows": len(right)}
 
 
 def minilm_judge(name: str, pairs: Sequence[Comparison], max_tokens: int) -> tuple[NumberJudge, dict[str, Any]]:
