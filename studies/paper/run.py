@@ -60,6 +60,7 @@ AIMS = (*KLS[:-1], 12.0)  # nats that weights are looked for at: past the last K
 SIZES_OF_K, K_PROMPTS = (3, 40), 40  # candidates besides the base's 10, and prompts of that comparison
 HALF_WIDTH, TEST_PAIRS = 0.05, 600
 TIMED_BATCH, TIMED_ROUNDS = 16, 4
+TRUNK_ROUNDS = 24  # of the trunk, whose claim is about five per cent
 
 Weights = dict[str, dict[str, list[float]]]
 
@@ -285,14 +286,15 @@ def times(task: Setup, study: Study, entries: Sequence[Entry], found: Weights) -
 
     Each method, at its weakest setting, takes turns with plain: a machine that slows down is neither's gain.
     """
-    prompts = task.validation[:TIMED_BATCH] * (TIMED_ROUNDS + 1)
-    small = replace(study, tasks=prompts, batch_size=TIMED_BATCH)
     found_times = {}
     for entry in entries:
+        rounds = TRUNK_ROUNDS if entry.name == "pargs@trunk" else TIMED_ROUNDS
+        prompts = task.validation[:TIMED_BATCH] * (1 + rounds)
+        small = replace(study, tasks=prompts, batch_size=TIMED_BATCH)
         weakest = {name: values[:1] for name, values in found[entry.name].items()}
         with TemporaryDirectory() as folder:
             compare(small, [entry.name], folder, sweep=weakest)
-            taken = seconds_per_token(Path(folder))
+            taken = seconds_per_token(Path(folder), 1 + rounds)
         plain = taken.pop(PLAIN)
         for arm, seconds in taken.items():
             mean, interval = mean_interval((seconds / plain)[1:])  # the first round warms up
@@ -300,9 +302,9 @@ def times(task: Setup, study: Study, entries: Sequence[Entry], found: Weights) -
     return found_times
 
 
-def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
+def seconds_per_token(folder: Path, batches: int) -> dict[str, np.ndarray]:
     """By arm of a comparison, of each batch."""
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, TIMED_ROUNDS + 1)))
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, batches)))
     for row in read_folder(folder).responses:
         if row.cost:  # the prompts' reference responses have none
             sums[row.arm][:, row.prompt_id // TIMED_BATCH] += row.cost.seconds, len(row.tokens)

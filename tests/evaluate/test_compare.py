@@ -199,6 +199,11 @@ def test_costs_of_a_batch_are_shared_and_nothing_is_lost(lm_folder, rewards, tmp
             assert row["cost"]["lm_passes"] >= 4 + len(row["tokens"]) - 1
 
 
+def test_a_row_names_its_batch_by_the_first_prompt(lm_folder, tmp_path):
+    compare(study_of(lm_folder, tasks=[Task("ab")] * 5, batch_size=2), ["plain"], tmp_path, sweep={})
+    assert {row["prompt_id"]: row["cost"]["batch"] for row in read_rows(tmp_path)} == {0: 0, 1: 0, 2: 2, 3: 2, 4: 4}
+
+
 def test_parameters_count_what_positions_are_multiplied_by(lm_folder, rewards, tmp_path):
     study = study_of(lm_folder, {"kind": rewards["kind"], "trunk": rewards["trunk"]})
     record = compare(study, ["pargs"], tmp_path, sweep={})

@@ -112,6 +112,27 @@ def test_costs_are_per_token_and_relative_to_plain(tmp_path):
     assert found["arms"]["plain"]["figures"]["first_token_seconds"] is None
 
 
+def test_intervals_of_a_cost_are_over_batches_for_their_responses_share_it(tmp_path):
+    def cost(seconds, batch):
+        return {"lm_passes": 2, "reward_passes": 0, "candidates": 0, "seconds": seconds, "batch": batch}
+
+    def summary(folder, batch_size):
+        rows = []
+        for prompt in range(16):
+            batch = prompt - prompt % batch_size
+            rows.append(row("plain", prompt, text="a b", cost=cost(0.2, batch)))
+            rows.append(row("pargs w=1", prompt, text="a b", cost=cost(0.4 if batch < 8 else 0.6, batch)))
+        (tmp_path / folder).mkdir()
+        return of(tmp_path / folder, rows)["arms"]["pargs w=1"]["figures"]
+
+    of_four, of_one = summary("four", 4), summary("one", 16)
+    assert of_four["relative_time"]["mean"] == pytest.approx(2.5)
+    assert of_four["relative_time"]["interval"] == pytest.approx((2, 3))  # two of four batches took 2, two took 3
+    assert of_four["lm_passes"] == {"mean": 1, "interval": (1, 1), "difference": of_four["lm_passes"]["difference"]}
+    assert of_one["relative_time"] == {"mean": pytest.approx(2), "interval": None}
+    assert of_one["tokens_per_second"]["interval"] is None and of_one["candidates"]["interval"] == (0, 0)
+
+
 def test_wins_count_every_pair_of_seeds_and_ties_half(tmp_path):
     rows = [row(arm, 0, seed) for arm in ("plain", "pargs w=1") for seed in (0, 1)]
     judged = [score(r, "gold", v) for r, v in zip(rows, (1.0, 2.0, 1.0, 3.0), strict=True)]

@@ -28,7 +28,7 @@ from midcourse.decode.loop import agreed_template, encode, stream
 from midcourse.decode.methods import BestOfN, Method
 from midcourse.decode.steps import Generation
 from midcourse.evaluate.arms import PLAIN, POLICY, Arm, Base, CompareError, LeftOut, Number, plan
-from midcourse.evaluate.cost import Cost, Meter, models_of, parameters, reward_parameters
+from midcourse.evaluate.cost import Meter, models_of, parameters, reward_parameters
 from midcourse.evaluate.independence import Origin, unknown, why_dependent
 from midcourse.evaluate.judging import AnyJudge, NumberJudge, Response, judge_all
 from midcourse.evaluate.policy import with_kl
@@ -266,7 +266,7 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
             for ids in _batches(study):
                 for arm in arms:
                     left = [i for i in ids if key_of(arm.name, i, seed) not in rows]
-                    for row in _respond(study, arm, left, seed):
+                    for row in _respond(study, arm, left, seed, ids.start):
                         if row["key"] in rows:
                             continue
                         append_row(file, row)
@@ -286,8 +286,12 @@ def _batches(study: Study) -> Iterator[range]:
     )
 
 
-def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int) -> Iterator[dict[str, Any]]:
-    """The rows of some prompts, as they are finished. What is the same for every seed is written for all at once."""
+def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) -> Iterator[dict[str, Any]]:
+    """The rows of some prompts, as they are finished. What is the same for every seed is written for all at once.
+
+    Args:
+        batch: the first prompt of the batch that they are of.
+    """
     lm = study.policies[arm.given or ""].lm if arm.method == POLICY else study.lm
     reward = study.guides[arm.reward].reward if arm.reward else None
     count = arm.prompts_at_a_time(study.batch_size)
@@ -311,10 +315,12 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int) -> Iterator[
                     assert isinstance(arm.chosen, Method)
                     generation = with_kl(lm, study.lm, generation, arm.chosen, study.rendering)
                 for one in range(study.seeds) if arm.greedy else [seed]:
-                    yield _row(study, arm, part[place], one, generation, cost)
+                    yield _row(study, arm, part[place], one, generation, cost.stored() | {"batch": batch})
 
 
-def _row(study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Cost) -> dict[str, Any]:
+def _row(
+    study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Mapping[str, float]
+) -> dict[str, Any]:
     """A response as its row of results.jsonl."""
     bound = found.guidance_kl if isinstance(arm.chosen, BestOfN) and arm.base else None
     own = arm.base and not isinstance(arm.chosen, BestOfN)  # its guidance KL is against the study's base
@@ -342,7 +348,7 @@ def _row(study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, c
         "kl_bound": bound,
         "greedy": arm.greedy,
         "tokens": tokens,
-        "cost": cost.stored(),
+        "cost": cost,
     }
 
 

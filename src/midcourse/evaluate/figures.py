@@ -148,6 +148,10 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
     def emitted(row: Response) -> float | None:
         return float(len(row.tokens)) or None
 
+    def shared(numerator: Callable[[Response], float | None], denominator: Callable[[Response], float | None]) -> Ratio:
+        """Of costs, which the responses of a batch share: what varies, then, is the batch."""
+        return rows.pooled(arm, numerator, denominator, unit=lambda row: row.cost.batch if row.cost else row.prompt_id)
+
     return {
         "guidance_kl": rows.mean(arm, guidance_kl),
         "total_kl": rows.mean(arm, total_kl),
@@ -162,12 +166,12 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
         "distinct_3": rows.mean_of_texts(arm, lambda texts: distinct(texts, 3)),
         "rouge_l": rows.mean_of_texts(arm, rouge_l_between),
         "self_bleu": rows.mean_of_texts(arm, self_bleu),
-        "lm_passes": rows.pooled(arm, cost("lm_passes"), emitted),
-        "reward_passes": rows.pooled(arm, cost("reward_passes"), emitted),
+        "lm_passes": shared(cost("lm_passes"), emitted),
+        "reward_passes": shared(cost("reward_passes"), emitted),
         "candidates": rows.pooled(arm, cost("candidates"), emitted),
-        "gigaflops": rows.pooled(arm, gigaflops, emitted),
-        "tokens_per_second": rows.pooled(arm, emitted, cost("seconds")),
-        "first_token_seconds": rows.mean(arm, cost("first_token_seconds")),
+        "gigaflops": shared(gigaflops, emitted),
+        "tokens_per_second": shared(emitted, cost("seconds")),
+        "first_token_seconds": shared(cost("first_token_seconds"), lambda row: 1.0),
     }
 
 

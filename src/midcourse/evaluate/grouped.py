@@ -69,13 +69,19 @@ class GroupedRows:
         numerator: Callable[[Response], float | None],
         denominator: Callable[[Response], float | None],
         then: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio,
+        *,
+        unit: Callable[[Response], int] = lambda row: row.prompt_id,
     ) -> Ratio:
-        """The sum of one figure over that of another, of the responses that have both."""
+        """The sum of one figure over that of another, of the responses that have both.
+
+        Args:
+            unit: the prompt that a response counts as in the bootstrap, such as its batch's first.
+        """
         sums = np.zeros((2, len(self.prompts)))
         for row in self.by_arm[arm]:
             above, below = numerator(row), denominator(row)
             if is_finite(above) and is_finite(below):
-                sums[:, self._position[row.prompt_id]] += above, below
+                sums[:, self._position.get(unit(row), 0)] += above, below
         return Ratio(sums[0], sums[1], then)
 
     def score(self, arm: str, judge: str) -> Ratio:

@@ -47,6 +47,7 @@ class Cost:
         candidates: candidate tokens or responses that the reward judged.
         seconds: of the response.
         first_token_seconds: until its first token.
+        batch: the first prompt of the batch that it was written in, whose responses share its passes and seconds.
     """
 
     lm_passes: float
@@ -54,6 +55,7 @@ class Cost:
     candidates: float
     seconds: float
     first_token_seconds: float | None = None
+    batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,8 @@ def cost_table(summary: Found) -> Table:
     """What every arm costs."""
     note = (
         "Passes are token positions computed per emitted token. FLOPs are estimated: two per parameter and position, "
-        "attention's own left out."
+        "attention's own left out. The responses of a batch share its passes and its time: intervals of those are over "
+        "batches, and of a single batch there are none."
     )
     return _figures_table(summary, "Cost", note, COST_FIGURES)
 
