@@ -60,7 +60,7 @@ AIMS = (*KLS[:-1], 12.0)  # nats that weights are looked for at: past the last K
 SIZES_OF_K, K_PROMPTS = (3, 40), 40  # candidates besides the base's 10, and prompts of that comparison
 HALF_WIDTH, TEST_PAIRS = 0.05, 600
 TIMED_BATCH, TIMED_ROUNDS = 16, 4
-TRUNK_ROUNDS = 24  # of the trunk, whose claim is about five per cent
+CLOSE, CLOSE_ROUNDS = ("pargs@trunk", "policy=dpo"), 24  # those that take next to as long as plain, and their rounds
 
 Weights = dict[str, dict[str, list[float]]]
 
@@ -288,7 +288,7 @@ def times(task: Setup, study: Study, entries: Sequence[Entry], found: Weights) -
     """
     found_times = {}
     for entry in entries:
-        rounds = TRUNK_ROUNDS if entry.name == "pargs@trunk" else TIMED_ROUNDS
+        rounds = CLOSE_ROUNDS if entry.name in CLOSE else TIMED_ROUNDS
         prompts = task.validation[:TIMED_BATCH] * (1 + rounds)
         small = replace(study, tasks=prompts, batch_size=TIMED_BATCH)
         weakest = {name: values[:1] for name, values in found[entry.name].items()}
