@@ -60,7 +60,7 @@ AIMS = (*KLS[:-1], 12.0)  # nats that weights are looked for at: past the last K
 SIZES_OF_K, K_PROMPTS = (3, 40), 40  # candidates besides the base's 10, and prompts of that comparison
 HALF_WIDTH, TEST_PAIRS = 0.05, 600
 TIMED_BATCH, TIMED_ROUNDS = 16, 4
-CLOSE, CLOSE_ROUNDS = ("pargs@trunk", "policy=dpo"), 24  # those that take next to as long as plain, and their rounds
+CLOSE, CLOSE_ROUNDS = ("pargs@trunk", "policy=dpo"), 24  # those whose times are close to plain's, and their rounds
 
 Weights = dict[str, dict[str, list[float]]]
 
