@@ -63,6 +63,7 @@ def write_comparison_page(path: Path, comparison: Comparison, summary: Found) ->
         title="midcourse compare",
         summary=summary,
         count=tables.count,
+        seeds_each=tables.seeds_each,
         judges=[_judge_content(summary, judge) for judge in summary["judges"]],
         arm_tables=[
             *(tables.judge_table(summary, judge) for judge in summary["judges"]),

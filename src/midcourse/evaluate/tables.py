@@ -260,8 +260,8 @@ def markdown(summary: Found) -> str:
     notes = "".join(f"- {escaped(note)}\n" for note in summary["notes"])
     return "\n".join(
         [
-            f"{count(summary['prompts'], 'prompt')}, up to {count(summary['seeds'], 'seed')} each; 95% intervals by "
-            "the bootstrap over prompts in brackets. Paired differences of every two methods at equal KL are in "
+            f"{count(summary['prompts'], 'prompt')}, {seeds_each(summary['seeds'])}; 95% intervals by the "
+            "bootstrap over prompts in brackets. Paired differences of every two methods at equal KL are in "
             "report.html and summary.json.\n",
             *([notes] if notes else []),
             *map(_markdown_table, tables),
@@ -272,6 +272,11 @@ def markdown(summary: Found) -> str:
 def count(number: int, what: str) -> str:
     """ "1 prompt", "2 prompts"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def seeds_each(seeds: int) -> str:
+    """ "one seed each", "up to 2 seeds each": reference responses have one."""
+    return "one seed each" if seeds == 1 else f"up to {seeds} seeds each"
 
 
 def _markdown_table(table: Table) -> str:
