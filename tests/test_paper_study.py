@@ -10,8 +10,9 @@ from midcourse.evaluate.judging import Response
 from midcourse.train.comparisons import Comparison
 from studies.paper import tables
 from studies.paper.plot import plot
-from studies.paper.run import CUTS, ENTRIES, Stem, affordable, correlations
+from studies.paper.run import CUTS, ENTRIES, TIMED_BATCH, Stem, affordable, correlations, seconds_per_token
 from studies.paper.tasks import words_judge
+from tests.evaluate.comparison import row, write
 
 
 def estimate(mean: float, half: float = 0.01) -> dict:
@@ -233,6 +234,17 @@ def test_the_test_is_the_largest_that_fits_and_the_last_methods_go_first():
     assert affordable(seconds, 100.0 * count) == (list(ENTRIES), 100, 1)
     assert affordable(seconds, 100.0 * count - 1) == (list(ENTRIES[:-1]), 100, 1)
     assert affordable(seconds, 99.0) == ([], 100, 1)
+
+
+def test_a_time_is_of_a_batch_and_its_tokens_and_reference_responses_have_none(tmp_path):
+    def cost(seconds):
+        return {"lm_passes": 1, "reward_passes": 0, "candidates": 0, "seconds": seconds}
+
+    rows = [row("plain", i, text="a b", cost=cost(1.0 if i < TIMED_BATCH else 3.0)) for i in range(2 * TIMED_BATCH)]
+    rows += [row("policy dpo", i, text="a b c d", cost=cost(2.0)) for i in range(2 * TIMED_BATCH)]
+    rows += [row("reference", 0, tokens=[], cost=None)]
+    found = seconds_per_token(write(tmp_path, rows), 2)
+    assert {arm: list(seconds) for arm, seconds in found.items()} == {"plain": [0.5, 1.5], "policy dpo": [0.5, 0.5]}
 
 
 def test_correlations_are_those_of_each_share_by_itself():
