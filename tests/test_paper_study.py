@@ -141,6 +141,10 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_what_was_done(study):
+    path = study / "results/sentiment.json"
+    found = json.loads(path.read_text())
+    found["summary"]["arms"]["reference"] = {"method": "reference", "responses": 100}  # nobody wrote these here
+    path.write_text(json.dumps(found))
     assert cells(tables.done(study)) == [["sentiment", "100 x 2", "90", "0.03", "32", "gold", "none"]]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from midcourse.evaluate.rows import REFERENCE_RESPONSES
 from studies.tables import Table, TablesError, load_each, main, markdown, number, with_interval
 
 HERE = Path(__file__).parent
@@ -91,7 +92,7 @@ def done(root: Path) -> str:
                 f"{summary['prompts']} x {summary['seeds']}",
                 str(pilot["prompts_for_half_width"]),
                 number(half_width(summary)),
-                str(sum(arm["responses"] for arm in summary["arms"].values())),
+                str(sum(arm["responses"] for arm in summary["arms"].values() if arm["method"] != REFERENCE_RESPONSES)),
                 "; ".join(judges),
                 ", ".join(found["left_out"]) or "none",
             ]
