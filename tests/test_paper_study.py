@@ -10,7 +10,7 @@ from midcourse.evaluate.judging import Response
 from midcourse.train.comparisons import Comparison
 from studies.paper import tables
 from studies.paper.plot import plot
-from studies.paper.run import CUTS, ENTRIES, TIMED_BATCH, Stem, affordable, correlations, seconds_per_token
+from studies.paper.run import CUTS, ENTRIES, Stem, affordable, correlations, seconds_per_token
 from studies.paper.tasks import words_judge
 from tests.evaluate.comparison import row, write
 
@@ -241,13 +241,14 @@ def test_the_test_is_the_largest_that_fits_and_the_last_methods_go_first():
 
 
 def test_a_time_is_of_a_batch_and_its_tokens_and_reference_responses_have_none(tmp_path):
-    def cost(seconds):
-        return {"lm_passes": 1, "reward_passes": 0, "candidates": 0, "seconds": seconds}
+    def cost(seconds, batch):
+        return {"lm_passes": 1, "reward_passes": 0, "candidates": 0, "seconds": seconds, "batch": batch}
 
-    rows = [row("plain", i, text="a b", cost=cost(1.0 if i < TIMED_BATCH else 3.0)) for i in range(2 * TIMED_BATCH)]
-    rows += [row("policy dpo", i, text="a b c d", cost=cost(2.0)) for i in range(2 * TIMED_BATCH)]
+    batches = [(i, i - i % 3) for i in range(6)]
+    rows = [row("plain", i, text="a b", cost=cost(3.0 if batch else 1.0, batch)) for i, batch in batches]
+    rows += [row("policy dpo", i, text="a b c d", cost=cost(2.0, batch)) for i, batch in batches]
     rows += [row("reference", 0, tokens=[], cost=None)]
-    found = seconds_per_token(write(tmp_path, rows), 2)
+    found = seconds_per_token(write(tmp_path, rows))
     assert {arm: list(seconds) for arm, seconds in found.items()} == {"plain": [0.5, 1.5], "policy dpo": [0.5, 0.5]}
 
 

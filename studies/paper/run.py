@@ -294,7 +294,7 @@ def times(task: Setup, study: Study, entries: Sequence[Entry], found: Weights) -
         weakest = {name: values[:1] for name, values in found[entry.name].items()}
         with TemporaryDirectory() as folder:
             compare(small, [entry.name], folder, sweep=weakest)
-            taken = seconds_per_token(Path(folder), 1 + rounds)
+            taken = seconds_per_token(Path(folder))
         plain = taken.pop(PLAIN)
         for arm, seconds in taken.items():
             mean, interval = mean_interval((seconds / plain)[1:])  # the first round warms up
@@ -302,13 +302,13 @@ def times(task: Setup, study: Study, entries: Sequence[Entry], found: Weights) -
     return found_times
 
 
-def seconds_per_token(folder: Path, batches: int) -> dict[str, np.ndarray]:
+def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
     """By arm of a comparison, of each batch."""
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, batches)))
+    sums: dict[str, dict[int, np.ndarray]] = defaultdict(lambda: defaultdict(lambda: np.zeros(2)))
     for row in read_folder(folder).responses:
         if row.cost:  # the prompts' reference responses have none
-            sums[row.arm][:, row.prompt_id // TIMED_BATCH] += row.cost.seconds, len(row.tokens)
-    return {arm: seconds / tokens for arm, (seconds, tokens) in sums.items()}
+            sums[row.arm][row.cost.batch] += row.cost.seconds, len(row.tokens)
+    return {arm: np.array([seconds / tokens for seconds, tokens in of.values()]) for arm, of in sums.items()}
 
 
 def tuned(task: Setup, comparison: Comparison, summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from midcourse.evaluate.independence import Origin, unknown, why_dependent
 from midcourse.evaluate.judging import AnyJudge, NumberJudge, Response, judge_all
 from midcourse.evaluate.policy import with_kl
 from midcourse.evaluate.results import provenance
+from midcourse.evaluate.rows import ASKED, REFERENCE_RESPONSES, RESULTS
 from midcourse.files import LOCK, InUse, sole_use, write_text
 from midcourse.jsonl import ForeignRow, append_row, written_rows
 from midcourse.language_model import LanguageModel
@@ -40,8 +41,7 @@ from midcourse.progress import progress
 from midcourse.prompt import Prompt, Template
 from midcourse.reward import Reward
 
-ASKED, RESULTS, VALIDATION = "compare.json", "results.jsonl", "validation"
-REFERENCE = "reference"  # the arm of the responses that came with the prompts
+VALIDATION = "validation"
 _SEED_STEP = 1_000_000  # between the seeds of one prompt; prompts are counted within it
 
 
@@ -242,7 +242,7 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
     Args:
         known: the arms that the file may hold.
     """
-    known = {*known, REFERENCE}
+    known = {*known, REFERENCE_RESPONSES}
 
     def mine(row: dict[str, Any]) -> str:
         if row["arm"] not in known:
@@ -357,9 +357,9 @@ def _references(study: Study) -> Iterator[dict[str, Any]]:
     for i, task in enumerate(study.tasks):
         if task.reference is not None:
             yield {
-                "key": key_of(REFERENCE, i, 0),
-                "arm": REFERENCE,
-                "method": REFERENCE,
+                "key": key_of(REFERENCE_RESPONSES, i, 0),
+                "arm": REFERENCE_RESPONSES,
+                "method": REFERENCE_RESPONSES,
                 "reward": None,
                 "setting": {},
                 "prompt_id": i,
@@ -394,7 +394,7 @@ def judge_rows(
     for key, row in rows.items():
         others = {
             PLAIN: responses.get(key_of(PLAIN, row["prompt_id"], row["seed"])),
-            REFERENCE: responses.get(key_of(REFERENCE, row["prompt_id"], 0)),
+            REFERENCE_RESPONSES: responses.get(key_of(REFERENCE_RESPONSES, row["prompt_id"], 0)),
         }
         rivals[key] = [one for arm, one in others.items() if one is not None and arm != row["arm"]]
     return judge_all(judges, list(responses.values()), rivals, folder, resume=True, concurrency=concurrency)

@@ -75,7 +75,8 @@ class GroupedRows:
         """The sum of one figure over that of another, of the responses that have both.
 
         Args:
-            unit: the prompt that a response counts as in the bootstrap, such as its batch's first.
+            unit: the prompt that a response counts as in the bootstrap, such as its batch's first; one without any
+                response is taken as the first of all.
         """
         sums = np.zeros((2, len(self.prompts)))
         for row in self.by_arm[arm]:
