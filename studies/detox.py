@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from midcourse import LanguageModel
-from midcourse.evaluate.gold import load_gold
-from midcourse.intervals import mean_interval
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.rewards.gold import load_gold
 from studies.data import read
 from studies.steering import write
 

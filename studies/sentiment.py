@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 
 from midcourse import LanguageModel
-from midcourse.evaluate.gold import load_gold
-from midcourse.sample import sample
-from midcourse.train.comparisons import Comparison
-from midcourse.train.rollouts import Rollout
+from midcourse.data.comparisons import Comparison
+from midcourse.data.rollouts import Rollout
+from midcourse.data.sample import sample
+from midcourse.rewards.gold import load_gold
 from studies.data import openings as of_split
 
 RUNS = Path(__file__).parents[1] / "runs/sentiment"

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from midcourse import LanguageModel, stream
+from midcourse.compare.report.matched import Guided, at_kl, weights_at
 from midcourse.decode.steps import Generation
-from midcourse.evaluate.matched import Guided, at_kl, weights_at
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
+from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
-from midcourse.prompt import Prompt
-from midcourse.reward import Reward
+from midcourse.rewards.contract import Reward
 
 Gold = Callable[[str], float]
 KLS = (2.0, 5.0, 10.0)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from midcourse.compare.independence import of_reward, why_dependent
 from midcourse.decode.loop import generate
-from midcourse.evaluate.independence import of_reward, why_dependent
-from midcourse.language_model import LanguageModel
-from midcourse.loading import load_reward, place_of, shipped
-from midcourse.reward_model import RewardModel, read_info
-from midcourse.trunk_reward import TrunkReward
+from midcourse.lm.language_model import LanguageModel
+from midcourse.rewards.named import load_reward, place_of, shipped
+from midcourse.rewards.scalar import RewardModel, read_info
+from midcourse.rewards.trunk import TrunkReward
 
 NAMES = ("civil", "readable", "sentiment")
 MOST_BYTES = 4 << 20

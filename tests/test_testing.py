@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from midcourse.decode.loop import generate
-from midcourse.prompt import Prefix
-from midcourse.reward import Reward, RewardRows
-from midcourse.reward_model import RewardModel
+from midcourse.lm.prompt import Prefix
+from midcourse.rewards.contract import Reward, RewardRows
+from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     ARCHITECTURES,
     KnownReward,

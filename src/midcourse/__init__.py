@@ -7,12 +7,12 @@ if TYPE_CHECKING:
     from midcourse.decode.loop import generate, stream
     from midcourse.decode.steps import Generation, Step
     from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
-    from midcourse.language_model import LanguageModel
-    from midcourse.loading import load_reward
-    from midcourse.reward import Score
-    from midcourse.reward_model import RewardModel
-    from midcourse.text_reward import ClassifierReward, FunctionReward, TextReward
-    from midcourse.vocabulary_reward import VocabularyReward
+    from midcourse.lm.language_model import LanguageModel
+    from midcourse.rewards.contract import Score
+    from midcourse.rewards.named import load_reward
+    from midcourse.rewards.scalar import RewardModel
+    from midcourse.rewards.text import ClassifierReward, FunctionReward, TextReward
+    from midcourse.rewards.vocabulary import VocabularyReward
 
 __all__ = [
     "ClassifierReward",
@@ -37,12 +37,12 @@ _HOMES = {
     "midcourse.decode.loop": ("generate", "stream"),
     "midcourse.decode.steps": ("Generation", "Step"),
     "midcourse.integrations.transformers": ("Guide", "GuidedLogitsProcessor", "guided"),
-    "midcourse.language_model": ("LanguageModel",),
-    "midcourse.loading": ("load_reward",),
-    "midcourse.reward": ("Score",),
-    "midcourse.reward_model": ("RewardModel",),
-    "midcourse.text_reward": ("ClassifierReward", "FunctionReward", "TextReward"),
-    "midcourse.vocabulary_reward": ("VocabularyReward",),
+    "midcourse.lm.language_model": ("LanguageModel",),
+    "midcourse.rewards.named": ("load_reward",),
+    "midcourse.rewards.contract": ("Score",),
+    "midcourse.rewards.scalar": ("RewardModel",),
+    "midcourse.rewards.text": ("ClassifierReward", "FunctionReward", "TextReward"),
+    "midcourse.rewards.vocabulary": ("VocabularyReward",),
 }
 
 

@@ -18,11 +18,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from midcourse.data.comparisons import Comparison, read_comparisons
+from midcourse.data.labels import bayes_accuracy, draw_labels
 from midcourse.decode.loop import stream
 from midcourse.decode.steps import Generation
-from midcourse.evaluate.gold import Gold, load_gold
+from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
-from midcourse.evaluate.report import (
+from midcourse.evaluate.provenance import write_results
+from midcourse.lm.language_model import LanguageModel
+from midcourse.progress import progress
+from midcourse.rewards.gold import Gold, load_gold
+from midcourse.rewards.scalar import RewardModel
+from midcourse.show.page import (
     DemoPair,
     by_position,
     prompt_text,
@@ -31,14 +38,7 @@ from midcourse.evaluate.report import (
     tokens_of,
     write_demo_report,
 )
-from midcourse.evaluate.results import write_results
-from midcourse.intervals import mean_interval
-from midcourse.language_model import LanguageModel
-from midcourse.progress import progress
-from midcourse.reward_model import RewardModel
 from midcourse.train.card import accuracy_table
-from midcourse.train.comparisons import Comparison, read_comparisons
-from midcourse.train.labels import bayes_accuracy, draw_labels
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 

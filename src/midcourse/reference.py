@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from midcourse.decode.methods import Method
-from midcourse.language_model import LanguageModel
-from midcourse.prompt import Prompt, prompt_ids
-from midcourse.reward_model import RewardModel
-from midcourse.vocabulary_reward import VocabularyReward
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import Prompt, prompt_ids
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.vocabulary import VocabularyReward
 
 ModelReward: TypeAlias = RewardModel | VocabularyReward
 

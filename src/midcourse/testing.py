@@ -34,14 +34,14 @@ from transformers import (
 from midcourse.decode.loop import generate
 from midcourse.decode.methods import Method
 from midcourse.decode.steps import Generation
-from midcourse.language_model import LanguageModel, LanguageModelRows, chat_fingerprint, tokenizer_fingerprint
-from midcourse.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
+from midcourse.lm.language_model import LanguageModel, LanguageModelRows, chat_fingerprint, tokenizer_fingerprint
+from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
-from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, Score, StateReader
-from midcourse.reward_model import RewardInfo, RewardModel, Tuning, with_adapter
-from midcourse.trunk_reward import TrunkReward
-from midcourse.vocabulary_model import TrainedVocabularyReward
-from midcourse.vocabulary_reward import VocabularyReward
+from midcourse.rewards.contract import ReadsStates, Reward, RewardError, RewardRows, Score, StateReader
+from midcourse.rewards.scalar import RewardInfo, RewardModel, Tuning, with_adapter
+from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
+from midcourse.rewards.trunk import TrunkReward
+from midcourse.rewards.vocabulary import VocabularyReward
 
 Architecture: TypeAlias = Literal["llama", "qwen3", "gemma3", "gpt2", "mistral"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)

@@ -15,12 +15,12 @@ from statistics import fmean, pstdev
 from prompts import prompts
 
 from midcourse import LanguageModel
-from midcourse.evaluate.gold import load_gold
-from midcourse.evaluate.results import write_results
+from midcourse.data.comparisons import Comparison
+from midcourse.data.labels import bayes_accuracy, draw_labels
+from midcourse.data.sample import Sampled, sample
+from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_text
-from midcourse.sample import Sampled, sample
-from midcourse.train.comparisons import Comparison
-from midcourse.train.labels import bayes_accuracy, draw_labels
+from midcourse.rewards.gold import load_gold
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parents[1] / "src/midcourse/shipped"

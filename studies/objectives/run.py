@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from midcourse import LanguageModel
-from midcourse.bench import NeverEnding
+from midcourse.bench.decode import NeverEnding
+from midcourse.data.comparisons import Comparison, split_by_prompt
+from midcourse.data.encoded import PairSet, encode
+from midcourse.data.rollouts import Rollout
 from midcourse.decode.steps import Generation
-from midcourse.evaluate.gold import load_gold
-from midcourse.evaluate.results import write_results
-from midcourse.intervals import mean_interval
-from midcourse.loading import head_of, load_reward
+from midcourse.evaluate.accuracy import SHARES, pair_accuracy
+from midcourse.evaluate.calibration import calibration_error, margins
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.provenance import write_results
 from midcourse.progress import progress
-from midcourse.reward import Reward
-from midcourse.reward_model import RewardModel
-from midcourse.train.accuracy import SHARES, pair_accuracy
-from midcourse.train.calibration import calibration_error, margins
-from midcourse.train.comparisons import Comparison, split_by_prompt
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.gold import load_gold
+from midcourse.rewards.named import head_of, load_reward
+from midcourse.rewards.scalar import RewardModel
 from midcourse.train.encoder import make_scorer
 from midcourse.train.objectives import make_objective
-from midcourse.train.prefixes import PairSet, encode
-from midcourse.train.rollouts import Rollout
 from midcourse.train.settings import Settings
 from midcourse.train.training import checked_objective, encode_all, prefix_rewards, train
 from studies import sentiment

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from midcourse.evaluate.accuracy import SHARES
 from midcourse.files import whole_file
-from midcourse.train.accuracy import SHARES
 from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, plan
 from studies.steering import KLS
 from studies.tables import Table, TablesError, load_each, main, markdown, number, read_off, with_interval

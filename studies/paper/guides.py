@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from midcourse import LanguageModel
-from midcourse.evaluate.compare import Guide, Policy
-from midcourse.evaluate.independence import of_policy, of_reward
-from midcourse.evaluate.policy import load_policy
-from midcourse.evaluate.report import prompt_text
+from midcourse.compare.independence import of_policy, of_reward
+from midcourse.compare.run import Guide, Policy
+from midcourse.data.comparisons import Comparison
 from midcourse.integrations.trl import train_policy
-from midcourse.loading import head_of, load_reward, shareable
-from midcourse.train.comparisons import Comparison
+from midcourse.lm.policy import load_policy
+from midcourse.rewards.named import head_of, load_reward, shareable
+from midcourse.show.page import prompt_text
 from midcourse.train.objectives import make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.training import train

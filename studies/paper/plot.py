@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from midcourse.evaluate.charts import charts, colour, draw_chart
+from midcourse.compare.report.charts import charts, colour, draw_chart
 from midcourse.files import whole_file
 from studies.paper.tables import ARGS, BEST_OF, DPO, HERE, PARGS, TRUNK, tasks_and_judges
 

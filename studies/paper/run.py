@@ -4,7 +4,7 @@
 
 Three tasks (sentiment, detox, hh). For each: train judges and guides on disjoint rows, find the weights that reach 2, 5
 and 12 nats on validation prompts, time every method there, cut the test's size by a written rule (`affordable`), write
-every response through midcourse.evaluate.compare, and read off the answers. Tasks may run side by side, one process
+every response through midcourse.compare.run, and read off the answers. Tasks may run side by side, one process
 each. Everything is resumable: what runs/paper/ holds is not done again. Texts stay there; committed are
 results/TASK.json, results/TASK-scores.csv and plots.
 """
@@ -22,24 +22,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from midcourse import LanguageModel
+from midcourse.compare.arms import PLAIN, Base
+from midcourse.compare.judges import Response
+from midcourse.compare.report.grouped import GroupedRows
+from midcourse.compare.report.matched import weights_at
+from midcourse.compare.report.page import write_report
+from midcourse.compare.report.statistics import difference
+from midcourse.compare.rows import Comparison, read_folder
+from midcourse.compare.rows import Response as Row
+from midcourse.compare.run import Study, compare
+from midcourse.data.encoded import encode
 from midcourse.errors import MidcourseError
-from midcourse.evaluate.arms import PLAIN, Base
-from midcourse.evaluate.compare import Study, compare
-from midcourse.evaluate.comparison_report import write_report
-from midcourse.evaluate.grouped import GroupedRows
-from midcourse.evaluate.judging import Response
-from midcourse.evaluate.matched import weights_at
-from midcourse.evaluate.results import write_results
-from midcourse.evaluate.rows import Comparison, read_folder
-from midcourse.evaluate.rows import Response as Row
-from midcourse.evaluate.statistics import difference
+from midcourse.evaluate.accuracy import pair_accuracy
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
-from midcourse.intervals import mean_interval
-from midcourse.language_model import weights_fingerprint
-from midcourse.prompt import Prompt, prompt_ids
-from midcourse.reward_model import read_info
-from midcourse.train.accuracy import pair_accuracy
-from midcourse.train.prefixes import encode
+from midcourse.lm.language_model import weights_fingerprint
+from midcourse.lm.prompt import Prompt, prompt_ids
+from midcourse.rewards.scalar import read_info
 from midcourse.train.scorer import Scorer
 from midcourse.train.training import prefix_rewards
 from studies.data import arguments, command, fitting, kept

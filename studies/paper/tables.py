@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from midcourse.evaluate.rows import REFERENCE_RESPONSES
+from midcourse.compare.rows import REFERENCE_RESPONSES
 from studies.tables import Table, TablesError, load_each, main, markdown, number, with_interval
 
 HERE = Path(__file__).parent
@@ -18,7 +18,7 @@ TASKS = ("sentiment", "detox", "hh")
 
 Found = Mapping[str, Any]
 
-# The curves that the questions are about, as midcourse.evaluate.compare names them.
+# The curves that the questions are about, as midcourse.compare.run names them.
 PARGS, TRUNK, PAPER = "pargs prefix", "pargs trunk", "pargs prefix-paper"
 ARGS, BEST_OF, DPO = "args-stochastic sequence", "best-of-n sequence", "policy dpo"
 SIXTEEN = f"{BEST_OF} n=16"

@@ -16,15 +16,15 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from midcourse.encoder_reward import EncoderReward
-from midcourse.evaluate.compare import Task
-from midcourse.evaluate.independence import of_function
-from midcourse.evaluate.judging import NumberJudge, gold_judge, reward_judge
-from midcourse.intervals import mean_interval
-from midcourse.loading import head_of
-from midcourse.prompt import Template
-from midcourse.train.comparisons import Comparison
-from midcourse.train.rollouts import Rollout
+from midcourse.compare.independence import of_function
+from midcourse.compare.judges import NumberJudge, gold_judge, reward_judge
+from midcourse.compare.run import Task
+from midcourse.data.comparisons import Comparison
+from midcourse.data.rollouts import Rollout
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.lm.prompt import Template
+from midcourse.rewards.encoder import EncoderReward
+from midcourse.rewards.named import head_of
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from studies import sentiment as reviews

@@ -23,14 +23,14 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.linear_model import LogisticRegression
 
 from midcourse import LanguageModel, RewardModel, generate
-from midcourse.evaluate.gold import load_gold
-from midcourse.evaluate.results import write_results
+from midcourse.data.comparisons import Comparison
+from midcourse.data.encoded import PairSet, encode
+from midcourse.data.sample import Sampled, sample
+from midcourse.evaluate.accuracy import SHARES, length_baseline, outcome, pair_accuracy
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.provenance import write_results
 from midcourse.files import whole_file
-from midcourse.intervals import mean_interval
-from midcourse.sample import Sampled, sample
-from midcourse.train.accuracy import SHARES, length_baseline, outcome, pair_accuracy
-from midcourse.train.comparisons import Comparison
-from midcourse.train.prefixes import PairSet, encode
+from midcourse.rewards.gold import load_gold
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train

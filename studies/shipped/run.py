@@ -21,21 +21,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from midcourse.evaluate.gold import load_gold
-from midcourse.evaluate.results import write_results
+from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
+from midcourse.data.encoded import encode
+from midcourse.data.learned import write_learned_rows
+from midcourse.data.sample import Sampled, sample
+from midcourse.evaluate.accuracy import outcome, pair_accuracy
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.provenance import write_results
 from midcourse.files import publish_folder, write_text
-from midcourse.intervals import mean_interval
-from midcourse.language_model import LanguageModel
-from midcourse.prompt import Prompt
-from midcourse.sample import Sampled, sample
-from midcourse.train.accuracy import outcome, pair_accuracy
-from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
-from midcourse.train.learned import write_learned_rows
-from midcourse.train.prefixes import encode
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import Prompt
+from midcourse.rewards.gold import load_gold
+from midcourse.rewards.trunk import TrunkReward
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
-from midcourse.trunk_reward import TrunkReward
 from studies.data import arguments, command, read
 from studies.steering import figures, judged, write
 

@@ -1,17 +1,17 @@
-"""The heads that the study tries: what `midcourse.trunk_reward` ships, and what it does without."""
+"""The heads that the study tries: what `midcourse.rewards.trunk` ships, and what it does without."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm, scaled_dot_product_attention
 
-from midcourse.trunk_reward import normed
+from midcourse.rewards.trunk import normed
 
 HEADS = 4
 
 
 class Head(nn.Module):
-    """f of the next token, the running sum of g over all, or both; see `midcourse.trunk_reward`.
+    """f of the next token, the running sum of g over all, or both; see `midcourse.rewards.trunk`.
 
     Args:
         hidden: width of one layer's states and of the embeddings.

@@ -29,17 +29,17 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 from midcourse import LanguageModel
-from midcourse.evaluate.gold import load_gold
-from midcourse.evaluate.results import write_results
+from midcourse.data.comparisons import Comparison, split_by_prompt
+from midcourse.data.encoded import PairSet, Row, encode, encode_rollouts, pair_rewards
+from midcourse.evaluate.accuracy import pair_accuracy
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.provenance import write_results
 from midcourse.files import whole_file
-from midcourse.intervals import mean_interval
-from midcourse.prefix_cache import pad
+from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.train.accuracy import pair_accuracy
-from midcourse.train.comparisons import Comparison, split_by_prompt
+from midcourse.rewards.gold import load_gold
+from midcourse.rewards.trunk import TrunkReward
 from midcourse.train.objectives import prefix, sequence
-from midcourse.train.prefixes import PairSet, Row, encode, encode_rollouts, pair_rewards
-from midcourse.trunk_reward import TrunkReward
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting, kept
 from studies.steering import steered, write

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from midcourse.train.accuracy import SHARES
+from midcourse.evaluate.accuracy import SHARES
 from studies.steering import KLS
 from studies.tables import Table, load, main, markdown, number, read_off, with_interval
 from studies.trunk.forms import FORMS, NATS, SETS, Fit

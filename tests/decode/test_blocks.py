@@ -16,9 +16,9 @@ from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import BestOfN, Blockwise, Cards, Limits, MethodError
 from midcourse.decode.steps import Generation, Row, Step
 from midcourse.decode.text import TextStream
-from midcourse.language_model import LanguageModel
-from midcourse.prompt import Prefix
-from midcourse.reward_model import RewardModel
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import Prefix
+from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     CONTEXT,
     KnownReward,

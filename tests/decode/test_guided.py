@@ -17,7 +17,7 @@ from midcourse.decode.guidance import add_clamped, add_log_sigmoid, add_reward
 from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import METHODS, Method, MethodError
 from midcourse.decode.steps import Generation
-from midcourse.reward import Reward, RewardError
+from midcourse.rewards.contract import Reward, RewardError
 from midcourse.testing import (
     KnownReward,
     assert_same_generation,

@@ -11,9 +11,9 @@ from midcourse.decode.guidance import add_reward
 from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import Method, MethodError
 from midcourse.decode.steps import Generation, Step
-from midcourse.language_model import LanguageModel
-from midcourse.prompt import PromptError
-from midcourse.reward_model import RewardError, RewardModel
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import PromptError
+from midcourse.rewards.scalar import RewardError, RewardModel
 from midcourse.testing import (
     ARCHITECTURES,
     CONTEXT,

@@ -15,7 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from midcourse.calibration import Calibration
+from midcourse.data.comparisons import Comparison
+from midcourse.data.formats import BadRow, DataError
+from midcourse.evaluate.accuracy import SHARES
+from midcourse.evaluate.calibration import calibration_error
+from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.reward_bench import (
     SECTIONS,
     Benchmark,
@@ -24,12 +28,13 @@ from midcourse.evaluate.reward_bench import (
     reward_bench,
     section_scores,
 )
-from midcourse.implicit_reward import ImplicitReward
-from midcourse.intervals import mean_interval
-from midcourse.language_model import LanguageModel
-from midcourse.loading import load_reward
-from midcourse.response_text import ResponseText
-from midcourse.reward import RewardError
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.response_text import ResponseText
+from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.contract import RewardError
+from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.named import load_reward
+from midcourse.rewards.text import ClassifierReward, FunctionReward, TextReward
 from midcourse.testing import (
     byte_tokenizer,
     randomise,
@@ -39,11 +44,6 @@ from midcourse.testing import (
     tiny_trunk_reward,
     tiny_vocabulary_reward,
 )
-from midcourse.text_reward import ClassifierReward, FunctionReward, TextReward
-from midcourse.train.accuracy import SHARES
-from midcourse.train.calibration import calibration_error
-from midcourse.train.comparisons import Comparison
-from midcourse.train.rows import BadRow, DataError
 from tests.encoders import CONFIGS, word_tokenizer
 
 SUBSETS = [name for weights in SECTIONS.values() for name in weights]

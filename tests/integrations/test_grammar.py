@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from midcourse.decode.loop import generate
-from midcourse.language_model import LanguageModel
+from midcourse.lm.language_model import LanguageModel
 from midcourse.testing import KnownReward, byte_tokenizer, tiny_language_model
 
 pytest.importorskip("llguidance")

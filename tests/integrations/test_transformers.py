@@ -26,11 +26,11 @@ from transformers import (
 from midcourse.decode.loop import generate
 from midcourse.decode.methods import MethodError
 from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
-from midcourse.language_model import LanguageModel
-from midcourse.prefix_cache import UnsupportedModelError
-from midcourse.prompt import PromptError
-from midcourse.reward import RewardError
-from midcourse.reward_model import RewardModel
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prefix_cache import UnsupportedModelError
+from midcourse.lm.prompt import PromptError
+from midcourse.rewards.contract import RewardError
+from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     ARCHITECTURES,
     CONTEXT,

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midcourse.data.encoded import pair_rewards
 from midcourse.decode.candidates import Candidates, short_list
 from midcourse.decode.choice import normalise
 from midcourse.decode.guidance import add_reward
 from midcourse.train.objectives import LabelledRewards, Loss, NextRewards, PairRewards
-from midcourse.train.prefixes import pair_rewards
 
 Prefix = tuple[int, ...]
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from midcourse.embedded import EmbeddedModelError, minilm_folder
-from midcourse.encoder_reward import EncoderReward
+from midcourse.data.comparisons import Comparison, read_comparisons
+from midcourse.data.encoded import PairSet, encode
+from midcourse.evaluate.accuracy import SHARES
 from midcourse.files import publish_folder
-from midcourse.language_model import LanguageModel
-from midcourse.loading import load_reward
-from midcourse.reward import RewardError
-from midcourse.text_reward import ClassifierReward, Text
+from midcourse.lm.embedded import EmbeddedModelError, minilm_folder
+from midcourse.lm.language_model import LanguageModel
+from midcourse.rewards.contract import RewardError
+from midcourse.rewards.encoder import EncoderReward
+from midcourse.rewards.named import load_reward
+from midcourse.rewards.text import ClassifierReward, Text
 from midcourse.train import trainer
-from midcourse.train.accuracy import SHARES
-from midcourse.train.comparisons import Comparison, read_comparisons
 from midcourse.train.encoder import make_scorer
 from midcourse.train.folder import checkpoints
-from midcourse.train.prefixes import PairSet, encode
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
@@ -186,7 +186,7 @@ def test_minilm_learns_sentiment_and_judges(tmp_path):
 
 
 def test_comparisons_from_a_file_have_no_prompt_too_long(encoder, tmp_path):
-    from midcourse.train.prefixes import prompt_limit
+    from midcourse.data.encoded import prompt_limit
 
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"prompt": "late " * 60, "chosen": "fine", "rejected": "poor"}) + "\n")

@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
+from midcourse.data.comparisons import Comparison
+from midcourse.data.encoded import encode
 from midcourse.errors import MidcourseError
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_trained_vocabulary_reward, tiny_trunk_reward
-from midcourse.train.comparisons import Comparison
-from midcourse.train.prefixes import encode
 from midcourse.train.scorer import Scorer
 from midcourse.train.shards import cache_limit, make_room, open_shard, reserve
 

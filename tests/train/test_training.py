@@ -15,20 +15,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
+from midcourse.data.encoded import encode
+from midcourse.data.rollouts import Rollout
 from midcourse.decode.loop import generate
-from midcourse.language_model import LanguageModel
-from midcourse.loading import head_of, load_reward
-from midcourse.reward import RewardError
-from midcourse.reward_model import RewardModel, layers_of
+from midcourse.evaluate.accuracy import pair_accuracy
+from midcourse.lm.language_model import LanguageModel
+from midcourse.rewards.contract import RewardError
+from midcourse.rewards.named import head_of, load_reward
+from midcourse.rewards.scalar import RewardModel, layers_of
 from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train import trainer
-from midcourse.train.accuracy import pair_accuracy
-from midcourse.train.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.train.folder import TrainingError, checkpoints
 from midcourse.train.interruption import Interrupted
 from midcourse.train.objectives import ObjectiveError, make_objective
-from midcourse.train.prefixes import encode
-from midcourse.train.rollouts import Rollout
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, check_reports, master_weights
 from midcourse.train.training import train

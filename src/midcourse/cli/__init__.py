@@ -12,13 +12,13 @@ from typing import Annotated
 import tyro
 
 from midcourse.cli.compare import Compare
-from midcourse.cli.data import Prefer, Sample
+from midcourse.cli.demo import Bench, Demo
 from midcourse.cli.dpo import Dpo
 from midcourse.cli.guide import Guide, Methods
+from midcourse.cli.prefer import Prefer, Sample
 from midcourse.cli.reward_bench import RewardBench
 from midcourse.cli.rewards import Export, Rewards, ScoreText
 from midcourse.cli.train import Train
-from midcourse.cli.trials import Bench, Demo
 from midcourse.errors import MidcourseError
 
 Command = (

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from midcourse.cli.console import UsageError, read_text
 
 if TYPE_CHECKING:
-    from midcourse.evaluate.compare import Guide, Policy, Study
-    from midcourse.evaluate.judging import AnyJudge
-    from midcourse.language_model import LanguageModel
+    from midcourse.compare.judges import AnyJudge
+    from midcourse.compare.run import Guide, Policy, Study
+    from midcourse.lm.language_model import LanguageModel
 
 
 @dataclass
@@ -82,8 +82,8 @@ class Compare:
     """Print the summary as JSON."""
 
     def run(self) -> int:
-        from midcourse.evaluate.arms import parse_sweep
-        from midcourse.evaluate.compare import Tuning, compare, read_tasks
+        from midcourse.compare.arms import parse_sweep
+        from midcourse.compare.run import Tuning, compare, read_tasks
 
         if self.tune_kl is not None and self.tune_on is None:
             raise UsageError("--tune-kl limits what --tune-on chooses; name the prompts to tune on, or leave it out")
@@ -112,9 +112,9 @@ class Compare:
         return 0
 
     def _study(self) -> "Study":
-        from midcourse.evaluate.arms import Base
-        from midcourse.evaluate.compare import Study, read_tasks
-        from midcourse.language_model import LanguageModel, weights_fingerprint
+        from midcourse.compare.arms import Base
+        from midcourse.compare.run import Study, read_tasks
+        from midcourse.lm.language_model import LanguageModel, weights_fingerprint
 
         tasks = read_tasks(self.prompts, self.limit_prompts)
         lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
@@ -134,12 +134,12 @@ class Compare:
 
     def _guides(self, lm: "LanguageModel") -> "dict[str, Guide]":
         """The rewards by name, on the LM's own weights where they may be."""
-        from midcourse.evaluate.compare import Guide
-        from midcourse.evaluate.gold import load_gold
-        from midcourse.evaluate.independence import of_function, of_reward
-        from midcourse.evaluate.judging import is_function
-        from midcourse.loading import load_reward, shareable
-        from midcourse.text_reward import FunctionReward
+        from midcourse.compare.independence import of_function, of_reward
+        from midcourse.compare.judges import is_function
+        from midcourse.compare.run import Guide
+        from midcourse.rewards.gold import load_gold
+        from midcourse.rewards.named import load_reward, shareable
+        from midcourse.rewards.text import FunctionReward
 
         found: dict[str, Guide] = {}
         for source, name in named(self.rewards).items():
@@ -157,10 +157,10 @@ class Compare:
         return found
 
     def _policies(self, lm: "LanguageModel") -> "dict[str, Policy]":
-        from midcourse.evaluate.arms import POLICY, policy_name
-        from midcourse.evaluate.compare import Policy
-        from midcourse.evaluate.independence import of_policy
-        from midcourse.evaluate.policy import load_policy
+        from midcourse.compare.arms import POLICY, policy_name
+        from midcourse.compare.independence import of_policy
+        from midcourse.compare.run import Policy
+        from midcourse.lm.policy import load_policy
 
         found = {}
         for text in [name for names in self.methods for name in names.split(",")]:
@@ -173,8 +173,8 @@ class Compare:
         return found
 
     def _judges(self) -> "list[AnyJudge]":
-        from midcourse.evaluate.judging import VersusJudge, gold_judge, is_address, is_function, reward_judge
-        from midcourse.judge import Judge
+        from midcourse.compare.judges import VersusJudge, gold_judge, is_address, is_function, reward_judge
+        from midcourse.data.judge import Judge
 
         servers = [source for source in self.judges if is_address(source)]
         if servers and not (self.judge_model and self.rubric):
@@ -198,7 +198,7 @@ class Compare:
         return found
 
     def _report(self) -> None:
-        from midcourse.evaluate.comparison_report import write_report
+        from midcourse.compare.report.page import write_report
 
         write_report(self.out)
         if self.json:

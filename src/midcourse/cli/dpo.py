@@ -11,7 +11,7 @@ import tyro
 from midcourse.cli.console import table
 
 if TYPE_CHECKING:
-    from midcourse.train.rows import BadRow
+    from midcourse.data.formats import BadRow
 
 
 @dataclass
@@ -60,15 +60,15 @@ class Dpo:
     """Print the figures as JSON."""
 
     def run(self) -> int:
+        from midcourse.data.comparisons import read_comparisons
+        from midcourse.data.encoded import prompt_limit
+        from midcourse.data.formats import write_bad_rows
         from midcourse.integrations.trl import train_policy
-        from midcourse.language_model import LanguageModel
+        from midcourse.lm.language_model import LanguageModel
+        from midcourse.rewards.vocabulary import VocabularyReward
         from midcourse.train.card import accuracy_table, pairs_title
-        from midcourse.train.comparisons import read_comparisons
         from midcourse.train.interruption import Interrupted
-        from midcourse.train.prefixes import prompt_limit
-        from midcourse.train.rows import write_bad_rows
         from midcourse.train.settings import Settings, check_settings
-        from midcourse.vocabulary_reward import VocabularyReward
 
         settings = Settings(
             self.epochs,

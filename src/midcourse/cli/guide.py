@@ -13,9 +13,9 @@ from midcourse.cli.console import UsageError, table
 
 if TYPE_CHECKING:
     from midcourse.decode.steps import Generation
-    from midcourse.language_model import LanguageModel
-    from midcourse.prompt import Prompt
-    from midcourse.reward import Reward
+    from midcourse.lm.language_model import LanguageModel
+    from midcourse.lm.prompt import Prompt
+    from midcourse.rewards.contract import Reward
 
 
 @dataclass
@@ -89,11 +89,11 @@ class Guide:
     """Print text as it is written (one prompt)."""
 
     def run(self) -> int:
-        from midcourse.decode.files import append_rows, guided_row, read_prompts, rows_done
+        from midcourse.data.prompts import append_rows, guided_row, read_prompts, rows_done
         from midcourse.decode.methods import BestOfN, Method, method
-        from midcourse.language_model import LanguageModel
-        from midcourse.loading import kind_of
-        from midcourse.trunk_reward import TrunkReward
+        from midcourse.lm.language_model import LanguageModel
+        from midcourse.rewards.named import kind_of
+        from midcourse.rewards.trunk import TrunkReward
 
         named = [parse_reward(text) for text in self.reward]
         functions = [parse_reward(text) for text in self.reward_function]
@@ -168,8 +168,8 @@ class Methods:
 
 def default_method(rewards: Sequence[str], functions: Sequence[Any]) -> str:
     """soft-value for a lone soft value, which guides exactly at its own weight; pargs for all else."""
-    from midcourse.loading import kind_of, place_of
-    from midcourse.reward_model import RewardModel, read_info
+    from midcourse.rewards.named import kind_of, place_of
+    from midcourse.rewards.scalar import RewardModel, read_info
 
     if len(rewards) == 1 and not functions and issubclass(kind_of(rewards[0]), RewardModel):
         return (
@@ -189,7 +189,7 @@ def load_guides(
 
     A lone reward's weight is the common one, so that its rewards are reported as they are.
     """
-    from midcourse.text_reward import FunctionReward
+    from midcourse.rewards.text import FunctionReward
 
     rewards = [_load_reward(lm, name, flags) for name, _ in named]
     rewards += [FunctionReward.load(name) for name, _ in functions]
@@ -208,10 +208,10 @@ def load_guides(
 
 def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
     """The reward of that name; on the LM's weights where asked for, and a trunk reward wherever they are its own."""
-    from midcourse.language_model import loaded_fingerprint
-    from midcourse.loading import kind_of, load_reward, place_of
-    from midcourse.reward_model import read_info
-    from midcourse.trunk_reward import TrunkReward
+    from midcourse.lm.language_model import loaded_fingerprint
+    from midcourse.rewards.named import kind_of, load_reward, place_of
+    from midcourse.rewards.scalar import read_info
+    from midcourse.rewards.trunk import TrunkReward
 
     share, other = flags.share_weights, False
     if kind_of(name) is TrunkReward:
@@ -237,9 +237,9 @@ def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
 
 
 def _compile(lm: "LanguageModel", guides: "list[tuple[Reward, float]]") -> None:
-    from midcourse.prefix_cache import compile_steps
-    from midcourse.reward_model import RewardModel
-    from midcourse.vocabulary_reward import VocabularyReward
+    from midcourse.lm.prefix_cache import compile_steps
+    from midcourse.rewards.scalar import RewardModel
+    from midcourse.rewards.vocabulary import VocabularyReward
 
     compile_steps(lm.model)
     for reward, _ in guides:
@@ -260,7 +260,7 @@ def _print_rows(
     settings: dict[str, Any],
     flags: Guide,
 ) -> None:
-    from midcourse.decode.files import guided_row
+    from midcourse.data.prompts import guided_row
     from midcourse.decode.loop import stream
     from midcourse.decode.steps import Step
     from midcourse.progress import progress

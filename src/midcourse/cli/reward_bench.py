@@ -11,7 +11,7 @@ from midcourse.cli.console import UsageError, table
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from midcourse.train.rows import BadRow
+    from midcourse.data.formats import BadRow
 
 
 @dataclass
@@ -57,11 +57,11 @@ class RewardBench:
 
     def run(self) -> int:
         self._check()
-        from midcourse.cli.data import load_label
-        from midcourse.evaluate.results import write_results
+        from midcourse.cli.prefer import load_label
+        from midcourse.data.formats import write_bad_rows
+        from midcourse.evaluate.provenance import write_results
         from midcourse.evaluate.reward_bench import plot_shares, read_benchmark, reward_bench
-        from midcourse.text_reward import TextReward
-        from midcourse.train.rows import write_bad_rows
+        from midcourse.rewards.text import TextReward
 
         reward: Any = load_label(self.reward, self.reward_function, self.template, self.device, self.dtype)
         rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
@@ -107,7 +107,7 @@ class RewardBench:
             raise UsageError(f"--out {self.out} is no JSON; name a file that ends in .json")
 
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from midcourse.language_model import load_tokenizer, resolve
+        from midcourse.lm.language_model import load_tokenizer, resolve
 
         return load_tokenizer(resolve(self.lm))
 

@@ -12,9 +12,9 @@ from midcourse.cli.console import UsageError, table
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from midcourse.calibration import Calibration
-    from midcourse.evaluate.report import Token
-    from midcourse.reward import Reward, Score
+    from midcourse.rewards.calibration import Calibration
+    from midcourse.rewards.contract import Reward, Score
+    from midcourse.show.page import Token
 
 
 @dataclass
@@ -44,7 +44,7 @@ class ScoreText:
     json: bool = False
 
     def run(self) -> int:
-        from midcourse.evaluate.report import chance, tokens_of_score, write_score_page
+        from midcourse.show.page import chance, tokens_of_score, write_score_page
 
         if self.html and self.against is not None:
             raise UsageError("--html shows one text; leave out --against")
@@ -88,12 +88,12 @@ class ScoreText:
 
     def _load(self) -> "tuple[Reward, PreTrainedTokenizerBase]":
         """The reward and the tokenizer of its scores."""
-        from midcourse.implicit_reward import ImplicitReward
-        from midcourse.language_model import LanguageModel
-        from midcourse.loading import load_reward
-        from midcourse.reward_model import RewardModel
-        from midcourse.text_reward import TextReward
-        from midcourse.vocabulary_reward import VocabularyReward
+        from midcourse.lm.language_model import LanguageModel
+        from midcourse.rewards.implicit import ImplicitReward
+        from midcourse.rewards.named import load_reward
+        from midcourse.rewards.scalar import RewardModel
+        from midcourse.rewards.text import TextReward
+        from midcourse.rewards.vocabulary import VocabularyReward
 
         reward = load_reward(self.reward, template=self.template, device=self.device, dtype=self.dtype)
         if isinstance(reward, TextReward):
@@ -105,7 +105,7 @@ class ScoreText:
     def _print(self, scores: "Sequence[Score]", texts: "list[list[Token]]") -> None:
         from rich.console import Console
 
-        from midcourse.evaluate.report import by_change, chance, number, score_legend, score_line, score_table
+        from midcourse.show.page import by_change, chance, number, score_legend, score_line, score_table
 
         console, colouring = Console(), by_change(*texts)
         end = "the prefix" if self.unfinished else "the finished text"
@@ -156,8 +156,8 @@ class Rewards:
     json: bool = False
 
     def run(self) -> int:
-        from midcourse.loading import shipped
-        from midcourse.reward_model import read_info
+        from midcourse.rewards.named import shipped
+        from midcourse.rewards.scalar import read_info
 
         rows = []
         for name, folder in shipped().items():
@@ -208,8 +208,8 @@ class Export:
     dtype: str = "auto"
 
     def run(self) -> int:
-        from midcourse.encoder_reward import EncoderReward
-        from midcourse.reward_model import RewardModel, read_info
+        from midcourse.rewards.encoder import EncoderReward
+        from midcourse.rewards.scalar import RewardModel, read_info
 
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UsageError(f"{self.out} exists already; name a new folder for --out")

@@ -12,10 +12,10 @@ import tyro
 from midcourse.cli.console import UsageError, table
 
 if TYPE_CHECKING:
-    from midcourse.reward_model import RewardModel
-    from midcourse.train.comparisons import Comparison, Example
-    from midcourse.train.rollouts import Rollout
-    from midcourse.train.rows import BadRow
+    from midcourse.data.comparisons import Comparison, Example
+    from midcourse.data.formats import BadRow
+    from midcourse.data.rollouts import Rollout
+    from midcourse.rewards.scalar import RewardModel
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Train:
     """Print the metrics as JSON."""
 
     def run(self) -> int:
-        from midcourse.language_model import resolve_device
+        from midcourse.lm.language_model import resolve_device
         from midcourse.train import processes
 
         # Before any model is loaded: of several processes, each has to know its own GPU.
@@ -120,9 +120,9 @@ class Train:
             return self._train()
 
     def _train(self) -> int:
+        from midcourse.data.encoded import prompt_limit
         from midcourse.train import processes
         from midcourse.train.interruption import Interrupted
-        from midcourse.train.prefixes import prompt_limit
         from midcourse.train.settings import Settings, check_settings
         from midcourse.train.training import train
 
@@ -163,9 +163,9 @@ class Train:
 
     def _reward(self) -> "RewardModel":
         """The untrained reward; whatever can be refused is refused before its model is loaded."""
-        from midcourse.loading import head_of
+        from midcourse.data.rollouts import Rollout
+        from midcourse.rewards.named import head_of
         from midcourse.train.objectives import check_data, check_head, make_objective
-        from midcourse.train.rollouts import Rollout
 
         if self.data is None:
             raise UsageError(f"objective {self.objective} learns from a file; name one with comparisons or rollouts")
@@ -191,10 +191,10 @@ class Train:
 
     def _read(self, limit: "Callable[[Example], str | None] | None") -> "list[Comparison] | list[Rollout]":
         """The file's rows. With a limit, bad ones are reported."""
+        from midcourse.data.comparisons import read_comparisons
+        from midcourse.data.formats import write_bad_rows
+        from midcourse.data.rollouts import are_rollouts, read_rollouts
         from midcourse.train import processes
-        from midcourse.train.comparisons import read_comparisons
-        from midcourse.train.rollouts import are_rollouts, read_rollouts
-        from midcourse.train.rows import write_bad_rows
 
         assert self.data is not None
         rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
@@ -207,10 +207,10 @@ class Train:
 
     def _implicit(self) -> int:
         """Two models' names become a reward; comparisons, where given, are all for its accuracy."""
-        from midcourse.implicit_reward import ImplicitReward
-        from midcourse.train.comparisons import Comparison
+        from midcourse.data.comparisons import Comparison
+        from midcourse.data.encoded import prompt_limit
+        from midcourse.rewards.implicit import ImplicitReward
         from midcourse.train.implicit import check_new, write_implicit
-        from midcourse.train.prefixes import prompt_limit
 
         if self.reference is None:
             raise UsageError("objective implicit needs two models; name the one to compare with by --reference")

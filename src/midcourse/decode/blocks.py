@@ -24,9 +24,9 @@ from midcourse.decode.candidates import nucleus, short_list
 from midcourse.decode.choice import draw, kl_divergence, normalise, uniforms_now
 from midcourse.decode.methods import BestOfN, BlockMethod, Blockwise, Cards, Limits, Method
 from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
-from midcourse.language_model import LanguageModel, LanguageModelRows
-from midcourse.prompt import Prefix
-from midcourse.reward import Reward, adds_up
+from midcourse.lm.language_model import LanguageModel, LanguageModelRows
+from midcourse.lm.prompt import Prefix
+from midcourse.rewards.contract import Reward, adds_up
 
 _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count from 1
 

@@ -25,9 +25,17 @@ from midcourse.decode.methods import (
 from midcourse.decode.methods import method as named_method
 from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
 from midcourse.decode.text import TextStream
-from midcourse.language_model import LanguageModel, LanguageModelRows
-from midcourse.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
-from midcourse.reward import ReadsStates, Reward, RewardError, RewardRows, StateReader, VocabularyRows, adds_up
+from midcourse.lm.language_model import LanguageModel, LanguageModelRows
+from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
+from midcourse.rewards.contract import (
+    ReadsStates,
+    Reward,
+    RewardError,
+    RewardRows,
+    StateReader,
+    VocabularyRows,
+    adds_up,
+)
 
 Guides: TypeAlias = Sequence[tuple[Reward, float]]
 Event: TypeAlias = tuple[int, Step | Generation]

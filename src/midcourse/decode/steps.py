@@ -13,7 +13,7 @@ from midcourse.decode.candidates import Candidates
 from midcourse.decode.choice import kl_divergence, row_uniforms
 from midcourse.decode.methods import LogitsProcessor, Method, MethodError
 from midcourse.decode.text import TextStream
-from midcourse.prompt import Prefix, Prompt
+from midcourse.lm.prompt import Prefix, Prompt
 
 _LISTED = 20  # candidates reported of a whole vocabulary
 

@@ -1,1 +1,1 @@
-"""Methods and rewards judged: figures with intervals, and pages to look at."""
+"""How good a reward or a text is: figures with intervals."""

@@ -20,21 +20,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.calibration import Calibration
+from midcourse.data.comparisons import Comparison, comparison_of, fingerprint, prompt_groups
+from midcourse.data.encoded import PairSet, Row, encode
+from midcourse.data.formats import BadRow, DataError, Problem, read_rows, short, tables
+from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
+from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
+from midcourse.evaluate.intervals import resamples
 from midcourse.files import whole_file
-from midcourse.implicit_reward import ImplicitReward
-from midcourse.intervals import resamples
+from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
-from midcourse.prompt import PromptError, prompt_ids, response_ids
-from midcourse.reward import RewardError
-from midcourse.reward_model import RewardModel
-from midcourse.text_reward import ClassifierReward, Text, TextReward
-from midcourse.train.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
-from midcourse.train.calibration import calibration_error, cross_fitted, margins
-from midcourse.train.comparisons import Comparison, comparison_of, fingerprint, prompt_groups
-from midcourse.train.prefixes import PairSet, Row, encode
-from midcourse.train.rows import BadRow, DataError, Problem, read_rows, short, tables
-from midcourse.vocabulary_reward import VocabularyReward
+from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.contract import RewardError
+from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.text import ClassifierReward, Text, TextReward
+from midcourse.rewards.vocabulary import VocabularyReward
 
 MAX_TOKENS = 2048  # RewardBench's own limit
 BATCH_TOKENS = 2048

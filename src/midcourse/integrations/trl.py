@@ -34,21 +34,21 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 from transformers.pytorch_utils import Conv1D
 
+from midcourse.data.comparisons import Comparison, fingerprint, split_by_prompt
+from midcourse.data.encoded import PairSet, Row, encode, plan_batches
+from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
+from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
 from midcourse.evaluate.reward_bench import score_rows
 from midcourse.files import write_bytes, write_text
-from midcourse.language_model import LanguageModel, chat_fingerprint, weights_fingerprint
+from midcourse.lm.language_model import LanguageModel, chat_fingerprint, weights_fingerprint
+from midcourse.lm.prompt import Template
 from midcourse.progress import progress
-from midcourse.prompt import Template
-from midcourse.train.accuracy import length_baseline, pair_accuracy
-from midcourse.train.comparisons import Comparison, fingerprint, split_by_prompt
+from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train.folder import TrainingError, drop_run, only_training, prepare_folder
 from midcourse.train.interruption import Interrupted, stop_on_signal
-from midcourse.train.learned import write_learned_rows
-from midcourse.train.prefixes import PairSet, Row, encode, plan_batches
 from midcourse.train.settings import Settings, check_settings
 from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints, plan_arguments
-from midcourse.vocabulary_reward import VocabularyReward
 
 try:
     from trl import DPOConfig, DPOTrainer

@@ -1,1 +1,1 @@
-"""Learning rewards from comparisons: read them, batch their prefixes, train."""
+"""Examples to a reward: objectives, batches, the trainer."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from midcourse.backbone import Tuning
-from midcourse.encoder_reward import EncoderReward
+from midcourse.data.encoded import PairSet, RolloutSet, Row
+from midcourse.evaluate.accuracy import SHARES, cut_at
 from midcourse.progress import progress
-from midcourse.reward_model import RewardModel
+from midcourse.rewards.backbone import Tuning
+from midcourse.rewards.encoder import EncoderReward
+from midcourse.rewards.scalar import RewardModel
 from midcourse.train import processes
-from midcourse.train.accuracy import SHARES, cut_at
-from midcourse.train.prefixes import PairSet, RolloutSet, Row
 from midcourse.train.scorer import Scorer
 
 BATCH_ROWS = 32

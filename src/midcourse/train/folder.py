@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from midcourse.data.comparisons import Example
+from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
 from midcourse.files import LOCK, InUse, sole_use, write_text
-from midcourse.reward_model import RewardModel
+from midcourse.rewards.scalar import RewardModel
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
-from midcourse.train.comparisons import Example
-from midcourse.train.learned import write_learned_rows
 
 SEAL = "checksums.json"
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from midcourse.implicit_reward import ImplicitReward
+from midcourse.data.comparisons import Comparison
+from midcourse.data.encoded import encode
+from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
+from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
-from midcourse.train.accuracy import length_baseline, pair_accuracy
-from midcourse.train.calibration import calibrate
-from midcourse.train.comparisons import Comparison
+from midcourse.rewards.implicit import ImplicitReward
 from midcourse.train.folder import TrainingError
-from midcourse.train.prefixes import encode
 
 
 def check_new(out: Path) -> None:

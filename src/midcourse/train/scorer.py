@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from midcourse.prefix_cache import pad
-from midcourse.reward_model import RewardModel
-from midcourse.train.prefixes import Row, response_columns
+from midcourse.data.encoded import Row, response_columns
+from midcourse.lm.prefix_cache import pad
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.train.states import FrozenStates, VocabularyTop, split
-from midcourse.vocabulary_model import TrainedVocabularyReward
 
 
 class Scorer(nn.Module):

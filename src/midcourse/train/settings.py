@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from midcourse.reward_model import RewardModel, Tuning
+from midcourse.rewards.scalar import RewardModel, Tuning
 from midcourse.train.folder import TrainingError
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.

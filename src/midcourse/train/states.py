@@ -19,16 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from midcourse.encoder_reward import EncoderReward
+from midcourse.data.encoded import Row
 from midcourse.files import cache_folder, whole_file
-from midcourse.prefix_cache import pad
+from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.reward_model import RewardModel, Tuning, layers_of
+from midcourse.rewards.encoder import EncoderReward
+from midcourse.rewards.scalar import RewardModel, Tuning, layers_of
+from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
+from midcourse.rewards.trunk import TrunkReward
 from midcourse.train import processes
-from midcourse.train.prefixes import Row
 from midcourse.train.shards import make_room, open_shard, reserve
-from midcourse.trunk_reward import TrunkReward
-from midcourse.vocabulary_model import TrainedVocabularyReward
 
 SHARD_ROWS = 128
 BATCH_ROWS = 16

@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from midcourse.data.encoded import (
+    Batch,
+    PairSet,
+    RolloutSet,
+    pair_rewards,
+    renumber,
+    response_columns,
+)
 from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
-from midcourse.reward_model import RewardModel, whole_tensor
+from midcourse.rewards.scalar import RewardModel, whole_tensor
 from midcourse.train import processes
 from midcourse.train.folder import TrainingError, checkpoints, seal
 from midcourse.train.interruption import Interruption
@@ -25,14 +33,6 @@ from midcourse.train.objectives import (
     NextRewards,
     Objective,
     Phase,
-)
-from midcourse.train.prefixes import (
-    Batch,
-    PairSet,
-    RolloutSet,
-    pair_rewards,
-    renumber,
-    response_columns,
 )
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings

@@ -11,22 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from midcourse.progress import progress
-from midcourse.reward_model import RewardModel, Tuning
-from midcourse.train import processes
-from midcourse.train.accuracy import label_fit, length_baseline, pair_accuracy
-from midcourse.train.calibration import calibrate
-from midcourse.train.comparisons import Comparison, fingerprint, prompt_groups, split_by_prompt
-from midcourse.train.encoder import make_scorer
-from midcourse.train.folder import TrainingError, finish_folder, only_training, prepare_folder
-from midcourse.train.interruption import Interrupted, stop_on_signal
-from midcourse.train.objectives import (
-    Objective,
-    check_data,
-    check_head,
-    make_objective,
-)
-from midcourse.train.prefixes import (
+from midcourse.data.comparisons import Comparison, fingerprint, prompt_groups, split_by_prompt
+from midcourse.data.encoded import (
     PairSet,
     RolloutSet,
     encode,
@@ -36,7 +22,21 @@ from midcourse.train.prefixes import (
     pairs_by_label,
     plan_batches,
 )
-from midcourse.train.rollouts import Rollout, label_comparisons
+from midcourse.data.rollouts import Rollout, label_comparisons
+from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accuracy
+from midcourse.evaluate.calibration import calibrate
+from midcourse.progress import progress
+from midcourse.rewards.scalar import RewardModel, Tuning
+from midcourse.train import processes
+from midcourse.train.encoder import make_scorer
+from midcourse.train.folder import TrainingError, finish_folder, only_training, prepare_folder
+from midcourse.train.interruption import Interrupted, stop_on_signal
+from midcourse.train.objectives import (
+    Objective,
+    check_data,
+    check_head,
+    make_objective,
+)
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import (
     Settings,

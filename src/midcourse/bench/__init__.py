@@ -1,0 +1,1 @@
+"""Speed, measured: decoding and training, each against what it replaces, interleaved in one run."""

@@ -1,0 +1,1 @@
+"""Methods x prompts to rows on disk, and what judges say of them."""

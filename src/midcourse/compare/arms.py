@@ -1,0 +1,307 @@
+"""What is compared: methods, rewards and swept settings to arms, one for each row of the table.
+
+All arms start from one base policy, the LM's top k at one temperature, whatever their papers sampled from: only then
+do their guidance KLs mean the same. `plain` is that base and always among them.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from midcourse.decode.loop import check_vocabulary
+from midcourse.decode.methods import (
+    METHODS,
+    AnyMethod,
+    BestOfN,
+    Blockwise,
+    Cards,
+    Limits,
+    Method,
+    MethodError,
+    check,
+    check_limits,
+)
+from midcourse.decode.methods import method as named_method
+from midcourse.errors import MidcourseError
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import Prefix
+from midcourse.rewards.contract import ReadsStates, Reward, RewardError
+
+PLAIN, POLICY = "plain", "policy"
+LIMITS = ("kl_per_token", "kl_budget", "skip_tolerance")
+WHOLE = ("top_k", "samples", "block_tokens", "least_tokens", "segment_tokens", "retries")  # settings that count
+DEFAULT_SWEEP: dict[str, tuple[float, ...]] = {"reward_weight": (0.5, 1, 2, 4), "samples": (4, 16)}
+_SHORT = {"reward_weight": "w", "samples": "n", "reward_threshold": "r*"}
+
+Number = float | int
+
+
+class CompareError(MidcourseError):
+    """A comparison that cannot be made or gone on with."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The policy that every arm starts from: b = softmax(log pi / T) over the LM's top k and top p."""
+
+    temperature: float = 1.0
+    top_k: int | None = 10
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its reward and settings.
+
+    Attributes:
+        method: a name from METHODS, or "policy".
+        given: the reward's name, or the policy's; None for plain.
+        setting: what tells it from other arms of the same method and reward, as midcourse.generate takes it.
+        chosen: the method with all its settings; for a policy how it is sampled.
+        base: whether it starts from the study's base, so that its guidance KL may be compared with others'.
+    """
+
+    method: str
+    given: str | None
+    setting: Mapping[str, Number]
+    chosen: AnyMethod
+    base: bool
+
+    @property
+    def name(self) -> str:
+        """For people, and in keys: "pargs my-reward w=2"."""
+        settings = (f"{_SHORT.get(key, key)}={value:g}" for key, value in self.setting.items())
+        return " ".join([self.method, *([self.given] if self.given else []), *settings])
+
+    @property
+    def reward(self) -> str | None:
+        """The name of its reward."""
+        return None if self.method == POLICY else self.given
+
+    @property
+    def greedy(self) -> bool:
+        """Whether it writes the same whatever the seed."""
+        return isinstance(self.chosen, Method) and self.chosen.greedy
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Its budgets, as midcourse.generate takes them."""
+        return {name: self.setting[name] for name in LIMITS if name in self.setting}
+
+    def prompts_at_a_time(self, batch_size: int) -> int:
+        """How many prompts are written side by side in that many rows of the language model."""
+        samples = self.chosen.samples if isinstance(self.chosen, BestOfN | Blockwise) else 1
+        return max(1, batch_size // samples)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A method and a reward that do not go together, and why."""
+
+    method: str
+    reward: str
+    reason: str
+
+
+# Settings
+
+
+def parse_sweep(texts: Sequence[str]) -> dict[str, tuple[Number, ...]]:
+    """{"reward_weight": (0, 0.5, 1)} from ["reward_weight=0,0.5,1"].
+
+    Raises:
+        CompareError: not of that form, or a setting that no method has.
+    """
+    known = {field.name for found in METHODS.values() for field in fields(found)} | set(LIMITS)
+    known -= {"guide", "greedy", "ranked_by", "soft_value", "source"}
+    found: dict[str, tuple[Number, ...]] = {}
+    for text in texts:
+        name, mark, values = text.partition("=")
+        name = name.replace("-", "_")
+        if not mark or name in found:
+            raise CompareError(f"sweep {text!r} is not of the form SETTING=VALUE,VALUE, once for each setting")
+        if name not in known:
+            raise CompareError(f"sweep {name!r} is no setting of any method; use one of: {', '.join(sorted(known))}")
+        found[name] = tuple(dict.fromkeys(_number(name, value) for value in values.split(",")))
+    return found
+
+
+def _number(name: str, text: str) -> Number:
+    try:
+        return int(text) if name in WHOLE else float(text)
+    except ValueError:
+        kind = "whole number" if name in WHOLE else "number"
+        raise CompareError(f"sweep {name} has the value {text!r}, which is no {kind}; write one") from None
+
+
+def _limits(setting: Mapping[str, Number]) -> Limits:
+    """The budgets among some settings."""
+    given: dict[str, Any] = {name: setting[name] for name in LIMITS if name in setting}
+    return Limits(**given)
+
+
+def _sweepable(chosen: AnyMethod, name: str) -> bool:
+    """Whether a setting makes a difference to a method."""
+    if name in LIMITS:
+        try:
+            check_limits(chosen, "", _limits({name: 0.5}))
+        except MethodError:
+            return False
+        return True
+    if not hasattr(chosen, name):
+        return False
+    if isinstance(chosen, Method):
+        if name == "reward_weight":
+            return not chosen.soft_value
+        if name == "temperature":
+            return not (chosen.greedy or chosen.soft_value)
+        if name == "top_k":
+            return chosen.top_k is not None
+    return True
+
+
+def on_base(chosen: AnyMethod, base: Base) -> AnyMethod:
+    """The method, starting from the base. One that ranks the whole vocabulary keeps the size of its own list."""
+    if isinstance(chosen, Method) and chosen.ranked_by == "sum":
+        return replace(chosen, temperature=base.temperature)
+    if isinstance(chosen, Method) and chosen.greedy:
+        return replace(chosen, top_k=base.top_k, top_p=base.top_p)
+    return replace(chosen, temperature=base.temperature, top_k=base.top_k, top_p=base.top_p)
+
+
+def _starts_from(chosen: AnyMethod, base: Base) -> bool:
+    temperature = chosen.policy_temperature if isinstance(chosen, Method) else chosen.temperature
+    own = (temperature, chosen.top_k, chosen.top_p)
+    return own == (base.temperature, base.top_k, base.top_p)
+
+
+# Plan
+
+
+def plan(
+    lm: LanguageModel,
+    methods: Sequence[str],
+    rewards: Mapping[str, Reward],
+    sweep: Mapping[str, Sequence[Number]] | None = None,
+    base: Base = Base(),
+) -> tuple[list[Arm], list[LeftOut]]:
+    """Every method with every reward that it can use, at every setting of the sweep that it has; plain first.
+
+    Args:
+        methods: names of `METHODS`, with ":N" samples or without, with "@REWARD" for one reward alone; and
+            "policy=NAME" for a fine-tuned model.
+        sweep: values by setting; None for `DEFAULT_SWEEP`.
+
+    Raises:
+        CompareError, MethodError, RewardError: an unknown method or reward, a setting that makes no sense or that no
+            method has, or a method without a reward that it can use.
+    """
+    _check_base(base)
+    plain = Arm(PLAIN, None, {}, on_base(named_method(PLAIN), base), True)
+    arms, left_out = {plain.name: plain}, []
+    swept: set[str] = set()
+    for text in dict.fromkeys(methods):
+        if text == PLAIN:
+            continue
+        if text.startswith(f"{POLICY}="):
+            arm = replace(plain, method=POLICY, given=policy_name(text))
+            arms[arm.name] = arm
+            continue
+        spec, bound, only = text.partition("@")
+        chosen = on_base(named_method(spec), base)
+        if bound and only not in rewards:
+            raise CompareError(f"method {text} names a reward that is not among --rewards: {', '.join(rewards)}")
+        if spec == PLAIN:
+            raise CompareError(f"method {text} takes no reward; leave {bound}{only} out")
+        reasons = []
+        for name in [only] if bound else list(rewards):
+            if reason := why_not(lm, chosen, rewards[name]):
+                reasons.append(LeftOut(spec, name, reason))
+                continue
+            for arm in _settings(spec, chosen, name, rewards[name], sweep, base):
+                arms[arm.name] = arm
+                swept |= arm.setting.keys()
+        if len(reasons) == (1 if bound else len(rewards)):
+            why = "; ".join(f"{one.reward}: {one.reason}" for one in reasons) or "none is given; name one in --rewards"
+            raise CompareError(f"method {text} can use no reward ({why})")
+        left_out += reasons
+    if idle := sorted(set(sweep or {}) - swept):
+        raise CompareError(f"sweep {idle[0]} changes none of the methods {', '.join(methods)}; leave it out")
+    return list(arms.values()), left_out
+
+
+def _settings(
+    spec: str,
+    chosen: AnyMethod,
+    name: str,
+    reward: Reward,
+    sweep: Mapping[str, Sequence[Number]] | None,
+    base: Base,
+) -> list[Arm]:
+    """A method with a reward at every setting."""
+    method, _, samples = spec.partition(":")
+    swept = DEFAULT_SWEEP if sweep is None else sweep
+    names = [key for key in swept if _sweepable(chosen, key) and not (key == "samples" and samples)]
+    if sweep is None and isinstance(chosen, Blockwise):
+        names = []
+    found = []
+    for values in itertools.product(*(swept[key] for key in names)):
+        setting = _own_setting(chosen, reward)
+        setting |= {key: value if key in WHOLE else float(value) for key, value in zip(names, values, strict=True)}
+        own: dict[str, Any] = {key: value for key, value in setting.items() if key not in LIMITS}
+        made = replace(chosen, **own)
+        if isinstance(made, Cards) and made.reward_threshold is None:
+            raise CompareError(
+                "cards needs the reward that a good response has, on the reward's own scale; "
+                "add --sweep reward_threshold=A,B, say quantiles of the rewards of plain responses"
+            )
+        check(made)
+        if isinstance(made, Method) and made.temperature == 0:
+            made = replace(made, greedy=True)
+        check_limits(made, method, _limits(setting))
+        found.append(Arm(method, name, setting, made, _starts_from(made, base)))
+    return found
+
+
+def _own_setting(chosen: AnyMethod, reward: Reward) -> dict[str, Number]:
+    """What stands in an arm's name though it is not swept."""
+    if not isinstance(chosen, Method):
+        return {"samples": chosen.samples} if isinstance(chosen, BestOfN | Blockwise) else {}
+    weight: float | None = getattr(getattr(reward, "info", None), "reward_weight", None)
+    if chosen.soft_value:
+        weight = getattr(reward, "soft_value_weight", None)
+    return {"reward_weight": chosen.reward_weight if weight is None else weight}
+
+
+def _check_base(base: Base) -> None:
+    if base.temperature == 0:
+        raise CompareError("temperature 0 leaves no policy to compare with; use one above 0, such as 1")
+    check(on_base(named_method(PLAIN), base))
+
+
+def policy_name(text: str) -> str:
+    """The name of the fine-tuned policy in "policy=PATH"."""
+    path = text.partition("=")[2]
+    if not path:
+        raise CompareError("policy= names no model; write policy=PATH, a folder or a Hub id")
+    return Path(path).name
+
+
+def why_not(lm: LanguageModel, chosen: AnyMethod, reward: Reward) -> str | None:
+    """Why a method cannot use a reward; None where it can."""
+    if isinstance(reward, ReadsStates) and not isinstance(chosen, Method):
+        return "a trunk reward guides tokens, and this method judges blocks"
+    if isinstance(chosen, Method) and chosen.soft_value and getattr(reward, "soft_value_weight", None) is None:
+        return "it is no soft value"
+    try:
+        bound = reward.bind(lm)
+        if isinstance(chosen, Method) and chosen.ranked_by == "sum":
+            start = [lm.tokenizer.bos_token_id or 0]
+            check_vocabulary(chosen, [bound.start([Prefix("", start)], 1, 1)])
+    except MethodError:
+        return "it does not speak for the whole vocabulary"
+    except RewardError as error:
+        return str(error)
+    return None

@@ -1,0 +1,100 @@
+"""Whether a judge is independent of a guide: neither weights nor training rows may be shared.
+
+A judge that shares either with what it judges rewards the guide's own mistakes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from midcourse.data.learned import read_learned_rows
+from midcourse.lm.language_model import files_fingerprint, matrix_hashes, weight_files, weights_fingerprint
+from midcourse.lm.policy import ADAPTER, ADAPTER_WEIGHTS, adapter_base
+from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.named import kind_of, place_of
+from midcourse.rewards.scalar import read_info
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a reward, a judge or a policy is made of.
+
+    Attributes:
+        name: for people.
+        fingerprint: of all of it.
+        matrices: hashes of its matrices and of those that it was trained from, to their names.
+        rows: hashes of the rows that it learned from, sorted; None where it does not say.
+        function: the name of the function that it is.
+    """
+
+    name: str
+    fingerprint: str
+    matrices: Mapping[str, str] = field(default_factory=dict, repr=False)
+    rows: np.ndarray | None = field(default=None, repr=False)
+    function: str | None = None
+
+
+def of_function(name: str) -> Origin:
+    """That of a function of the text: "vader", or "MODULE:FUNCTION"."""
+    return Origin(name, name, rows=np.empty(0, dtype=np.int64), function=name)
+
+
+def of_reward(source: str, name: str) -> Origin:
+    """That of what `load_reward` loads."""
+    folder = Path(source := str(place_of(source)))
+    if not (folder / "midcourse.json").is_file():
+        files = weight_files(source)
+        return Origin(name, files_fingerprint(files), matrix_hashes(files), read_learned_rows(folder))
+    info = read_info(folder)
+    if kind_of(source) is ImplicitReward:
+        models = [info.backbone, info.objective_settings["reference"]]
+        files = [file for model in models for file in weight_files(model)]
+        rows = read_learned_rows(info.backbone)
+        return Origin(name, files_fingerprint(files), matrix_hashes(files), rows)
+    own = [folder / "reward.safetensors"]
+    fingerprint = f"{files_fingerprint(own)}-{info.backbone_fingerprint}"
+    return Origin(name, fingerprint, _with_parents(matrix_hashes(own), info.backbone), read_learned_rows(folder))
+
+
+def of_policy(source: str, name: str) -> Origin:
+    """That of what `load_policy` loads."""
+    folder = Path(source)
+    if not (folder / ADAPTER).is_file():
+        files = weight_files(source)
+        return Origin(name, files_fingerprint(files), matrix_hashes(files), read_learned_rows(folder))
+    own, base = [folder / ADAPTER_WEIGHTS], adapter_base(source)
+    fingerprint = f"{files_fingerprint(own)}-{weights_fingerprint(base)}"
+    return Origin(name, fingerprint, _with_parents(matrix_hashes(own), base), read_learned_rows(folder))
+
+
+def _with_parents(own: dict[str, str], backbone: str) -> dict[str, str]:
+    """The matrices with those of the model that they were trained from."""
+    return {**matrix_hashes(weight_files(backbone)), **own}
+
+
+def why_dependent(judge: Origin, guide: Origin) -> str | None:
+    """What a judge shares with a guide, as the end of a sentence; None where it is nothing that is known."""
+    if judge.fingerprint == guide.fingerprint:
+        return f"is the guide {guide.name} itself"
+    shared = judge.matrices.keys() & guide.matrices.keys()
+    if shared:
+        example = sorted(judge.matrices[key] for key in shared)[0]
+        return (
+            f"shares weights with the guide {guide.name} ({len(shared)} matrices, {example} among them): "
+            "one was trained from the other, or both from one model"
+        )
+    if judge.rows is None or guide.rows is None:
+        return None
+    common = len(np.intersect1d(judge.rows, guide.rows, assume_unique=True))
+    return f"learned from {common} of the {len(guide.rows)} rows that {guide.name} learned from" if common else None
+
+
+def unknown(judge: Origin, guides: Sequence[Origin]) -> list[str]:
+    """What could not be checked, a sentence each."""
+    silent = [one for one in (judge, *guides) if one.rows is None]
+    if judge.function is not None or not silent:
+        return []
+    names = ", ".join(dict.fromkeys(one.name for one in silent))
+    return [f"which rows {names} learned from is not recorded, so shared ones could not be looked for"]

@@ -1,0 +1,224 @@
+"""Judges of responses: rewards of whole texts, functions of the text, and a language model that compares.
+
+Their judgements are rows of a file of their own, so that a judge can be added when the responses are there already.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from midcourse.compare.arms import CompareError
+from midcourse.compare.independence import Origin, of_function, of_reward
+from midcourse.data.jsonl import ForeignRow, append_row, append_rows, written_rows
+from midcourse.data.judge import Judge, Verdict
+from midcourse.data.sample import Sampled, rewards_of
+from midcourse.lm.prompt import Prompt
+from midcourse.progress import progress
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.gold import load_gold
+from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.named import load_reward, place_of
+from midcourse.rewards.scalar import read_info
+
+BATCH = 32  # responses judged between two writes to disk
+JUDGEMENTS = "judgements.jsonl"
+_OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: None}
+
+
+@dataclass(frozen=True)
+class Response:
+    """What is judged. `key` is that of its row, "reference/3" for the reference response of prompt 3."""
+
+    key: str
+    arm: str
+    prompt: Prompt
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class NumberJudge:
+    """Gives every response a number.
+
+    Attributes:
+        rate: responses to numbers.
+        record: what compare.json says of it besides.
+    """
+
+    name: str
+    kind: str
+    origin: Origin
+    rate: Callable[[Sequence[Response]], list[float]]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VersusJudge:
+    """Says which of two responses is better; see `midcourse.data.judge`."""
+
+    name: str
+    judge: Judge
+    kind: str = "llm"
+
+    @property
+    def origin(self) -> Origin:
+        """Nothing is known of its weights and rows."""
+        return Origin(self.name, self.judge.fingerprint)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What compare.json says of it besides."""
+        return {"instructions": self.judge.instructions}
+
+
+AnyJudge = NumberJudge | VersusJudge
+
+
+# Judges by name
+
+
+def is_address(text: str) -> bool:
+    """Whether a judge's name is that of a server."""
+    return text.startswith(("http://", "https://"))
+
+
+def is_function(text: str) -> bool:
+    """Whether a name is that of a function of the text rather than of a folder or model."""
+    return not os.path.exists(text) and not is_address(text) and (text in ("vader", "profanity") or ":" in text)
+
+
+def gold_judge(name: str) -> NumberJudge:
+    """A function of the response's text; GoldError where there is none of that name."""
+    gold = load_gold(name)
+    return NumberJudge(name, "gold", of_function(name), lambda responses: [gold(one.text) for one in responses])
+
+
+def reward_judge(source: str, name: str, *, device: str = "auto", dtype: str = "auto") -> NumberJudge:
+    """A trained reward as a judge, with its own template, and the accuracy that it had on held-out pairs.
+
+    The reward of a response that was cut is that of the prefix it is.
+    """
+    source = str(place_of(source))
+    reward = load_reward(source, device=device, dtype=dtype)
+    record: dict[str, Any] = {"objective": None, "accuracy": None, "interval": None, "pairs": None}
+    if (Path(source) / "midcourse.json").is_file():
+        info = read_info(Path(source))
+        whole = next((row for row in info.metrics.get("shares", []) if row["share"] == 1), None)
+        record["objective"] = info.objective
+        if whole is not None:
+            record |= {"accuracy": whole["accuracy"], "interval": whole["interval"], "pairs": info.metrics["pairs"]}
+    return NumberJudge(name, "reward", of_reward(source, name), lambda them: _rated(reward, them), record)
+
+
+def _rated(reward: Reward, responses: Sequence[Response]) -> list[float]:
+    """The reward of each response, of what adds up over tokens the sum."""
+    info = getattr(reward, "info", None)
+    if isinstance(reward, ImplicitReward) or (info is not None and info.additive):
+        scores = reward.score([one.prompt for one in responses], [one.text for one in responses])
+        return [
+            sum(score.rewards if one.finished else score.rewards[:-1])
+            for score, one in zip(scores, responses, strict=True)
+        ]
+    return rewards_of(reward, [Sampled(one.prompt, one.text, one.finished) for one in responses])
+
+
+# Judging
+
+
+def judge_all(
+    judges: Sequence[AnyJudge],
+    responses: Sequence[Response],
+    rivals: Mapping[str, Sequence[Response]],
+    folder: Path,
+    *,
+    resume: bool = False,
+    concurrency: int = 8,
+) -> list[dict[str, Any]]:
+    """Append what is missing to the folder's judgements; all of them.
+
+    Args:
+        rivals: by response key, what a judge that compares compares it with: plain's response to the same prompt and
+            seed, the reference response.
+
+    Raises:
+        JudgeError, CompareError: a judge that does not answer, or not with numbers; what was judged before is kept.
+    """
+    known = {one.key: one for one in responses}
+
+    def key_of(row: dict[str, Any]) -> tuple[str, str, str | None]:
+        if row["key"] not in known:
+            raise ForeignRow(f"judges {row['key']!r}, which is no response here")
+        return row["key"], row["judge"], row.get("versus")
+
+    path = folder / JUDGEMENTS
+    found = written_rows(path, resume, key_of)
+    for judge in judges:
+        with path.open("ab") as file:
+            if isinstance(judge, NumberJudge):
+                left = [one for one in responses if (one.key, judge.name, None) not in found]
+                with progress(f"judging by {judge.name}", len(left)) as advance:
+                    for rows in _numbers(judge, left):
+                        append_rows(file, rows)
+                        found |= {key_of(row): row for row in rows}
+                        advance(len(rows))
+                continue
+            pairs = [
+                (one, rival)
+                for one in responses
+                for rival in rivals.get(one.key, ())
+                if (one.key, judge.name, rival.arm) not in found
+            ]
+            with progress(f"judging by {judge.name}", len(pairs)) as advance:
+                for row in _verdicts(judge, pairs, concurrency):
+                    append_row(file, row)
+                    found[key_of(row)] = row
+                    advance(1)
+    return list(found.values())
+
+
+def _numbers(judge: NumberJudge, responses: Sequence[Response]) -> Iterator[list[dict[str, Any]]]:
+    order = sorted(responses, key=lambda one: len(one.text))
+    for begin in range(0, len(order), BATCH):
+        part = order[begin : begin + BATCH]
+        scores = judge.rate(part)
+        for one, score in zip(part, scores, strict=True):
+            if not abs(score) < float("inf"):
+                raise CompareError(f"judge {judge.name} gives {one.key} the number {score}; use another judge")
+        yield [
+            {"key": one.key, "judge": judge.name, "score": float(score)}
+            for one, score in zip(part, scores, strict=True)
+        ]
+
+
+def _verdicts(
+    judge: VersusJudge, pairs: Sequence[tuple[Response, Response]], concurrency: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each pair as its verdicts are there. Equal texts are a tie, and nobody is asked."""
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        asked = {}
+        for one, rival in pairs:
+            if one.text == rival.text:
+                yield _versus(judge, one, rival, Verdict("tie", "tie"))
+            else:
+                asked[pool.submit(judge.judge.compare, one.prompt, one.text, rival.text)] = one, rival
+        for future in as_completed(asked):
+            yield _versus(judge, *asked[future], future.result())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _versus(judge: VersusJudge, one: Response, rival: Response, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "key": one.key,
+        "judge": judge.name,
+        "score": None,
+        "versus": rival.arm,
+        "outcome": _OUTCOMES[verdict.winner],
+        "parsed": verdict.parsed,
+        "first": verdict.a_first,
+        "second": verdict.b_first,
+    }

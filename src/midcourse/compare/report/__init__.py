@@ -1,0 +1,1 @@
+"""Rows to figures, tables, charts and a page."""

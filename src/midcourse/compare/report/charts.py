@@ -1,0 +1,204 @@
+"""A comparison's plots: each judge's score by KL and by time. One description for curves.png and the report."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from midcourse.compare.rows import REFERENCE_RESPONSES
+from midcourse.show.page import CONTROLS, number
+
+# Okabe and Ito's colours, which most people tell apart, in a lighter form for dark pages.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a3518a", "#8a6d00", "#3f8fc4", "#7a4b1f", "#5b5fc7")
+DARK_COLOURS = ("#5bb0ea", "#ff9a4d", "#3fcf9f", "#e39acb", "#e0c04a", "#9fd3f5", "#d0a070", "#a9abff")
+DASHES: tuple[Literal["solid", "dashed", "dotted"], ...] = ("solid", "dashed", "dotted")
+QUIET = "#5a6068"
+LONGEST_NAME = 40
+
+Found = Mapping[str, Any]
+
+
+class Point(NamedTuple):
+    """An arm: its KL or time, its score with the interval's ends, and whether its x is a bound."""
+
+    arm: str
+    x: float
+    y: float
+    low: float
+    high: float
+    bound: bool
+
+
+@dataclass(frozen=True)
+class Series:
+    """A method.
+
+    Attributes:
+        style: its number, the same in every chart of a comparison.
+        line: x, mean, low, high along the curve; None draws straight lines between the points.
+    """
+
+    name: str
+    style: int
+    points: Sequence[Point]
+    line: Mapping[str, Sequence[float]] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot of a judge, by KL or cost; `level` is the score of the reference responses."""
+
+    judge: str
+    by: str
+    x_label: str
+    series: Sequence[Series]
+    level: float | None = None
+
+
+def charts(summary: Found, judge: str) -> list[Chart]:
+    """Score by guidance KL and by total KL, greedy methods apart, and by time; without those that would be empty."""
+    arms = summary["arms"]
+    reference = _score(arms[REFERENCE_RESPONSES], judge) if REFERENCE_RESPONSES in arms else None
+    level = reference["mean"] if reference else None
+    plots = [
+        ("guidance KL", "guidance KL, nats per response", _by_kl(summary, judge, "guidance_kl", False)),
+        ("total KL", "total KL, nats per response", _by_kl(summary, judge, "total_kl", False)),
+        ("guidance KL, greedy choices", "-log b of the response, nats", _by_kl(summary, judge, "guidance_kl", True)),
+        ("cost", "time per token, relative to plain", _by_time(summary, judge)),
+    ]
+    return [Chart(judge, name, label, series, level) for name, label, series in plots if series]
+
+
+def _by_kl(summary: Found, judge: str, axis: str, greedy: bool) -> list[Series]:
+    found = []
+    for style, curve in enumerate(summary["curves"]):
+        points = [point for arm in curve["arms"] if (point := _point(summary, arm, judge, summary["arms"][arm], axis))]
+        own = [point for point in points if point.arm != summary["plain"]]
+        if curve["greedy"] == greedy and own:
+            line = curve["bands"][axis].get(judge)
+            band = line and {"x": line["kl"], **{name: line[name] for name in ("mean", "low", "high")}}
+            found.append(Series(curve["name"], style, points, band))
+    return found
+
+
+def _by_time(summary: Found, judge: str) -> list[Series]:
+    found = []
+    plain = summary["plain"]
+    curves = [(style, curve["name"], curve["arms"]) for style, curve in enumerate(summary["curves"])]
+    for style, name, arms in [*curves, *([(-1, plain, [plain])] if plain else [])]:
+        points = [
+            point
+            for arm in arms
+            if style < 0 or arm != plain
+            if (point := _point(summary, arm, judge, summary["arms"][arm], "relative_time"))
+        ]
+        if points:
+            found.append(Series(name, style, points))
+    return found if any(series.style >= 0 for series in found) else []
+
+
+def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> Point | None:
+    at, score = found["figures"][x], _score(found, judge)
+    if not at or not score:
+        return None
+    low, high = score["interval"] or (score["mean"], score["mean"])
+    return Point(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
+
+
+def _score(found: Found, judge: str) -> Found | None:
+    return found["judges"][judge]["score"]
+
+
+# curves.png
+
+
+def draw(summary: Found) -> bytes | None:
+    """A PNG with a row of charts for each judge; None where there is nothing to draw."""
+    rows = [found for judge in summary["judges"] if (found := charts(summary, judge))]
+    if not rows:
+        return None
+    wide = max(map(len, rows))
+    names = {series.name: series for row in rows for chart in row for series in chart.series}
+    figure = Figure(figsize=(4.4 * wide, 3.4 * len(rows) + 0.5 + 0.22 * -(-len(names) // wide)), layout="constrained")
+    for i, row in enumerate(rows):
+        for j, chart in enumerate(row):
+            draw_chart(figure.add_subplot(len(rows), wide, i * wide + j + 1), chart)
+    handles = [
+        Line2D([], [], color=colour(s.style), linestyle=dash(s.style), marker="o", markersize=4) for s in names.values()
+    ]
+    legend = figure.legend(
+        handles, [_plain(name) for name in names], loc="outside lower center", ncols=wide, frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    file = BytesIO()
+    with warnings.catch_warnings():
+        for problem in ("Glyph .* missing from font", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", problem)  # a name may hold any character
+        figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
+
+
+def draw_chart(axes: Axes, chart: Chart) -> None:
+    """The methods' curves with their bands and arms; hollow where an arm's x is a bound."""
+    for series in chart.series:
+        points, shade = series.points, colour(series.style)
+        line = series.line or {"x": [p.x for p in points], "mean": [p.y for p in points]}
+        axes.plot(line["x"], line["mean"], linestyle=dash(series.style), linewidth=1.6, color=shade)
+        if series.line:
+            axes.fill_between(line["x"], line["low"], line["high"], alpha=0.15, linewidth=0, color=shade)
+        for point in points:
+            axes.errorbar(
+                point.x,
+                point.y,
+                [[point.y - point.low], [point.high - point.y]],
+                fmt="o",
+                markersize=4.5,
+                elinewidth=0.8,
+                color=shade,
+                markerfacecolor="white" if point.bound else shade,
+            )
+    if chart.level is not None:
+        axes.axhline(chart.level, color=QUIET, linestyle=(0, (2, 3)), linewidth=1)
+        axes.annotate(
+            "reference responses", (1, chart.level), (0, 2), xycoords=("axes fraction", "data"), ha="right",
+            textcoords="offset points", color=QUIET, fontsize=8,
+        )  # fmt: skip
+    axes.set_title(_title(chart), fontsize=10, loc="left", parse_math=False)
+    axes.set_xlabel(chart.x_label, fontsize=9)
+    axes.set_ylabel(_plain(chart.judge), fontsize=9, parse_math=False)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#dfe2e7", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def colour(style: int) -> str:
+    """Of a series on a light page; -1 is plain."""
+    return QUIET if style < 0 else COLOURS[style % len(COLOURS)]
+
+
+def dash(style: int) -> Literal["solid", "dashed", "dotted"]:
+    """Of a series' line: the colours' second round is dashed, the third dotted."""
+    return DASHES[max(style, 0) // len(COLOURS) % len(DASHES)]
+
+
+def _plain(name: str) -> str:
+    """A name on one line, and no longer than a plot has room for."""
+    one_line = " ".join(name.translate(CONTROLS).split())
+    return one_line if len(one_line) <= LONGEST_NAME else one_line[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _title(chart: Chart) -> str:
+    return f"{_plain(chart.judge)} by {chart.by}"
+
+
+def point_text(point: Point, chart: Chart) -> str:
+    """What the report says of a point."""
+    interval = f" [{number(point.low)}, {number(point.high)}]" if point.low < point.high else ""
+    return f"{point.arm}\n{chart.judge} {number(point.y)}{interval}\n{chart.x_label} {number(point.x)}"

@@ -1,0 +1,189 @@
+"""The rows of a comparison: responses with their figures, and what judges said of them.
+
+A folder of `midcourse compare` holds results.jsonl (a row for each method, setting, prompt and seed), judgements.jsonl
+and compare.json (what was asked). This reads them; the figures are made of nothing else.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from midcourse.data.jsonl import RowFileError
+from midcourse.errors import MidcourseError
+from midcourse.lm.prompt import Prompt
+
+RESULTS, JUDGEMENTS, ASKED = "results.jsonl", "judgements.jsonl", "compare.json"
+REFERENCE_RESPONSES = "reference"  # the arm that holds the data set's own responses
+
+Row = TypeVar("Row")
+
+
+class ComparisonError(MidcourseError):
+    """A folder that holds no comparison, or not enough of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One emitted token: the fields of decode.steps.Step without the candidates."""
+
+    token_id: int
+    text: str
+    logprob: float | None = None
+    reference_logprob: float | None = None
+    reward: float | None = None
+    weight: float | None = None
+    guidance_kl: float | None = None
+    total_kl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a response cost.
+
+    Attributes:
+        lm_passes, reward_passes: token positions computed by the language model and by the reward.
+        candidates: candidate tokens or responses that the reward judged.
+        seconds: of the response.
+        first_token_seconds: until its first token.
+        batch: the first prompt of the batch that it was written in, whose responses share its passes and seconds.
+    """
+
+    lm_passes: float
+    reward_passes: float
+    candidates: float
+    seconds: float
+    first_token_seconds: float | None = None
+    batch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A row of results.jsonl.
+
+    Attributes:
+        key: names the row.
+        arm: method with reward and setting, such as "pargs civil w=2"; rows of an arm are averaged.
+        method, reward, setting: what the arm's name says, apart.
+        prompt_id, prompt, seed: what was answered; the seeds of a prompt go together in every bootstrap.
+        text: the response without EOS.
+        finish_reason: "stop" (EOS or a stop string) or "length".
+        guide_reward: the guide's own reward of the response.
+        guidance_kl, total_kl: nats of the response; None where a method has none.
+        kl_bound: best-of-n's bound on its guidance KL, log n - (n - 1) / n.
+        greedy: its choices were not drawn.
+        tokens: none for responses of a data set.
+        cost: None for responses of a data set.
+    """
+
+    key: str
+    arm: str
+    method: str
+    prompt_id: int
+    prompt: Prompt
+    seed: int
+    text: str
+    reward: str | None = None
+    setting: Mapping[str, Any] | None = None
+    finish_reason: str | None = None
+    guide_reward: float | None = None
+    guidance_kl: float | None = None
+    total_kl: float | None = None
+    kl_bound: float | None = None
+    greedy: bool = False
+    tokens: tuple[TokenRow, ...] = ()
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A row of judgements.jsonl: a score, or the outcome of an LM judge's comparison with another arm's response.
+
+    Attributes:
+        key: the response judged.
+        judge: its name.
+        score: None where there is none.
+        versus: the arm whose response to the same prompt was the other side.
+        outcome: 1 for the response, 0 for the other, 0.5 for a tie; None where no verdict could be read.
+        parsed: False where no verdict could be read.
+    """
+
+    key: str
+    judge: str
+    score: float | None = None
+    versus: str | None = None
+    outcome: float | None = None
+    parsed: bool = True
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of a folder, and what was asked."""
+
+    responses: Sequence[Response]
+    judgements: Sequence[Judgement]
+    asked: Mapping[str, Any]
+
+
+def read_folder(folder: Path) -> Comparison:
+    """The rows of a comparison, finished or not; a torn last line is left out.
+
+    Of rows with the same key (and judge, and other side) the last one counts.
+
+    Raises:
+        ComparisonError: no folder, or no rows in it.
+        RowFileError: a line that is no row, with file and line.
+    """
+    if not (folder / RESULTS).exists():
+        raise ComparisonError(f"{folder} has no {RESULTS}; give the folder that midcourse compare wrote")
+    responses = {row.key: row for row in _rows(folder / RESULTS, _response)}
+    if not responses:
+        raise ComparisonError(f"{folder / RESULTS} has no rows yet; run midcourse compare with --resume to write some")
+    judgements = {(row.key, row.judge, row.versus): row for row in _rows(folder / JUDGEMENTS, _judgement)}
+    return Comparison(list(responses.values()), list(judgements.values()), _asked(folder / ASKED))
+
+
+def _rows(path: Path, read: Callable[[Any], Row]) -> list[Row]:
+    data = path.read_bytes() if path.exists() else b""
+    found = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
+        try:
+            found.append(read(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RowFileError(
+                f"{path}, line {number} is no row of a comparison ({error!r}); remove it and resume"
+            ) from error
+    return found
+
+
+def _asked(path: Path) -> Mapping[str, Any]:
+    """compare.json; {} where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ComparisonError(f"{path} is not a JSON object ({error}); restore it or run the comparison anew") from None
+
+
+def _response(row: Mapping[str, Any]) -> Response:
+    cost = row.get("cost")
+    return Response(
+        **_known(Response, row)
+        | {
+            "tokens": tuple(TokenRow(**_known(TokenRow, token)) for token in row.get("tokens") or ()),
+            "cost": Cost(**_known(Cost, cost)) if cost else None,
+        }
+    )
+
+
+def _judgement(row: Mapping[str, Any]) -> Judgement:
+    return Judgement(**_known(Judgement, row))
+
+
+def _known(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that the kind has; a JSON number may be written as an integer."""
+    found = {field.name: (row[field.name], field.type) for field in fields(kind) if field.name in row}
+    numbers = (float, float | None)
+    return {k: float(value) if of in numbers and value is not None else value for k, (value, of) in found.items()}

@@ -1,0 +1,233 @@
+"""Preference files to comparisons: (prompt, chosen, rejected), bad rows refused with file, line and field.
+
+Reads JSON Lines (also gzipped), CSV and Parquet in the preference formats of TRL: texts or message lists, the prompt
+in its own field or shared by both sides.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from midcourse.data.formats import (
+    TABLES,
+    BadRow,
+    DataError,
+    Problem,
+    flag,
+    names,
+    prompt_of,
+    read_rows,
+    short,
+    text_or_messages,
+)
+from midcourse.lm.prompt import Message, Prompt, split_transcript
+
+
+@runtime_checkable
+class Example(Protocol):
+    """A row of training data: a prompt and what was written after it. A frozen dataclass."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """What was asked."""
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The texts besides the prompt."""
+
+
+AnyExample = TypeVar("AnyExample", bound=Example)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two responses to one prompt, and which of them is preferred.
+
+    A response cut at a length limit is not finished: it gets no EOS and teaches nothing about ends.
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    chosen_finished: bool = True
+    rejected_finished: bool = True
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """Its texts besides the prompt."""
+        return self.chosen, self.rejected
+
+
+def read_comparisons(
+    path: str | Path,
+    *,
+    limit: Callable[[Comparison], str | None] | None = None,
+    rejects: list[BadRow] | None = None,
+) -> list[Comparison]:
+    """The comparisons of a .jsonl, .json (one object a line), .jsonl.gz, .json.gz, .csv or .parquet file, in order.
+
+    Fields: `chosen` and `rejected`, optionally `prompt`, `chosen_finished` and `rejected_finished` (true where
+    absent); others are ignored. Each of the first three is a text or, except in CSV, a list of {role, content}. With
+    `prompt`, a list in `chosen` or `rejected` is one assistant message. Without it the prompt is what both sides
+    share: the messages before the last, the transcript ("\\n\\nHuman: ...\\n\\nAssistant: ...") up to its last
+    "\\n\\nAssistant:", or the longest common beginning that ends with a whole word.
+
+    `limit` says what is wrong with the length of a comparison, or None. With `rejects`, bad rows are appended to it
+    and reading goes on.
+
+    Raises:
+        DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
+    """
+    return read_rows(path, _comparison, "comparisons", TABLES, limit=limit, rejects=rejects)
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A prompt as one text, the same in every process: itself, or its messages as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True, ensure_ascii=False)
+
+
+def prompt_groups(examples: Sequence[Example]) -> list[str]:
+    """What must stay together, one name per comparison or rollout: the prompt.
+
+    Where the prompt is empty (edits, unconditional texts) it says nothing; there rows that share a text belong
+    together, directly or through others, and the first of their texts in alphabetical order names them.
+    """
+    smaller: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        while (other := smaller.setdefault(text, text)) != text:
+            smaller[text] = text = smaller[other]
+        return text
+
+    for example in examples:
+        if not prompt_key(example.prompt):
+            low, *others = sorted({root(text) for text in example.responses})
+            for other in others:
+                smaller[other] = low
+    return [prompt_key(example.prompt) or root(example.responses[0]) for example in examples]
+
+
+def split_by_prompt(
+    examples: Sequence[AnyExample], held_out: float, seed: int
+) -> tuple[list[AnyExample], list[AnyExample]]:
+    """(kept, held out) comparisons or rollouts, each in the order given; no prompt is on both sides.
+
+    `held_out` is a share of the distinct prompts; at least one goes to each side. Which ones depends on the seed and
+    on the set of prompts, not on the order of rows.
+
+    Raises:
+        DataError: fewer than two distinct prompts, or a share that is not between 0 and 1.
+    """
+    if not 0 < held_out < 1:
+        raise DataError(f"the held-out share is {held_out}; use a number between 0 and 1, such as 0.05")
+    groups = prompt_groups(examples)
+    prompts = set(groups)
+    if len(prompts) < 2:
+        raise DataError(
+            f"{len(prompts)} distinct prompts cannot be split into kept and held out; add rows of other prompts"
+        )
+    ordered = sorted(prompts, key=lambda key: (_digest([seed, key]), key))
+    aside = set(ordered[: min(max(round(held_out * len(prompts)), 1), len(prompts) - 1)])
+    sides: tuple[list[AnyExample], list[AnyExample]] = ([], [])
+    for example, group in zip(examples, groups, strict=True):
+        sides[group in aside].append(example)
+    return sides
+
+
+def fingerprint(examples: Iterable[Any]) -> str:
+    """16 hexadecimal digits that name these comparisons or rollouts in this order."""
+    return _digest([asdict(example) for example in examples])[:16]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# ---- rows: fields to a comparison ----
+
+
+def _comparison(fields: dict[str, Any]) -> Comparison:
+    found = comparison_of(fields)
+    for side, response in (("chosen", found.chosen), ("rejected", found.rejected)):
+        if not response.strip():
+            raise Problem(side, f"the response {short(response)} is empty; write one or remove the row")
+    if found.chosen == found.rejected:
+        raise Problem("rejected", f"the response {short(found.rejected)} equals the chosen one; remove the row")
+    return found
+
+
+def comparison_of(fields: dict[str, Any]) -> Comparison:
+    """The comparison in a row's fields, whose responses may still be empty or equal; Problem where there is none."""
+    for side in ("chosen", "rejected"):
+        if side not in fields:
+            raise Problem(side, f"the field is missing among {names(fields)}; each row needs chosen and rejected")
+    prompt, chosen, rejected = _explicit(fields) if "prompt" in fields else _implicit(fields)
+    return Comparison(prompt, chosen, rejected, flag(fields, "chosen_finished"), flag(fields, "rejected_finished"))
+
+
+def _explicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
+    return prompt_of(fields), _response(fields, "chosen"), _response(fields, "rejected")
+
+
+def _response(fields: dict[str, Any], side: str) -> str:
+    value = text_or_messages(fields, side)
+    if isinstance(value, str):
+        return value
+    remedy = "leave the prompt field out where chosen and rejected hold the whole conversation"
+    return _one_assistant_message(side, value, remedy)
+
+
+def _implicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
+    chosen, rejected = text_or_messages(fields, "chosen"), text_or_messages(fields, "rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return _split_transcripts(chosen, rejected) or _split_texts(chosen, rejected)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise Problem("rejected", "one side is a text and the other a list of messages; write both in the same way")
+    return _split_conversations(chosen, rejected)
+
+
+def _split_conversations(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
+    shared = _shared_length(chosen, rejected)
+    if chosen == rejected:
+        raise Problem("rejected", "the messages equal the chosen ones; remove the row")
+    if not shared:
+        raise Problem("prompt", "chosen and rejected share no first message; add a prompt field")
+    remedy = f"after the {shared} shared messages, which are the prompt, write the response"
+    chosen_response = _one_assistant_message("chosen", chosen[shared:], remedy)
+    return chosen[:shared], chosen_response, _one_assistant_message("rejected", rejected[shared:], remedy)
+
+
+def _one_assistant_message(side: str, messages: list[Message], remedy: str) -> str:
+    if [message["role"] for message in messages] != ["assistant"]:
+        roles = ", ".join(short(message["role"]) for message in messages[:4]) or "none"
+        raise Problem(side, f"{len(messages)} messages (roles: {roles}) where one of the assistant is due; {remedy}")
+    return messages[0]["content"]
+
+
+def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
+    """Prompt and responses where either side is a transcript."""
+    one, other = split_transcript(chosen), split_transcript(rejected)
+    if one is None and other is None:
+        return None
+    if one is None or other is None or one[0] != other[0]:
+        raise Problem("prompt", "the transcripts differ before their last '\\n\\nAssistant:'; make their prompts equal")
+    return *one, other[1]
+
+
+def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The longest common beginning, cut back to the end of a word; its white space goes to the responses."""
+    end = _shared_length(chosen, rejected)
+    while end and not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
+        end -= 1
+    prompt = chosen[:end].rstrip()
+    if not prompt:
+        raise Problem("prompt", "chosen and rejected share no first word; add a prompt field, empty if there is none")
+    return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+
+
+def _shared_length(left: Sequence, right: Sequence) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))

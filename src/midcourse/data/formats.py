@@ -1,0 +1,368 @@
+"""Files of rows: formats to fields, and what is wrong with a row, said with file, line and field.
+
+JSON Lines (also gzipped) for any kind of row; CSV and Parquet besides for rows of texts.
+"""
+
+import codecs
+import contextlib
+import gzip
+import json
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from midcourse.errors import MidcourseError
+from midcourse.files import write_text
+from midcourse.lm.prompt import Message, Prompt
+
+_FIELDS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished")  # the columns of tables
+_MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
+
+Item = TypeVar("Item")
+
+
+class DataError(MidcourseError):
+    """A file of training data, or a row of it, that cannot be used."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out: its 1-based number (line of JSON Lines, row of a table), the field, and its text."""
+
+    line: int
+    field: str
+    problem: str
+    row: str
+
+
+class Problem(Exception):
+    """What is wrong with a row, and in which field ("row" where it is the row itself)."""
+
+    def __init__(self, field: str, text: str):
+        super().__init__(text)
+        self.field = field
+
+
+def read_rows(
+    path: str | Path,
+    parse: Callable[[dict[str, Any]], Item],
+    what: str,
+    readers: "dict[str, Reader]",
+    *,
+    limit: Callable[[Any], str | None] | None,
+    rejects: list[BadRow] | None,
+) -> list[Item]:
+    """The rows of a file, parsed, in order.
+
+    Args:
+        parse: fields to what they are, or Problem.
+        what: the rows are called in messages.
+        readers: the formats by file ending: JSON_LINES or TABLES.
+        limit: what is wrong with the length of a row, or None.
+        rejects: bad rows are appended to it and reading goes on.
+
+    Raises:
+        DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
+    """
+    path = Path(path)
+    reader = _reader(path, what, readers)
+    found: list[Item] = []
+    first = None
+    for number, row in reader.rows(path):
+        try:
+            found.append(_within(limit, parse(reader.fields(row))))
+        except Problem as problem:
+            message = f"{path}, {reader.unit} {number}, {problem.field}: {problem}"
+            if rejects is None:
+                raise DataError(f"{message} (--skip-bad-rows leaves bad rows out)") from None
+            rejects.append(BadRow(number, problem.field, str(problem), reader.text(row)))
+            first = first or message
+    if not found:
+        why = f"has no usable row, the first bad one being {first}" if first else f"has no rows; add {what} to it"
+        raise DataError(f"{path} {why}")
+    return found
+
+
+def first_fields(path: str | Path) -> set[str]:
+    """The fields of a JSON Lines file's first row: what kind of rows it has. Empty where that cannot be said."""
+    path = Path(path)
+    try:
+        reader = _reader(path, "rows", JSON_LINES)
+        _, row = next(reader.rows(path))
+        return set(reader.fields(row))
+    except (DataError, Problem, StopIteration):
+        return set()
+
+
+def _within(limit: Callable[[Any], str | None] | None, item: Item) -> Item:
+    if limit is not None and (problem := limit(item)) is not None:
+        raise Problem("prompt", problem)
+    return item
+
+
+def write_bad_rows(path: str | Path, rejects: Iterable[BadRow]) -> None:
+    """Write the rows that were left out to `path`, one JSON object a line; its folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in rejects))
+
+
+# ---- fields ----
+
+
+def prompt_of(fields: dict[str, Any]) -> Prompt:
+    """The prompt field: a text, or a list of messages that is not empty."""
+    prompt = text_or_messages(fields, "prompt")
+    if not isinstance(prompt, str) and not prompt:
+        raise Problem("prompt", "the list of messages is empty; write a message or leave the field out")
+    return prompt
+
+
+def text_of(fields: dict[str, Any], field: str) -> str:
+    """A field that is a text."""
+    value = fields[field]
+    if not isinstance(value, str):
+        raise Problem(field, f"{short(value)} is not a text; write one")
+    return _whole(field, value)
+
+
+def text_or_messages(fields: dict[str, Any], field: str) -> str | list[Message]:
+    """A field that is a text or a list of {role, content}."""
+    value = fields[field]
+    if isinstance(value, list):
+        return [_message(field, number, message) for number, message in enumerate(value, 1)]
+    if not isinstance(value, str):
+        raise Problem(field, f"{short(value)} is neither a text nor a list of messages; write one of them")
+    return _whole(field, value)
+
+
+def _message(field: str, number: int, message: Any) -> Message:
+    if not isinstance(message, dict):
+        raise Problem(field, f"message {number} is {short(message)}; write it as {{role, content}}")
+    for part in ("role", "content"):
+        if not isinstance(message.get(part), str):
+            raise Problem(field, f"message {number} has the {part} {short(message.get(part))}; write a text")
+    return {part: _whole(field, message[part]) for part in ("role", "content")}
+
+
+def _whole(field: str, text: str) -> str:
+    # JSON can spell half a surrogate pair ("\ud83d"), which no tokenizer takes.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Problem(field, f"character {error.start + 1} is half a surrogate pair; write it whole") from None
+    return text
+
+
+def flag(fields: dict[str, Any], field: str) -> bool:
+    """A field that is true unless it says false."""
+    value = fields.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise Problem(field, f"{short(value)} is not a boolean; write true or false or leave it out")
+    return value is not False
+
+
+def names(fields: Iterable[str]) -> str:
+    """Some of the fields there are, for a message."""
+    return ", ".join(short(name) for name in list(fields)[:8]) or "no fields"
+
+
+def short(value: Any) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+# ---- files: formats to numbered rows ----
+
+
+class Reader(NamedTuple):
+    """How one format is read: numbered raw rows, the fields of one, and its text for people."""
+
+    unit: str
+    rows: Callable[[Path], Iterator[tuple[int, Any]]]
+    fields: Callable[[Any], dict[str, Any]]
+    text: Callable[[Any], str]
+
+
+def _reader(path: Path, what: str, readers: dict[str, Reader]) -> Reader:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name one file in it")
+    ending = next((ending for ending in readers if path.name.lower().endswith(ending)), None)
+    if ending is None:
+        raise DataError(f"{path} has an unknown extension; use one of: {', '.join(readers)}")
+    if not size:
+        raise DataError(f"{path} is empty; add {what} to it")
+    return readers[ending]
+
+
+def _lines(path: Path, opener: Callable[..., Any]) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines without their ends; blank ones are counted but left out."""
+    try:
+        with opener(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line.strip():
+                    yield number, line.rstrip(b"\r\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); check its permissions or write it again") from error
+
+
+def _open_gzip(path: Path, mode: str) -> Any:
+    # Its checksum stands at the end: without this pass, broken data would first show as a bad row.
+    with gzip.open(path) as file:
+        while file.read(1 << 20):
+            pass
+    return gzip.open(path, mode)
+
+
+def _json_fields(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(_utf8("row", line))
+    except json.JSONDecodeError as error:
+        problem = f"not JSON ({error.msg} at column {error.colno})"
+        raise Problem("row", f"{problem}; write one object a line") from None
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, brackets in thousands
+        raise Problem("row", f"not usable JSON ({short(str(error))}); write one object a line") from None
+    if not isinstance(fields, dict):
+        raise Problem("row", f"{short(fields)} is not an object; write one object a line")
+    return fields
+
+
+def _json_text(line: bytes) -> str:
+    return line.decode(errors="backslashreplace")
+
+
+def _utf8(field: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start + 1} is 0x{data[error.start]:02x}"
+        raise Problem(field, f"not UTF-8 ({byte}); save the file as UTF-8") from None
+
+
+def _table_rows(
+    path: Path, kind: str, load: Callable[[str, str], Any], remedy: str, wanted: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield from enumerate(_table(path, load, wanted), 1)
+    except (DatasetsError, ValueError, OSError, NotImplementedError) as error:
+        # What datasets says of a table with a header and no row; the caller reports that there are none.
+        if "corresponds to no data" not in str(error):
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise DataError(f"{path} cannot be read as {kind} ({reason}); {remedy}") from error
+
+
+def _table(path: Path, load: Callable[[str, str], Any], wanted: Sequence[str]) -> Any:
+    """The columns of a table that matter, in memory."""
+    with tempfile.TemporaryDirectory() as folder, _quiet_datasets():
+        # A link with a plain name: datasets takes "pairs[1].csv" for a pattern.
+        link = Path(folder) / f"rows{path.suffix.lower()}"
+        link.symlink_to(path.resolve())
+        table = load(str(link), folder)
+        columns = [name for name in table.column_names if name in wanted]
+        if not columns:
+            raise ValueError(f"its columns are {names(table.column_names)}, none of {', '.join(wanted)}")
+        return table.select_columns(columns)
+
+
+def _load_parquet(path: str, cache: str) -> Any:
+    from datasets import Dataset
+
+    # The batch size that datasets chooses for a table without rows is 0, which it then refuses.
+    return Dataset.from_parquet(path, cache_dir=cache, keep_in_memory=True, batch_size=1000)
+
+
+def _load_csv(path: str, cache: str) -> Any:
+    import pandas
+    from datasets import Dataset
+
+    header = pandas.read_csv(path, nrows=0, encoding_errors="backslashreplace")
+    names = list(header.columns)
+    table = Dataset.from_csv(
+        path,
+        cache_dir=cache,
+        keep_in_memory=True,
+        names=names,
+        header=0,
+        # Each cell as it stands: "NA" and "1.0" are texts too.
+        converters=dict.fromkeys(names, str),
+        na_filter=False,
+        # One character a byte: a row that is not UTF-8 is then refused alone (see _csv_fields).
+        encoding="latin-1",
+    )
+    if table.column_names != names:  # pandas made an index of the surplus, and shifted every cell
+        raise ValueError("rows have more cells than the header has names")
+    return table
+
+
+def _csv_fields(row: dict[str, str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: _utf8(name, cell.encode("latin-1")) for name, cell in row.items()}
+    for name in fields.keys() & {"chosen_finished", "rejected_finished"}:
+        fields[name] = {"true": True, "false": False, "": None}.get(fields[name].strip().lower(), fields[name])
+    for name in ("prompt", "chosen", "rejected"):
+        if _MESSAGES_AS_TEXT.match(fields.get(name, "")):
+            raise Problem(name, "CSV cannot hold lists of messages; write them as JSON Lines or Parquet")
+    return fields
+
+
+def _csv_text(row: dict[str, str]) -> str:
+    return _row_text({name: _json_text(cell.encode("latin-1")) for name, cell in row.items()})
+
+
+def _row_text(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str)
+
+
+@contextlib.contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """No progress bars and no log lines from datasets; its settings are put back at the end."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    verbosity, had_bars = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    if had_bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            enable_progress_bars()
+
+
+_LINES = Reader("line", partial(_lines, opener=open), _json_fields, _json_text)
+_GZIPPED_LINES = _LINES._replace(rows=partial(_lines, opener=_open_gzip))
+_CSV_REMEDY = "put texts that hold commas, quotes or line ends between double quotes"
+JSON_LINES = {
+    ".jsonl": _LINES,
+    ".json": _LINES,
+    ".jsonl.gz": _GZIPPED_LINES,
+    ".json.gz": _GZIPPED_LINES,
+}
+
+
+def tables(*more: str) -> dict[str, Reader]:
+    """All formats, by file ending; of CSV and Parquet the columns of comparisons and those named here are read."""
+    wanted = (*_FIELDS, *more)
+    csv = partial(_table_rows, kind="CSV", load=_load_csv, remedy=_CSV_REMEDY, wanted=wanted)
+    parquet = partial(_table_rows, kind="Parquet", load=_load_parquet, remedy="write it again", wanted=wanted)
+    return {
+        **JSON_LINES,
+        ".csv": Reader("row", csv, _csv_fields, _csv_text),
+        ".parquet": Reader("row", parquet, dict, _row_text),
+    }
+
+
+TABLES = tables()

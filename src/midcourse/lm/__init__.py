@@ -1,0 +1,1 @@
+"""The frozen language model: loaded by name, stepped over cached rows."""

@@ -1,0 +1,291 @@
+"""A reward of whole texts on a bidirectional encoder (BERT, MiniLM, RoBERTa, DeBERTa, ModernBERT, ...), to be trained.
+
+An encoder's reward of a prefix needs a forward of its own, so only full sequences are compared in training, and what
+guides, scores and judges is a `ClassifierReward` of the same weights: whole texts at every step. Prompt and response
+are a text pair, and the architecture's own classification head reads them (BERT's: the pooled first token).
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from midcourse.files import whole_folder
+from midcourse.lm.language_model import (
+    LanguageModel,
+    ModelError,
+    context_length,
+    load_backbone,
+    load_config,
+    load_tokenizer,
+    resolve,
+    resolve_device,
+    resolve_dtype,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from midcourse.lm.prefix_cache import pad
+from midcourse.lm.prompt import Prefix, Prompt
+from midcourse.rewards.backbone import Backbone, Tuning, with_adapter
+from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score
+from midcourse.rewards.scalar import RewardInfo, RewardModel, read_info
+from midcourse.rewards.text import ClassifierReward, as_plain_text
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether a model of that configuration reads both ways: transformers can fill in its masks."""
+    mixed = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    return type(config) in AutoModelForMaskedLM._model_mapping and not mixed
+
+
+class EncoderReward(RewardModel):
+    """A sequence classifier of one label in training. `classifier()` is the reward that everything else uses.
+
+    Its `backbone` is the whole classifier; its `head` are the parts of it behind the encoder's layers, a pooler
+    included. A row longer than the context loses the prompt's beginning, as in `ClassifierReward`, and a response that
+    is still too long its end. Whether a response is finished makes no difference to it.
+
+    Example:
+        >>> reward = EncoderReward.create("minilm", objective="sequence")
+        >>> train(reward, comparisons, "judge", Settings())
+        >>> load_reward("judge").bind(lm).score(["The ferry was late, and"], [" we loved it."])[0].rewards[-1]
+    """
+
+    KIND = "encoder"
+    head: nn.ModuleList
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+        super().__init__(backbone, tokenizer, info)
+        probe = tokenizer("a", "b")
+        parts, types = probe.sequence_ids(0), probe.get("token_type_ids")
+        if parts[-1] is not None or parts[-2] != 1 or parts[0] == 1:
+            raise RewardError(f"the tokenizer of {info.backbone} does not end pairs of texts with one separator")
+        self.token_types = types and (types[parts.index(0)], types[-1])
+
+    @classmethod
+    def create(
+        cls,
+        backbone: str,
+        *,
+        objective: str = "sequence",
+        tune: str = "last:2",
+        layers: int | None = None,
+        head: str = "encoder",
+        template: str | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+        **recorded: Any,
+    ) -> "EncoderReward":
+        """An untrained reward on a pretrained encoder ("minilm", folder or Hub id).
+
+        Args:
+            template: makes no difference: the encoder reads a prompt's text, of messages their contents.
+            recorded: further fields of `RewardInfo`.
+
+        Raises:
+            RewardError: another objective, too few layers, or an encoder that cannot be trained so.
+        """
+        if objective != "sequence":
+            raise RewardError(
+                f"{backbone} is an encoder, which would need a forward for every prefix with objective {objective}; "
+                "use --objective sequence"
+            )
+        if layers is not None:
+            raise RewardError(f"{backbone} is an encoder, which is used whole; leave --layers {layers} out")
+        torch.manual_seed(seed)  # a new head and LoRA start from random numbers
+        model = cls.pretrained(backbone, None, device, dtype)
+        tokenizer = load_tokenizer(resolve(backbone))
+        if tokenizer.sep_token_id is None:
+            raise RewardError(f"the tokenizer of {backbone} has no separator for prompt and response")
+        tuning = Tuning.parse(tune)
+        if tuning.kind == "last" and tuning.amount > model.config.num_hidden_layers:
+            raise RewardError(f"tune {tune} trains more than the {model.config.num_hidden_layers} layers there are")
+        info = RewardInfo(
+            backbone=backbone,
+            backbone_fingerprint=weights_fingerprint(backbone),
+            layers=model.config.num_hidden_layers,
+            tune=str(tuning),
+            template="raw",
+            objective=objective,
+            eos_token_id=tokenizer.sep_token_id,
+            eos_token_ids=(tokenizer.sep_token_id,),
+            tokenizer=tokenizer_fingerprint(tokenizer),
+            head=head,
+            backbone_layers=model.config.num_hidden_layers,
+            **recorded,
+        )
+        return cls(cls.adapted(model, tuning), tokenizer, info)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", **others: Any) -> "EncoderReward":
+        """Load a saved reward with what trained it; `load_reward` gives the classifier alone."""
+        if (head := read_info(Path(folder)).head) != "encoder":
+            raise RewardError(f"{folder} holds a reward with a {head} head; load it with midcourse.load_reward")
+        reward = super().load(folder, device=device, dtype=dtype, **others)
+        assert isinstance(reward, EncoderReward)
+        return reward
+
+    @staticmethod
+    def pretrained(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
+        """The classifier on a pretrained encoder; its head is new where the checkpoint has none."""
+        config = load_config(resolve(name))
+        if type(config) not in AutoModelForSequenceClassification._model_mapping:
+            raise ModelError(f"transformers has no sequence classification for {config.model_type}; use a BERT")
+        config.num_labels = 1
+        config.architectures = None
+        # With the architecture's own attention: DeBERTa's has no other.
+        places: dict[str, Any] = {"device": device, "dtype": dtype, "attention": None}
+        return load_backbone(AutoModelForSequenceClassification, name, config, **places)
+
+    @staticmethod
+    def empty(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
+        """A classifier whose weights are still to be read."""
+        place = resolve_device(device)
+        wanted = resolve_dtype(dtype, place)
+        wanted = config.dtype if isinstance(wanted, str) else wanted
+        return AutoModelForSequenceClassification.from_config(config, dtype=wanted).to(place)
+
+    @staticmethod
+    def adapted(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
+        """The classifier, with LoRA adapters in its encoder where the tuning asks for them."""
+        setattr(model, model.base_model_prefix, with_adapter(model.base_model, tuning))
+        return model
+
+    def make_head(self) -> nn.ModuleList:
+        """What the classifier has behind the encoder's layers, in the order of its forward."""
+        encoder = self.backbone.base_model
+        parts = [getattr(encoder, "pooler", None), *(part for part in self.backbone.children() if part is not encoder)]
+        return nn.ModuleList(part for part in parts if part is not None and any(True for _ in part.parameters()))
+
+    def last_parts(self, amount: int) -> list[nn.Module]:
+        """The last layers of the encoder."""
+        count = self.backbone.config.num_hidden_layers
+        for part in self.backbone.modules():
+            if isinstance(part, nn.ModuleList) and len(part) == count and part is not self.head:
+                return list(part[-amount:])
+        raise RewardError(f"no list of layers found in {type(self.backbone).__name__}; use --tune head, lora or all")
+
+    # Texts to ids
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a row: as in training, where it has been trained."""
+        limits = [self.tokenizer.model_max_length, context_length(self.backbone.config)]
+        if self.info.training:
+            limits.append(self.info.training["settings"]["max_tokens"])
+        return min(limits)
+
+    def encode_within(self, prompt: Prompt, response: str, max_tokens: int) -> tuple[list[int], list[int]]:
+        """([CLS] prompt [SEP], response [SEP]) in at most `max_tokens`: the prompt loses its beginning first.
+
+        Raises:
+            RewardError: not even a token of the response has room.
+        """
+        pair = self.tokenizer(as_plain_text(prompt), response, verbose=False)
+        ids, parts = pair["input_ids"], pair.sequence_ids(0)
+        room = min(max_tokens, self.context_length) - parts.count(None)
+        if room < 1:
+            raise RewardError(f"max-tokens {max_tokens} leaves no room for a response; use 16 or more")
+        after = min(parts.count(1), room)
+        dropped = max(parts.count(0) + after - room, 0)
+        begin = len(ids) - 1 - parts.count(1)
+        first = parts.index(0) if 0 in parts else 0
+        return [*ids[:first], *ids[first + dropped : begin]], [*ids[begin : begin + after], ids[-1]]
+
+    def inputs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
+        """What the classifier takes for (prompt ids, response ids) rows, padded on the right."""
+        ids, mask = pad([[*before, *after] for before, after in rows], torch.device("cpu"))
+        found = {"input_ids": ids.masked_fill(~mask, self.backbone.config.pad_token_id), "attention_mask": mask.long()}
+        if self.token_types:
+            first, second = self.token_types
+            # Without a response transformers' tokenizers read the prompt alone: all is its first part.
+            types = [
+                [first] * len(before) + [second if len(after) > 1 else first] * len(after) for before, after in rows
+            ]
+            found["token_type_ids"] = pad(types, torch.device("cpu"))[0]
+        return found
+
+    # Rewards
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Int[Tensor, "batch tokens"] | None = None,
+        token_type_ids: Int[Tensor, "batch tokens"] | None = None,
+        entering: Float[Tensor, "batch 1 hidden"] | None = None,
+    ) -> Float[Tensor, "batch tokens"]:
+        """The reward of each whole text, at every one of its places.
+
+        Args:
+            entering: what enters the head, where it is known; see `read_frozen`.
+        """
+        if entering is None:
+            more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+            rewards = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **more).logits[:, 0]
+        else:
+            rewards = self.read_head(entering)
+        rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+        return rewards[:, None].expand(-1, input_ids.shape[1])
+
+    def read_head(self, entering: Float[Tensor, "batch 1 hidden"]) -> Float[Tensor, " batch"]:
+        """The head on what the encoder gave it."""
+        for part in self.head:
+            entering = part(entering)
+        return entering.reshape(len(entering))
+
+    @torch.no_grad()
+    def read_frozen(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch 1 hidden"] | None:
+        """What enters the head: all there is to an encoder that is not trained. None where the head is not its parts.
+
+        A head that reads all states takes its first one, as every architecture's does, so only that is kept.
+        """
+        seen: list[Tensor] = []
+        with self.head[0].register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+            want = self.backbone(**inputs).logits[:, 0]
+        entering = seen[0][:, :1] if seen[0].ndim == 3 else seen[0][:, None]
+        try:
+            have = self.read_head(entering)
+        except (RuntimeError, IndexError):
+            return None
+        return entering if torch.allclose(have, want, rtol=1e-4, atol=1e-4) else None
+
+    def classifier(self, name: str = "encoder reward") -> ClassifierReward:
+        """The reward itself, on the same weights."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = self.context_length
+        made = ClassifierReward(self.backbone, tokenizer, name=name)
+        made.calibration = self.calibration
+        return made
+
+    def bind(self, lm: LanguageModel) -> Reward:
+        """The classifier, as it reads the texts of `lm`."""
+        return self.classifier().bind(lm)
+
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> RewardRows:
+        """RewardError: texts are read once `bind` has said whose."""
+        return self.classifier().start(prefixes, max_new_tokens, candidates)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], **settings: Any) -> list[Score]:
+        """RewardError: texts are read once `bind` has said whose."""
+        return self.classifier().score(prompts, responses)
+
+    def export(self, folder: str | Path) -> None:
+        """Write the standard sequence-classification checkpoint (one label), readable by transformers alone."""
+        model = copy.deepcopy(self.backbone)
+        if Tuning.parse(self.info.tune).kind == "lora":
+            setattr(model, model.base_model_prefix, model.base_model.merge_and_unload())
+        with whole_folder(Path(folder)) as work:
+            model.save_pretrained(work)
+            self.classifier().tokenizer.save_pretrained(work)

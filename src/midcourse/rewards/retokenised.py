@@ -1,0 +1,182 @@
+"""A scalar reward of prefixes whose tokenizer is another than the language model's."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prefix_cache import PrefixCache, pad
+from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
+from midcourse.rewards.contract import RewardError, Score
+from midcourse.rewards.text import Key, ResponseRows, Text, as_score, whole_response
+
+
+@runtime_checkable
+class ScalarReward(Protocol):
+    """What `Retokenised` asks of a reward: a causal backbone with a scalar read at every position."""
+
+    backbone: Any
+    tokenizer: Any
+
+    @property
+    def template(self) -> Template:
+        """How prompts are rendered."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of its own that a row may have."""
+
+    def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
+        """The reward at final hidden states."""
+
+    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
+        """The rewards at every response position of (prompt ids, response ids) rows."""
+
+
+class Retokenised:
+    """A scalar reward for a language model that writes other tokens than the reward reads.
+
+    The response so far, with each candidate, is tokenised anew at every step, so its last tokens may change; what all
+    candidates of a row share stays cached, and the rest of all rows is read in one forward.
+
+    Args:
+        reward: a causal scalar reward, such as a RewardModel.
+        eos_token_ids: the tokens of the language model that end a text; its tokenizer's EOS by default. Each stands
+            for the EOS of the reward's tokenizer.
+    """
+
+    def __init__(
+        self,
+        reward: ScalarReward,
+        lm_tokenizer: PreTrainedTokenizerBase,
+        eos_token_ids: Collection[int] | None = None,
+    ):
+        self.reward = reward
+        self.lm_tokenizer = lm_tokenizer
+        self.eos_token_ids = frozenset([lm_tokenizer.eos_token_id] if eos_token_ids is None else eos_token_ids)
+
+    @property
+    def template(self) -> Template:
+        """That of the reward."""
+        return self.reward.template
+
+    @property
+    def context_length(self) -> int:
+        """That of the reward, in its own tokens; every text is checked when it is read."""
+        return self.reward.context_length
+
+    def bind(self, lm: LanguageModel) -> "Retokenised":
+        """Itself: it was made for one language model's tokens."""
+        return self
+
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "RetokenisedRows":
+        """Read the prefixes; RewardError where one is too long in the reward's tokens."""
+        return RetokenisedRows(self, prefixes, max_new_tokens + candidates)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
+        """The reward of every prefix of whole texts in the LM's tokens, ended by EOS; each is read from scratch."""
+        return [self._score(*texts) for texts in zip(prompts, responses, strict=True)]
+
+    def _score(self, prompt: Prompt, response: str) -> Score:
+        before = prompt_ids(self.reward.tokenizer, prompt, self.template)
+        ids, points = whole_response(self.lm_tokenizer, self.eos_token_ids, response)
+        rows = [self.encode(before, point.text, point.finished) for point in points]
+        # The reward is read at a row's last token, which is the prompt's where the response is still empty.
+        rewards = self.reward.score_ids([(row[:-1], row[-1:]) for row in rows])
+        return as_score(self.lm_tokenizer, ids, [row[0].item() for row in rewards])
+
+    def encode(self, before: Sequence[int], response: str, finished: bool) -> list[int]:
+        """The reward's token ids of a prompt's ids and a response; RewardError where they exceed its context."""
+        ids = [*before, *response_ids(self.reward.tokenizer, response, finished=finished)]
+        if len(ids) > (room := self.context_length):
+            raise RewardError(
+                f"prompt and response have {len(ids)} tokens of the reward's tokenizer, its context is {room}; "
+                "shorten the prompt or lower max_new_tokens"
+            )
+        return ids
+
+
+class RetokenisedRows(ResponseRows):
+    """Rows under a reward with tokens of its own.
+
+    Attributes:
+        before: the prompts in the reward's tokens.
+        cached: each row's tokens in the cache.
+    """
+
+    def __init__(self, reward: Retokenised, prefixes: Sequence[Prefix], room: int):
+        backbone, tokenizer = reward.reward.backbone, reward.reward.tokenizer
+        super().__init__(reward.lm_tokenizer, reward.eos_token_ids, prefixes, backbone.device)
+        self.reward = reward
+        self.dtype = torch.promote_types(backbone.dtype, torch.float32)
+        self.before = [prompt_ids(tokenizer, prefix.prompt, prefix.template or reward.template) for prefix in prefixes]
+        now = [response.now for response in self.responses]
+        self.cached = [reward.encode(ids, p.text, p.finished) for ids, p in zip(self.before, now, strict=True)]
+        self.cache = PrefixCache(backbone, len(prefixes), max(map(len, self.cached)) + room)
+        token_ids, _ = pad(self.cached, self.device)
+        hidden = self.cache.extend(token_ids, counts := [len(ids) for ids in self.cached]).last_hidden_state
+        rewards = self.reward.reward.read(hidden[range(len(counts)), [count - 1 for count in counts]])
+        keys = [(key, p.text, p.finished) for key, p in zip(self.keys, now, strict=True)]
+        self.known = dict(zip(keys, rewards.tolist(), strict=True))
+
+    def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
+        """One forward; the cache then holds what the texts of each row share."""
+        rows = [
+            [self.reward.encode(before, text.response, text.finished) for text in row.values()]
+            for before, row in zip(self.before, asked, strict=True)
+        ]
+        # At least the last token of each text is read, since the reward is read there.
+        shared = [min(_shared(row), min(map(len, row)) - 1) for row in rows]
+        # Padding has positions too, and a model may have none beyond its context: a row near the end of it shares less
+        # and reads some again, where others need that much padding.
+        depth = max(len(ids) - n for row, n in zip(rows, shared, strict=True) for ids in row)
+        shared = [min(n, self.reward.context_length - depth) for n in shared]
+        kept = [_shared([old, row[0][:n]]) for old, row, n in zip(self.cached, rows, shared, strict=True)]
+        ahead = max(n - keep for n, keep in zip(shared, kept, strict=True))
+        kept = [min(keep, self.reward.context_length - ahead) for keep in kept]
+
+        self.cache.rewind([len(old) - keep for old, keep in zip(self.cached, kept, strict=True)])
+        self.cached = [row[0][:n] for row, n in zip(rows, shared, strict=True)]
+        first, _ = pad([ids[keep:] for ids, keep in zip(self.cached, kept, strict=True)], self.device)
+        ends = [[ids[n:] for ids in row] for row, n in zip(rows, shared, strict=True)]
+        rewards = self._branches(ends, first, [n - keep for n, keep in zip(shared, kept, strict=True)])
+        found: dict[Key, float] = {}
+        for row, values in zip(asked, rewards, strict=True):
+            found.update(zip(row, values, strict=True))
+        return found
+
+    def _branches(
+        self, ends: list[list[list[int]]], first: Int[Tensor, "batch first"], counts: list[int]
+    ) -> list[list[float]]:
+        """The rewards at the last tokens of each row's alternative ends, which follow `first`."""
+        width = max(map(len, ends))
+        filled = [end for row in ends for end in [*row, *[[0]] * (width - len(row))]]
+        token_ids, _ = pad(filled, self.device)
+        branches = token_ids.view(len(ends), width, -1)
+        hidden = self.cache.branches(branches, first, counts).last_hidden_state[:, first.shape[1] :]
+        last = torch.tensor([len(end) - 1 for end in filled], device=self.device)
+        at_ends = hidden.reshape(len(filled), token_ids.shape[1], -1)[range(len(filled)), last]
+        rewards = self.reward.reward.read(at_ends).view(len(ends), width).tolist()
+        return [values[: len(row)] for row, values in zip(ends, rewards, strict=True)]
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        self.cache.select(rows)
+        self.before = [self.before[row] for row in rows]
+        self.cached = [self.cached[row] for row in rows]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        super().replace(places, other)
+        self.cache.replace(places, other.cache)
+        for row, place in enumerate(places):
+            self.before[place], self.cached[place] = other.before[row], other.cached[row]
+
+
+def _shared(rows: Sequence[list[int]]) -> int:
+    """The length of the longest beginning that all rows have: what the first and the last in order share."""
+    first, last = min(rows), max(rows)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

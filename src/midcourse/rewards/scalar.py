@@ -1,0 +1,587 @@
+"""A reward for every prefix: a causal backbone with a scalar head read at every position.
+
+    rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
+    rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
+    rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
+
+A saved reward is a folder of safetensors and JSON:
+
+    midcourse.json       how it was trained, its template and EOS ids, the backbone's name and fingerprint
+    reward.safetensors   the head and whatever else was trained (adapter, last layers, or everything)
+    rows.safetensors     hashes of the rows it learned from; see train.learned
+    backbone/            config of the backbone, only where all of it was trained
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from midcourse.files import whole_file, whole_folder, write_text
+from midcourse.lm.language_model import (
+    LanguageModel,
+    ModelError,
+    chat_fingerprint,
+    context_length,
+    eos_token_ids,
+    load_config,
+    load_generation_config,
+    load_tokenizer,
+    loaded_fingerprint,
+    resolve,
+    resolve_device,
+    resolve_dtype,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from midcourse.lm.prefix_cache import pad
+from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.rewards.backbone import (
+    Backbone,
+    Tuning,
+    empty_backbone,
+    final_norm_of,
+    layers_of,
+    shared_backbone,
+    truncated_backbone,
+    with_adapter,
+)
+from midcourse.rewards.cached_rows import CachedRows
+from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
+from midcourse.rewards.retokenised import Retokenised
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What midcourse.json records about a reward."""
+
+    backbone: str
+    backbone_fingerprint: str
+    layers: int
+    tune: str
+    template: Template
+    objective: str
+    eos_token_id: int
+    eos_token_ids: tuple[int, ...]
+    tokenizer: str
+    chat_template: str | None = None
+    objective_settings: dict[str, Any] = field(default_factory=dict)
+    reward_weight: float | None = None
+    head: str = "scalar"
+    backbone_layers: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def all_eos(self) -> list[int]:
+        """Every token that ends a text, the one that training wrote first."""
+        return [self.eos_token_id, *(i for i in self.eos_token_ids if i != self.eos_token_id)]
+
+    @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens' rewards; otherwise it is that of its last token."""
+        return self.objective in ("autoregressive", "implicit")
+
+
+class RewardModel(nn.Module):
+    """A scalar prefix reward. Its forward gives the reward at every position of a batch.
+
+    Example:
+        >>> reward = RewardModel.load("runs/demo/reward")
+        >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
+    """
+
+    KIND = "scalar"  # what comes first in the name of the head
+    backbone: Backbone
+    # How a backbone comes about: read from a model's files, made of a configuration, given adapters.
+    pretrained = staticmethod(truncated_backbone)
+    empty = staticmethod(empty_backbone)
+    adapted = staticmethod(with_adapter)
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.info = info
+        self.head = self.make_head()
+        set_trainable(self)
+
+    def make_head(self) -> nn.Module:
+        """A new head: one number for a state."""
+        width, place = self.backbone.config.hidden_size, {"device": self.backbone.device, "dtype": self.backbone.dtype}
+        head = nn.Linear(width, 1, bias=False, **place)
+        # At zero every prefix is worth the same: training starts from the unguided policy.
+        nn.init.zeros_(head.weight)
+        return head
+
+    def last_parts(self, amount: int) -> list[nn.Module]:
+        """The backbone's last layers and what follows them."""
+        return [layers_of(self.backbone)[-amount:], final_norm_of(self.backbone)]
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The backbone as a module of transformers, whose layers are PEFT's where there are adapters."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+
+    @property
+    def template(self) -> Template:
+        """How prompts were rendered in training, and must be here."""
+        return self.info.template
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns its rewards into probabilities for a reader; None for a reward that was saved without one."""
+        return Calibration.read(self.info.calibration)
+
+    @property
+    def soft_value_weight(self) -> float | None:
+        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
+        return self.info.objective_settings.get("value_weight")
+
+    @property
+    def reward_weight(self) -> float | None:
+        """The weight to guide at where none is asked for; None where nothing speaks for one."""
+        return self.info.reward_weight
+
+    @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens' rewards."""
+        return self.info.additive
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.head.parameters()).device
+
+    @classmethod
+    def create(
+        cls,
+        backbone: str,
+        *,
+        template: Template,
+        objective: str = "prefix",
+        objective_settings: dict[str, Any] | None = None,
+        layers: int | None = None,
+        tune: str = "last:2",
+        head: str = "scalar",
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> "RewardModel":
+        """An untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder or Hub id).
+
+        `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.
+        """
+        tokenizer = load_tokenizer(resolve(backbone))
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer of {backbone} has no EOS token, which ends a finished response")
+        model = truncated_backbone(backbone, layers, device, dtype)
+        tuning = Tuning.parse(tune)
+        if tuning.kind == "last" and tuning.amount > model.config.num_hidden_layers:
+            raise RewardError(f"tune {tune} trains more than the {model.config.num_hidden_layers} layers there are")
+        eos = eos_token_ids(load_generation_config(resolve(backbone)), tokenizer)
+        info = RewardInfo(
+            backbone=backbone,
+            backbone_fingerprint=weights_fingerprint(backbone),
+            layers=model.config.num_hidden_layers,
+            tune=str(tuning),
+            template=template,
+            objective=objective,
+            objective_settings=objective_settings or {},
+            eos_token_id=tokenizer.eos_token_id,
+            eos_token_ids=tuple(sorted(eos)),
+            tokenizer=tokenizer_fingerprint(tokenizer),
+            chat_template=None if template == "raw" else chat_fingerprint(tokenizer),
+            head=head,
+            backbone_layers=load_config(resolve(backbone)).num_hidden_layers,
+        )
+        torch.manual_seed(seed)  # LoRA starts from random numbers
+        return cls(with_adapter(model, tuning), tokenizer, info)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens"]:
+        """The reward of every prefix of right-padded rows. A causal backbone makes later tokens invisible."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        return self.read(hidden)
+
+    def of_responses(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"] | None,
+        starts: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch tokens"]:
+        """As `forward`, of rows whose responses begin at `starts`: for kinds to which that makes a difference."""
+        return self(input_ids=input_ids, attention_mask=attention_mask)
+
+    def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
+        """The head on final hidden states."""
+        return self.head(hidden).squeeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
+
+    # Guiding
+
+    def bind(self, lm: LanguageModel) -> Reward:
+        """Itself, or with its text tokenised anew at every step where the LM writes other tokens.
+
+        Raises:
+            RewardError: the LM's chat template or ends of texts are not those of training.
+        """
+        if self.info.tokenizer != lm.tokens:
+            return Retokenised(self, lm.tokenizer, lm.eos_token_ids)
+        check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
+        return self
+
+    @property
+    def context_length(self) -> int:
+        """The longest row the backbone was made for, in tokens."""
+        return context_length(self.backbone.config)
+
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> RewardRows:
+        """Read the prefixes' states; see `Reward.start`."""
+        return ScalarRows(self, prefixes, max_new_tokens + candidates)
+
+    # Scoring
+
+    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
+        """(prompt ids, response ids) as in training; EOS ends a finished response.
+
+        Raises:
+            PromptError: the prompt does not fit the template, or the row does not fit the context.
+        """
+        row = (
+            prompt_ids(self.tokenizer, prompt, self.template),
+            response_ids(self.tokenizer, response, finished=finished),
+        )
+        if len(row[0]) + len(row[1]) > (room := self.context_length):
+            raise PromptError(
+                f"prompt and response have {len(row[0]) + len(row[1])} tokens, the context {room}; shorten them"
+            )
+        return row
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 16
+    ) -> list[Score]:
+        """The reward of every prefix of each response, one forward per batch.
+
+        With `finished` an EOS follows the response: the last reward is that of the finished text.
+        """
+        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
+        rewards = self.score_ids(rows, batch_size=batch_size)
+        decode = self.tokenizer.decode
+        return [
+            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()), self.additive)
+            for (_, ids), row in zip(rows, rewards, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16) -> list[Tensor]:
+        """Rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU."""
+        self.eval()
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        for begin in range(0, len(order), batch_size):
+            part = order[begin : begin + batch_size]
+            ids, mask = pad([[*rows[i][0], *rows[i][1]] for i in part], self.device)
+            starts = [len(rows[i][0]) for i in part]
+            rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
+            for i, start, row in zip(part, starts, rewards, strict=True):
+                found[i] = row[start : start + len(rows[i][1])].clone()
+        return found
+
+    # Saving
+
+    def save(self, folder: str | Path) -> None:
+        """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
+        with whole_folder(Path(folder)) as work:
+            self.write(work)
+
+    def write(self, folder: Path) -> None:
+        """Write the reward's files into an existing folder, each whole, midcourse.json last."""
+        try:
+            with whole_file(folder / "reward.safetensors") as temporary:
+                save_file(self.trained_state(), temporary)
+        except SafetensorError as error:
+            raise RewardError(f"{folder}/reward.safetensors cannot be written ({error}); make room") from error
+        if Tuning.parse(self.info.tune).kind == "all":
+            self.backbone.config.save_pretrained(folder / "backbone")
+            self.tokenizer.save_pretrained(folder / "backbone")
+        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes: all that has to be stored beside the backbone's name."""
+        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        return {name: whole_tensor(p).cpu().contiguous() for name, p in trained.items()}
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        share_with: LanguageModel | None = None,
+        allow_other_weights: bool = False,
+    ) -> "RewardModel":
+        """Load a saved reward.
+
+        Args:
+            share_with: the language model whose tensors the reward's backbone is to consist of, but for what was
+                trained: no weight is there twice, and neither model sees anything of the other's adapters. What
+                changes one's weights in place (training the LM, PEFT's merge) changes both, so leave them frozen;
+                `.to(...)` of either gives it tensors of its own again. Device and dtype are the LM's.
+            allow_other_weights: a trunk reward may share with an LM of the same shape and tokens whose weights are
+                not those of its training: nearly the same, one hopes.
+
+        Raises:
+            RewardError: the folder holds no reward, its backbone has other weights or tokens than in training, or it
+                cannot share them.
+
+        Example:
+            >>> lm = LanguageModel.load("smollm2")
+            >>> kind, brief = (RewardModel.load(name, share_with=lm) for name in ("kind", "brief"))
+        """
+        folder = Path(folder)
+        info = read_info(folder)
+        if info.head.partition(":")[0] != cls.KIND:
+            raise RewardError(f"{folder} holds a reward with a {info.head} head; load it with midcourse.load_reward")
+        if allow_other_weights and (info.head == "scalar" or share_with is None):
+            raise RewardError(
+                f"the reward in {folder} cannot be loaded with allow_other_weights: that is for trunk rewards, "
+                "together with share_with"
+            )
+        tuning = Tuning.parse(info.tune)
+        if share_with is not None:
+            check_sharing(folder, info, share_with, device, dtype, allow_other_weights)
+            model, tokenizer = shared_backbone(share_with, info.layers), share_with.tokenizer
+        elif tuning.kind == "all":
+            model = cls.empty(load_config(str(folder / "backbone")), device, dtype)
+            tokenizer = load_tokenizer(str(folder / "backbone"))
+        else:
+            if weights_fingerprint(info.backbone) != info.backbone_fingerprint:
+                raise RewardError(
+                    f"the reward in {folder} was trained on other weights than {info.backbone} has now "
+                    f"(fingerprint {info.backbone_fingerprint}); restore them or train it again"
+                )
+            model = cls.pretrained(info.backbone, info.layers, device, dtype)
+            tokenizer = load_tokenizer(resolve(info.backbone))
+        if tokenizer_fingerprint(tokenizer) != info.tokenizer:
+            raise RewardError(
+                f"the reward in {folder} was trained with another tokenizer than "
+                f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
+            )
+        reward = cls(cls.adapted(model, tuning), tokenizer, info)
+        if share_with is not None:
+            # What was trained is read into tensors of its own, not into those of the language model.
+            for parameter in reward.parameters():
+                if parameter.requires_grad:
+                    parameter.data = torch.empty_like(parameter)
+        try:
+            reward.load_trained(folder / "reward.safetensors")
+        except RewardError as error:
+            if share_with is None or not allow_other_weights:
+                raise
+            raise RewardError(f"the reward in {folder} does not fit {share_with.name}: {error}") from error
+        return reward.eval()
+
+    def load_trained(self, path: Path) -> None:
+        """Read the trained tensors back; every one must be there and fit."""
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
+        wanted = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if {name: tensor.shape for name, tensor in state.items()} != {name: p.shape for name, p in wanted.items()}:
+            raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.requires_grad:
+                    p.copy_(part_of(state[name], p))
+
+    def export(self, folder: str | Path) -> None:
+        """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
+
+        Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
+        the last token that is not padding, so the checkpoint pads with another token than EOS.
+        """
+        backbone = copy.deepcopy(self.backbone)
+        if isinstance(backbone, PeftModel):
+            backbone = backbone.merge_and_unload()
+        config = copy.deepcopy(backbone.config)
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.pad_token = padding_token(tokenizer)
+        tokenizer.padding_side = "right"
+        config.num_labels = 1
+        config.pad_token_id = tokenizer.pad_token_id
+        if type(config) not in AutoModelForSequenceClassification._model_mapping:
+            raise RewardError(
+                f"transformers has no sequence classification for {config.model_type}; it cannot be exported"
+            )
+        model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
+        model.base_model.load_state_dict(backbone.state_dict())
+        model.score.load_state_dict(self.head.state_dict())
+        with whole_folder(Path(folder)) as work:
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+
+
+class ScalarRows(CachedRows):
+    """Rows under a scalar reward: one forward scores all candidates of all rows, and the chosen ones are kept."""
+
+    def __init__(self, reward: RewardModel, prefixes: Sequence[Prefix], room: int):
+        super().__init__(reward.decoder, prefixes, room, reward.info.all_eos)
+        self.reward = reward
+        self.offered: tuple[Tensor, Tensor] | None = None
+        self.current: Tensor | None = None
+        self.prefix_rewards()
+
+    def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
+        token_ids = self.as_trained(token_ids)
+        first, counts = self.waiting()
+        hidden = self.cache.branches(token_ids[:, :, None], first, counts).last_hidden_state
+        rewards = self.reward.read(hidden[:, first.shape[1] :])
+        self.offered = (token_ids, rewards)
+        return rewards
+
+    def prefix_rewards(self) -> Float[Tensor, " batch"]:
+        if self.current is None:
+            self.offered = None
+            self.forget(1)
+            token_ids, counts = self.waiting()
+            hidden = self.cache.extend(token_ids, counts).last_hidden_state
+            self.current = self.reward.read(hidden[range(len(counts)), [count - 1 for count in counts]])
+        return self.current
+
+    def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
+        token_ids = self.as_trained(token_ids)
+        self.append(token_ids)
+        offered, self.offered, self.current = self.offered, None, None
+        if offered is None:
+            return
+        chosen = offered[0] == token_ids[:, None]
+        if bool(chosen.any(1).all()):
+            index = chosen.int().argmax(1)
+            self.cache.keep(index)
+            self.current = offered[1].gather(1, index[:, None])[:, 0]
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        super().rewind(counts)
+        self.offered, self.current = None, None
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        if self.offered:
+            self.offered = (self.offered[0][list(rows)], self.offered[1][list(rows)])
+        if self.current is not None:
+            self.current = self.current[list(rows)]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        super().replace(places, other)
+        self.offered, self.current = None, None
+
+
+def set_trainable(reward: RewardModel) -> None:
+    """Freeze what the reward's tuning does not train, and switch dropout off (as TRL's reward training does)."""
+    tuning = Tuning.parse(reward.info.tune)
+    for module in reward.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if tuning.kind in ("head", "last"):
+        reward.backbone.requires_grad_(False)
+    if tuning.kind == "last":
+        for part in reward.last_parts(tuning.amount):
+            part.requires_grad_(True)
+    reward.head.requires_grad_(True)
+
+
+def check_sharing(
+    folder: Path, info: RewardInfo, lm: LanguageModel, device: str, dtype: str, allow_other_weights: bool
+) -> None:
+    """Raise RewardError where a saved reward cannot stand on the weights of a language model in memory."""
+    if info.tune == "all":
+        raise RewardError(
+            f"the reward in {folder} trained all of its weights (tune all) and has none to share with {lm.name}; "
+            "leave share_with (guide: --share-weights) out"
+        )
+    model = lm.model
+    for name, asked, has in (
+        ("device", device if device == "auto" else resolve_device(device), model.device),
+        ("dtype", dtype if dtype == "auto" else resolve_dtype(dtype, model.device), model.dtype),
+    ):
+        if asked not in ("auto", has):
+            raise RewardError(
+                f"the reward in {folder} cannot have {name} {asked} on the weights of {lm.name}, which have {has}; "
+                f"leave {name} out"
+            )
+    found = None if allow_other_weights else loaded_fingerprint(model)
+    if not allow_other_weights and found != info.backbone_fingerprint:
+        which = f"fingerprint {found}" if found else "it was not loaded from files, or was changed since"
+        remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
+        raise RewardError(
+            f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "
+            f"{info.backbone_fingerprint}), and {lm.name} in memory has others ({which}); leave share_with "
+            "(guide: --share-weights) out" + (remedy if info.head != "scalar" else "")
+        )
+    if info.backbone_layers and info.backbone_layers != model.get_decoder().config.num_hidden_layers:
+        raise RewardError(
+            f"the reward in {folder} was trained on {info.backbone} of {info.backbone_layers} layers, and {lm.name} "
+            f"has {model.get_decoder().config.num_hidden_layers}; train one on {lm.name}"
+        )
+    if info.tokenizer == lm.tokens:  # load refuses others, as of any reward
+        check_rendering(lm, info.backbone, info.template, info.chat_template, info.eos_token_ids)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor, kept as FSDP2 keeps `like`; the tensor as it is where `like` is whole."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+
+
+def read_info(folder: Path) -> RewardInfo:
+    """What midcourse.json says; RewardError where the folder holds no reward of this format."""
+    path = folder / "midcourse.json"
+    if not path.is_file():
+        raise RewardError(
+            f"{folder} is not a reward: it has no midcourse.json; name a folder that midcourse train wrote"
+        )
+    try:
+        fields = json.loads(path.read_text())
+        if fields.get("format") != FORMAT:
+            raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
+        tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
+        return RewardInfo(**{**fields, **tuples})
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
+    others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+    if not others:
+        raise RewardError(
+            "this tokenizer has no special token besides EOS to pad with, so the reward cannot be exported"
+        )
+    preferred = (tokenizer.pad_token, tokenizer.unk_token)
+    return next((token for token in preferred if token in others), others[-1])

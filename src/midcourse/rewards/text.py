@@ -1,0 +1,449 @@
+"""Rewards of texts: at every step the candidates become texts, and whatever reads texts gives the rewards.
+
+TextReward         any function of a batch of texts
+FunctionReward     any function of the response alone
+ClassifierReward   a sequence-classification model of transformers with one label
+"""
+
+import copy
+import importlib
+import math
+import sys
+from collections.abc import Callable, Collection, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from midcourse.lm.language_model import (
+    LanguageModel,
+    ModelError,
+    context_length,
+    load_config,
+    load_tokenizer,
+    quiet_transformers,
+    resolve,
+    resolve_device,
+    resolve_dtype,
+)
+from midcourse.lm.prefix_cache import pad
+from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
+from midcourse.lm.response_text import Point, ResponseText
+from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.contract import RewardError, Score
+
+_NO_LIMIT = 2**20  # tokens of a row, where only its text is read
+
+
+class Text(NamedTuple):
+    """A prompt with a response, or with the beginning of one where it is not finished."""
+
+    prompt: Prompt
+    response: str
+    finished: bool
+
+
+TextScorer: TypeAlias = Callable[[Sequence[Text]], Sequence[float]]
+Key: TypeAlias = tuple[str, str, bool]  # a Text that can be looked up, though its prompt be a list of messages
+
+
+def whole_response(
+    tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int], response: str
+) -> tuple[list[int], list[Point]]:
+    """The tokens of a whole response, EOS at the end, and its text after each of them."""
+    text = ResponseText(tokenizer, eos_token_ids, response_ids(tokenizer, response, finished=True))
+    return text.token_ids, text.points[1:]
+
+
+def as_score(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], rewards: Sequence[float]) -> Score:
+    return Score(tuple(token_ids), tuple(tokenizer.decode([token]) for token in token_ids), tuple(rewards))
+
+
+class ResponseRows:
+    """Rows of responses as texts. A text of the last reading is not read again.
+
+    Args:
+        device: of the rewards.
+    """
+
+    dtype = torch.float32
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_token_ids: Collection[int],
+        prefixes: Sequence[Prefix],
+        device: torch.device,
+    ):
+        self.prompts = [prefix.prompt for prefix in prefixes]
+        self.keys = [repr(prompt) for prompt in self.prompts]
+        self.responses = [ResponseText(tokenizer, eos_token_ids, prefix.response_ids) for prefix in prefixes]
+        self.device = device
+        self.known: dict[Key, float] = {}
+
+    def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
+        """The rewards of each row's texts, at least one per row."""
+        raise NotImplementedError
+
+    def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
+        rows = zip(self.responses, token_ids.tolist(), strict=True)
+        return self._rewards([[response.after(token) for token in tokens] for response, tokens in rows])
+
+    def prefix_rewards(self) -> Float[Tensor, " batch"]:
+        return self._rewards([[response.now] for response in self.responses])[:, 0]
+
+    def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
+        for response, token in zip(self.responses, token_ids.tolist(), strict=True):
+            response.push(token)
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        for response, count in zip(self.responses, counts, strict=True):
+            response.rewind(count)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.prompts = [self.prompts[row] for row in rows]
+        self.keys = [self.keys[row] for row in rows]
+        self.responses = [self.responses[row].copy() for row in rows]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        for row, place in enumerate(places):
+            self.prompts[place], self.keys[place] = other.prompts[row], other.keys[row]
+            self.responses[place] = other.responses[row].copy()
+        self.known = {**self.known, **other.known}
+
+    def _rewards(self, points: list[list[Point]]) -> Float[Tensor, "batch texts"]:
+        keys = [[(key, p.text, p.finished) for p in row] for key, row in zip(self.keys, points, strict=True)]
+        if any(key not in self.known for row in keys for key in row):
+            self.known = self.read(
+                [{key: Text(prompt, *key[1:]) for key in row} for prompt, row in zip(self.prompts, keys, strict=True)]
+            )
+        values = [[self.known[key] for key in row] for row in keys]
+        return torch.tensor(values, dtype=self.dtype, device=self.device)
+
+
+# Functions of texts
+
+
+class TextReward:
+    """A reward computed from texts, by any function of a batch of them.
+
+    At every step the function is asked once, for the distinct texts of all candidates of all rows. Rewards are float32.
+
+    Attributes:
+        calibration: what `score` shows beside the rewards, where it was trained by midcourse.
+
+    Args:
+        score_texts: gives one number for each text, whatever its neighbours in the batch.
+        name: for messages.
+        template: how prompts have to be rendered for the language model; None where that makes no difference.
+        context_length: the most tokens of the language model that a row may have.
+
+    Example:
+        >>> reward = TextReward(lambda texts: [-abs(len(text.response) - 80) / 20 for text in texts])
+        >>> generate(lm, ["The ferry was late, and"], reward)[0].text
+    """
+
+    calibration: Calibration | None = None
+
+    def __init__(
+        self,
+        score_texts: TextScorer,
+        *,
+        name: str = "text reward",
+        template: Template | None = None,
+        context_length: int = _NO_LIMIT,
+    ):
+        self.score_texts = score_texts
+        self.name = name
+        self.template = template
+        self.context_length = context_length
+        self.lm: LanguageModel | None = None
+
+    def bind(self, lm: LanguageModel) -> "TextReward":
+        """A copy that reads the tokens of `lm`."""
+        bound = copy.copy(self)
+        bound.lm = lm
+        return bound
+
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "TextRows":
+        """Rows at these prefixes; RewardError where no language model is bound."""
+        return TextRows(self, prefixes)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
+        """The reward of every prefix of whole texts in the bound LM's tokens, each ended by EOS."""
+        lm = self.bound()
+        whole = [whole_response(lm.tokenizer, lm.eos_token_ids, response) for response in responses]
+        texts = [
+            [Text(prompt, point.text, point.finished) for point in points]
+            for prompt, (_, points) in zip(prompts, whole, strict=True)
+        ]
+        distinct = {_key(text): text for row in texts for text in row}
+        known = dict(zip(distinct, self.ask(list(distinct.values())), strict=True))
+        return [
+            as_score(lm.tokenizer, ids, [known[_key(text)] for text in row])
+            for (ids, _), row in zip(whole, texts, strict=True)
+        ]
+
+    def bound(self) -> LanguageModel:
+        """The language model whose tokens are read; RewardError where there is none yet."""
+        if self.lm is None:
+            raise RewardError(f"{self.name} reads no language model's tokens yet; use what bind(lm) returns")
+        return self.lm
+
+    def ask(self, texts: Sequence[Text]) -> list[float]:
+        """The function's numbers, rounded to float32.
+
+        Raises:
+            RewardError: it returned another count of numbers, something else, or none that is finite.
+        """
+        if not texts:
+            return []
+        values = list(self.score_texts(texts))
+        if len(values) != len(texts):
+            raise RewardError(f"{self.name} returned {len(values)} numbers for {len(texts)} texts; return one for each")
+        return [self._checked(text, value) for text, value in zip(texts, values, strict=True)]
+
+    def _checked(self, text: Text, value: Any) -> float:
+        if not isinstance(value, Real):
+            raise RewardError(f"{self.name} returned {value!r} for the text {_brief(text)}; return a number")
+        # Through float32, so that a text has the same reward in a score as in a batch of rows.
+        rounded = torch.tensor(_as_float(value), dtype=torch.float32).item()
+        if not math.isfinite(rounded):
+            raise RewardError(
+                f"{self.name} returned {value!r} for the text {_brief(text)}; return a finite float32 number"
+            )
+        return rounded
+
+
+class TextRows(ResponseRows):
+    """Rows under a reward of texts."""
+
+    def __init__(self, reward: TextReward, prefixes: Sequence[Prefix]):
+        lm = reward.bound()
+        super().__init__(lm.tokenizer, lm.eos_token_ids, prefixes, lm.model.device)
+        self.reward = reward
+
+    def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
+        texts = {key: text for row in asked for key, text in row.items()}
+        new = {key: text for key, text in texts.items() if key not in self.known}
+        found = dict(zip(new, self.reward.ask(list(new.values())), strict=True))
+        return {key: found[key] if key in found else self.known[key] for key in texts}
+
+
+class FunctionReward(TextReward):
+    """The reward of a response is a plain function of its text; the prompt plays no part.
+
+    Example:
+        >>> reward = FunctionReward(lambda text: -text.count("!"))
+        >>> reward = FunctionReward.load("my_rewards:politeness")
+    """
+
+    def __init__(self, function: Callable[[str], float]):
+        name = getattr(function, "__name__", None) or repr(function)
+        super().__init__(self._call_all, name=f"reward function {name}")
+        self.function = function
+
+    @classmethod
+    def load(cls, name: str) -> "FunctionReward":
+        """From "MODULE:FUNCTION"; modules are found in the working directory too.
+
+        Raises:
+            RewardError: no such module or function, or the module cannot be imported.
+        """
+        return cls(load_function(name))
+
+    def _call_all(self, texts: Sequence[Text]) -> list[Any]:
+        called = {text.response: self._call(text) for text in texts}
+        return [called[text.response] for text in texts]
+
+    def _call(self, text: Text) -> Any:
+        try:
+            return self.function(text.response)
+        except Exception as error:
+            raise RewardError(
+                f"{self.name} raised {type(error).__name__}: {error} for the text {_brief(text)}; "
+                "return a finite number for any text, an empty one too"
+            ) from error
+
+
+def load_function(name: str) -> Callable[[str], float]:
+    """The function "MODULE:FUNCTION"; RewardError where it cannot be imported or called."""
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a module may raise anything when it is imported
+        raise RewardError(f"no reward function {name!r} ({error}); use MODULE:FUNCTION") from error
+    if not callable(found):
+        raise RewardError(f"{name!r} is not a function; use MODULE:FUNCTION")
+    return found
+
+
+def _key(text: Text) -> Key:
+    return repr(text.prompt), text.response, text.finished
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer too large for any float
+        return math.inf
+
+
+def _brief(text: Text) -> str:
+    response = text.response
+    return repr(response if len(response) <= 60 else response[:60] + "...")
+
+
+# Classifiers
+
+
+class ClassifierReward(TextReward):
+    """The one label of a sequence-classification model of transformers, with a tokenizer of its own.
+
+    An encoder (BERT, RoBERTa, DeBERTa) reads both ways, so nothing of a text can be kept for the next: each step costs
+    one padded forward over every `batch_size` distinct texts of all rows' candidates.
+
+    Where the tokenizer has a separator, prompt and response are a text pair. Elsewhere, as for decoders, the response
+    follows the prompt, and EOS a finished one: what `RewardModel.export` writes with the raw template is read so. Chat
+    messages are their contents, joined by blank lines. A text too long for the model loses the prompt's beginning.
+
+    Args:
+        model: with num_labels=1 and a pad_token_id. It is set to eval mode.
+        batch_size: texts of one forward.
+
+    Raises:
+        RewardError: the model has another number of labels, or nothing to pad with.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 64,
+        name: str = "classifier",
+    ):
+        super().__init__(self._read_all, name=name)
+        check_one_label(model.config.num_labels, name)
+        if model.config.pad_token_id is None:
+            raise RewardError(f"{name} has no pad_token_id in its config; set it to the one the model was trained with")
+        if batch_size < 1:
+            raise RewardError(f"batch-size {batch_size} holds no text; use 1 or more")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", batch_size: int = 64
+    ) -> "ClassifierReward":
+        """From a folder or Hub id with safetensors weights.
+
+        Raises:
+            ModelError: no such model, device or dtype.
+            RewardError: the model has another number of labels than one, or no trained head.
+        """
+        name, path, place = str(folder), resolve(str(folder)), resolve_device(device)
+        check_one_label(load_config(path).num_labels, name)
+        try:
+            with quiet_transformers():
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    path, dtype=resolve_dtype(dtype, place), use_safetensors=True, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise ModelError(
+                f"{name} cannot be loaded as a sequence classifier ({reason}); "
+                "use a folder that holds one in safetensors"
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise RewardError(f"{name} has no weights for {missing[0]}; train its classification head first")
+        return cls(model.to(place), load_tokenizer(path), batch_size=batch_size, name=name)
+
+    @property
+    def room(self) -> int:
+        """The most tokens of a text."""
+        return min(self.tokenizer.model_max_length, context_length(self.model.config))
+
+    def within(self, max_tokens: int) -> "ClassifierReward":
+        """A copy, on the same weights, that reads at most so many tokens of a text."""
+        other = copy.copy(self)
+        other.score_texts = other._read_all
+        other.tokenizer = copy.deepcopy(self.tokenizer)
+        other.tokenizer.model_max_length = min(self.room, max_tokens)
+        return other
+
+    def encode(self, text: Text) -> tuple[list[int], list[int] | None]:
+        """(token ids, token type ids where the model takes them) of a text.
+
+        Raises:
+            RewardError: the response alone exceeds the model's context.
+        """
+        ids, types, places = self._tokens(text)
+        cut = set(places[: self._over(ids, places)])
+        return (
+            [token for i, token in enumerate(ids) if i not in cut],
+            types and [kind for i, kind in enumerate(types) if i not in cut],
+        )
+
+    def lost(self, text: Text) -> int:
+        """How many tokens of its prompt `encode` leaves out; RewardError as there."""
+        ids, _, places = self._tokens(text)
+        return self._over(ids, places)
+
+    def _tokens(self, text: Text) -> tuple[list[int], list[int] | None, list[int]]:
+        """The ids and token types of the whole text, and the places of the prompt among them."""
+        prompt = as_plain_text(text.prompt)
+        if self.tokenizer.sep_token_id is not None:
+            pair = self.tokenizer(prompt, text.response, verbose=False)
+            places = [i for i, part in enumerate(pair.sequence_ids(0)) if part == 0]
+            return pair["input_ids"], pair.get("token_type_ids"), places
+        before = prompt_ids(self.tokenizer, prompt, "raw")
+        finished = text.finished and self.tokenizer.eos_token_id is not None
+        ids = [*before, *response_ids(self.tokenizer, text.response, finished=finished)]
+        return ids, None, list(range(len(before)))
+
+    def _over(self, ids: Sequence[int], places: Sequence[int]) -> int:
+        over = max(len(ids) - self.room, 0)
+        if over > len(places):
+            raise RewardError(
+                f"a response has {len(ids) - len(places)} tokens of {self.name}, which reads {self.room}; "
+                "lower max_new_tokens"
+            )
+        return over
+
+    @torch.inference_mode()
+    def _read_all(self, texts: Sequence[Text]) -> list[float]:
+        encoded = [self.encode(text) for text in texts]
+        rewards = [math.nan] * len(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
+        for begin in range(0, len(order), self.batch_size):
+            part = order[begin : begin + self.batch_size]
+            for i, reward in zip(part, self._read([encoded[i] for i in part]), strict=True):
+                rewards[i] = reward
+        return rewards
+
+    def _read(self, rows: Sequence[tuple[list[int], list[int] | None]]) -> list[float]:
+        ids, mask = pad([ids for ids, _ in rows], self.model.device)
+        inputs = {"input_ids": ids.masked_fill(~mask, self.model.config.pad_token_id), "attention_mask": mask.long()}
+        if types := [types for _, types in rows if types]:
+            inputs["token_type_ids"], _ = pad(types, self.model.device)
+        return self.model(**inputs).logits[:, 0].float().tolist()
+
+
+def check_one_label(labels: int, name: str) -> None:
+    """Raise RewardError where a classifier's output is not one number."""
+    if labels != 1:
+        raise RewardError(f"{name} has {labels} labels, a reward is one number; use a classifier with num_labels=1")
+
+
+def as_plain_text(prompt: Prompt) -> str:
+    """A text as it is; of chat messages the contents, joined by blank lines."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)

@@ -1,0 +1,198 @@
+"""A trained reward for every next token at once: one pass over one token rewards all of the vocabulary.
+
+The reward of token v after a prefix with the backbone's final state h is
+
+    r(v | h) = e(v) . (W h) + s . h
+
+with e the backbone's own frozen output embeddings. W and s start at zero, where the guided policy is the language
+model's. For the objective `autoregressive` W starts at the identity, there is no s, and rewards are normalised:
+
+    log pi_r(v | h) = e(v) . (W h) - log sum over u of exp(e(u) . (W h))
+
+so that training starts from the backbone's own policy. The form without normalisation is FaRMA's (Rashid et al., 2025),
+whose value head is a language model's; the one with it is GenARM's (Xu et al., 2025).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from midcourse.lm.language_model import LanguageModel, load_backbone, load_config, resolve
+from midcourse.lm.prefix_cache import PrefixCache
+from midcourse.lm.prompt import Prefix
+from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.scalar import Backbone, RewardInfo, RewardModel, Tuning
+from midcourse.rewards.vocabulary import ModelVocabularyRows, check_vocabulary, ends_alike
+
+POSITIONS = 64  # whose rewards of the whole vocabulary are in memory at a time
+
+
+class VocabularyHead(nn.Module):
+    """W and s of the module's equation; s is absent where rewards are normalised, where it would cancel."""
+
+    def __init__(self, hidden: int, width: int, normalised: bool, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        place: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
+        self.project = nn.Linear(hidden, width, **place)
+        self.state = None if normalised else nn.Linear(hidden, 1, **place)
+        if self.state is None:
+            nn.init.eye_(self.project.weight)
+        else:
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.state.weight)
+
+
+class TrainedVocabularyReward(RewardModel):
+    """A reward with a backbone of its own that speaks for the whole vocabulary; see the module for its form.
+
+    The reward of a prefix is that of its last token, read one position before; a lone token has the reward 0. Under
+    `autoregressive` that is a log-probability, and the reward of a text is the sum over its tokens (`info.additive`).
+
+    Example:
+        >>> reward = TrainedVocabularyReward.load("my-farma-reward")
+        >>> generate(lm, ["The ferry was late, and"], reward, method="farma")[0].text
+    """
+
+    KIND = "vocabulary"
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+        super().__init__(backbone, tokenizer, info)
+        if not backbone.config.tie_word_embeddings:
+            # To be filled by `create` or `load`. Trained, and saved, only where all of the backbone is.
+            empty = torch.empty_like(self.embeddings)
+            self.output = nn.Parameter(empty, requires_grad=Tuning.parse(info.tune).kind == "all")
+
+    @classmethod
+    def create(cls, backbone: str, **settings: Any) -> "RewardModel":
+        """As `RewardModel.create`; "autoregressive" among the objectives makes the rewards log-probabilities."""
+        reward = super().create(backbone, **settings)
+        assert isinstance(reward, TrainedVocabularyReward)
+        return reward.with_outputs(backbone)
+
+    @classmethod
+    def load(cls, folder: str | Path, **settings: Any) -> "RewardModel":
+        """As `RewardModel.load`."""
+        reward = super().load(folder, **settings)
+        assert isinstance(reward, TrainedVocabularyReward)
+        return reward if reward.info.tune == "all" else reward.with_outputs(reward.info.backbone)
+
+    def with_outputs(self, name: str) -> "TrainedVocabularyReward":
+        """Itself, its output embeddings read from the model of that name where they are not the input embeddings."""
+        if self.backbone.config.tie_word_embeddings:
+            return self
+        config = load_config(resolve(name))
+        config.num_hidden_layers = 1  # of the model only the ends are wanted
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:1]
+        dtype = str(self.backbone.dtype).removeprefix("torch.")
+        model = load_backbone(AutoModelForCausalLM, name, config, device=str(self.device), dtype=dtype)
+        outputs = model.get_output_embeddings()
+        if outputs is None or outputs.weight.shape != self.output.shape:
+            raise RewardError(f"{name} has no output embeddings of its states' width; use --head scalar")
+        self.output.data = outputs.weight.detach().clone()
+        return self
+
+    def make_head(self) -> nn.Module:
+        hidden = self.backbone.config.hidden_size
+        width = self.embeddings.shape[1]
+        return VocabularyHead(hidden, width, self.normalised, self.backbone.device, self.backbone.dtype)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether rewards are log-probabilities."""
+        return self.info.objective == "autoregressive"
+
+    @property
+    def embeddings(self) -> Float[Tensor, "vocab width"]:
+        """The input embeddings."""
+        return self.backbone.get_input_embeddings().weight
+
+    @property
+    def outputs(self) -> Float[Tensor, "vocab width"]:
+        """e(v)."""
+        return self.embeddings if self.backbone.config.tie_word_embeddings else self.output
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """What reads prefixes: the backbone, whose layers are PEFT's where there are adapters."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Every token that ends a text, the one that training wrote first."""
+        return self.info.all_eos
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens"]:
+        """The reward of every prefix of right-padded rows; a row's first token has none before it, and the reward 0."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        later = self.next_rewards(hidden[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()).view(len(hidden), -1)
+        return torch.cat([later.new_zeros(len(later), 1), later], 1)
+
+    def next_rewards(
+        self, states: Float[Tensor, "places hidden"], token_ids: Int[Tensor, " places"]
+    ) -> Float[Tensor, " places"]:
+        """The reward of a token after each state."""
+        assert isinstance(self.head, VocabularyHead)
+        projected = self.head.project(states)
+        found = promoted((projected * self.outputs[token_ids]).sum(-1))
+        if self.head.state is not None:
+            return found + promoted(self.head.state(states)[:, 0])
+        return found - log_normaliser(projected, self.outputs)
+
+    def vocabulary_rewards(self, states: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place vocab"]:
+        """The reward of every token after each state; every end of a text has that of training's EOS."""
+        assert isinstance(self.head, VocabularyHead)
+        rewards = promoted(self.head.project(states) @ self.outputs.T)
+        rewards = rewards.log_softmax(-1) if self.head.state is None else rewards + promoted(self.head.state(states))
+        return ends_alike(rewards, self.eos_token_ids)
+
+    def read_next(
+        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+    ) -> Float[Tensor, "batch places vocab"]:
+        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+        return self.vocabulary_rewards(cache.extend(token_ids, counts).last_hidden_state[:, places])
+
+    def bind(self, lm: LanguageModel) -> Reward:
+        """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
+        check_vocabulary(
+            lm, self.info.backbone, self.info.tokenizer, self.template, self.info.chat_template, self.info.eos_token_ids
+        )
+        return self
+
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> ModelVocabularyRows:
+        """Read the prefixes; see `Reward.start`."""
+        return ModelVocabularyRows(self, prefixes, max_new_tokens)
+
+    def export(self, folder: Any) -> None:
+        """RewardError: a sequence classifier has no such head."""
+        raise RewardError("a vocabulary reward has no form that transformers reads; export a scalar one")
+
+
+def promoted(values: Float[Tensor, "*place"]) -> Float[Tensor, "*place"]:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def log_normaliser(
+    projected: Float[Tensor, "places width"], outputs: Float[Tensor, "vocab width"]
+) -> Float[Tensor, " places"]:
+    """log sum over v of exp(e(v) . p), of few places at a time: the logits of all would fill the memory."""
+
+    def of_part(part: Tensor) -> Tensor:
+        return promoted(part @ outputs.T).logsumexp(-1)
+
+    parts = projected.split(POSITIONS)
+    if torch.is_grad_enabled() and (projected.requires_grad or outputs.requires_grad):
+        return torch.cat([checkpoint(of_part, part, use_reentrant=False) for part in parts])
+    return torch.cat([of_part(part) for part in parts])

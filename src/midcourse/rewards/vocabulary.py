@@ -1,0 +1,264 @@
+"""A reward for every next token at once: a causal language model whose outputs are rewards.
+
+One pass over one token rewards all of the vocabulary, where a scalar reward needs one over every candidate. FaRMA's
+value head and GenARM's autoregressive reward model are of this kind.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from midcourse.lm.language_model import (
+    LanguageModel,
+    chat_fingerprint,
+    context_length,
+    eos_token_ids,
+    tokenizer_fingerprint,
+)
+from midcourse.lm.prefix_cache import PrefixCache, check_supported, pad
+from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.rewards.cached_rows import CachedRows
+from midcourse.rewards.contract import RewardError, Score, check_rendering
+
+
+class VocabularyReward:
+    """The reward of a prefix is the output of `model` at its last token, read one position before.
+
+    Args:
+        model: a causal LM of transformers. It is not changed.
+        tokenizer: its tokenizer, which has to be the steered model's.
+        normalised: rewards are log pi_r(v | prefix), as GenARM's are (Xu et al., GenARM, 2025, arXiv 2410.08193);
+            otherwise the outputs themselves, as FaRMA's (Rashid et al., 2025, arXiv 2502.04517).
+        name: for messages.
+
+    Example:
+        >>> reward = VocabularyReward.load("my-autoregressive-reward", template="raw")
+        >>> generate(lm, ["The ferry was late, and"], reward, method="genarm")[0].text
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template: Template = "raw",
+        normalised: bool = True,
+        name: str = "model",
+    ):
+        check_supported(model.config)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.template: Template = template
+        self.normalised = normalised
+        self.name = name
+        self.tokens = tokenizer_fingerprint(tokenizer)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        template: Template = "raw",
+        normalised: bool = True,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> "VocabularyReward":
+        """From a causal LM's folder or Hub id; ModelError where there is none."""
+        lm = LanguageModel.load(str(name), device=device, dtype=dtype)
+        return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
+
+    @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens': of log-probabilities it is."""
+        return self.normalised
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Every token that ends a text, the tokenizer's first."""
+        first = self.tokenizer.eos_token_id
+        return [first, *sorted(eos_token_ids(self.model.generation_config, self.tokenizer) - {first})]
+
+    @property
+    def context_length(self) -> int:
+        """The longest row the model was made for, in tokens."""
+        return context_length(self.model.config)
+
+    def bind(self, lm: LanguageModel) -> "VocabularyReward":
+        """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
+        chat_template = chat_fingerprint(self.tokenizer)
+        check_vocabulary(lm, self.name, self.tokens, self.template, chat_template, self.eos_token_ids)
+        return self
+
+    def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "ModelVocabularyRows":
+        """Read the prefixes; see `Reward.start`."""
+        return ModelVocabularyRows(self, prefixes, max_new_tokens)
+
+    def read(self, logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
+        """The model's outputs as rewards of the next token; every end of a text has that of the tokenizer's EOS."""
+        rewards = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.normalised:
+            rewards = rewards.log_softmax(-1)
+        return ends_alike(rewards, self.eos_token_ids)
+
+    def read_next(
+        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+    ) -> Float[Tensor, "batch places vocab"]:
+        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+        keep = torch.tensor(places, device=token_ids.device)
+        return self.read(cache.extend(token_ids, counts, logits_to_keep=keep).logits)
+
+    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
+        """(prompt ids, response ids); EOS ends a finished response. PromptError where they do not fit the context."""
+        row = (
+            prompt_ids(self.tokenizer, prompt, self.template),
+            response_ids(self.tokenizer, response, finished=finished),
+        )
+        if (length := len(row[0]) + len(row[1])) > self.context_length:
+            raise PromptError(
+                f"prompt and response have {length} tokens, the context {self.context_length}; shorten them"
+            )
+        return row
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 8
+    ) -> list[Score]:
+        """The reward of every prefix of each response; with `finished` an EOS follows it."""
+        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
+        decode = self.tokenizer.decode
+        return [
+            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
+            for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
+        """Rewards at every response position of (prompt ids, response ids) rows, on the CPU."""
+        found = []
+        for begin in range(0, len(rows), batch_size):
+            part = rows[begin : begin + batch_size]
+            ids, mask = pad([[*prompt, *response] for prompt, response in part], self.model.device)
+            rewards = self.read(self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits).cpu()
+            for (prompt, response), row in zip(part, rewards, strict=True):
+                before = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+                found.append(row[list(before), list(response)])
+        return found
+
+
+@runtime_checkable
+class VocabularyModel(Protocol):
+    """A reward with a model that reads prefixes and rewards every next token."""
+
+    @property
+    def model(self) -> Any:
+        """What reads prefixes: a model of transformers."""
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Every token that ends a text, the one that training wrote first."""
+
+    def read_next(
+        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+    ) -> Float[Tensor, "batch places vocab"]:
+        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+
+
+def check_vocabulary(
+    lm: LanguageModel,
+    name: str,
+    tokens: str,
+    template: Template | None,
+    chat_template: str | None,
+    eos_token_ids: Collection[int],
+) -> None:
+    """Raise RewardError where an LM's tokens, rendering or ends of texts are not those of a vocabulary reward."""
+    if tokens != lm.tokens:
+        raise RewardError(
+            f"{name} rewards the tokens of its own vocabulary, {lm.name} writes others; a vocabulary reward "
+            "guides only models with its tokenizer, so use one of those or a scalar reward"
+        )
+    check_rendering(lm, name, template, chat_template, eos_token_ids)
+
+
+def ends_alike(rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[int]) -> Float[Tensor, "*place vocab"]:
+    """The rewards, in which every end of a text has that of the first of `eos_token_ids`."""
+    first, *others = eos_token_ids
+    if not others:
+        return rewards
+    end = rewards[..., first : first + 1].expand(*rewards.shape[:-1], len(others))
+    return rewards.index_copy(-1, torch.tensor(others, device=rewards.device), end)
+
+
+class ModelVocabularyRows(CachedRows):
+    """Rows under a vocabulary reward: one forward over the newest token of each."""
+
+    def __init__(self, reward: VocabularyModel, prefixes: Sequence[Prefix], room: int):
+        super().__init__(reward.model, prefixes, room, reward.eos_token_ids)
+        self.reward = reward
+        self.next: Tensor | None = None
+        self.current: Tensor | None = None
+        self._read()
+
+    def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
+        if self.next is None:
+            self._read()
+        assert self.next is not None
+        return self.next
+
+    def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
+        return self.vocabulary_rewards().gather(1, token_ids)
+
+    def prefix_rewards(self) -> Float[Tensor, " batch"]:
+        if self.current is None:
+            self.forget(2)
+            self._read()
+        assert self.current is not None
+        return self.current
+
+    def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
+        token_ids = self.as_trained(token_ids)
+        self.append(token_ids)
+        self.current = None if self.next is None else self.next.gather(1, token_ids[:, None])[:, 0]
+        self.next = None
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        super().rewind(counts)
+        self.forget(1)
+        self.next, self.current = None, None
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        self.next = None if self.next is None else self.next[list(rows)]
+        self.current = None if self.current is None else self.current[list(rows)]
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        super().replace(places, other)
+        for name in ("next", "current"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None and theirs is not None:
+                mine[list(places)] = theirs
+            else:
+                setattr(self, name, None)
+        if self.next is None:
+            self.forget(1)
+
+    def _read(self) -> None:
+        """Read the waiting tokens: the rewards of every next token, and of the last one where two tokens waited.
+
+        A row that is a lone token has no token before it, and the reward 0.
+        """
+        token_ids, counts = self.waiting()
+        device = token_ids.device
+        places = sorted({place for count in counts for place in (count - 1, count - 2) if place >= 0})
+        rewards = self.reward.read_next(self.cache, token_ids, counts, places)
+        rows = range(len(counts))
+        self.next = rewards[rows, [places.index(count - 1) for count in counts]]
+        if all(count > 1 or len(ids) == 1 for count, ids in zip(counts, self.ids, strict=True)):
+            last = torch.tensor([ids[-1] for ids in self.ids], device=device)
+            before = [places.index(max(count - 2, 0)) for count in counts]
+            known = torch.tensor([len(ids) > 1 for ids in self.ids], device=device)
+            self.current = torch.where(known, rewards[rows, before, last], 0.0)

@@ -1,0 +1,1 @@
+"""Tokens coloured by reward, in the terminal and on a page."""

@@ -1,0 +1,56 @@
+"""Rows on disk: found again, torn lines dropped, other people's files left alone."""
+
+import json
+
+import pytest
+
+from midcourse.data.jsonl import ForeignRow, RowFileError, append_row, written_rows
+
+
+def key_of(row: dict) -> int:
+    if row["number"] > 9:
+        raise ForeignRow("has a large number")
+    return row["number"]
+
+
+def test_rows_are_found_again_and_a_torn_line_is_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"number": 1, "text": "żółć \u2028 \r\n \x00 🙂"}, {"number": 0, "text": ""}]
+    with path.open("ab") as file:
+        for row in rows:
+            append_row(file, row)
+            assert path.read_bytes().endswith(b"\n")  # nothing waits in a buffer
+    whole = path.read_bytes()
+    for torn in (b"", b"{", whole[:30], "żó".encode()[:-1]):
+        path.write_bytes(whole + torn)
+        assert list(written_rows(path, True, key_of).values()) == rows
+        assert path.read_bytes() == whole
+
+
+def test_what_is_not_there_holds_nothing(tmp_path):
+    assert written_rows(tmp_path / "none", False, key_of) == {}
+    (tmp_path / "empty").touch()
+    assert written_rows(tmp_path / "empty", False, key_of) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"number": 10}', "line 1 has a large number; name another file"),
+        ("[1]", "is no row of this run"),
+        ("7", "is no row of this run"),
+        ("{}", "is no row of this run"),
+        ("not JSON", "is no row of this run"),
+        ('{"number": "x"}', "is no row of this run"),
+        ("[" * 100_000, "is no row of this run"),
+    ],
+)
+def test_a_file_of_others_is_refused_and_stays_as_it_is(tmp_path, line, problem):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n" + json.dumps({"number": 1}))  # its last line ends without a line end
+    before = path.read_bytes()
+    with pytest.raises(RowFileError, match=problem):
+        written_rows(path, True, key_of)
+    with pytest.raises(RowFileError, match="exists already; add --resume"):
+        written_rows(path, False, key_of)
+    assert path.read_bytes() == before
