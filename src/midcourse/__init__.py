@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from midcourse.decode.steps import Generation, Step
     from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
     from midcourse.lm.language_model import LanguageModel
+    from midcourse.rewards.classifier import ClassifierReward
     from midcourse.rewards.contract import Score
     from midcourse.rewards.named import load_reward
     from midcourse.rewards.scalar import RewardModel
-    from midcourse.rewards.text import ClassifierReward, FunctionReward, TextReward
+    from midcourse.rewards.text import FunctionReward, TextReward
     from midcourse.rewards.vocabulary import VocabularyReward
 
 __all__ = [

@@ -7,8 +7,8 @@ the same model, candidates and seeds, by the gold reward of the response alone.
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
@@ -26,17 +26,18 @@ from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams
 from midcourse.evaluate.provenance import write_results
 from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.gold import Gold, load_gold
 from midcourse.rewards.scalar import RewardModel
-from midcourse.show.page import (
-    DemoPair,
+from midcourse.show.page import axis_ticks, cells_of, percent, write_page
+from midcourse.show.tokens import (
+    Token,
     by_position,
     prompt_text,
     score_legend,
     score_line,
     tokens_of,
-    write_demo_report,
 )
 from midcourse.train.card import accuracy_table
 from midcourse.train.settings import Settings
@@ -287,3 +288,80 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("length, tokens", *both("length", "{:.1f}".format)),
         ("tokens per second", *both("tokens_per_second", "{:.0f}".format)),
     ]
+
+
+@dataclass(frozen=True)
+class DemoPair:
+    """A prompt continued by the language model alone (base) and under guidance (guided). KL in nats, summed."""
+
+    prompt: Prompt
+    topic: str
+    base_tokens: Sequence[Token]
+    guided_tokens: Sequence[Token]
+    base_gold: float
+    guided_gold: float
+    guidance_kl: float | None = None
+    base_total_kl: float | None = None
+    guided_total_kl: float | None = None
+
+    @property
+    def gold_difference(self) -> float:
+        """Guided less base."""
+        return self.guided_gold - self.base_gold
+
+
+def write_demo_report(
+    path: Path, summary: Mapping[str, Any], pairs: Sequence[DemoPair], picks: Mapping[str, int] | None = None
+) -> None:
+    """A page on base and guided texts: the figures of `summary`, then every pair side by side.
+
+    Args:
+        summary: prompts, weight, passed, guidance_kl and total_kl (nats per response); gold_base, gold_guided,
+            gold_difference {mean, interval}; and {base, guided} of perplexity, repeated_bigrams (a share), length
+            (tokens) and tokens_per_second.
+        picks: why -> index into `pairs`, shown first and labelled; by default `pick(pairs)`.
+    """
+    picks = pick(pairs) if picks is None else picks
+    colouring = by_position([row for pair in pairs for row in (pair.base_tokens, pair.guided_tokens)])
+    order = [*dict.fromkeys([*picks.values(), *range(len(pairs))])]
+    write_page(
+        path,
+        "show/demo.html.jinja",
+        title="midcourse demo",
+        summary=summary,
+        colouring=colouring,
+        scatter=scatter_of(pairs),
+        cards=[
+            {
+                "pair": pairs[i],
+                "why": [why for why, index in picks.items() if index == i],
+                "prompt": prompt_text(pairs[i].prompt),
+                "base": cells_of(pairs[i].base_tokens, colouring),
+                "guided": cells_of(pairs[i].guided_tokens, colouring),
+            }
+            for i in order
+        ],
+    )
+
+
+def pick(pairs: Sequence[DemoPair]) -> dict[str, int]:
+    """Three pairs that say most: the largest gain in gold, the median one, the largest loss (or smallest gain)."""
+    order = sorted(range(len(pairs)), key=lambda i: pairs[i].gold_difference)
+    if not order:
+        return {}
+    lowest = "largest loss" if pairs[order[0]].gold_difference < 0 else "smallest gain"
+    return {"largest gain": order[-1], "median": order[len(order) // 2], lowest: order[0]}
+
+
+def scatter_of(pairs: Sequence[DemoPair]) -> dict[str, Any] | None:
+    """Guided by base gold, a point a pair, on equal axes in per cent of the plot."""
+    golds = [(pair.base_gold, pair.guided_gold) for pair in pairs]
+    if len(golds) < 2:
+        return None
+    ticks = axis_ticks([gold for pair in golds for gold in pair])
+    x, y = percent(ticks[0], ticks[-1]), percent(ticks[-1], ticks[0])
+    return {
+        "points": [{"x": x(base), "y": y(guided)} for base, guided in golds],
+        "x_ticks": [(x(tick), f"{tick:.4g}") for tick in ticks],
+        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in ticks],
+    }

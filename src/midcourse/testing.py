@@ -38,7 +38,8 @@ from midcourse.lm.language_model import LanguageModel, LanguageModelRows, chat_f
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
 from midcourse.rewards.contract import ReadsStates, Reward, RewardError, RewardRows, Score, StateReader
-from midcourse.rewards.scalar import RewardInfo, RewardModel, Tuning, with_adapter
+from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.scalar import RewardModel, Tuning, with_adapter
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward

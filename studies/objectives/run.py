@@ -33,8 +33,8 @@ from midcourse.rewards.contract import Reward
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.named import head_of, load_reward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.train.encoder import make_scorer
 from midcourse.train.objectives import make_objective
+from midcourse.train.scorer import make_scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import checked_objective, encode_all, prefix_rewards, train
 from studies import sentiment

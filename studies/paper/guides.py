@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from midcourse import LanguageModel
 from midcourse.compare.independence import of_policy, of_reward
-from midcourse.compare.run import Guide, Policy
+from midcourse.compare.study import Guide, Policy
 from midcourse.data.comparisons import Comparison
 from midcourse.integrations.trl import train_policy
 from midcourse.lm.policy import load_policy
 from midcourse.rewards.named import head_of, load_reward, shareable
-from midcourse.show.page import prompt_text
+from midcourse.show.tokens import prompt_text
 from midcourse.train.objectives import make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.training import train

@@ -25,21 +25,21 @@ from midcourse import LanguageModel
 from midcourse.compare.arms import PLAIN, Base
 from midcourse.compare.judges import Response
 from midcourse.compare.report.grouped import GroupedRows
-from midcourse.compare.report.matched import weights_at
 from midcourse.compare.report.page import write_report
 from midcourse.compare.report.statistics import difference
 from midcourse.compare.rows import Comparison, read_folder
 from midcourse.compare.rows import Response as Row
-from midcourse.compare.run import Study, compare
+from midcourse.compare.run import compare
+from midcourse.compare.study import Study
 from midcourse.data.encoded import encode
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
-from midcourse.lm.language_model import weights_fingerprint
 from midcourse.lm.prompt import Prompt, prompt_ids
-from midcourse.rewards.scalar import read_info
+from midcourse.lm.weights import weights_fingerprint
+from midcourse.rewards.info import read_info
 from midcourse.train.scorer import Scorer
 from midcourse.train.training import prefix_rewards
 from studies.data import arguments, command, fitting, kept
@@ -48,7 +48,7 @@ from studies.paper.guides import GUIDES, guides, policies
 from studies.paper.plot import plot
 from studies.paper.tables import ARGS, SIXTEEN, TABLES, TASKS
 from studies.paper.tasks import RUNS, Setup, setup
-from studies.steering import KLS, write
+from studies.steering import KLS, weights_at, write
 from studies.tables import fill_readme
 
 HERE = Path(__file__).parent

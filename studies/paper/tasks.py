@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from midcourse.compare.independence import of_function
 from midcourse.compare.judges import NumberJudge, gold_judge, reward_judge
-from midcourse.compare.run import Task
+from midcourse.compare.study import Task
 from midcourse.data.comparisons import Comparison
 from midcourse.data.rollouts import Rollout
 from midcourse.evaluate.intervals import mean_interval

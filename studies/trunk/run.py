@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from midcourse import LanguageModel
 from midcourse.data.comparisons import Comparison, split_by_prompt
-from midcourse.data.encoded import PairSet, Row, encode, encode_rollouts, pair_rewards
+from midcourse.data.encoded import PairSet, Row, encode, encode_rollouts
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
@@ -39,6 +39,7 @@ from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.trunk import TrunkReward
+from midcourse.train.batches import pair_rewards
 from midcourse.train.objectives import prefix, sequence
 from studies import sentiment
 from studies.data import arguments, command, comparisons, fitting, kept

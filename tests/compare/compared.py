@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from midcourse.compare.independence import of_reward
-from midcourse.compare.run import Guide, Study, Task
-from midcourse.lm.language_model import LanguageModel, weights_fingerprint
+from midcourse.compare.study import Guide, Study, Task
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.named import load_reward, shareable
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import tiny_language_model

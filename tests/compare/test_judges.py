@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from midcourse.compare.arms import CompareError
 from midcourse.compare.independence import of_policy, of_reward
 from midcourse.compare.judges import VersusJudge, gold_judge, reward_judge
-from midcourse.compare.run import Policy, Task, compare
+from midcourse.compare.run import compare
+from midcourse.compare.study import Policy, Task
 from midcourse.data.comparisons import Comparison
 from midcourse.data.judge import Judge, JudgeError
 from midcourse.data.learned import read_learned_rows, row_hash, write_learned_rows
@@ -136,7 +137,7 @@ def test_a_prefix_reward_is_no_judge_of_whole_texts(lm_folder, other_folder, gui
 
 def test_a_function_that_guides_is_no_judge(lm_folder, tmp_path):
     from midcourse.compare.independence import of_function
-    from midcourse.compare.run import Guide
+    from midcourse.compare.study import Guide
     from midcourse.rewards.text import FunctionReward
 
     study = study_of(lm_folder)

@@ -14,7 +14,9 @@ import pytest
 from midcourse.compare.arms import CompareError, parse_sweep
 from midcourse.compare.independence import of_function
 from midcourse.compare.judges import NumberJudge, gold_judge
-from midcourse.compare.run import Task, Tuning, compare, read_tasks, row_seed
+from midcourse.compare.run import Tuning, compare
+from midcourse.compare.study import Task, read_tasks
+from midcourse.compare.writing import row_seed
 from midcourse.decode.loop import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import PromptError

@@ -7,14 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midcourse.data.encoded import (
-    Row,
-    padding_share,
-    pair_rewards,
-    plan_batches,
-    renumber,
-    response_columns,
-)
+from midcourse.data.encoded import Row
+from midcourse.train.batches import padding_share, pair_rewards, plan_batches, renumber, response_columns
 from midcourse.train.objectives import prefix, prefix_past_end, sequence
 
 PROMPTS = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=20)

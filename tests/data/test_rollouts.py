@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from midcourse.data.comparisons import Comparison, prompt_groups, split_by_prompt
-from midcourse.data.encoded import RolloutSet, Row, encode_rollouts, in_turns, pairs_by_label
+from midcourse.data.encoded import RolloutSet, Row, encode_rollouts, pairs_by_label
 from midcourse.data.formats import BadRow, DataError
 from midcourse.data.rollouts import Rollout, are_rollouts, label_comparisons, read_rollouts
 from midcourse.evaluate.accuracy import label_fit
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import tiny_reward
+from midcourse.train.batches import in_turns
 
 ROW = {"row": 0, "sample": 1, "prompt": "p", "response": " r", "finished": False, "reward": 0.5, "seed": 3}
 

@@ -15,9 +15,9 @@ from midcourse.decode.blocks import Samples, best_of_n_samples, threshold
 from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import BestOfN, Blockwise, Cards, Limits, MethodError
 from midcourse.decode.steps import Generation, Row, Step
-from midcourse.decode.text import TextStream
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prefix
+from midcourse.lm.text import TextStream
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     CONTEXT,

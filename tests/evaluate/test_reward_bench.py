@@ -29,12 +29,13 @@ from midcourse.evaluate.reward_bench import (
     section_scores,
 )
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.response_text import ResponseText
+from midcourse.lm.text import ResponseText
 from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import RewardError
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.named import load_reward
-from midcourse.rewards.text import ClassifierReward, FunctionReward, TextReward
+from midcourse.rewards.text import FunctionReward, TextReward
 from midcourse.testing import (
     byte_tokenizer,
     randomise,

@@ -9,18 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
-from midcourse.lm.language_model import (
-    LanguageModel,
-    ModelError,
-    context_length,
-    eos_token_ids,
-    load_config,
-    load_generation_config,
-    resolve_device,
-    resolve_dtype,
-    tokenizer_fingerprint,
-    weights_fingerprint,
-)
+from midcourse.lm.language_model import LanguageModel, context_length, eos_token_ids, tokenizer_fingerprint
+from midcourse.lm.load import ModelError, load_config, load_generation_config, resolve_device, resolve_dtype
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.testing import ARCHITECTURES, CONTEXT, byte_tokenizer, tiny_language_model
 
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under")]

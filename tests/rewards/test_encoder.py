@@ -11,12 +11,13 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from midcourse.cli import main
 from midcourse.decode.loop import generate
 from midcourse.lm.embedded import EmbeddedModelError
-from midcourse.lm.language_model import ModelError
+from midcourse.lm.load import ModelError
+from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import RewardError
 from midcourse.rewards.encoder import EncoderReward, is_encoder
 from midcourse.rewards.named import head_of, kind_of, load_reward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import ClassifierReward, Text
+from midcourse.rewards.text import Text
 from midcourse.testing import assert_laws, randomise, tiny_config, tiny_language_model
 from tests.encoders import CONFIGS, encoder_folder, word_tokenizer
 

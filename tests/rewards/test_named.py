@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import RewardError
 from midcourse.rewards.named import kind_of_head, load_reward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import ClassifierReward
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.testing import byte_tokenizer, tiny_config
 

@@ -11,18 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from midcourse.lm.language_model import LanguageModel, ModelError
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import ModelError
 from midcourse.lm.prefix_cache import UnsupportedModelError, pad
 from midcourse.lm.prompt import Prefix, PromptError
-from midcourse.rewards.scalar import (
-    RewardError,
-    RewardInfo,
-    RewardModel,
-    Tuning,
-    final_norm_of,
-    layers_of,
-    padding_token,
-)
+from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.scalar import RewardError, RewardModel, Tuning, final_norm_of, layers_of, padding_token
 from midcourse.testing import (
     ARCHITECTURES,
     CONTEXT,

@@ -24,14 +24,16 @@ from transformers import (
 )
 
 from midcourse.decode.loop import generate
-from midcourse.decode.text import TextStream
-from midcourse.lm.language_model import LanguageModel, ModelError, tokenizer_fingerprint
+from midcourse.lm.language_model import LanguageModel, tokenizer_fingerprint
+from midcourse.lm.load import ModelError
 from midcourse.lm.prompt import Prefix, prompt_ids, response_ids
-from midcourse.lm.response_text import ResponseText
+from midcourse.lm.text import ResponseText, TextStream
+from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.info import RewardInfo
 from midcourse.rewards.retokenised import Retokenised
-from midcourse.rewards.scalar import RewardInfo, RewardModel
-from midcourse.rewards.text import ClassifierReward, FunctionReward, Text, TextReward, load_function
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.text import FunctionReward, Text, TextReward, load_function
 from midcourse.testing import (
     BOS,
     CONTEXT,

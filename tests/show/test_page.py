@@ -13,15 +13,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from midcourse.decode.steps import Generation, ScoredCandidate, Step
+from midcourse.demo import DemoPair, pick, write_demo_report
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.scalar import Score
-from midcourse.show.page import (
+from midcourse.rewards.contract import Score
+from midcourse.show.page import write_score_page
+from midcourse.show.tokens import (
     DARK,
     END_MARK,
     LIGHT,
     SHADES,
     TERMINAL,
-    DemoPair,
     Palette,
     Token,
     by_change,
@@ -32,15 +33,12 @@ from midcourse.show.page import (
     changes,
     mark,
     number,
-    pick,
     score_legend,
     score_line,
     score_table,
     shade,
     tokens_of,
     tokens_of_score,
-    write_demo_report,
-    write_score_page,
 )
 from tests.browser import CHROMIUM, probed
 

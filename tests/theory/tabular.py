@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midcourse.data.encoded import pair_rewards
 from midcourse.decode.candidates import Candidates, short_list
 from midcourse.decode.choice import normalise
 from midcourse.decode.guidance import add_reward
+from midcourse.train.batches import pair_rewards
 from midcourse.train.objectives import LabelledRewards, Loss, NextRewards, PairRewards
 
 Prefix = tuple[int, ...]

@@ -27,10 +27,10 @@ from midcourse.rewards.scalar import RewardModel, layers_of
 from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train import trainer
 from midcourse.train.folder import TrainingError, checkpoints
-from midcourse.train.interruption import Interrupted
 from midcourse.train.objectives import ObjectiveError, make_objective
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, check_reports, master_weights
+from midcourse.train.stopping import Interrupted
 from midcourse.train.training import train
 
 GOOD, BAD = (" fine and good", " bad and poor")

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from midcourse.bench.decode import peak_megabytes
 from midcourse.data.comparisons import Comparison, read_comparisons
-from midcourse.data.encoded import PairSet, Row, encode, renumber, response_columns
+from midcourse.data.encoded import PairSet, Row, encode
 from midcourse.evaluate.provenance import write_results
 from midcourse.progress import progress
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import tiny_reward
+from midcourse.train.batches import renumber, response_columns
 from midcourse.train.objectives import Objective, make_objective
 from midcourse.train.scorer import Scorer
 from midcourse.train.trainer import phase_losses

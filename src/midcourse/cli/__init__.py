@@ -11,13 +11,18 @@ from typing import Annotated
 
 import tyro
 
+from midcourse.cli.bench import Bench
 from midcourse.cli.compare import Compare
-from midcourse.cli.demo import Bench, Demo
+from midcourse.cli.demo import Demo
 from midcourse.cli.dpo import Dpo
-from midcourse.cli.guide import Guide, Methods
-from midcourse.cli.prefer import Prefer, Sample
+from midcourse.cli.export import Export
+from midcourse.cli.guide import Guide
+from midcourse.cli.methods import Methods
+from midcourse.cli.prefer import Prefer
 from midcourse.cli.reward_bench import RewardBench
-from midcourse.cli.rewards import Export, Rewards, ScoreText
+from midcourse.cli.rewards import Rewards
+from midcourse.cli.sample import Sample
+from midcourse.cli.score import ScoreText
 from midcourse.cli.train import Train
 from midcourse.errors import MidcourseError
 

@@ -10,7 +10,7 @@ from midcourse.cli.console import UsageError, read_text
 
 if TYPE_CHECKING:
     from midcourse.compare.judges import AnyJudge
-    from midcourse.compare.run import Guide, Policy, Study
+    from midcourse.compare.study import Guide, Policy, Study
     from midcourse.lm.language_model import LanguageModel
 
 
@@ -83,7 +83,8 @@ class Compare:
 
     def run(self) -> int:
         from midcourse.compare.arms import parse_sweep
-        from midcourse.compare.run import Tuning, compare, read_tasks
+        from midcourse.compare.run import Tuning, compare
+        from midcourse.compare.study import read_tasks
 
         if self.tune_kl is not None and self.tune_on is None:
             raise UsageError("--tune-kl limits what --tune-on chooses; name the prompts to tune on, or leave it out")
@@ -113,8 +114,9 @@ class Compare:
 
     def _study(self) -> "Study":
         from midcourse.compare.arms import Base
-        from midcourse.compare.run import Study, read_tasks
-        from midcourse.lm.language_model import LanguageModel, weights_fingerprint
+        from midcourse.compare.study import Study, read_tasks
+        from midcourse.lm.language_model import LanguageModel
+        from midcourse.lm.weights import weights_fingerprint
 
         tasks = read_tasks(self.prompts, self.limit_prompts)
         lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
@@ -136,7 +138,7 @@ class Compare:
         """The rewards by name, on the LM's own weights where they may be."""
         from midcourse.compare.independence import of_function, of_reward
         from midcourse.compare.judges import is_function
-        from midcourse.compare.run import Guide
+        from midcourse.compare.study import Guide
         from midcourse.rewards.gold import load_gold
         from midcourse.rewards.named import load_reward, shareable
         from midcourse.rewards.text import FunctionReward
@@ -159,7 +161,7 @@ class Compare:
     def _policies(self, lm: "LanguageModel") -> "dict[str, Policy]":
         from midcourse.compare.arms import POLICY, policy_name
         from midcourse.compare.independence import of_policy
-        from midcourse.compare.run import Policy
+        from midcourse.compare.study import Policy
         from midcourse.lm.policy import load_policy
 
         found = {}

@@ -67,8 +67,8 @@ class Dpo:
         from midcourse.lm.language_model import LanguageModel
         from midcourse.rewards.vocabulary import VocabularyReward
         from midcourse.train.card import accuracy_table, pairs_title
-        from midcourse.train.interruption import Interrupted
         from midcourse.train.settings import Settings, check_settings
+        from midcourse.train.stopping import Interrupted
 
         settings = Settings(
             self.epochs,

@@ -1,4 +1,4 @@
-"""midcourse guide and midcourse methods."""
+"""midcourse guide."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, table
+from midcourse.cli.console import UsageError
 
 if TYPE_CHECKING:
     from midcourse.decode.steps import Generation
@@ -144,32 +144,11 @@ class Guide:
         return 0
 
 
-@dataclass
-class Methods:
-    """List the methods that --method takes, with their settings and sources."""
-
-    json: bool = False
-
-    def run(self) -> int:
-        from midcourse.decode.methods import METHODS, settings_of
-
-        if self.json:
-            print(json.dumps({name: settings_of(found) for name, found in METHODS.items()}, indent=1))
-            return 0
-        rows = []
-        for name, found in METHODS.items():
-            settings = settings_of(found)
-            source = settings.pop("source")
-            told = {key: value for key, value in settings.items() if value not in (None, False) and key != "ranked_by"}
-            rows.append((name, "  ".join(f"{key}={value}" for key, value in told.items()), source))
-        table("methods of midcourse guide --method", ("method", "settings", "source"), rows, justify="left")
-        return 0
-
-
 def default_method(rewards: Sequence[str], functions: Sequence[Any]) -> str:
     """soft-value for a lone soft value, which guides exactly at its own weight; pargs for all else."""
+    from midcourse.rewards.info import read_info
     from midcourse.rewards.named import kind_of, place_of
-    from midcourse.rewards.scalar import RewardModel, read_info
+    from midcourse.rewards.scalar import RewardModel
 
     if len(rewards) == 1 and not functions and issubclass(kind_of(rewards[0]), RewardModel):
         return (
@@ -208,9 +187,9 @@ def load_guides(
 
 def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
     """The reward of that name; on the LM's weights where asked for, and a trunk reward wherever they are its own."""
-    from midcourse.lm.language_model import loaded_fingerprint
+    from midcourse.lm.weights import loaded_fingerprint
+    from midcourse.rewards.info import read_info
     from midcourse.rewards.named import kind_of, load_reward, place_of
-    from midcourse.rewards.scalar import read_info
     from midcourse.rewards.trunk import TrunkReward
 
     share, other = flags.share_weights, False

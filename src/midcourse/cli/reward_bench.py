@@ -107,7 +107,7 @@ class RewardBench:
             raise UsageError(f"--out {self.out} is no JSON; name a file that ends in .json")
 
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from midcourse.lm.language_model import load_tokenizer, resolve
+        from midcourse.lm.load import load_tokenizer, resolve
 
         return load_tokenizer(resolve(self.lm))
 

@@ -112,7 +112,7 @@ class Train:
     """Print the metrics as JSON."""
 
     def run(self) -> int:
-        from midcourse.lm.language_model import resolve_device
+        from midcourse.lm.load import resolve_device
         from midcourse.train import processes
 
         # Before any model is loaded: of several processes, each has to know its own GPU.
@@ -122,8 +122,8 @@ class Train:
     def _train(self) -> int:
         from midcourse.data.encoded import prompt_limit
         from midcourse.train import processes
-        from midcourse.train.interruption import Interrupted
         from midcourse.train.settings import Settings, check_settings
+        from midcourse.train.stopping import Interrupted
         from midcourse.train.training import train
 
         settings = Settings(

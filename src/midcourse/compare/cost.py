@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from midcourse.decode.steps import Generation, Step
+from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import ReadsStates
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import ClassifierReward
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.vocabulary import VocabularyReward
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from midcourse.data.learned import read_learned_rows
-from midcourse.lm.language_model import files_fingerprint, matrix_hashes, weight_files, weights_fingerprint
 from midcourse.lm.policy import ADAPTER, ADAPTER_WEIGHTS, adapter_base
+from midcourse.lm.weights import files_fingerprint, matrix_hashes, weight_files, weights_fingerprint
 from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import read_info
 from midcourse.rewards.named import kind_of, place_of
-from midcourse.rewards.scalar import read_info
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from midcourse.compare.arms import CompareError
-from midcourse.compare.independence import Origin, of_function, of_reward
+from midcourse.compare.arms import PLAIN, CompareError
+from midcourse.compare.independence import Origin, of_function, of_reward, unknown, why_dependent
+from midcourse.compare.rows import REFERENCE_RESPONSES
+from midcourse.compare.study import Study
+from midcourse.compare.writing import key_of
 from midcourse.data.jsonl import ForeignRow, append_row, append_rows, written_rows
 from midcourse.data.judge import Judge, Verdict
 from midcourse.data.sample import Sampled, rewards_of
@@ -20,8 +23,8 @@ from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import read_info
 from midcourse.rewards.named import load_reward, place_of
-from midcourse.rewards.scalar import read_info
 
 BATCH = 32  # responses judged between two writes to disk
 JUDGEMENTS = "judgements.jsonl"
@@ -222,3 +225,47 @@ def _versus(judge: VersusJudge, one: Response, rival: Response, verdict: Verdict
         "first": verdict.a_first,
         "second": verdict.b_first,
     }
+
+
+def judge_rows(
+    judges: Sequence[AnyJudge], rows: Mapping[str, dict[str, Any]], folder: Path, concurrency: int
+) -> list[dict[str, Any]]:
+    """Have all rows judged; the judgements. A judge that compares does so with plain and the reference responses."""
+    responses = {
+        key: Response(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
+        for key, row in rows.items()
+    }
+    rivals = {}
+    for key, row in rows.items():
+        others = {
+            PLAIN: responses.get(key_of(PLAIN, row["prompt_id"], row["seed"])),
+            REFERENCE_RESPONSES: responses.get(key_of(REFERENCE_RESPONSES, row["prompt_id"], 0)),
+        }
+        rivals[key] = [one for arm, one in others.items() if one is not None and arm != row["arm"]]
+    return judge_all(judges, list(responses.values()), rivals, folder, resume=True, concurrency=concurrency)
+
+
+def check_judges(judges: Sequence[AnyJudge], study: Study, force: bool) -> dict[str, list[str]]:
+    """By judge: what shall be known of its independence.
+
+    Raises:
+        CompareError: two judges of one name, or one that is not independent of what it judges, unless forced.
+    """
+    names = [judge.name for judge in judges]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise CompareError(f"two judges are called {twice[0]}; name one folder otherwise")
+    guides = list(study.origins.values())
+    notes: dict[str, list[str]] = {}
+    for judge in judges:
+        reasons = [reason for guide in guides if (reason := why_dependent(judge.origin, guide))]
+        if isinstance(judge, NumberJudge) and judge.record.get("objective") == "prefix":
+            reasons.append(
+                "was trained on prefixes of equal length, and its rewards of texts of different length are not "
+                "comparable (--objective sequence makes a judge)"
+            )
+        if reasons and not force:
+            raise CompareError(f"judge {judge.name} {reasons[0]}; use another judge, or --force-judges")
+        notes[judge.name] = [f"forced: {judge.name} {reason}" for reason in reasons]
+        if isinstance(judge, NumberJudge):
+            notes[judge.name] += unknown(judge.origin, guides)
+    return notes

@@ -12,122 +12,26 @@ would make the rows incomparable.
 """
 
 import hashlib
-import itertools
 import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from midcourse.compare.arms import PLAIN, POLICY, Arm, Base, CompareError, LeftOut, Number, plan
-from midcourse.compare.cost import Meter, models_of, parameters, reward_parameters
-from midcourse.compare.independence import Origin, unknown, why_dependent
-from midcourse.compare.judges import AnyJudge, NumberJudge, Response, judge_all
-from midcourse.compare.rows import ASKED, REFERENCE_RESPONSES, RESULTS
-from midcourse.data.jsonl import ForeignRow, append_row, written_rows
-from midcourse.data.prompts import read_prompts, token_row
-from midcourse.decode.loop import agreed_template, encode, stream
-from midcourse.decode.methods import BestOfN, Method
-from midcourse.decode.steps import Generation
+from midcourse.compare.arms import PLAIN, POLICY, Arm, CompareError, Number
+from midcourse.compare.cost import parameters, reward_parameters
+from midcourse.compare.judges import AnyJudge, check_judges, judge_rows
+from midcourse.compare.rows import ASKED, RESULTS
+from midcourse.compare.study import Study, Task
+from midcourse.compare.writing import _places, key_of, write_rows
 from midcourse.evaluate.provenance import provenance
 from midcourse.files import LOCK, InUse, sole_use, write_text
-from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.policy import with_kl
-from midcourse.lm.prompt import Prompt, Template
-from midcourse.progress import progress
-from midcourse.rewards.contract import Reward
 
 VALIDATION = "validation"
-_SEED_STEP = 1_000_000  # between the seeds of one prompt; prompts are counted within it
-
-
-@dataclass(frozen=True)
-class Task:
-    """A prompt, and a response to it to compare with, where there is one."""
-
-    prompt: Prompt
-    reference: str | None = None
-
-
-@dataclass(frozen=True)
-class Guide:
-    """A reward to guide with, and where it comes from."""
-
-    reward: Reward
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A fine-tuned model, and where it comes from."""
-
-    lm: LanguageModel
-    origin: Origin
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is the same for every row.
-
-    Attributes:
-        lm: the language model that all arms start from.
-        lm_fingerprint: of its weights.
-        guides, policies: by name.
-        tasks: the prompts.
-        base: the policy that all arms start from.
-        seeds: responses of each arm to each prompt.
-        template: how prompts become tokens; None for that of the rewards, else "raw".
-        batch_size: rows of the language model that are written side by side. No row depends on it.
-        save_candidates: rows hold the candidates of each token.
-    """
-
-    lm: LanguageModel
-    lm_fingerprint: str
-    guides: Mapping[str, Guide]
-    policies: Mapping[str, Policy]
-    tasks: Sequence[Task]
-    base: Base = field(default_factory=Base)
-    seeds: int = 1
-    max_new_tokens: int = 64
-    template: Template | None = None
-    batch_size: int = 16
-    save_candidates: bool = False
-
-    @property
-    def rendering(self) -> Template:
-        """The one template of all arms; RewardError where the rewards have different ones."""
-        return agreed_template([(guide.reward, 1.0) for guide in self.guides.values()], self.template)
-
-    @property
-    def origins(self) -> dict[str, Origin]:
-        """Where the rewards and policies come from, by name."""
-        guides = {name: one.origin for name, one in self.guides.items()}
-        return guides | {name: one.origin for name, one in self.policies.items()}
-
-    def check(self) -> None:
-        """Raise CompareError, PromptError, RewardError or MethodError on what no row could be written with."""
-        for name in ("seeds", "max_new_tokens", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise CompareError(f"{name.replace('_', '-')} is {value}; use 1 or more")
-        if common := sorted(self.guides.keys() & self.policies.keys()):
-            raise CompareError(f"a reward and a policy are both called {common[0]}; rename one folder")
-        rewards = [guide.reward for guide in self.guides.values()]
-        encode(self.lm, rewards, [task.prompt for task in self.tasks], self.rendering, self.max_new_tokens)
-
-    def plan(
-        self, methods: Sequence[str], sweep: Mapping[str, Sequence[Number]] | None
-    ) -> tuple[list[Arm], list[LeftOut]]:
-        """The arms; see `arms.plan`."""
-        rewards = {name: one.reward for name, one in self.guides.items()}
-        arms, left_out = plan(self.lm, methods, rewards, sweep, self.base)
-        for arm in arms:
-            if arm.method == POLICY and arm.given not in self.policies:
-                raise CompareError(f"policy {arm.given} is not among the policies: {', '.join(self.policies)}")
-        return arms, left_out
 
 
 @dataclass(frozen=True)
@@ -197,180 +101,7 @@ def compare(
 # Prompts
 
 
-def read_tasks(path: Path, limit: int | None = None) -> list[Task]:
-    """The prompts of a JSONL file (field "prompt"), with their reference responses where they have a "reference".
-
-    Raises:
-        PromptFileError, CompareError: a file or row that cannot be used.
-    """
-    if limit is not None and limit < 1:
-        raise CompareError(f"limit-prompts {limit} leaves no prompt; use 1 or more")
-    prompts = read_prompts(path)
-    lines = [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line.strip()]
-    tasks = []
-    for prompt, (number, line) in zip(prompts, lines, strict=True):
-        reference = json.loads(line).get("reference")
-        if reference is not None and not (isinstance(reference, str) and _whole(reference)):
-            raise CompareError(f"{path}, line {number}, field reference: not a text; write one or leave it out")
-        tasks.append(Task(prompt, reference))
-    return tasks[:limit]
-
-
-def _whole(text: str) -> bool:
-    """Whether a text has no half surrogate pair, which JSON can spell and no tokenizer takes."""
-    return text.encode(errors="replace").decode() == text
-
-
 # Rows
-
-
-def key_of(arm: str, prompt_id: int, seed: int) -> str:
-    """The name of a row."""
-    return f"{arm}/{prompt_id}/{seed}"
-
-
-def row_seed(prompt_id: int, seed: int) -> int:
-    """What midcourse.generate writes the row with: no two prompts share their random numbers, but all arms do."""
-    return _SEED_STEP * seed + prompt_id
-
-
-def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Append what is missing to a file of rows; all its rows by key.
-
-    The arms take turns, a batch of prompts each: what is there is balanced at any time, and so is the time left.
-
-    Args:
-        known: the arms that the file may hold.
-    """
-    known = {*known, REFERENCE_RESPONSES}
-
-    def mine(row: dict[str, Any]) -> str:
-        if row["arm"] not in known:
-            raise ForeignRow(f"is of {row['arm']!r}, which {ASKED} does not list")
-        number = row["prompt_id"]
-        if not 0 <= number < len(study.tasks) or study.tasks[number].prompt != row["prompt"]:
-            raise ForeignRow(f"answers another prompt than prompt {number}")
-        if row["key"] != key_of(row["arm"], number, row["seed"]):
-            raise ForeignRow(f"has the key {row['key']!r}")
-        return row["key"]
-
-    rows = written_rows(path, True, mine)
-    total = len(arms) * len(study.tasks) * study.seeds
-    done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in _places(study))
-    with path.open("ab") as file, progress("responses", total - done) as advance:
-        for row in _references(study):
-            if row["key"] not in rows:
-                append_row(file, row)
-                rows[row["key"]] = row
-        for seed in range(study.seeds):
-            for ids in _batches(study):
-                for arm in arms:
-                    left = [i for i in ids if key_of(arm.name, i, seed) not in rows]
-                    for row in _respond(study, arm, left, seed, ids.start):
-                        if row["key"] in rows:
-                            continue
-                        append_row(file, row)
-                        rows[row["key"]] = row
-                        advance(1)
-    return rows
-
-
-def _places(study: Study) -> Iterator[tuple[int, int]]:
-    return itertools.product(range(len(study.tasks)), range(study.seeds))
-
-
-def _batches(study: Study) -> Iterator[range]:
-    return (
-        range(begin, min(begin + study.batch_size, len(study.tasks)))
-        for begin in range(0, len(study.tasks), study.batch_size)
-    )
-
-
-def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) -> Iterator[dict[str, Any]]:
-    """The rows of some prompts, as they are finished. What is the same for every seed is written for all at once.
-
-    Args:
-        batch: the first prompt of the batch that they are of.
-    """
-    lm = study.policies[arm.given or ""].lm if arm.method == POLICY else study.lm
-    reward = study.guides[arm.reward].reward if arm.reward else None
-    count = arm.prompts_at_a_time(study.batch_size)
-    for begin in range(0, len(ids), count):
-        part = ids[begin : begin + count]
-        events = stream(
-            lm,
-            [study.tasks[i].prompt for i in part],
-            reward,
-            method=arm.chosen,
-            template=study.rendering,
-            max_new_tokens=study.max_new_tokens,
-            seed=[row_seed(i, seed) for i in part],
-            batch_size=study.batch_size,
-            **arm.limits,
-        )
-        meter, best_of_n = Meter(), isinstance(arm.chosen, BestOfN)
-        with meter.reading(lm.model, models_of(reward)):
-            for place, generation, cost in meter.shared(events, len(part), rated_at_end=best_of_n):
-                if arm.method == POLICY:
-                    assert isinstance(arm.chosen, Method)
-                    generation = with_kl(lm, study.lm, generation, arm.chosen, study.rendering)
-                for one in range(study.seeds) if arm.greedy else [seed]:
-                    yield _row(study, arm, part[place], one, generation, cost.stored() | {"batch": batch})
-
-
-def _row(
-    study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Mapping[str, float]
-) -> dict[str, Any]:
-    """A response as its row of results.jsonl."""
-    bound = found.guidance_kl if isinstance(arm.chosen, BestOfN) and arm.base else None
-    own = arm.base and not isinstance(arm.chosen, BestOfN)  # its guidance KL is against the study's base
-    tokens = []
-    for step in found.steps:
-        token = token_row(step) | {"guidance_kl": step.guidance_kl if own else None, "total_kl": step.total_kl}
-        if study.save_candidates:
-            token["candidates"] = [vars(candidate) for candidate in step.candidates]
-        tokens.append(token)
-    return {
-        "key": key_of(arm.name, prompt_id, seed),
-        "arm": arm.name,
-        "method": arm.method,
-        "reward": arm.reward,
-        "setting": dict(arm.setting),
-        "prompt_id": prompt_id,
-        "prompt": found.prompt,
-        "seed": seed,
-        "row_seed": row_seed(prompt_id, seed),
-        "text": found.text,
-        "finish_reason": found.finish_reason,
-        "guide_reward": found.reward,
-        "guidance_kl": found.guidance_kl if own else None,
-        "total_kl": found.total_kl,
-        "kl_bound": bound,
-        "greedy": arm.greedy,
-        "tokens": tokens,
-        "cost": cost,
-    }
-
-
-def _references(study: Study) -> Iterator[dict[str, Any]]:
-    """The reference responses as rows, without figures."""
-    for i, task in enumerate(study.tasks):
-        if task.reference is not None:
-            yield {
-                "key": key_of(REFERENCE_RESPONSES, i, 0),
-                "arm": REFERENCE_RESPONSES,
-                "method": REFERENCE_RESPONSES,
-                "reward": None,
-                "setting": {},
-                "prompt_id": i,
-                "prompt": task.prompt,
-                "seed": 0,
-                "text": task.reference,
-                "finish_reason": "stop",
-                "greedy": False,
-                "tokens": [],
-                "cost": None,
-            }
 
 
 def _incomplete(study: Study, arms: Iterable[str], rows: Mapping[str, Any]) -> dict[str, int]:
@@ -380,50 +111,6 @@ def _incomplete(study: Study, arms: Iterable[str], rows: Mapping[str, Any]) -> d
 
 
 # Judges
-
-
-def judge_rows(
-    judges: Sequence[AnyJudge], rows: Mapping[str, dict[str, Any]], folder: Path, concurrency: int
-) -> list[dict[str, Any]]:
-    """Have all rows judged; the judgements. A judge that compares does so with plain and the reference responses."""
-    responses = {
-        key: Response(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
-        for key, row in rows.items()
-    }
-    rivals = {}
-    for key, row in rows.items():
-        others = {
-            PLAIN: responses.get(key_of(PLAIN, row["prompt_id"], row["seed"])),
-            REFERENCE_RESPONSES: responses.get(key_of(REFERENCE_RESPONSES, row["prompt_id"], 0)),
-        }
-        rivals[key] = [one for arm, one in others.items() if one is not None and arm != row["arm"]]
-    return judge_all(judges, list(responses.values()), rivals, folder, resume=True, concurrency=concurrency)
-
-
-def check_judges(judges: Sequence[AnyJudge], study: Study, force: bool) -> dict[str, list[str]]:
-    """By judge: what shall be known of its independence.
-
-    Raises:
-        CompareError: two judges of one name, or one that is not independent of what it judges, unless forced.
-    """
-    names = [judge.name for judge in judges]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise CompareError(f"two judges are called {twice[0]}; name one folder otherwise")
-    guides = list(study.origins.values())
-    notes: dict[str, list[str]] = {}
-    for judge in judges:
-        reasons = [reason for guide in guides if (reason := why_dependent(judge.origin, guide))]
-        if isinstance(judge, NumberJudge) and judge.record.get("objective") == "prefix":
-            reasons.append(
-                "was trained on prefixes of equal length, and its rewards of texts of different length are not "
-                "comparable (--objective sequence makes a judge)"
-            )
-        if reasons and not force:
-            raise CompareError(f"judge {judge.name} {reasons[0]}; use another judge, or --force-judges")
-        notes[judge.name] = [f"forced: {judge.name} {reason}" for reason in reasons]
-        if isinstance(judge, NumberJudge):
-            notes[judge.name] += unknown(judge.origin, guides)
-    return notes
 
 
 # Tuning

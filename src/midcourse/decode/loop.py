@@ -24,9 +24,9 @@ from midcourse.decode.methods import (
 )
 from midcourse.decode.methods import method as named_method
 from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
-from midcourse.decode.text import TextStream
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
+from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import (
     ReadsStates,
     Reward,

@@ -12,8 +12,8 @@ from torch import Tensor
 from midcourse.decode.candidates import Candidates
 from midcourse.decode.choice import kl_divergence, row_uniforms
 from midcourse.decode.methods import LogitsProcessor, Method, MethodError
-from midcourse.decode.text import TextStream
 from midcourse.lm.prompt import Prefix, Prompt
+from midcourse.lm.text import TextStream
 
 _LISTED = 20  # candidates reported of a whole vocabulary
 

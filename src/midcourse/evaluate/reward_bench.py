@@ -26,14 +26,16 @@ from midcourse.data.formats import BadRow, DataError, Problem, read_rows, short,
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
 from midcourse.evaluate.intervals import resamples
+from midcourse.evaluate.scoring import score_rows
 from midcourse.files import whole_file
 from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
 from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import RewardError
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import ClassifierReward, Text, TextReward
+from midcourse.rewards.text import Text, TextReward
 from midcourse.rewards.vocabulary import VocabularyReward
 
 MAX_TOKENS = 2048  # RewardBench's own limit
@@ -305,31 +307,6 @@ def _of_ids(
     pairs = encode(reward, [comparisons[number] for number in kept], room)
     rewards = score_rows(reward, pairs.rows, batch_tokens)
     return kept, pairs, [row.cumsum(0) for row in rewards] if _additive(reward) else rewards
-
-
-def score_rows(
-    reward: RewardModel | ImplicitReward | VocabularyReward, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS
-) -> list[Tensor]:
-    """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included."""
-    lengths = [len(row.prompt) + len(row.response) for row in rows]
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    with progress("scoring", len(rows)) as advance:
-        for part in _batches(lengths, batch_tokens):
-            ids = [(rows[number].prompt, rows[number].response) for number in part]
-            for number, row in zip(part, reward.score_ids(ids, batch_size=len(part)), strict=True):
-                found[number] = row
-            advance(len(part))
-    return found
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """The numbers of all rows, like lengths together, at most so many tokens in a batch of more than one row."""
-    found: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
-        if not found or (len(found[-1]) + 1) * lengths[number] > batch_tokens:
-            found.append([])
-        found[-1].append(number)
-    return found
 
 
 def _additive(reward: RewardModel | ImplicitReward | VocabularyReward) -> bool:

@@ -50,10 +50,10 @@ from midcourse.decode.loop import (
 from midcourse.decode.methods import AnyMethod, Limits, Method, MethodError
 from midcourse.decode.methods import method as named_method
 from midcourse.decode.steps import Row, Step
-from midcourse.decode.text import TextStream
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows
 from midcourse.lm.prefix_cache import check_supported
 from midcourse.lm.prompt import Prefix, PromptError
+from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import Reward, RewardRows
 
 # What shapes the distribution that generate draws from, and its value where nobody set it.

@@ -35,19 +35,21 @@ from transformers import PrinterCallback
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.data.comparisons import Comparison, fingerprint, split_by_prompt
-from midcourse.data.encoded import PairSet, Row, encode, plan_batches
+from midcourse.data.encoded import PairSet, Row, encode
 from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
-from midcourse.evaluate.reward_bench import score_rows
+from midcourse.evaluate.scoring import score_rows
 from midcourse.files import write_bytes, write_text
-from midcourse.lm.language_model import LanguageModel, chat_fingerprint, weights_fingerprint
+from midcourse.lm.language_model import LanguageModel, chat_fingerprint
 from midcourse.lm.prompt import Template
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.train.batches import plan_batches
 from midcourse.train.folder import TrainingError, drop_run, only_training, prepare_folder
-from midcourse.train.interruption import Interrupted, stop_on_signal
 from midcourse.train.settings import Settings, check_settings
+from midcourse.train.stopping import Interrupted, stop_on_signal
 from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints, plan_arguments
 
 try:

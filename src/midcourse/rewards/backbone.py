@@ -16,14 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from midcourse.lm.language_model import (
-    LanguageModel,
-    load_backbone,
-    load_config,
-    resolve,
-    resolve_device,
-    resolve_dtype,
-)
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import load_backbone, load_config, resolve, resolve_device, resolve_dtype
 from midcourse.lm.prefix_cache import check_supported
 from midcourse.rewards.contract import RewardError
 

@@ -22,25 +22,24 @@ from transformers import (
 )
 
 from midcourse.files import whole_folder
-from midcourse.lm.language_model import (
-    LanguageModel,
+from midcourse.lm.language_model import LanguageModel, context_length, tokenizer_fingerprint
+from midcourse.lm.load import (
     ModelError,
-    context_length,
     load_backbone,
     load_config,
     load_tokenizer,
     resolve,
     resolve_device,
     resolve_dtype,
-    tokenizer_fingerprint,
-    weights_fingerprint,
 )
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix, Prompt
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import Backbone, Tuning, with_adapter
+from midcourse.rewards.classifier import ClassifierReward, as_plain_text
 from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score
-from midcourse.rewards.scalar import RewardInfo, RewardModel, read_info
-from midcourse.rewards.text import ClassifierReward, as_plain_text
+from midcourse.rewards.info import RewardInfo, read_info
+from midcourse.rewards.scalar import RewardModel
 
 
 def is_encoder(config: PretrainedConfig) -> bool:

@@ -20,11 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from midcourse.files import whole_folder, write_text
-from midcourse.lm.language_model import LanguageModel, chat_fingerprint, weights_fingerprint
+from midcourse.lm.language_model import LanguageModel, chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import RewardError, Score
-from midcourse.rewards.scalar import RewardInfo, read_info
+from midcourse.rewards.info import RewardInfo, read_info
 from midcourse.rewards.vocabulary import ModelVocabularyRows, VocabularyReward
 
 

@@ -3,13 +3,16 @@
 from importlib.resources import files
 from pathlib import Path
 
-from midcourse.lm.language_model import LanguageModel, ModelError, load_config, loaded_fingerprint, resolve
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import ModelError, load_config, resolve
 from midcourse.lm.prompt import Template
+from midcourse.lm.weights import loaded_fingerprint
+from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import Reward, RewardError
 from midcourse.rewards.encoder import EncoderReward, is_encoder
 from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.scalar import RewardModel, read_info
-from midcourse.rewards.text import ClassifierReward
+from midcourse.rewards.info import read_info
+from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TRUNK_RANK, TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward

@@ -15,7 +15,7 @@ A saved reward is a folder of safetensors and JSON:
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,21 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from midcourse.files import whole_file, whole_folder, write_text
 from midcourse.lm.language_model import (
     LanguageModel,
-    ModelError,
     chat_fingerprint,
     context_length,
     eos_token_ids,
+    tokenizer_fingerprint,
+)
+from midcourse.lm.load import (
+    ModelError,
     load_config,
     load_generation_config,
     load_tokenizer,
-    loaded_fingerprint,
     resolve,
-    resolve_device,
-    resolve_dtype,
-    tokenizer_fingerprint,
-    weights_fingerprint,
 )
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
     Backbone,
     Tuning,
@@ -60,43 +59,8 @@ from midcourse.rewards.backbone import (
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
+from midcourse.rewards.info import RewardInfo, check_sharing, read_info
 from midcourse.rewards.retokenised import Retokenised
-
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class RewardInfo:
-    """What midcourse.json records about a reward."""
-
-    backbone: str
-    backbone_fingerprint: str
-    layers: int
-    tune: str
-    template: Template
-    objective: str
-    eos_token_id: int
-    eos_token_ids: tuple[int, ...]
-    tokenizer: str
-    chat_template: str | None = None
-    objective_settings: dict[str, Any] = field(default_factory=dict)
-    reward_weight: float | None = None
-    head: str = "scalar"
-    backbone_layers: int = 0
-    training: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @property
-    def all_eos(self) -> list[int]:
-        """Every token that ends a text, the one that training wrote first."""
-        return [self.eos_token_id, *(i for i in self.eos_token_ids if i != self.eos_token_id)]
-
-    @property
-    def additive(self) -> bool:
-        """Whether a text's reward is the sum of its tokens' rewards; otherwise it is that of its last token."""
-        return self.objective in ("autoregressive", "implicit")
 
 
 class RewardModel(nn.Module):
@@ -510,43 +474,6 @@ def set_trainable(reward: RewardModel) -> None:
     reward.head.requires_grad_(True)
 
 
-def check_sharing(
-    folder: Path, info: RewardInfo, lm: LanguageModel, device: str, dtype: str, allow_other_weights: bool
-) -> None:
-    """Raise RewardError where a saved reward cannot stand on the weights of a language model in memory."""
-    if info.tune == "all":
-        raise RewardError(
-            f"the reward in {folder} trained all of its weights (tune all) and has none to share with {lm.name}; "
-            "leave share_with (guide: --share-weights) out"
-        )
-    model = lm.model
-    for name, asked, has in (
-        ("device", device if device == "auto" else resolve_device(device), model.device),
-        ("dtype", dtype if dtype == "auto" else resolve_dtype(dtype, model.device), model.dtype),
-    ):
-        if asked not in ("auto", has):
-            raise RewardError(
-                f"the reward in {folder} cannot have {name} {asked} on the weights of {lm.name}, which have {has}; "
-                f"leave {name} out"
-            )
-    found = None if allow_other_weights else loaded_fingerprint(model)
-    if not allow_other_weights and found != info.backbone_fingerprint:
-        which = f"fingerprint {found}" if found else "it was not loaded from files, or was changed since"
-        remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
-        raise RewardError(
-            f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "
-            f"{info.backbone_fingerprint}), and {lm.name} in memory has others ({which}); leave share_with "
-            "(guide: --share-weights) out" + (remedy if info.head != "scalar" else "")
-        )
-    if info.backbone_layers and info.backbone_layers != model.get_decoder().config.num_hidden_layers:
-        raise RewardError(
-            f"the reward in {folder} was trained on {info.backbone} of {info.backbone_layers} layers, and {lm.name} "
-            f"has {model.get_decoder().config.num_hidden_layers}; train one on {lm.name}"
-        )
-    if info.tokenizer == lm.tokens:  # load refuses others, as of any reward
-        check_rendering(lm, info.backbone, info.template, info.chat_template, info.eos_token_ids)
-
-
 def whole_tensor(tensor: Tensor) -> Tensor:
     """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -557,23 +484,6 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return whole
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
-
-
-def read_info(folder: Path) -> RewardInfo:
-    """What midcourse.json says; RewardError where the folder holds no reward of this format."""
-    path = folder / "midcourse.json"
-    if not path.is_file():
-        raise RewardError(
-            f"{folder} is not a reward: it has no midcourse.json; name a folder that midcourse train wrote"
-        )
-    try:
-        fields = json.loads(path.read_text())
-        if fields.get("format") != FORMAT:
-            raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
-        tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
-        return RewardInfo(**{**fields, **tuples})
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:

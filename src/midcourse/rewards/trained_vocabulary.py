@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel, load_backbone, load_config, resolve
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import load_backbone, load_config, resolve
 from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.contract import Reward, RewardError
-from midcourse.rewards.scalar import Backbone, RewardInfo, RewardModel, Tuning
+from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.scalar import Backbone, RewardModel, Tuning
 from midcourse.rewards.vocabulary import ModelVocabularyRows, check_vocabulary, ends_alike
 
 POSITIONS = 64  # whose rewards of the whole vocabulary are in memory at a time

@@ -21,11 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel, LanguageModelRows, load_config, resolve
+from midcourse.lm.language_model import LanguageModel, LanguageModelRows
+from midcourse.lm.load import load_config, resolve
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.backbone import FINAL_NORMS, Backbone
 from midcourse.rewards.contract import Reward, RewardError, check_rendering
-from midcourse.rewards.scalar import RewardInfo, RewardModel
+from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.vocabulary import ends_alike
 
 TRUNK_RANK = 16

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from midcourse.files import whole_file, write_text
-from midcourse.rewards.scalar import RewardInfo
+from midcourse.rewards.info import RewardInfo
 
 # What a temperature rests on besides the data; see `train.calibration.fit_temperature`.
 LIMITS = {

@@ -1,15 +1,22 @@
-"""Rewards of encoded rows in training: through cached frozen states where there are any."""
+"""Rewards of encoded rows in training: through cached frozen states where there are any, of texts one by one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from midcourse.data.encoded import Row, response_columns
+from midcourse.data.encoded import PairSet, RolloutSet, Row
+from midcourse.evaluate.accuracy import SHARES, cut_at
 from midcourse.lm.prefix_cache import pad
+from midcourse.progress import progress
+from midcourse.rewards.backbone import Tuning
+from midcourse.rewards.encoder import EncoderReward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
+from midcourse.train import processes
+from midcourse.train.batches import response_columns
 from midcourse.train.states import FrozenStates, VocabularyTop, split
 
 
@@ -89,3 +96,97 @@ class Scorer(nn.Module):
             for i, row in zip(part, aligned, strict=True):
                 found[i] = row[: len(rows[i].response)].clone()
         return found
+
+
+BATCH_ROWS = 32
+
+
+def make_scorer(reward: RewardModel, data: Sequence[PairSet | RolloutSet]) -> Scorer:
+    """What gives the rewards of some sets of rows in training; the first set is the one trained on."""
+    if isinstance(reward, EncoderReward):
+        return EncoderScorer(reward, [one for one in data if isinstance(one, PairSet)])
+    return Scorer(reward, [one.rows for one in data])
+
+
+class EncoderScorer(Scorer):
+    """Rewards of whole texts, and of the cut ones that pair accuracy reads: the other positions hold nan.
+
+    Where the head alone is trained, what enters it is computed once, in batches that are the same in every run.
+    """
+
+    every_prefix = False
+
+    def __init__(self, reward: EncoderReward, pair_sets: Sequence[PairSet]):
+        super().__init__(reward, [pairs.rows for pairs in pair_sets])
+        self._reward = (reward,)  # in a tuple: `trained` is this module already
+        self.cuts: list[dict[tuple[int, int], Row]] = [{}, *map(cut_rows, pair_sets[1:])]
+        self.texts = [
+            list(dict.fromkeys([*pairs.rows, *cuts.values()])) for pairs, cuts in zip(pair_sets, self.cuts, strict=True)
+        ]
+        frozen = Tuning.parse(reward.info.tune).kind == "head"
+        self.entering = self._read_frozen() if frozen else None
+
+    @property
+    def reward(self) -> EncoderReward:
+        """What is trained."""
+        return self._reward[0]
+
+    def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """What `forward` takes for some texts of a set; its rows come first among them."""
+        found = self._ids(row_set, numbers)
+        if self.entering:
+            found["entering"] = torch.stack([self.entering[row_set][number] for number in numbers])
+        return found
+
+    @torch.no_grad()
+    def score(self, row_set: int, batch_rows: int = BATCH_ROWS) -> list[Tensor]:
+        """For every row of a set, the rewards of the text cut behind each position: nan where none is read."""
+        texts = self.texts[row_set]
+        device = next(self.parameters()).device
+        rewards: dict[Row, float] = {}
+        for part in self._batches(row_set, batch_rows):
+            values = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()})
+            rewards |= {texts[number]: value for number, value in zip(part, values[:, 0].tolist(), strict=True)}
+        found = [torch.full((len(row.response),), math.nan) for row in self.row_sets[row_set]]
+        for row, values in zip(self.row_sets[row_set], found, strict=True):
+            values[-1] = rewards[row]
+        for (number, place), text in self.cuts[row_set].items():
+            found[number][place] = rewards[text]
+        return found
+
+    def _ids(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
+        texts = [self.texts[row_set][number] for number in numbers]
+        return self.reward.inputs([(text.prompt, text.response) for text in texts])
+
+    def _batches(self, row_set: int, batch_rows: int) -> list[list[int]]:
+        """The numbers of all texts, those of like length together."""
+        texts = self.texts[row_set]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i].prompt) + len(texts[i].response))
+        return [order[begin : begin + batch_rows] for begin in range(0, len(order), batch_rows)]
+
+    def _read_frozen(self) -> list[list[Tensor]] | None:
+        """What enters the head for the texts of every set; None where this head has to be run with its encoder."""
+        found: list[list[Tensor]] = [[torch.empty(0)] * len(texts) for texts in self.texts]
+        with progress("hidden states", sum(map(len, self.texts)), quiet=not processes.first()) as advance:
+            for row_set, entering in enumerate(found):
+                for part in self._batches(row_set, BATCH_ROWS):
+                    inputs = {name: value.to(self.reward.device) for name, value in self._ids(row_set, part).items()}
+                    read = self.reward.read_frozen(inputs)
+                    if read is None:
+                        return None
+                    for number, vector in zip(part, read.cpu(), strict=True):
+                        entering[number] = vector.clone()
+                    advance(len(part))
+        return found
+
+
+def cut_rows(pairs: PairSet) -> dict[tuple[int, int], Row]:
+    """(row, position) -> the row cut behind that position, for all that pair accuracy reads before the ends."""
+    found = {}
+    for sides in pairs.pairs:
+        for share in SHARES[:-1]:
+            place = cut_at(pairs, sides, share)
+            for number in sides:
+                row = pairs.rows[number]
+                found[number, place] = row._replace(response=(*row.response[:-1][: place + 1], row.response[-1]))
+    return found

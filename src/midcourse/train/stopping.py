@@ -1,9 +1,12 @@
-"""Early stopping: which evaluation was the best so far, and for how long.
+"""When training ends before its last step: no evaluation has been better for a while, or a signal asks for it.
 
-A pure function of the metrics, so that a run that was interrupted decides as an undisturbed one does.
+Early stopping is a pure function of the metrics, so that a run that was interrupted decides as an undisturbed one does.
 """
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -38,3 +41,37 @@ def best_so_far(rows: Sequence[dict[str, Any]]) -> Best | None:
         else:
             best = best._replace(waited=best.waited + 1)
     return best
+
+
+class Interrupted(Exception):
+    """Stopped by Ctrl-C or SIGTERM after a whole checkpoint was written; `signal` is the signal's number."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclass
+class Interruption:
+    """Which signal has asked training to stop, if any."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Interruption]:
+    """Let Ctrl-C and SIGTERM end training after the current step; a second one ends it at once."""
+    interruption = Interruption()
+    earlier: dict[int, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        interruption.signal = number
+        signal.signal(number, earlier[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        earlier[number] = signal.signal(number, ask)
+    try:
+        yield interruption
+    finally:
+        for changed, handler in earlier.items():
+            signal.signal(changed, handler)

@@ -14,20 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from midcourse.data.encoded import (
-    Batch,
-    PairSet,
-    RolloutSet,
-    pair_rewards,
-    renumber,
-    response_columns,
-)
+from midcourse.data.encoded import PairSet, RolloutSet
 from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
 from midcourse.rewards.scalar import RewardModel, whole_tensor
 from midcourse.train import processes
+from midcourse.train.batches import Batch, pair_rewards, renumber, response_columns
 from midcourse.train.folder import TrainingError, checkpoints, seal
-from midcourse.train.interruption import Interruption
 from midcourse.train.objectives import (
     LabelledRewards,
     NextRewards,
@@ -36,7 +29,7 @@ from midcourse.train.objectives import (
 )
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
-from midcourse.train.stopping import Best, best_so_far
+from midcourse.train.stopping import Best, Interruption, best_so_far
 
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e9

@@ -12,32 +12,22 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from midcourse.data.comparisons import Comparison, fingerprint, prompt_groups, split_by_prompt
-from midcourse.data.encoded import (
-    PairSet,
-    RolloutSet,
-    encode,
-    encode_rollouts,
-    in_turns,
-    padding_share,
-    pairs_by_label,
-    plan_batches,
-)
+from midcourse.data.encoded import PairSet, RolloutSet, encode, encode_rollouts, pairs_by_label
 from midcourse.data.rollouts import Rollout, label_comparisons
 from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
 from midcourse.rewards.scalar import RewardModel, Tuning
 from midcourse.train import processes
-from midcourse.train.encoder import make_scorer
+from midcourse.train.batches import in_turns, padding_share, plan_batches
 from midcourse.train.folder import TrainingError, finish_folder, only_training, prepare_folder
-from midcourse.train.interruption import Interrupted, stop_on_signal
 from midcourse.train.objectives import (
     Objective,
     check_data,
     check_head,
     make_objective,
 )
-from midcourse.train.scorer import Scorer
+from midcourse.train.scorer import Scorer, make_scorer
 from midcourse.train.settings import (
     Settings,
     check_reports,
@@ -46,6 +36,7 @@ from midcourse.train.settings import (
     learning_rate,
     master_weights,
 )
+from midcourse.train.stopping import Interrupted, stop_on_signal
 from midcourse.train.trainer import Watch, label_zero, make_trainer
 
 

@@ -10,7 +10,7 @@ import pytest
 from midcourse.compare.report.page import tokens_of_row, write_report
 from midcourse.compare.report.tables import escaped, markdown, matched_tables
 from midcourse.compare.rows import ComparisonError, read_folder
-from midcourse.show.page import Token, number
+from midcourse.show.tokens import Token, number
 from tests.browser import CHROMIUM, probed
 from tests.compare.comparison import made_up, row, score, write
 from tests.show.test_page import HOSTILE, Page

@@ -14,17 +14,8 @@ from midcourse.compare.rows import Comparison, Response, read_folder
 from midcourse.evaluate.metrics import repetition_loop
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
-from midcourse.show.page import (
-    CONTROLS,
-    Token,
-    axis_ticks,
-    by_position,
-    mark,
-    percent,
-    prompt_text,
-    shade,
-    write_page,
-)
+from midcourse.show.page import axis_ticks, percent, write_page
+from midcourse.show.tokens import CONTROLS, Token, by_position, mark, prompt_text, shade
 
 # What a browser shows without pause; results.jsonl has the rest.
 SHOWN_TOKENS = 150_000

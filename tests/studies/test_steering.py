@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from midcourse.compare.report.matched import Guided, at_kl, weights_at
+from studies.steering import Guided, at_kl, weights_at
 
 KLS = (2.0, 5.0, 10.0)
 

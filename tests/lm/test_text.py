@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from midcourse.decode.text import TextStream
+from midcourse.lm.text import TextStream
 from midcourse.testing import byte_tokenizer
 
 BYTES = byte_tokenizer()

@@ -1,0 +1,28 @@
+"""midcourse methods."""
+
+import json
+from dataclasses import dataclass
+
+from midcourse.cli.console import table
+
+
+@dataclass
+class Methods:
+    """List the methods that --method takes, with their settings and sources."""
+
+    json: bool = False
+
+    def run(self) -> int:
+        from midcourse.decode.methods import METHODS, settings_of
+
+        if self.json:
+            print(json.dumps({name: settings_of(found) for name, found in METHODS.items()}, indent=1))
+            return 0
+        rows = []
+        for name, found in METHODS.items():
+            settings = settings_of(found)
+            source = settings.pop("source")
+            told = {key: value for key, value in settings.items() if value not in (None, False) and key != "ranked_by"}
+            rows.append((name, "  ".join(f"{key}={value}" for key, value in told.items()), source))
+        table("methods of midcourse guide --method", ("method", "settings", "source"), rows, justify="left")
+        return 0

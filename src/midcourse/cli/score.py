@@ -1,0 +1,150 @@
+"""midcourse score."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from midcourse.cli.console import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from midcourse.rewards.calibration import Calibration
+    from midcourse.rewards.contract import Reward, Score
+    from midcourse.show.tokens import Token
+
+
+@dataclass
+class ScoreText:
+    """Show the reward of every prefix of a text, and how likely it is to be preferred."""
+
+    reward: str
+    """A shipped reward, a folder of one, a sequence classifier of one label, or a causal LM (its log-probabilities)."""
+    prompt: str
+    text: str
+    """The response, without the prompt."""
+    against: str | None = None
+    """Another response: print the probability that --text is preferred to it."""
+    unfinished: bool = False
+    """Do not end the text: the last reward is that of a prefix. With --against both are compared at the shorter
+    one's length."""
+    table: bool = False
+    """Print a row of numbers for every token."""
+    html: Path | None = None
+    """Write a page with every token coloured."""
+    lm: str = "smollm2"
+    """For a classifier: the causal LM whose tokens the prefixes end with."""
+    template: Literal["chat", "raw", "mixed"] | None = None
+    """For a causal LM: how prompts were rendered in its training; raw by default. Other rewards know theirs."""
+    device: str = "auto"
+    dtype: str = "auto"
+    json: bool = False
+
+    def run(self) -> int:
+        from midcourse.show.page import write_score_page
+        from midcourse.show.tokens import chance, tokens_of_score
+
+        if self.html and self.against is not None:
+            raise UsageError("--html shows one text; leave out --against")
+        texts = [self.text] if self.against is None else [self.text, self.against]
+        if self.unfinished and "" in texts:
+            raise UsageError("an empty text that is --unfinished has no token to reward; give some text")
+        reward, tokenizer = self._load()
+        calibration: Calibration | None = getattr(reward, "calibration", None)
+        finished = not self.unfinished
+        scores = reward.score([self.prompt] * len(texts), texts)
+        if self.unfinished:
+            scores = [score.without_end() for score in scores]
+        preferred = _preferred(scores, calibration, finished) if self.against is not None else None
+        tokens = [tokens_of_score(score, tokenizer, calibration, finished=finished) for score in scores]
+        if self.html:
+            write_score_page(self.html, self.prompt, tokens[0], title="midcourse score")
+        if self.json:
+            first, *others = (
+                {"text": text, **_figures(score, calibration, finished)}
+                for text, score in zip(texts, scores, strict=True)
+            )
+            names = ("temperature", "finished_temperature")
+            row = {"prompt": self.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
+            print(json.dumps({**row, "against": others[0], "preferred": preferred} if others else row))
+        else:
+            self._print(scores, tokens)
+            if preferred is not None:
+                cut = f", both cut to {min(len(score.rewards) for score in scores)} tokens" if self.unfinished else ""
+                print(f"A is preferred to B with probability {chance(preferred)}{cut}")
+            if calibration is None:
+                print(
+                    "no calibration is stored with this reward, so no probability is shown; midcourse train stores one"
+                )
+            elif finished and calibration.finished_mean is None:
+                print(
+                    "no finished text was seen in calibration, so none is compared with; --unfinished compares prefixes"
+                )
+        if self.html:
+            print(f"page: {self.html}", file=sys.stderr)
+        return 0
+
+    def _load(self) -> "tuple[Reward, PreTrainedTokenizerBase]":
+        """The reward and the tokenizer of its scores."""
+        from midcourse.lm.language_model import LanguageModel
+        from midcourse.rewards.implicit import ImplicitReward
+        from midcourse.rewards.named import load_reward
+        from midcourse.rewards.scalar import RewardModel
+        from midcourse.rewards.text import TextReward
+        from midcourse.rewards.vocabulary import VocabularyReward
+
+        reward = load_reward(self.reward, template=self.template, device=self.device, dtype=self.dtype)
+        if isinstance(reward, TextReward):
+            lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
+            return reward.bind(lm), lm.tokenizer
+        assert isinstance(reward, RewardModel | VocabularyReward | ImplicitReward)
+        return reward, reward.tokenizer
+
+    def _print(self, scores: "Sequence[Score]", texts: "list[list[Token]]") -> None:
+        from rich.console import Console
+
+        from midcourse.show.tokens import by_change, chance, number, score_legend, score_line, score_table
+
+        console, colouring = Console(), by_change(*texts)
+        end = "the prefix" if self.unfinished else "the finished text"
+        names = ("A: ", "B: ") if len(texts) > 1 else ("",)
+        for name, score, tokens in zip(names, scores, texts, strict=True):
+            console.print(name, score_line(tokens, colouring), sep="")
+            last = tokens[-1]
+            shown = f"reward of {end}: {number(score.whole, 3)}"
+            if score.additive:
+                shown += f", the sum of its {len(score.rewards)} tokens'"
+            if last.centred is not None:
+                shown += f", centred {number(last.centred, 3, sign=True)}"
+            if last.probability is not None:
+                shown += f", preferred to an average one with probability {chance(last.probability)}"
+            print(shown)
+            if self.table:
+                console.print(score_table(tokens))
+        if console.color_system:
+            console.print(score_legend(colouring))
+
+
+def _preferred(scores: "list[Score]", calibration: "Calibration | None", finished: bool) -> float | None:
+    """The probability that the first text is preferred to the second: at their ends, or cut to the shorter one."""
+    first, second = (score.prefixes for score in scores)
+    at = -1 if finished else min(len(first), len(second)) - 1
+    return calibration.probability(first[at] - second[at], finished=finished) if calibration else None
+
+
+def _figures(score: "Score", calibration: "Calibration | None", finished: bool) -> dict[str, Any]:
+    """A score's rewards, centred rewards and probabilities: of the whole, and of every token."""
+    nothing: list[float | None] = [None] * len(score.rewards)
+    centred = calibration.centred(score.prefixes, finished=finished) if calibration else nothing
+    probabilities = calibration.against_mean(score.prefixes, finished=finished) if calibration else nothing
+    tokens = [
+        {"token_id": i, "text": text, "reward": reward, "centred": c, "probability": p}
+        for i, text, reward, c, p in zip(
+            score.token_ids, score.texts, score.rewards, centred, probabilities, strict=True
+        )
+    ]
+    end = {name: tokens[-1][name] for name in ("centred", "probability")}
+    return {"reward": score.whole, **end, "tokens": tokens}

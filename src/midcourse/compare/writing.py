@@ -1,0 +1,206 @@
+"""Arms x prompts x seeds to rows on disk, resumable to the row."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from midcourse.compare.arms import POLICY, Arm
+from midcourse.compare.cost import Meter, models_of
+from midcourse.compare.rows import ASKED, REFERENCE_RESPONSES
+from midcourse.compare.study import Study
+from midcourse.data.jsonl import ForeignRow, append_row, written_rows
+from midcourse.data.prompts import token_row
+from midcourse.decode.candidates import nucleus, short_list
+from midcourse.decode.choice import kl_divergence, normalise
+from midcourse.decode.loop import stream
+from midcourse.decode.methods import BestOfN, Method
+from midcourse.decode.steps import Generation
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import Template, prompt_ids
+from midcourse.progress import progress
+
+_SEED_STEP = 1_000_000  # between the seeds of one prompt; prompts are counted within it
+
+
+def key_of(arm: str, prompt_id: int, seed: int) -> str:
+    """The name of a row."""
+    return f"{arm}/{prompt_id}/{seed}"
+
+
+def row_seed(prompt_id: int, seed: int) -> int:
+    """What midcourse.generate writes the row with: no two prompts share their random numbers, but all arms do."""
+    return _SEED_STEP * seed + prompt_id
+
+
+def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Append what is missing to a file of rows; all its rows by key.
+
+    The arms take turns, a batch of prompts each: what is there is balanced at any time, and so is the time left.
+
+    Args:
+        known: the arms that the file may hold.
+    """
+    known = {*known, REFERENCE_RESPONSES}
+
+    def mine(row: dict[str, Any]) -> str:
+        if row["arm"] not in known:
+            raise ForeignRow(f"is of {row['arm']!r}, which {ASKED} does not list")
+        number = row["prompt_id"]
+        if not 0 <= number < len(study.tasks) or study.tasks[number].prompt != row["prompt"]:
+            raise ForeignRow(f"answers another prompt than prompt {number}")
+        if row["key"] != key_of(row["arm"], number, row["seed"]):
+            raise ForeignRow(f"has the key {row['key']!r}")
+        return row["key"]
+
+    rows = written_rows(path, True, mine)
+    total = len(arms) * len(study.tasks) * study.seeds
+    done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in _places(study))
+    with path.open("ab") as file, progress("responses", total - done) as advance:
+        for row in _references(study):
+            if row["key"] not in rows:
+                append_row(file, row)
+                rows[row["key"]] = row
+        for seed in range(study.seeds):
+            for ids in _batches(study):
+                for arm in arms:
+                    left = [i for i in ids if key_of(arm.name, i, seed) not in rows]
+                    for row in _respond(study, arm, left, seed, ids.start):
+                        if row["key"] in rows:
+                            continue
+                        append_row(file, row)
+                        rows[row["key"]] = row
+                        advance(1)
+    return rows
+
+
+def _places(study: Study) -> Iterator[tuple[int, int]]:
+    return itertools.product(range(len(study.tasks)), range(study.seeds))
+
+
+def _batches(study: Study) -> Iterator[range]:
+    return (
+        range(begin, min(begin + study.batch_size, len(study.tasks)))
+        for begin in range(0, len(study.tasks), study.batch_size)
+    )
+
+
+def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) -> Iterator[dict[str, Any]]:
+    """The rows of some prompts, as they are finished. What is the same for every seed is written for all at once.
+
+    Args:
+        batch: the first prompt of the batch that they are of.
+    """
+    lm = study.policies[arm.given or ""].lm if arm.method == POLICY else study.lm
+    reward = study.guides[arm.reward].reward if arm.reward else None
+    count = arm.prompts_at_a_time(study.batch_size)
+    for begin in range(0, len(ids), count):
+        part = ids[begin : begin + count]
+        events = stream(
+            lm,
+            [study.tasks[i].prompt for i in part],
+            reward,
+            method=arm.chosen,
+            template=study.rendering,
+            max_new_tokens=study.max_new_tokens,
+            seed=[row_seed(i, seed) for i in part],
+            batch_size=study.batch_size,
+            **arm.limits,
+        )
+        meter, best_of_n = Meter(), isinstance(arm.chosen, BestOfN)
+        with meter.reading(lm.model, models_of(reward)):
+            for place, generation, cost in meter.shared(events, len(part), rated_at_end=best_of_n):
+                if arm.method == POLICY:
+                    assert isinstance(arm.chosen, Method)
+                    generation = with_kl(lm, study.lm, generation, arm.chosen, study.rendering)
+                for one in range(study.seeds) if arm.greedy else [seed]:
+                    yield _row(study, arm, part[place], one, generation, cost.stored() | {"batch": batch})
+
+
+def _row(
+    study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Mapping[str, float]
+) -> dict[str, Any]:
+    """A response as its row of results.jsonl."""
+    bound = found.guidance_kl if isinstance(arm.chosen, BestOfN) and arm.base else None
+    own = arm.base and not isinstance(arm.chosen, BestOfN)  # its guidance KL is against the study's base
+    tokens = []
+    for step in found.steps:
+        token = token_row(step) | {"guidance_kl": step.guidance_kl if own else None, "total_kl": step.total_kl}
+        if study.save_candidates:
+            token["candidates"] = [vars(candidate) for candidate in step.candidates]
+        tokens.append(token)
+    return {
+        "key": key_of(arm.name, prompt_id, seed),
+        "arm": arm.name,
+        "method": arm.method,
+        "reward": arm.reward,
+        "setting": dict(arm.setting),
+        "prompt_id": prompt_id,
+        "prompt": found.prompt,
+        "seed": seed,
+        "row_seed": row_seed(prompt_id, seed),
+        "text": found.text,
+        "finish_reason": found.finish_reason,
+        "guide_reward": found.reward,
+        "guidance_kl": found.guidance_kl if own else None,
+        "total_kl": found.total_kl,
+        "kl_bound": bound,
+        "greedy": arm.greedy,
+        "tokens": tokens,
+        "cost": cost,
+    }
+
+
+def _references(study: Study) -> Iterator[dict[str, Any]]:
+    """The reference responses as rows, without figures."""
+    for i, task in enumerate(study.tasks):
+        if task.reference is not None:
+            yield {
+                "key": key_of(REFERENCE_RESPONSES, i, 0),
+                "arm": REFERENCE_RESPONSES,
+                "method": REFERENCE_RESPONSES,
+                "reward": None,
+                "setting": {},
+                "prompt_id": i,
+                "prompt": task.prompt,
+                "seed": 0,
+                "text": task.reference,
+                "finish_reason": "stop",
+                "greedy": False,
+                "tokens": [],
+                "cost": None,
+            }
+
+
+@torch.inference_mode()
+def with_kl(
+    policy: LanguageModel, lm: LanguageModel, generation: Generation, chosen: Method, template: Template
+) -> Generation:
+    """A policy's response with the exact KL(q || pi) of every step, q what it was sampled from and pi the LM.
+
+    Both models read the response once more. There is no guidance KL: q leaves the LM's candidates.
+    """
+    prompt = prompt_ids(lm.tokenizer, generation.prompt, template)
+    tokens = [step.token_id for step in generation.steps]
+    ours, theirs = (_logprobs(model, prompt, tokens) for model in (policy, lm))
+    candidates = nucleus(short_list(ours, chosen.top_k), chosen.top_p, chosen.temperature)
+    sampled = normalise(candidates.logprobs, chosen.temperature)
+    kls = kl_divergence(sampled, theirs.gather(1, candidates.token_ids)).tolist()
+    reference = theirs.gather(1, torch.tensor(tokens, device=theirs.device)[:, None])[:, 0].tolist()
+    steps = tuple(
+        replace(step, reference_logprob=logprob, guidance_kl=None, total_kl=kl)
+        for step, logprob, kl in zip(generation.steps, reference, kls, strict=True)
+    )
+    return replace(generation, steps=steps, guidance_kl=None, total_kl=sum(kls))
+
+
+def _logprobs(lm: LanguageModel, prompt: Sequence[int], response: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
+    """log pi of each response token's place, over the vocabulary."""
+    ids = torch.tensor([[*prompt, *response[:-1]]], device=lm.model.device)
+    logits = lm.model(input_ids=ids, use_cache=False, logits_to_keep=len(response)).logits[0]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -1,0 +1,38 @@
+"""Rewards of encoded rows, in batches of like length."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from midcourse.data.encoded import Row
+from midcourse.evaluate.reward_bench import BATCH_TOKENS
+from midcourse.progress import progress
+from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.vocabulary import VocabularyReward
+
+
+def score_rows(
+    reward: RewardModel | ImplicitReward | VocabularyReward, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS
+) -> list[Tensor]:
+    """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included."""
+    lengths = [len(row.prompt) + len(row.response) for row in rows]
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    with progress("scoring", len(rows)) as advance:
+        for part in _batches(lengths, batch_tokens):
+            ids = [(rows[number].prompt, rows[number].response) for number in part]
+            for number, row in zip(part, reward.score_ids(ids, batch_size=len(part)), strict=True):
+                found[number] = row
+            advance(len(part))
+    return found
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """The numbers of all rows, like lengths together, at most so many tokens in a batch of more than one row."""
+    found: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        if not found or (len(found[-1]) + 1) * lengths[number] > batch_tokens:
+            found.append([])
+        found[-1].append(number)
+    return found

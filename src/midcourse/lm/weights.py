@@ -1,0 +1,122 @@
+"""Fingerprints of models: which weights a name stands for, read from the safetensors files alone."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    PreTrainedModel,
+)
+
+from midcourse.lm.load import (
+    ModelError,
+    _not_found,
+    resolve,
+)
+
+
+def weights_fingerprint(name: str) -> str:
+    """A hash of every tensor's name, shape and first 4 KiB in a model's safetensors files.
+
+    It tells a fine-tuned or requantised model from its base without reading all of it.
+    """
+    return files_fingerprint(weight_files(name))
+
+
+def files_fingerprint(paths: Sequence[Path]) -> str:
+    """The same of these safetensors files."""
+    digest = hashlib.sha256()
+    for tensor in _tensors(paths):
+        digest.update(f"{tensor.name} {tensor.shape} {tensor.dtype}".encode())
+        digest.update(tensor.begin)
+    return digest.hexdigest()[:16]
+
+
+def matrix_hashes(paths: Sequence[Path]) -> dict[str, str]:
+    """A hash of the values of every matrix of numbers that are not all alike, to its name: what two models may share.
+
+    Of each the first 4 KiB are read, whatever its name; norms and biases, which start alike everywhere, are left out.
+    """
+    found = {}
+    for tensor in _tensors(paths):
+        several = len(np.unique(np.frombuffer(tensor.begin[: len(tensor.begin) // 2 * 2], np.uint16))) > 4
+        if len(tensor.shape) > 1 and tensor.dtype in ("F64", "F32", "F16", "BF16") and several:
+            digest = hashlib.sha256(f"{tensor.shape} {tensor.dtype}".encode() + tensor.begin)
+            found[digest.hexdigest()[:16]] = tensor.name
+    return found
+
+
+def loaded_fingerprint(model: PreTrainedModel) -> str | None:
+    """The `weights_fingerprint` of the files a model was loaded from; None where it was not, or has changed since.
+
+    The first row of every tensor is compared with that in the files, in the model's dtype.
+    """
+    if not model.name_or_path:
+        return None
+    try:
+        files = weight_files(model.name_or_path)
+        return weights_fingerprint(model.name_or_path) if _as_in_files(model, files) else None
+    except (ModelError, SafetensorError):
+        return None
+
+
+def _as_in_files(model: PreTrainedModel, files: Sequence[Path]) -> bool:
+    tensors, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                # Old checkpoints leave the prefix out; what is stored in another form cannot be compared.
+                mine = tensors.get(name, tensors.get(prefix + name))
+                if mine is None:
+                    continue
+                saved = file.get_slice(name)
+                if list(mine.shape) != saved.get_shape():
+                    return False
+                if mine.ndim and not torch.equal(saved[:1].to(mine), mine[:1]):
+                    return False
+    return True
+
+
+def weight_files(name: str) -> list[Path]:
+    """The safetensors files of a model's name; ModelError where there are none."""
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=["*.safetensors"]))
+        except (OSError, ValueError) as error:
+            raise ModelError(_not_found(name)) from error
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{name} has no safetensors weights; convert it with save_pretrained first")
+    return files
+
+
+class _Tensor(NamedTuple):
+    """A tensor in a file: its header's entries and its first 4 KiB."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    begin: bytes
+
+
+def _tensors(paths: Sequence[Path]) -> Iterator[_Tensor]:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                size = struct.unpack("<Q", file.read(8))[0]
+                header = json.loads(file.read(size))
+                for name in sorted(header.keys() - {"__metadata__"}):
+                    begin, end = header[name]["data_offsets"]
+                    file.seek(8 + size + begin)
+                    yield _Tensor(name, header[name]["shape"], header[name]["dtype"], file.read(min(end - begin, 4096)))
+        except (struct.error, ValueError) as error:
+            raise ModelError(f"{path} is damaged ({error}); restore the model") from error

@@ -1,0 +1,170 @@
+"""A sequence-classification model of transformers with one label, as a reward of texts."""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from midcourse.lm.language_model import context_length
+from midcourse.lm.load import (
+    ModelError,
+    load_config,
+    load_tokenizer,
+    quiet_transformers,
+    resolve,
+    resolve_device,
+    resolve_dtype,
+)
+from midcourse.lm.prefix_cache import pad
+from midcourse.lm.prompt import Prompt, prompt_ids, response_ids
+from midcourse.rewards.contract import RewardError
+from midcourse.rewards.text import Text, TextReward
+
+
+class ClassifierReward(TextReward):
+    """The one label of a sequence-classification model of transformers, with a tokenizer of its own.
+
+    An encoder (BERT, RoBERTa, DeBERTa) reads both ways, so nothing of a text can be kept for the next: each step costs
+    one padded forward over every `batch_size` distinct texts of all rows' candidates.
+
+    Where the tokenizer has a separator, prompt and response are a text pair. Elsewhere, as for decoders, the response
+    follows the prompt, and EOS a finished one: what `RewardModel.export` writes with the raw template is read so. Chat
+    messages are their contents, joined by blank lines. A text too long for the model loses the prompt's beginning.
+
+    Args:
+        model: with num_labels=1 and a pad_token_id. It is set to eval mode.
+        batch_size: texts of one forward.
+
+    Raises:
+        RewardError: the model has another number of labels, or nothing to pad with.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int = 64,
+        name: str = "classifier",
+    ):
+        super().__init__(self._read_all, name=name)
+        check_one_label(model.config.num_labels, name)
+        if model.config.pad_token_id is None:
+            raise RewardError(f"{name} has no pad_token_id in its config; set it to the one the model was trained with")
+        if batch_size < 1:
+            raise RewardError(f"batch-size {batch_size} holds no text; use 1 or more")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", batch_size: int = 64
+    ) -> "ClassifierReward":
+        """From a folder or Hub id with safetensors weights.
+
+        Raises:
+            ModelError: no such model, device or dtype.
+            RewardError: the model has another number of labels than one, or no trained head.
+        """
+        name, path, place = str(folder), resolve(str(folder)), resolve_device(device)
+        check_one_label(load_config(path).num_labels, name)
+        try:
+            with quiet_transformers():
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    path, dtype=resolve_dtype(dtype, place), use_safetensors=True, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise ModelError(
+                f"{name} cannot be loaded as a sequence classifier ({reason}); "
+                "use a folder that holds one in safetensors"
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise RewardError(f"{name} has no weights for {missing[0]}; train its classification head first")
+        return cls(model.to(place), load_tokenizer(path), batch_size=batch_size, name=name)
+
+    @property
+    def room(self) -> int:
+        """The most tokens of a text."""
+        return min(self.tokenizer.model_max_length, context_length(self.model.config))
+
+    def within(self, max_tokens: int) -> "ClassifierReward":
+        """A copy, on the same weights, that reads at most so many tokens of a text."""
+        other = copy.copy(self)
+        other.score_texts = other._read_all
+        other.tokenizer = copy.deepcopy(self.tokenizer)
+        other.tokenizer.model_max_length = min(self.room, max_tokens)
+        return other
+
+    def encode(self, text: Text) -> tuple[list[int], list[int] | None]:
+        """(token ids, token type ids where the model takes them) of a text.
+
+        Raises:
+            RewardError: the response alone exceeds the model's context.
+        """
+        ids, types, places = self._tokens(text)
+        cut = set(places[: self._over(ids, places)])
+        return (
+            [token for i, token in enumerate(ids) if i not in cut],
+            types and [kind for i, kind in enumerate(types) if i not in cut],
+        )
+
+    def lost(self, text: Text) -> int:
+        """How many tokens of its prompt `encode` leaves out; RewardError as there."""
+        ids, _, places = self._tokens(text)
+        return self._over(ids, places)
+
+    def _tokens(self, text: Text) -> tuple[list[int], list[int] | None, list[int]]:
+        """The ids and token types of the whole text, and the places of the prompt among them."""
+        prompt = as_plain_text(text.prompt)
+        if self.tokenizer.sep_token_id is not None:
+            pair = self.tokenizer(prompt, text.response, verbose=False)
+            places = [i for i, part in enumerate(pair.sequence_ids(0)) if part == 0]
+            return pair["input_ids"], pair.get("token_type_ids"), places
+        before = prompt_ids(self.tokenizer, prompt, "raw")
+        finished = text.finished and self.tokenizer.eos_token_id is not None
+        ids = [*before, *response_ids(self.tokenizer, text.response, finished=finished)]
+        return ids, None, list(range(len(before)))
+
+    def _over(self, ids: Sequence[int], places: Sequence[int]) -> int:
+        over = max(len(ids) - self.room, 0)
+        if over > len(places):
+            raise RewardError(
+                f"a response has {len(ids) - len(places)} tokens of {self.name}, which reads {self.room}; "
+                "lower max_new_tokens"
+            )
+        return over
+
+    @torch.inference_mode()
+    def _read_all(self, texts: Sequence[Text]) -> list[float]:
+        encoded = [self.encode(text) for text in texts]
+        rewards = [math.nan] * len(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
+        for begin in range(0, len(order), self.batch_size):
+            part = order[begin : begin + self.batch_size]
+            for i, reward in zip(part, self._read([encoded[i] for i in part]), strict=True):
+                rewards[i] = reward
+        return rewards
+
+    def _read(self, rows: Sequence[tuple[list[int], list[int] | None]]) -> list[float]:
+        ids, mask = pad([ids for ids, _ in rows], self.model.device)
+        inputs = {"input_ids": ids.masked_fill(~mask, self.model.config.pad_token_id), "attention_mask": mask.long()}
+        if types := [types for _, types in rows if types]:
+            inputs["token_type_ids"], _ = pad(types, self.model.device)
+        return self.model(**inputs).logits[:, 0].float().tolist()
+
+
+def check_one_label(labels: int, name: str) -> None:
+    """Raise RewardError where a classifier's output is not one number."""
+    if labels != 1:
+        raise RewardError(f"{name} has {labels} labels, a reward is one number; use a classifier with num_labels=1")
+
+
+def as_plain_text(prompt: Prompt) -> str:
+    """A text as it is; of chat messages the contents, joined by blank lines."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
