@@ -21,7 +21,7 @@ from midcourse.data.sample import Sampled, rewards_of
 from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
-from midcourse.rewards.gold import load_gold
+from midcourse.rewards.gold import GOLDS, load_gold
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.info import read_info
 from midcourse.rewards.named import load_reward, place_of
@@ -90,7 +90,7 @@ def is_address(text: str) -> bool:
 
 def is_function(text: str) -> bool:
     """Whether a name is that of a function of the text rather than of a folder or model."""
-    return not os.path.exists(text) and not is_address(text) and (text in ("vader", "profanity") or ":" in text)
+    return not os.path.exists(text) and not is_address(text) and (text in GOLDS or ":" in text)
 
 
 def gold_judge(name: str) -> NumberJudge:

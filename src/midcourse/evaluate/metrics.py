@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from functools import cache
 from statistics import fmean
@@ -24,6 +25,15 @@ def repeated_bigrams(text: str) -> float:
     words = text.split()
     bigrams = list(itertools.pairwise(words))
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
+
+
+def repeated_words(text: str) -> float:
+    """Return the share of a text's words of four letters or more that occurred in it before; 0 if it has none.
+
+    Capitals do not count. Shorter words are left out: most are "the", "and" and the like, which good texts repeat.
+    """
+    words = re.findall(r"[^\W\d_]{4,}", text.lower())
+    return 1 - len(set(words)) / len(words) if words else 0.0
 
 
 def diversity(text: str) -> float:

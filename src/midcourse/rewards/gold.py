@@ -1,7 +1,8 @@
 """Gold rewards: any function of a text that returns a number."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from midcourse.errors import MidcourseError
 from midcourse.rewards.contract import RewardError
@@ -32,12 +33,39 @@ def load_gold(name: str) -> Gold:
 
 
 def _vader() -> Gold:
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError as error:
-        raise GoldError("the gold reward 'vader' needs vaderSentiment; run: pip install vaderSentiment") from error
-    analyzer = SentimentIntensityAnalyzer()
+    analyzer = _vader_library().SentimentIntensityAnalyzer()
     return lambda text: analyzer.polarity_scores(text)["compound"]
+
+
+def _vader_once() -> Gold:
+    """VADER's compound sentiment, with every word counted once, where it is strongest.
+
+    VADER adds up the valences of a text's words, so that "good, good, good" is worth more than "good", and a reward
+    that learns from it asks for lists of praise. Here "good, VERY good!" is worth as much as "VERY good!", and "not
+    good, not good" as much as "not good"; of "not good at first, but good later" the later one counts, which VADER
+    gives more weight. What strengthens or negates a word, and what exclamation marks add, is VADER's.
+    """
+    vader = _vader_library()
+
+    class Once(vader.SentimentIntensityAnalyzer):
+        def score_valence(self, sentiments: Sequence[float | int], text: str) -> Any:
+            strongest: dict[str, float] = {}
+            for word, valence in zip(vader.SentiText(text).words_and_emoticons, sentiments, strict=True):
+                strongest[word.lower()] = max(strongest.get(word.lower(), 0.0), valence, key=abs)
+            return super().score_valence([*strongest.values()], text)
+
+    analyzer = Once()
+    return lambda text: analyzer.polarity_scores(text)["compound"]
+
+
+def _vader_library() -> Any:
+    try:
+        from vaderSentiment import vaderSentiment
+    except ImportError as error:
+        raise GoldError(
+            "the gold rewards 'vader' and 'vader-once' need vaderSentiment; run: pip install vaderSentiment"
+        ) from error
+    return vaderSentiment
 
 
 def _profanity() -> Gold:
@@ -64,5 +92,6 @@ def _imported(name: str) -> Gold:
         ) from error
 
 
-# vader: the compound sentiment of a text, from -1 to 1. profanity: from 0, certainly profane, to 1.
-GOLDS: dict[str, Callable[[], Gold]] = {"vader": _vader, "profanity": _profanity}
+# vader: the compound sentiment of a text, from -1 to 1; vader-once: the same, counting a repeated word once.
+# profanity: from 0, certainly profane, to 1.
+GOLDS: dict[str, Callable[[], Gold]] = {"vader": _vader, "vader-once": _vader_once, "profanity": _profanity}
