@@ -1,7 +1,7 @@
 import midcourse
 
 lm = midcourse.LanguageModel.load("smollm2")
-reward = midcourse.RewardModel.load("runs/demo/reward")
+reward = midcourse.load_reward("runs/demo/reward")
 prompt = "The concert by the jazz trio began late, and"
 
 for weight in (0, 2, 4):

@@ -108,7 +108,7 @@ def _reward(tune: str, quick: bool) -> RewardModel:
 
 def _data(reward: RewardModel, quick: bool) -> dict[str, list[Comparison]]:
     """Shipped comparisons, and longer ones made of several shipped responses in a row."""
-    shipped = read_comparisons(Path(str(files("midcourse") / "shipped" / "demo_comparisons.jsonl")))
+    shipped = read_comparisons(Path(str(files("midcourse") / "shipped" / "demo_comparisons.jsonl.gz")))
     if quick:
         return {"shipped": [Comparison("ab", c.chosen[:24], c.rejected[:20]) for c in shipped[:4]]}
     longer = []

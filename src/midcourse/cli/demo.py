@@ -10,9 +10,9 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder for the report, the reward and the summary; what an earlier demo left there is replaced."""
-    gold: str = "vader"
-    """What judges, and draws the labels: vader (sentiment), profanity (1 - its probability), or any
-    MODULE:FUNCTION from a text to a number."""
+    gold: str = "vader-once"
+    """What judges, and draws the labels: vader-once (sentiment, in which a repeated word counts once), vader, profanity
+    (1 - its probability), or any MODULE:FUNCTION from a text to a number."""
     seed: int = 0
 
     def run(self) -> int:

@@ -97,7 +97,7 @@ class Guide:
         seed: row i uses seed + i; None draws the seed from torch's global generator, so that `set_seed` reproduces.
 
     Example:
-        >>> guide = Guide(RewardModel.load("runs/demo/reward"), tokenizer, reward_weight=2.0)
+        >>> guide = Guide(RewardModel.load("my-reward"), tokenizer, reward_weight=2.0)
         >>> model.generate(**inputs, custom_generate=guided, guide=guide, max_new_tokens=24)
     """
 

@@ -67,7 +67,7 @@ class RewardModel(nn.Module):
     """A scalar prefix reward. Its forward gives the reward at every position of a batch.
 
     Example:
-        >>> reward = RewardModel.load("runs/demo/reward")
+        >>> reward = RewardModel.load("my-reward")
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
 
