@@ -5,7 +5,7 @@ import math
 import pytest
 import sacrebleu
 
-from midcourse.decode.loop import Generation, Step
+from midcourse.decode.steps import Generation, Step
 from midcourse.evaluate.metrics import (
     distinct,
     diversity,

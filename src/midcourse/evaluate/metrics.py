@@ -7,7 +7,7 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from midcourse.decode.loop import Generation
+from midcourse.decode.steps import Generation
 
 # A text that ends in one block of words over and over: at least so many times, and over at least so many words.
 LOOP_TIMES, LOOP_WORDS = 3, 12
