@@ -392,8 +392,8 @@ def test_places_are_refilled_at_once():
     order = [(i, "end" if isinstance(event, Generation) else event.text) for i, event in events]
     assert order == [
         (0, ""), (1, "x"), (0, "end"),
-        (2, ""), (1, "x"), (2, "end"),
-        (3, "x"), (1, "x"), (1, "end"),
+        (1, "x"), (2, ""), (2, "end"),
+        (1, "x"), (3, "x"), (1, "end"),
         (3, "x"), (3, "x"), (3, "end"),
     ]  # fmt: skip
 

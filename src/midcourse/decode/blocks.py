@@ -21,7 +21,7 @@ from torch import Tensor
 from midcourse.decode.choice import kl_divergence
 from midcourse.decode.methods import BestOfN, Blockwise, Cards
 from midcourse.decode.policy import plain_steps
-from midcourse.decode.rows import Rows, started, weighted
+from midcourse.decode.rows import Answers, Rows, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Generation, Guides, Row, remaining
 from midcourse.lm.contract import CausalModel
 from midcourse.rewards.contract import RewardError, RewardRows
@@ -55,28 +55,30 @@ def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
 
 
 def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[float], Failures]:
-    """The reward of each row's text so far, and the places of rows whose reward raises something or is no number."""
-    found: dict[int, Tensor] = {}
+    """The reward of each row's text so far, and the places of rows whose reward raises something or is not finite."""
+    found: Answers = {}
     failures: Failures = {}
     for key, part in list(batch.guided.items()):
+        places = list(part.places)
         answer, bad = batch.ask(part, lambda asked, which: asked.prefix_rewards(), rows, lm)
         failures |= bad
         if answer is not None:
-            found[key] = answer
-    # What is no longer among a reward's rows has failed.
-    values = [0.0 if p in failures else weighted(batch, found, row, p) for p, row in enumerate(rows)]
+            found[key] = places, answer
+    values = [0.0 if place in failures else weighted(found, row, place) for place, row in enumerate(rows)]
     for place, value in enumerate(values):
-        if math.isnan(value):
+        if not math.isfinite(value):
             failures[place] = RewardError(
                 f"the reward of prompt {rows[place].number + 1} is {value} after {len(rows[place].steps)} tokens; "
-                "it has to be a number"
+                "it has to be a finite number"
             )
     return values, failures
 
 
 def _failed(failures: Failures, rows: Sequence[Row]) -> list[Event]:
     """The events of requests some of whose rows have failed."""
-    errors = {rows[place].number: error for place, error in sorted(failures.items(), reverse=True)}
+    errors: dict[int, Exception] = {}
+    for place, error in sorted(failures.items()):
+        errors.setdefault(rows[place].number, error)
     return [(number, Failure(error)) for number, error in errors.items()]
 
 
@@ -155,7 +157,7 @@ class BestOf:
         """Return all samples with their rewards, the weighted sums of all rewards.
 
         Raises:
-            RewardError: a reward that is not a number.
+            RewardError: a reward that is not a finite number.
         """
         rows = [row for _, (row, _) in sorted(self.finished.items())]
         rewards = [0.0] * len(rows)
@@ -163,9 +165,10 @@ class BestOf:
             if guides := [guide for guide in self.first.guides if guide[0].additive == adding]:
                 parts = _read_responses(lm, guides, rows, adding, self.together)
                 rewards = [one + other for one, other in zip(rewards, parts, strict=True)]
-        if broken := [reward for reward in rewards if math.isnan(reward)]:
+        if broken := [reward for reward in rewards if not math.isfinite(reward)]:
             raise RewardError(
-                f"the reward of a sample for prompt {self.first.number + 1} is {broken[0]}; it has to be a number"
+                f"the reward of a sample for prompt {self.first.number + 1} is {broken[0]}; "
+                "it has to be a finite number"
             )
         for row, reward in zip(rows, rewards, strict=True):
             _settle(row, 0, reward, exact=True)

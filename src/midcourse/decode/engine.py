@@ -100,6 +100,7 @@ class Engine:
         self._requests[row.number] = ()
         return row.number
 
+    @torch.inference_mode()
     def cancel(self, number: int) -> bool:
         """Stop writing a request; return whether there was one. It has no further event."""
         if number not in self._requests:

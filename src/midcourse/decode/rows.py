@@ -11,6 +11,8 @@ from midcourse.decode.steps import Failures, Row
 from midcourse.lm.contract import CausalModel, CausalRows
 from midcourse.rewards.contract import FollowedRows, Reward, RewardRows, StateReader
 
+Answers = dict[int, tuple[list[int], Tensor]]  # by the identity of a reward: places of rows, and what it says of them
+
 
 @dataclass
 class Guided:
@@ -219,13 +221,11 @@ def started(lm: CausalModel, rows: Sequence[Row]) -> tuple[Rows | None, list[Row
     return (Rows.start(lm, good) if good else None), good, bad
 
 
-def weighted(rows: Rows, prefix_rewards: dict[int, Float[Tensor, " rows"]], row: Row, place: int) -> float:
+def weighted(prefix_rewards: Answers, row: Row, place: int) -> float:
     """Return the reward of a row's text: the sum of all its rewards by their weights.
 
     Args:
-        prefix_rewards: by the identity of a reward, that of each of its rows' prefixes.
+        prefix_rewards: what each reward says of the prefix of each of its rows.
     """
-    return sum(
-        weight * float(prefix_rewards[id(reward)][rows.guided[id(reward)].places.index(place)])
-        for reward, weight in row.guides
-    )
+    answers = [(prefix_rewards[id(reward)], weight) for reward, weight in row.guides]
+    return sum(weight * float(answer[places.index(place)]) for (places, answer), weight in answers)

@@ -13,12 +13,10 @@ from torch import Tensor
 from midcourse.decode.blocks import BestOf
 from midcourse.decode.candidates import Candidates
 from midcourse.decode.policy import Group, grouped, no_numbers, processed
-from midcourse.decode.rows import Guided, Rows, started, weighted
+from midcourse.decode.rows import Answers, Guided, Rows, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Row, Step, remaining
 from midcourse.lm.contract import CausalModel
 from midcourse.rewards.contract import RewardRows, VocabularyRows
-
-Answers = dict[int, tuple[list[int], Tensor]]  # by the identity of a reward: the places of rows, and what it gives them
 
 
 class TokenBatch:
@@ -75,7 +73,7 @@ class TokenBatch:
         return [*events, *endings]
 
     def _hold(self, rows: Sequence[Row]) -> None:
-        self.rows = list(rows)
+        self.rows, self.groups = list(rows), []
         if self.batch is not None:
             like = self.batch.lm.logprobs
             self.groups = grouped(self.rows, sorted(self.lm.eos_token_ids), like.device, like.dtype)
@@ -205,8 +203,7 @@ class TokenBatch:
         if skipped:
             asking = {id(reward) for place in skipped for reward in self.rows[place].rewards}
             answers = self._answers(batch, asking, lambda part: lambda rows, which: rows.prefix_rewards(), failures)
-            values = {key: answer for key, (_, answer) in answers.items()}
-            final |= {p: weighted(batch, values, self.rows[p], p) for p in skipped if p not in failures}
+            final |= {place: weighted(answers, self.rows[place], place) for place in skipped if place not in failures}
         return final
 
 
