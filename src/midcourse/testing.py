@@ -525,6 +525,84 @@ def assert_equals_reference(
                 _assert_close(have, [getattr(step, name) for step in want], tolerance, f"{name} after {prompt!r}")
 
 
+@torch.inference_mode()
+def assert_language_model_laws(
+    lm: CausalModel, prompts: Sequence[Sequence[int]], layers: Sequence[int], *, tolerance: float = 1e-10
+) -> None:
+    """The laws of `lm.contract`: what rows say depends on their own tokens only, however they came about.
+
+    Args:
+        prompts: token ids of at least three prompts of different lengths.
+        layers: whose states are compared too.
+        tolerance: of log-probabilities and states; 1e-10 in float64, 1e-4 in float32.
+    """
+    tokens = [sorted(lm.eos_token_ids)[0], *prompts[0][:2]]
+    alone = [_rows_after(lm, [prompt], tokens, layers) for prompt in prompts]
+    together = _rows_after(lm, prompts, tokens, layers)
+    everywhere = list(range(len(prompts)))
+
+    def assert_rows(rows: CausalRows, which: Sequence[int], what: str) -> None:
+        assert list(rows.lengths) == [len(prompts[row]) + len(tokens) for row in which], f"lengths {what}"
+        for place, row in enumerate(which):
+            _assert_close(rows.logprobs[place].tolist(), alone[row].logprobs[0].tolist(), tolerance, f"logprobs {what}")
+            for layer in layers:
+                for name in ("states", "previous"):
+                    have, want = (getattr(one, name)[layer] for one in (rows, alone[row]))
+                    _assert_close(have[place].tolist(), want[0].tolist(), tolerance, f"{name} {what}")
+
+    assert_rows(together, everywhere, "in a batch and alone")
+    begun = lm.start([[*prompt, *tokens] for prompt in prompts], 4, layers)
+    assert_rows(begun, everywhere, "read at once and step by step")
+    _assert_siblings(lm, prompts, tokens, layers, tolerance)
+    moved = [2, 0, 0]
+    together.select(moved)
+    assert_rows(together, moved, "after rows have moved")
+    together.replace([1], alone[1])
+    assert_rows(together, [2, 1, 0], "after one was replaced")
+    before = together.logprobs.clone()
+    together.step(torch.tensor(tokens, device=lm.device))
+    together.rewind([1] * 3, before)
+    more = torch.tensor(tokens[::-1], device=lm.device)
+    together.step(more)
+    for place, row in enumerate((2, 1, 0)):
+        want = lm.start([[*prompts[row], *tokens, int(more[place])]], 4, layers).logprobs[0].tolist()
+        _assert_close(together.logprobs[place].tolist(), want, tolerance, "logprobs after going back")
+
+
+def _rows_after(
+    lm: CausalModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], layers: Sequence[int]
+) -> CausalRows:
+    """Rows started at some prompts, and stepped by the same tokens."""
+    rows = lm.start(prompts, len(tokens) + 4, layers)
+    for token in tokens:
+        rows.step(torch.tensor([token] * len(prompts), device=lm.device))
+    return rows
+
+
+def _assert_siblings(
+    lm: CausalModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    layers: Sequence[int],
+    tolerance: float,
+) -> None:
+    """Alternative next tokens have the states of single steps, and leave the rows as they were."""
+    rows = lm.start(prompts, len(tokens) + 4, layers)
+    before = rows.logprobs.clone()
+    for layer in layers:
+        found = rows.siblings(torch.tensor([list(tokens)] * len(prompts), device=lm.device), layer)
+        for j, token in enumerate(tokens):
+            stepped = lm.start(prompts, len(tokens) + 4, layers)
+            stepped.step(torch.tensor([token] * len(prompts), device=lm.device))
+            for have, want in zip(found[:, j].tolist(), stepped.states[layer].tolist(), strict=True):
+                _assert_close(have, want, tolerance, f"siblings and single steps at layer {layer}")
+    assert torch.equal(rows.logprobs, before), "asking for siblings has moved the rows"
+    rows.step(torch.tensor([tokens[0]] * len(prompts), device=lm.device))
+    want = lm.start([[*prompt, tokens[0]] for prompt in prompts], 4).logprobs
+    for have, wanted in zip(rows.logprobs.tolist(), want.tolist(), strict=True):
+        _assert_close(have, wanted, tolerance, "logprobs after siblings")
+
+
 def assert_same_generation(have: Generation, want: Generation, *, tolerance: float = 1e-10) -> None:
     """Two generations agree: tokens, texts and reasons exactly, figures to `tolerance`."""
     assert have.finish_reason == want.finish_reason
