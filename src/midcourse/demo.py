@@ -53,6 +53,26 @@ LABEL_SCALE = 4.0
 SHOWN = 6
 
 
+@dataclass(frozen=True)
+class DemoPair:
+    """A prompt continued by the language model alone (base) and under guidance (guided). KL in nats, summed."""
+
+    prompt: Prompt
+    topic: str
+    base_tokens: Sequence[Token]
+    guided_tokens: Sequence[Token]
+    base_gold: float
+    guided_gold: float
+    guidance_kl: float | None = None
+    base_total_kl: float | None = None
+    guided_total_kl: float | None = None
+
+    @property
+    def gold_difference(self) -> float:
+        """Guided less base."""
+        return self.guided_gold - self.base_gold
+
+
 def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str, Any], list[DemoPair]]:
     """Train, choose the weight, compare; write report.html, reward/ and summary.json to `out`.
 
@@ -288,26 +308,6 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("length, tokens", *both("length", "{:.1f}".format)),
         ("tokens per second", *both("tokens_per_second", "{:.0f}".format)),
     ]
-
-
-@dataclass(frozen=True)
-class DemoPair:
-    """A prompt continued by the language model alone (base) and under guidance (guided). KL in nats, summed."""
-
-    prompt: Prompt
-    topic: str
-    base_tokens: Sequence[Token]
-    guided_tokens: Sequence[Token]
-    base_gold: float
-    guided_gold: float
-    guidance_kl: float | None = None
-    base_total_kl: float | None = None
-    guided_total_kl: float | None = None
-
-    @property
-    def gold_difference(self) -> float:
-        """Guided less base."""
-        return self.guided_gold - self.base_gold
 
 
 def write_demo_report(
