@@ -42,7 +42,7 @@ from midcourse.rewards.trunk import TrunkReward
 from midcourse.train.batches import pair_rewards
 from midcourse.train.objectives import prefix, sequence
 from studies import sentiment
-from studies.data import arguments, command, comparisons, fitting, kept
+from studies.data import PARADETOX, arguments, command, comparisons, fitting, kept, kept_as
 from studies.steering import steered, write
 from studies.tables import fill_readme
 from studies.trunk.forms import EVERYWHERE, FORMS, GUIDES, NATS, SETS, Fit
@@ -135,7 +135,7 @@ def texts(name: str, part: str, data: Path) -> tuple[PairSet, Texts]:
 
 def with_states(rows: list[Row], title: str) -> Texts:
     """The rows with their states, which are computed once and kept in runs/trunk/."""
-    path = RUNS / f"{title.replace(' ', '-')}.safetensors"
+    path = RUNS / f"{kept_as(title).replace(' ', '-')}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         with whole_file(path) as temporary:
@@ -311,13 +311,13 @@ def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def publish(results: dict[str, list]) -> None:
     """Write results.json, and the tables made from it."""
-    write_results(HERE / "results.json", results)
+    write_results(HERE / "results.json", {"paradetox": PARADETOX, **results})
     fill_readme(HERE, check=False, tables=TABLES)
 
 
 def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns, from runs/trunk/ where it was made before."""
-    return kept(RUNS / f"{name}.json", make)
+    return kept(RUNS / f"{kept_as(name)}.json", make)
 
 
 def main() -> None:
