@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from test_accuracy import pair_set, rewards_of, row
+from tests.evaluate.test_accuracy import pair_set, rewards_of, row
 
 from midcourse.evaluate.accuracy import SHARES
 from midcourse.evaluate.calibration import (
