@@ -46,7 +46,7 @@ def baselines(name: str, data: Path) -> list[dict[str, Any]]:
     """Return a set's baselines; ParaDetox's also as it is published, which shows what the repair takes away."""
     if name != "paradetox":
         return [baseline(name, data)]
-    return [{"paradetox": made, **baseline(name, data, made)} for made in ("as published", PARADETOX)]
+    return [{"made": made, **baseline(name, data, made)} for made in ("as published", PARADETOX)]
 
 
 def baseline(name: str, data: Path, made: str = PARADETOX) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def baselines(root: Path) -> str:
 
 def baseline_lines(row: dict[str, Any]) -> list[list[str]]:
     """A set's two lines: what a bag of words makes of each share, and what length alone makes of the whole."""
-    name = " ".join([row["set"], *([row["paradetox"]] if "paradetox" in row else [])])
-    of, length = [name, str(row["train_pairs"])], row["length"]
+    name = " ".join([row["set"], *([row["made"]] if "made" in row else [])])
+    of, length = [name, str(row["train_pairs"] or "")], row["length"]
     return [
         [*of, "bag of words", "", *map(_cell, row["bag_of_words"])],
         [*of, f"length: {length['prefers']}", "", *[""] * (len(SHARES) - 1), _cell(length)],
@@ -87,7 +87,7 @@ def prefixes(root: Path) -> str:
             if backbone in COMPARED and objective in ("prefix", "sequence"):
                 lines.append([name, str(group[0]["train_examples"]), backbone, objective, *_by_share(group)])
         made = name, results.get("paradetox")
-        same = [row for row in base["baselines"] if (row["set"], row.get("paradetox")) == made]
+        same = [row for row in base["baselines"] if (row["set"], row.get("made")) == made]
         lines += [line for row in same for line in baseline_lines(row)]
     return told(markdown(["set", "pairs", "model", "objective", *SHARE_NAMES], lines), found)
 
@@ -101,7 +101,10 @@ def _by_share(group: Sequence[dict[str, Any]]) -> list[str]:
 
 def by_objective(root: Path) -> str:
     """Guides trained on prefixes and on whole responses, where a backbone has both: gold at equal guidance KL."""
-    rows = [row for results in results_of(root).values() for row in results["guided"]]
+    found = results_of(root)
+    if not found:
+        raise TablesError(f"{root / 'results'} is missing; make it with: {COMMAND}")
+    rows = [row for results in found.values() for row in results["guided"]]
     kinds = {(row["set"], row["backbone"], row["objective"]): row for row in rows}
     lines = [
         [*kind, str(row["prompts"]), number(row["weights"][0]["gold"]), *read_off(row["at_kl"])]
@@ -110,7 +113,7 @@ def by_objective(root: Path) -> str:
     ]
     gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
     table = markdown(["set", "guide", "objective", "prompts", "gold, plain", *gold], lines)
-    return told(table, results_of(root)) if any(line[0] == "paradetox" for line in lines) else table
+    return told(table, found) if any(line[0] == "paradetox" for line in lines) else table
 
 
 def accuracy(root: Path) -> str:

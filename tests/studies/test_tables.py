@@ -266,7 +266,7 @@ def test_rewards_stand_beside_the_baselines_of_the_same_data(tmp_path, made):
     rows = [run | {"seed": 0, "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.6)}]
     folder = tmp_path / "studies/objectives/results"
     write_json(folder / "paradetox.json", {"paradetox": made, "rows": rows})
-    both = [baseline("paradetox", 0.9, paradetox="as published"), baseline("paradetox", 0.7, paradetox="repaired")]
+    both = [baseline("paradetox", 0.9, made="as published"), baseline("paradetox", 0.7, made="repaired")]
     part = {"set": "hh_helpful", "model": "last:2 of 16", "objective": "prefix", "train_pairs": 50}
     part["shares"] = accuracies(0.5, 0.5, 0.5, 0.5, 0.6)
     write_json(folder / "baselines.json", {"baselines": both, "parts": [part]})
