@@ -20,7 +20,7 @@ from rich.table import Table
 
 from midcourse.data.comparisons import Comparison, read_comparisons
 from midcourse.data.labels import bayes_accuracy, draw_labels
-from midcourse.decode.loop import stream
+from midcourse.decode.engine import stream
 from midcourse.decode.steps import Generation
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams

@@ -31,15 +31,17 @@ from transformers import (
     Qwen3Config,
 )
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method
 from midcourse.decode.steps import Generation
-from midcourse.lm.language_model import LanguageModel, LanguageModelRows, chat_fingerprint, tokenizer_fingerprint
+from midcourse.lm.contract import CausalModel, CausalRows
+from midcourse.lm.language_model import LanguageModel, chat_fingerprint, tokenizer_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
-from midcourse.rewards.contract import ReadsStates, Reward, RewardError, RewardRows, Score, StateReader
+from midcourse.rewards.backbone import Tuning, with_adapter
+from midcourse.rewards.contract import FollowedRows, Reward, RewardError, RewardRows, Score, StateReader
 from midcourse.rewards.info import RewardInfo
-from midcourse.rewards.scalar import RewardModel, Tuning, with_adapter
+from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward
@@ -254,13 +256,16 @@ def position_sum(ids: Sequence[int]) -> float:
     return sum(i * token for i, token in enumerate(ids, 1)) % 17 / 8
 
 
-class KnownReward:
+class KnownReward(Reward):
     """A reward in plain Python: `value` of the token ids of prompt and response. It satisfies `Reward`.
 
     Args:
         value: token ids of a prefix -> its reward. Any EOS is the tokenizer's EOS there.
         more_eos: token ids that end a response besides the tokenizer's EOS.
     """
+
+    speaks_for_vocabulary = True
+    template: Template = "raw"
 
     def __init__(
         self,
@@ -273,9 +278,13 @@ class KnownReward:
         self.tokenizer = tokenizer or byte_tokenizer()
         self.template = template
         self.more_eos = frozenset(more_eos)
-        self.context_length = 2**20
 
-    def bind(self, lm: LanguageModel) -> "KnownReward":
+    @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its own."""
+        return self.tokenizer
+
+    def bind(self, lm: CausalModel) -> "KnownReward":
         """Itself: it can guide any LM with its tokenizer."""
         if tokenizer_fingerprint(self.tokenizer) != lm.tokens:
             raise RewardError(f"this known reward reads other tokens than {lm.name} writes; give it that tokenizer")
@@ -535,7 +544,7 @@ def _walk(
     """The rewards of given responses, read step by step beside two other candidates; rows that end leave the batch."""
     longest = max(len(response) for response in responses)
     rows = reward.start(prefixes, longest, 3)
-    lm_rows = _followed(reward, rows, lm, prefixes, longest)
+    lm_rows, followed = _followed(reward, rows, lm, prefixes, longest)
     here = list(range(len(prefixes)))
     found: list[list[float]] = [[] for _ in prefixes]
     device = lm.model.device
@@ -553,24 +562,27 @@ def _walk(
         if len(kept) < len(here):
             here = [here[row] for row in kept]
             rows.select(kept)
-            if lm_rows:
+            if lm_rows is not None and followed is not None:
                 lm_rows.select(kept)
+                followed.places[:] = range(len(kept))
         tokens = torch.tensor([responses[i][t] for i in here], device=device)
         rows.advance(tokens)
-        if lm_rows:
+        if lm_rows is not None:
             lm_rows.step(tokens)
     return found
 
 
 def _followed(
     reward: Reward, rows: RewardRows, lm: LanguageModel, prefixes: Sequence[Prefix], max_new_tokens: int
-) -> LanguageModelRows | None:
-    """The language model's rows that a reward's rows go along with, where they read its states."""
-    if not (isinstance(reward, ReadsStates) and isinstance(rows, StateReader)):
-        return None
+) -> tuple[CausalRows, FollowedRows] | tuple[None, None]:
+    """The language model's rows that a reward's rows go along with, if they read its states."""
+    if reward.layer is None:
+        return None, None
     lm_rows = lm.start([prefix.token_ids for prefix in prefixes], max_new_tokens, [reward.layer])
-    rows.follow(lm_rows)
-    return lm_rows
+    followed = FollowedRows(lm_rows, list(range(len(prefixes))))
+    assert isinstance(rows, StateReader), "a reward with a layer starts rows that follow the language model's"
+    rows.follow(followed)
+    return lm_rows, followed
 
 
 def _prefix(reward: Reward, lm: LanguageModel, prompt: Prompt) -> Prefix:

@@ -16,7 +16,7 @@ from midcourse.compare.study import Policy, Task
 from midcourse.data.comparisons import Comparison
 from midcourse.data.judge import Judge, JudgeError
 from midcourse.data.learned import read_learned_rows, row_hash, write_learned_rows
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.policy import load_policy

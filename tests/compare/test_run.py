@@ -17,7 +17,7 @@ from midcourse.compare.judges import NumberJudge, gold_judge
 from midcourse.compare.run import Tuning, compare
 from midcourse.compare.study import Task, read_tasks
 from midcourse.compare.writing import row_seed
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import PromptError
 from midcourse.rewards.contract import RewardError

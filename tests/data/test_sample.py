@@ -15,7 +15,7 @@ from midcourse.data.jsonl import RowFileError
 from midcourse.data.prefer import prefer
 from midcourse.data.prompts import PromptFileError, read_prompts
 from midcourse.data.sample import Sampled, SampleError, read_samples, rewards_of, sample
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method, MethodError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import PromptError

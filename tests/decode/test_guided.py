@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from midcourse import reference
+from midcourse.decode.engine import generate, stream
 from midcourse.decode.guidance import add_clamped, add_log_sigmoid, add_reward
-from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import METHODS, Method, MethodError
 from midcourse.decode.steps import Generation
 from midcourse.rewards.contract import Reward, RewardError

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from midcourse.decode.loop import Generation, Step
+from midcourse.decode.steps import Generation, Step
 from midcourse.evaluate.metrics import (
     distinct,
     diversity,

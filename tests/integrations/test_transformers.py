@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
 from midcourse.lm.language_model import LanguageModel

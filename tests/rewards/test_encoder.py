@@ -9,15 +9,14 @@ from tokenizers import processors
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from midcourse.cli import main
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.embedded import EmbeddedModelError
 from midcourse.lm.load import ModelError
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.contract import RewardError, Text
 from midcourse.rewards.encoder import EncoderReward, is_encoder
 from midcourse.rewards.named import head_of, kind_of, load_reward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import Text
 from midcourse.testing import assert_laws, randomise, tiny_config, tiny_language_model
 from tests.encoders import CONFIGS, encoder_folder, word_tokenizer
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from midcourse.data.sample import Sampled, rewards_of
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prefix

@@ -7,7 +7,7 @@ import torch
 
 from midcourse.data.comparisons import Comparison
 from midcourse.data.encoded import encode
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.contract import RewardError
 from midcourse.rewards.named import load_reward

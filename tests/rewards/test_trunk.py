@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.contract import RewardError

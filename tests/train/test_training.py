@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.data.encoded import encode
 from midcourse.data.rollouts import Rollout
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.lm.language_model import LanguageModel
+from midcourse.rewards.backbone import layers_of
 from midcourse.rewards.contract import RewardError
 from midcourse.rewards.named import head_of, load_reward
-from midcourse.rewards.scalar import RewardModel, layers_of
+from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train import trainer
 from midcourse.train.folder import TrainingError, checkpoints

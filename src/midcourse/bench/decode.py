@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from midcourse import reference
-from midcourse.decode import loop
+from midcourse.decode import engine, policy, tokens
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import whole_file
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows
@@ -233,9 +233,9 @@ def _stream(lm: LanguageModel, prompts: Sequence[str], reward: Reward, new_token
     if "method" not in settings:
         settings = {"reward_weight": WEIGHT, "top_k": TOP_K, **settings}
     times = [time.perf_counter()]
-    events = loop.stream(lm, prompts, reward, max_new_tokens=new_tokens, batch_size=BATCH, **settings)
+    events = engine.stream(lm, prompts, reward, max_new_tokens=new_tokens, batch_size=BATCH, **settings)
     for row, event in events:
-        if row == 0 and isinstance(event, loop.Step):
+        if row == 0 and isinstance(event, engine.Step):
             times.append(time.perf_counter())
     times[-1] = time.perf_counter()
     return times
@@ -341,10 +341,10 @@ _PARTS = (
     (ScalarRows, "candidate_rewards", "reward, all candidates"),
     (PrefixCache, "_masks", "masks (within the two)"),
     (PrefixCache, "keep", "keeping the chosen candidate"),
-    (loop, "offer", "short list"),
-    (loop, "policy_of", "guided policy"),
-    (loop, "draw", "draw"),
-    (loop, "as_steps", "figures of the step"),
+    (policy.Group, "offer", "short list"),
+    (policy.Group, "policy", "guided policy"),
+    (policy.Group, "steps", "draw, and figures of the step"),
+    (tokens.TokenBatch, "step", "the whole step"),
 )
 
 

@@ -217,15 +217,11 @@ def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
 
 def _compile(lm: "LanguageModel", guides: "list[tuple[Reward, float]]") -> None:
     from midcourse.lm.prefix_cache import compile_steps
-    from midcourse.rewards.scalar import RewardModel
-    from midcourse.rewards.vocabulary import VocabularyReward
 
     compile_steps(lm.model)
     for reward, _ in guides:
-        if isinstance(reward, RewardModel):
-            compile_steps(reward.decoder)
-        elif isinstance(reward, VocabularyReward):
-            compile_steps(reward.model)
+        for model in reward.models:
+            compile_steps(model)
 
 
 def _weighted(rewards: "list[Reward]", own: Sequence[float | None]) -> "list[tuple[Reward, float]]":
@@ -240,7 +236,7 @@ def _print_rows(
     flags: Guide,
 ) -> None:
     from midcourse.data.prompts import guided_row
-    from midcourse.decode.loop import stream
+    from midcourse.decode.engine import stream
     from midcourse.decode.steps import Step
     from midcourse.progress import progress
 

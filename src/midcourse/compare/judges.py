@@ -17,12 +17,10 @@ from midcourse.compare.study import Study
 from midcourse.compare.writing import key_of
 from midcourse.data.jsonl import ForeignRow, append_row, append_rows, written_rows
 from midcourse.data.judge import Judge, Verdict
-from midcourse.data.sample import Sampled, rewards_of
 from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
-from midcourse.rewards.contract import Reward
+from midcourse.rewards.contract import Text
 from midcourse.rewards.gold import load_gold
-from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.info import read_info
 from midcourse.rewards.named import load_reward, place_of
 
@@ -113,19 +111,13 @@ def reward_judge(source: str, name: str, *, device: str = "auto", dtype: str = "
         record["objective"] = info.objective
         if whole is not None:
             record |= {"accuracy": whole["accuracy"], "interval": whole["interval"], "pairs": info.metrics["pairs"]}
-    return NumberJudge(name, "reward", of_reward(source, name), lambda them: _rated(reward, them), record)
-
-
-def _rated(reward: Reward, responses: Sequence[Response]) -> list[float]:
-    """The reward of each response, of what adds up over tokens the sum."""
-    info = getattr(reward, "info", None)
-    if isinstance(reward, ImplicitReward) or (info is not None and info.additive):
-        scores = reward.score([one.prompt for one in responses], [one.text for one in responses])
-        return [
-            sum(score.rewards if one.finished else score.rewards[:-1])
-            for score, one in zip(scores, responses, strict=True)
-        ]
-    return rewards_of(reward, [Sampled(one.prompt, one.text, one.finished) for one in responses])
+    return NumberJudge(
+        name,
+        "reward",
+        of_reward(source, name),
+        lambda them: reward.rate([Text(one.prompt, one.text, one.finished) for one in them]),
+        record,
+    )
 
 
 # Judging

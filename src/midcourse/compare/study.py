@@ -8,7 +8,7 @@ from pathlib import Path
 from midcourse.compare.arms import POLICY, Arm, Base, CompareError, LeftOut, Number, plan
 from midcourse.compare.independence import Origin
 from midcourse.data.prompts import read_prompts
-from midcourse.decode.loop import agreed_template, encode
+from midcourse.decode.request import agreed_template, encode
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template
 from midcourse.rewards.contract import Reward

@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from midcourse.compare.arms import POLICY, Arm
-from midcourse.compare.cost import Meter, models_of
+from midcourse.compare.cost import Meter
 from midcourse.compare.rows import ASKED, REFERENCE_RESPONSES
 from midcourse.compare.study import Study
 from midcourse.data.jsonl import ForeignRow, append_row, written_rows
 from midcourse.data.prompts import token_row
 from midcourse.decode.candidates import nucleus, short_list
 from midcourse.decode.choice import kl_divergence, normalise
-from midcourse.decode.loop import stream
+from midcourse.decode.engine import stream
 from midcourse.decode.methods import BestOfN, Method
 from midcourse.decode.steps import Generation
 from midcourse.lm.language_model import LanguageModel
@@ -113,7 +113,7 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) 
             **arm.limits,
         )
         meter, best_of_n = Meter(), isinstance(arm.chosen, BestOfN)
-        with meter.reading(lm.model, models_of(reward)):
+        with meter.reading(lm.model, reward.models if reward else ()):
             for place, generation, cost in meter.shared(events, len(part), rated_at_end=best_of_n):
                 if arm.method == POLICY:
                     assert isinstance(arm.chosen, Method)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from midcourse.data.jsonl import ForeignRow, append_row, written_rows
-from midcourse.decode.loop import Guides, stream
-from midcourse.decode.steps import Generation, Step
+from midcourse.decode.engine import stream
+from midcourse.decode.steps import Generation, Guides, Step
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt

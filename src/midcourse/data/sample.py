@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from midcourse.data.jsonl import ForeignRow, as_line, written_rows
 from midcourse.data.prompts import answered, append_rows
@@ -22,8 +22,8 @@ from midcourse.files import write_bytes
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template
 from midcourse.progress import progress
-from midcourse.rewards.contract import Reward
-from midcourse.rewards.text import FunctionReward, Text, TextReward
+from midcourse.rewards.contract import Reward, Text
+from midcourse.rewards.text import FunctionReward
 
 LABEL_ROWS = 32  # that are labelled together
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -203,21 +203,14 @@ def _short(value: Any) -> str:
 
 def as_reward(label: Label | None) -> Reward | None:
     """A reward as it is, a function as the reward of the response."""
-    return label if label is None or isinstance(label, Reward) else FunctionReward(label)
+    if label is None or hasattr(label, "start"):  # models are callable too
+        return cast(Reward | None, label)
+    return FunctionReward(label)
 
 
 def rewards_of(reward: Reward, rollouts: Sequence[Sampled]) -> list[float]:
-    """The reward of each response: of the finished text, or where it was cut of the prefix.
-
-    An empty response has that of the finished text in any case: it has no other prefix.
-    """
-    if isinstance(reward, TextReward):  # it would read every prefix of a text for its score, though one is wanted
-        return reward.ask([Text(r.prompt, r.response, r.finished) for r in rollouts])
-    scores = reward.score([r.prompt for r in rollouts], [r.response for r in rollouts])
-    return [
-        score.whole if rollout.finished or len(score.rewards) == 1 else score.without_end().whole
-        for rollout, score in zip(rollouts, scores, strict=True)
-    ]
+    """Return the reward of each response: of the finished text, or if it was cut of the prefix."""
+    return reward.rate([Text(r.prompt, r.response, r.finished) for r in rollouts])
 
 
 def _labelled(row: dict[str, Any], reward: Reward) -> dict[str, Any]:

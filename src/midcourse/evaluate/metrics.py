@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-from midcourse.decode.loop import Generation
+from midcourse.decode.steps import Generation
 
 # A text that ends in one block of words over and over: at least so many times, and over at least so many words.
 LOOP_TIMES, LOOP_WORDS = 3, 12

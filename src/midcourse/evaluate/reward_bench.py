@@ -32,10 +32,10 @@ from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.contract import RewardError, Text
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import Text, TextReward
+from midcourse.rewards.text import TextReward
 from midcourse.rewards.vocabulary import VocabularyReward
 
 MAX_TOKENS = 2048  # RewardBench's own limit

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 
+@runtime_checkable
 class CausalRows(Protocol):
     """A batch of rows under a language model, each a prompt and what has been appended to it."""
 
@@ -59,6 +60,7 @@ class CausalRows(Protocol):
         """
 
 
+@runtime_checkable
 class CausalModel(Protocol):
     """A frozen causal language model with its tokenizer."""
 

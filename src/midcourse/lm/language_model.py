@@ -140,7 +140,7 @@ class LanguageModelRows:
     def siblings(
         self, token_ids: Int[Tensor, "batch candidates"], layer: int
     ) -> Float[Tensor, "batch candidates hidden"]:
-        """Return the hidden states after a layer of alternative next tokens, in one forward; the rows stay as they are."""
+        """Return the hidden states after a layer of alternative next tokens; the rows stay as they are."""
         output = self.cache.siblings(token_ids, output_hidden_states=True, logits_to_keep=1)
         return output.hidden_states[layer]
 

@@ -123,10 +123,9 @@ class _SlotLayer(CacheLayerMixin):
         if batch > len(self.stored[0]):
             # Half as many again: rows that come one by one do not copy all others each time.
             more = max(batch, len(self.stored[0]) * 3 // 2) - len(self.keys)
-            self.stored = tuple(
-                torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) for rows in (self.keys, self.values)
-            )
-        self.keys, self.values = (tensor[:batch] for tensor in self.stored)
+            spare = self.keys.new_zeros(more, *self.keys.shape[1:]), self.values.new_zeros(more, *self.values.shape[1:])
+            self.stored = torch.cat([self.keys, spare[0]]), torch.cat([self.values, spare[1]])
+        self.keys, self.values = self.stored[0][:batch], self.stored[1][:batch]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:

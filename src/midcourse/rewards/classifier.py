@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from midcourse.lm.language_model import context_length
@@ -21,8 +22,8 @@ from midcourse.lm.load import (
 )
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prompt, prompt_ids, response_ids
-from midcourse.rewards.contract import RewardError
-from midcourse.rewards.text import Text, TextReward
+from midcourse.rewards.contract import RewardError, Text
+from midcourse.rewards.text import TextReward
 
 
 class ClassifierReward(TextReward):
@@ -87,6 +88,11 @@ class ClassifierReward(TextReward):
         if missing := sorted(report["missing_keys"]):
             raise RewardError(f"{name} has no weights for {missing[0]}; train its classification head first")
         return cls(model.to(place), load_tokenizer(path), batch_size=batch_size, name=name)
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """The classifier: each step costs forwards over whole texts."""
+        return [self.model]
 
     @property
     def room(self) -> int:

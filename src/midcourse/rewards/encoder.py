@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from midcourse.files import whole_folder
-from midcourse.lm.language_model import LanguageModel, context_length, tokenizer_fingerprint
+from midcourse.lm.contract import CausalModel
+from midcourse.lm.language_model import context_length, tokenizer_fingerprint
 from midcourse.lm.load import (
     ModelError,
     load_backbone,
@@ -268,7 +269,7 @@ class EncoderReward(RewardModel):
         made.calibration = self.calibration
         return made
 
-    def bind(self, lm: LanguageModel) -> Reward:
+    def bind(self, lm: CausalModel) -> Reward:
         """The classifier, as it reads the texts of `lm`."""
         return self.classifier().bind(lm)
 

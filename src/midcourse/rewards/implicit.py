@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from midcourse.files import whole_folder, write_text
-from midcourse.lm.language_model import LanguageModel, chat_fingerprint
+from midcourse.lm.contract import CausalModel
+from midcourse.lm.language_model import chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import RewardError, Score
+from midcourse.rewards.contract import Reward, RewardError, Score
 from midcourse.rewards.info import RewardInfo, read_info
 from midcourse.rewards.vocabulary import ModelVocabularyRows, VocabularyReward
 
 
-class ImplicitReward:
+class ImplicitReward(Reward):
     """beta times the log-ratio of two causal LMs with one tokenizer.
 
     At weight 1 / beta over the whole vocabulary (method "genarm"), guiding the base model with it gives the aligned
@@ -44,6 +46,12 @@ class ImplicitReward:
         >>> generate(lm, ["How are you?"], reward, method="genarm")[0].text
     """
 
+    name: str = "implicit reward"
+    additive = True
+    speaks_for_vocabulary = True
+    template: Template = "raw"
+    reward_weight: float | None = None
+
     def __init__(self, aligned: VocabularyReward, base: VocabularyReward, info: RewardInfo):
         if aligned.tokens != base.tokens:
             raise RewardError(
@@ -51,10 +59,9 @@ class ImplicitReward:
                 "aligned from"
             )
         self.aligned, self.base, self.info = aligned, base, info
-        self.additive = True
         self.beta: float = info.objective_settings["beta"]
         self.tokenizer = aligned.tokenizer
-        self.template: Template = info.template
+        self.template = info.template
         self.reward_weight = info.reward_weight
 
     @classmethod
@@ -129,7 +136,19 @@ class ImplicitReward:
                 f"the reward in {folder} was made with another tokenizer than {info.backbone} has now; "
                 "restore it or make the reward again"
             )
-        return cls(aligned, base, info)
+        reward = cls(aligned, base, info)
+        reward.name = str(folder)
+        return reward
+
+    @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its own."""
+        return self.tokenizer
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """Both models."""
+        return [*self.aligned.models, *self.base.models]
 
     @property
     def calibration(self) -> Calibration | None:
@@ -141,7 +160,7 @@ class ImplicitReward:
         """The longest row that both models were made for, in tokens."""
         return min(self.aligned.context_length, self.base.context_length)
 
-    def bind(self, lm: LanguageModel) -> "ImplicitReward":
+    def bind(self, lm: CausalModel) -> "ImplicitReward":
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
         self.aligned.bind(lm)
         return self

@@ -1,34 +1,23 @@
 """A reward for every prefix: a causal backbone with a scalar head read at every position.
 
-    rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
-    rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
-    rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
-
-A saved reward is a folder of safetensors and JSON:
-
-    midcourse.json       how it was trained, its template and EOS ids, the backbone's name and fingerprint
-    reward.safetensors   the head and whatever else was trained (adapter, last layers, or everything)
-    rows.safetensors     hashes of the rows it learned from; see train.learned
-    backbone/            config of the backbone, only where all of it was trained
+rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
+rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
+rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
 """
 
 import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from midcourse.files import whole_file, whole_folder, write_text
+from midcourse.files import whole_folder
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import (
     LanguageModel,
     chat_fingerprint,
@@ -47,7 +36,6 @@ from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
-    Backbone,
     Tuning,
     empty_backbone,
     final_norm_of,
@@ -57,13 +45,13 @@ from midcourse.rewards.backbone import (
     with_adapter,
 )
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
 from midcourse.rewards.info import RewardInfo, check_sharing, read_info
 from midcourse.rewards.retokenised import Retokenised
+from midcourse.rewards.trained import TrainedReward
 
 
-class RewardModel(nn.Module):
+class RewardModel(TrainedReward):
     """A scalar prefix reward. Its forward gives the reward at every position of a batch.
 
     Example:
@@ -71,20 +59,11 @@ class RewardModel(nn.Module):
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
 
-    KIND = "scalar"  # what comes first in the name of the head
-    backbone: Backbone
+    KIND = "scalar"
     # How a backbone comes about: read from a model's files, made of a configuration, given adapters.
     pretrained = staticmethod(truncated_backbone)
     empty = staticmethod(empty_backbone)
     adapted = staticmethod(with_adapter)
-
-    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
-        super().__init__()
-        self.backbone = backbone
-        self.tokenizer = tokenizer
-        self.info = info
-        self.head = self.make_head()
-        set_trainable(self)
 
     def make_head(self) -> nn.Module:
         """A new head: one number for a state."""
@@ -104,33 +83,9 @@ class RewardModel(nn.Module):
         return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
-    def template(self) -> Template:
-        """How prompts were rendered in training, and must be here."""
-        return self.info.template
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What turns its rewards into probabilities for a reader; None for a reward that was saved without one."""
-        return Calibration.read(self.info.calibration)
-
-    @property
-    def soft_value_weight(self) -> float | None:
-        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
-        return self.info.objective_settings.get("value_weight")
-
-    @property
-    def reward_weight(self) -> float | None:
-        """The weight to guide at where none is asked for; None where nothing speaks for one."""
-        return self.info.reward_weight
-
-    @property
-    def additive(self) -> bool:
-        """Whether a text's reward is the sum of its tokens' rewards."""
-        return self.info.additive
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.head.parameters()).device
+    def models(self) -> Sequence[nn.Module]:
+        """The backbone: one forward of it rewards all candidates of a step."""
+        return [self.decoder]
 
     @classmethod
     def create(
@@ -201,7 +156,7 @@ class RewardModel(nn.Module):
 
     # Guiding
 
-    def bind(self, lm: LanguageModel) -> Reward:
+    def bind(self, lm: CausalModel) -> Reward:
         """Itself, or with its text tokenised anew at every step where the LM writes other tokens.
 
         Raises:
@@ -269,29 +224,7 @@ class RewardModel(nn.Module):
                 found[i] = row[start : start + len(rows[i][1])].clone()
         return found
 
-    # Saving
-
-    def save(self, folder: str | Path) -> None:
-        """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
-        with whole_folder(Path(folder)) as work:
-            self.write(work)
-
-    def write(self, folder: Path) -> None:
-        """Write the reward's files into an existing folder, each whole, midcourse.json last."""
-        try:
-            with whole_file(folder / "reward.safetensors") as temporary:
-                save_file(self.trained_state(), temporary)
-        except SafetensorError as error:
-            raise RewardError(f"{folder}/reward.safetensors cannot be written ({error}); make room") from error
-        if Tuning.parse(self.info.tune).kind == "all":
-            self.backbone.config.save_pretrained(folder / "backbone")
-            self.tokenizer.save_pretrained(folder / "backbone")
-        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: all that has to be stored beside the backbone's name."""
-        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        return {name: whole_tensor(p).cpu().contiguous() for name, p in trained.items()}
+    # Loading and exporting
 
     @classmethod
     def load(
@@ -362,21 +295,8 @@ class RewardModel(nn.Module):
             if share_with is None or not allow_other_weights:
                 raise
             raise RewardError(f"the reward in {folder} does not fit {share_with.name}: {error}") from error
+        reward.name = str(folder)
         return reward.eval()
-
-    def load_trained(self, path: Path) -> None:
-        """Read the trained tensors back; every one must be there and fit."""
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
-        wanted = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if {name: tensor.shape for name, tensor in state.items()} != {name: p.shape for name, p in wanted.items()}:
-            raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
-        with torch.no_grad():
-            for name, p in self.named_parameters():
-                if p.requires_grad:
-                    p.copy_(part_of(state[name], p))
 
     def export(self, folder: str | Path) -> None:
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
@@ -458,32 +378,6 @@ class ScalarRows(CachedRows):
     def replace(self, places: Sequence[int], other: Any) -> None:
         super().replace(places, other)
         self.offered, self.current = None, None
-
-
-def set_trainable(reward: RewardModel) -> None:
-    """Freeze what the reward's tuning does not train, and switch dropout off (as TRL's reward training does)."""
-    tuning = Tuning.parse(reward.info.tune)
-    for module in reward.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    if tuning.kind in ("head", "last"):
-        reward.backbone.requires_grad_(False)
-    if tuning.kind == "last":
-        for part in reward.last_parts(tuning.amount):
-            part.requires_grad_(True)
-    reward.head.requires_grad_(True)
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor, kept as FSDP2 keeps `like`; the tensor as it is where `like` is whole."""
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,32 +9,22 @@ import copy
 import importlib
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, Template, response_ids
 from midcourse.lm.text import Point, ResponseText
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import RewardError, Score
-
-_NO_LIMIT = 2**20  # tokens of a row, where only its text is read
-
-
-class Text(NamedTuple):
-    """A prompt with a response, or with the beginning of one where it is not finished."""
-
-    prompt: Prompt
-    response: str
-    finished: bool
-
+from midcourse.rewards.contract import NO_LIMIT, Reward, RewardError, Score, Text
 
 TextScorer: TypeAlias = Callable[[Sequence[Text]], Sequence[float]]
 Key: TypeAlias = tuple[str, str, bool]  # a Text that can be looked up, though its prompt be a list of messages
@@ -52,7 +42,7 @@ def as_score(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], rewar
     return Score(tuple(token_ids), tuple(tokenizer.decode([token]) for token in token_ids), tuple(rewards))
 
 
-class ResponseRows:
+class ResponseRows(ABC):
     """Rows of responses as texts. A text of the last reading is not read again.
 
     Args:
@@ -74,9 +64,9 @@ class ResponseRows:
         self.device = device
         self.known: dict[Key, float] = {}
 
+    @abstractmethod
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
-        """The rewards of each row's texts, at least one per row."""
-        raise NotImplementedError
+        """Return the rewards of each row's texts, at least one per row."""
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
         rows = zip(self.responses, token_ids.tolist(), strict=True)
@@ -117,7 +107,7 @@ class ResponseRows:
 # Functions of texts
 
 
-class TextReward:
+class TextReward(Reward):
     """A reward computed from texts, by any function of a batch of them.
 
     At every step the function is asked once, for the distinct texts of all candidates of all rows. Rewards are float32.
@@ -136,6 +126,9 @@ class TextReward:
         >>> generate(lm, ["The ferry was late, and"], reward)[0].text
     """
 
+    name: str = "text reward"
+    template: Template | None = None
+    context_length: int = NO_LIMIT
     calibration: Calibration | None = None
 
     def __init__(
@@ -144,16 +137,21 @@ class TextReward:
         *,
         name: str = "text reward",
         template: Template | None = None,
-        context_length: int = _NO_LIMIT,
+        context_length: int = NO_LIMIT,
     ):
         self.score_texts = score_texts
         self.name = name
         self.template = template
         self.context_length = context_length
-        self.lm: LanguageModel | None = None
+        self.lm: CausalModel | None = None
 
-    def bind(self, lm: LanguageModel) -> "TextReward":
-        """A copy that reads the tokens of `lm`."""
+    @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The bound language model's; None until there is one."""
+        return self.lm and self.lm.tokenizer
+
+    def bind(self, lm: CausalModel) -> "TextReward":
+        """Return a copy that reads the tokens of `lm`."""
         bound = copy.copy(self)
         bound.lm = lm
         return bound
@@ -177,14 +175,18 @@ class TextReward:
             for (ids, _), row in zip(whole, texts, strict=True)
         ]
 
-    def bound(self) -> LanguageModel:
+    def bound(self) -> CausalModel:
         """The language model whose tokens are read; RewardError where there is none yet."""
         if self.lm is None:
             raise RewardError(f"{self.name} reads no language model's tokens yet; use what bind(lm) returns")
         return self.lm
 
+    def rate(self, texts: Sequence[Text]) -> list[float]:
+        """Return the reward of each text, an empty one too; no language model has to be bound."""
+        return self.ask(texts)
+
     def ask(self, texts: Sequence[Text]) -> list[float]:
-        """The function's numbers, rounded to float32.
+        """Return the function's numbers, rounded to float32.
 
         Raises:
             RewardError: it returned another count of numbers, something else, or none that is finite.
@@ -213,7 +215,7 @@ class TextRows(ResponseRows):
 
     def __init__(self, reward: TextReward, prefixes: Sequence[Prefix]):
         lm = reward.bound()
-        super().__init__(lm.tokenizer, lm.eos_token_ids, prefixes, lm.model.device)
+        super().__init__(lm.tokenizer, lm.eos_token_ids, prefixes, lm.device)
         self.reward = reward
 
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.load import load_backbone, load_config, resolve
 from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
+from midcourse.rewards.backbone import Backbone, Tuning
 from midcourse.rewards.contract import Reward, RewardError
 from midcourse.rewards.info import RewardInfo
-from midcourse.rewards.scalar import Backbone, RewardModel, Tuning
+from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.vocabulary import ModelVocabularyRows, check_vocabulary, ends_alike
 
 POSITIONS = 64  # whose rewards of the whole vocabulary are in memory at a time
@@ -63,6 +64,7 @@ class TrainedVocabularyReward(RewardModel):
     """
 
     KIND = "vocabulary"
+    speaks_for_vocabulary = True
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         super().__init__(backbone, tokenizer, info)
@@ -165,7 +167,7 @@ class TrainedVocabularyReward(RewardModel):
         """Append tokens to cached rows; the rewards of what may follow those at `places`."""
         return self.vocabulary_rewards(cache.extend(token_ids, counts).last_hidden_state[:, places])
 
-    def bind(self, lm: LanguageModel) -> Reward:
+    def bind(self, lm: CausalModel) -> Reward:
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
         check_vocabulary(
             lm, self.info.backbone, self.info.tokenizer, self.template, self.info.chat_template, self.info.eos_token_ids

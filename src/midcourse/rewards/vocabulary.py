@@ -10,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import (
     LanguageModel,
     chat_fingerprint,
@@ -23,10 +24,10 @@ from midcourse.lm.language_model import (
 from midcourse.lm.prefix_cache import PrefixCache, check_supported, pad
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import RewardError, Score, check_rendering
+from midcourse.rewards.contract import Reward, RewardError, Score, check_rendering
 
 
-class VocabularyReward:
+class VocabularyReward(Reward):
     """The reward of a prefix is the output of `model` at its last token, read one position before.
 
     Args:
@@ -41,6 +42,10 @@ class VocabularyReward:
         >>> generate(lm, ["The ferry was late, and"], reward, method="genarm")[0].text
     """
 
+    speaks_for_vocabulary = True
+    name: str = "model"
+    template: Template = "raw"
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -53,7 +58,7 @@ class VocabularyReward:
         check_supported(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.template: Template = template
+        self.template = template
         self.normalised = normalised
         self.name = name
         self.tokens = tokenizer_fingerprint(tokenizer)
@@ -73,6 +78,16 @@ class VocabularyReward:
         return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
 
     @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its own."""
+        return self.tokenizer
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """The model: one forward over one token rewards all of the vocabulary."""
+        return [self.model]
+
+    @property
     def additive(self) -> bool:
         """Whether a text's reward is the sum of its tokens': of log-probabilities it is."""
         return self.normalised
@@ -88,7 +103,7 @@ class VocabularyReward:
         """The longest row the model was made for, in tokens."""
         return context_length(self.model.config)
 
-    def bind(self, lm: LanguageModel) -> "VocabularyReward":
+    def bind(self, lm: CausalModel) -> "VocabularyReward":
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
         chat_template = chat_fingerprint(self.tokenizer)
         check_vocabulary(lm, self.name, self.tokens, self.template, chat_template, self.eos_token_ids)
@@ -168,7 +183,7 @@ class VocabularyModel(Protocol):
 
 
 def check_vocabulary(
-    lm: LanguageModel,
+    lm: CausalModel,
     name: str,
     tokens: str,
     template: Template | None,

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
-from midcourse.rewards.scalar import RewardModel, Tuning
+from midcourse.rewards.backbone import Tuning
+from midcourse.rewards.scalar import RewardModel
 from midcourse.train.folder import TrainingError
 
 # By what is trained: a head alone bears large steps, pretrained weights do not.

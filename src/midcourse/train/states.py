@@ -23,8 +23,9 @@ from midcourse.data.encoded import Row
 from midcourse.files import cache_folder, whole_file
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
+from midcourse.rewards.backbone import Tuning, layers_of
 from midcourse.rewards.encoder import EncoderReward
-from midcourse.rewards.scalar import RewardModel, Tuning, layers_of
+from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TrunkReward
 from midcourse.train import processes

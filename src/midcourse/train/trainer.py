@@ -17,7 +17,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from midcourse.data.encoded import PairSet, RolloutSet
 from midcourse.errors import MidcourseError
 from midcourse.files import publish_folder, write_text
-from midcourse.rewards.scalar import RewardModel, whole_tensor
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trained import whole_tensor
 from midcourse.train import processes
 from midcourse.train.batches import Batch, pair_rewards, renumber, response_columns
 from midcourse.train.folder import TrainingError, checkpoints, seal

@@ -17,7 +17,8 @@ from midcourse.data.rollouts import Rollout, label_comparisons
 from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
-from midcourse.rewards.scalar import RewardModel, Tuning
+from midcourse.rewards.backbone import Tuning
+from midcourse.rewards.scalar import RewardModel
 from midcourse.train import processes
 from midcourse.train.batches import in_turns, padding_share, plan_batches
 from midcourse.train.folder import TrainingError, finish_folder, only_training, prepare_folder

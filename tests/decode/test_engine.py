@@ -7,13 +7,14 @@ import re
 import pytest
 import torch
 
+from midcourse.decode.engine import generate, stream
 from midcourse.decode.guidance import add_reward
-from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import Method, MethodError
 from midcourse.decode.steps import Generation, Step
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.scalar import RewardError, RewardModel
+from midcourse.rewards.contract import RewardError
+from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     ARCHITECTURES,
     CONTEXT,
