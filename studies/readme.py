@@ -4,13 +4,9 @@ python -m studies.readme [--check]        fills README.md; --check exits 1 where
 """
 
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
-from studies.objectives.tables import backbones
+from studies.objectives.tables import backbones, by_objective, prefixes
 from studies.paper.tables import headline
 from studies.tables import Table, main, markdown, number, read, results, with_interval
 
@@ -104,37 +100,13 @@ def parts(root: Path) -> str:
 
 
 def rewards(root: Path) -> str:
-    """Test-split pair accuracy by share of the response: every set, model and objective, mean over seeds."""
-    with results(root, "studies/rewards/results.json", "python -m studies.rewards.run --data DIR") as found:
-        groups: dict[tuple[str, ...], list[list[dict[str, Any]]]] = defaultdict(list)
-        for row in found["rows"]:
-            groups[row["set"], str(row["train_pairs"]), row["model"], row["objective"]].append(row["shares"])
-        for row in found["baselines"]:
-            groups[row["set"], "", "bag of words", ""].append(row["bag_of_words"])
-            length = {"accuracy": row["length"]["accuracy"], "interval": row["length"]["interval"]}
-            groups[row["set"], "", f"length: {row['length']['prefers']}", ""].append([{}, {}, {}, {}, length])
-    sets = list(dict.fromkeys(name for name, *_ in groups))
-    rows = [
-        [*names, *(_mean_accuracy([shares[i] for shares in runs]) for i in range(5))]
-        for names, runs in sorted(groups.items(), key=lambda item: sets.index(item[0][0]))
-    ]
-    return markdown(["set", "pairs", "model", "objective", "10%", "25%", "50%", "75%", "100%"], rows)
+    """Test-split pair accuracy by share of the response, trained on prefixes and on whole responses."""
+    return prefixes(root / "studies/objectives")
 
 
 def steering(root: Path) -> str:
-    """Continuing unseen review openings under the sentiment rewards of the rewards study."""
-    with results(root, "studies/rewards/results.json", "python -m studies.rewards.run --data DIR") as found:
-        rows = [
-            [
-                "none" if row["guide"] == "plain" else f"{row['guide']} objective",
-                f"{row['weight']:g}",
-                f"{number(row['gold'])} ({number(row['gold_standard_error'])})",
-                number(row["guidance_kl"], 1),
-                number(row["total_kl"], 1),
-            ]
-            for row in found["guided"]
-        ]
-    return markdown(["guide", "weight", "gold (standard error)", "guidance KL, nats", "total KL, nats"], rows)
+    """What the two guide to."""
+    return by_objective(root / "studies/objectives")
 
 
 def shipped(root: Path) -> str:
@@ -188,14 +160,6 @@ def paper(root: Path) -> str:
 
 
 SHIPPED_COSTS = (("perplexity", 1), ("repeated_bigrams", 3))
-
-
-def _mean_accuracy(cells: Sequence[dict[str, Any]]) -> str:
-    """The mean over seeds; with one run, its interval beside it."""
-    found = [cell for cell in cells if cell]
-    if len(found) == 1:
-        return with_interval(found[0]["accuracy"], found[0]["interval"])
-    return number(mean(cell["accuracy"] for cell in found)) if found else ""
 
 
 TABLES: dict[str, Table] = {

@@ -19,6 +19,12 @@ from typing import Any
 from midcourse.files import write_text
 
 Table = Callable[[Path], str]
+PARADETOX = {
+    "as published": "ParaDetox as published: its originals are tokenised, and that spelling and spacing alone all but "
+    "tell the edited side.",
+    "repaired": "ParaDetox repaired: both sides in lower case with punctuation joined to its words, so that spelling "
+    "and spacing do not tell the edited side.",
+}
 
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 _BEGIN = "<!-- table:"
@@ -69,6 +75,11 @@ def with_interval(value: float, interval: Sequence[float], digits: int = 2) -> s
     """A number and its interval: 1.62 [1.58, 1.67]."""
     low, high = interval
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def with_paradetox(table: str, found: dict[str, Any]) -> str:
+    """Return a table with a line below on how its rows of ParaDetox were made, which the results say."""
+    return f"{table}\n\n{PARADETOX[found['paradetox']]}"
 
 
 def read_off(places: Sequence[dict[str, Any]]) -> list[str]:

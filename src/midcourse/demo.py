@@ -30,7 +30,8 @@ from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.gold import Gold, load_gold
 from midcourse.rewards.scalar import RewardModel
-from midcourse.show.page import axis_ticks, cells_of, percent, write_page
+from midcourse.show.page import cells_of, write_page
+from midcourse.show.plots import scatter
 from midcourse.show.tokens import (
     Token,
     by_position,
@@ -51,6 +52,26 @@ WEIGHTS = (1.0, 2.0, 3.0, 4.0, 6.0)
 VALIDATION_KL, KL_LIMIT = 7.0, 10.0
 LABEL_SCALE = 4.0
 SHOWN = 6
+
+
+@dataclass(frozen=True)
+class DemoPair:
+    """A prompt continued by the language model alone (base) and under guidance (guided). KL in nats, summed."""
+
+    prompt: Prompt
+    topic: str
+    base_tokens: Sequence[Token]
+    guided_tokens: Sequence[Token]
+    base_gold: float
+    guided_gold: float
+    guidance_kl: float | None = None
+    base_total_kl: float | None = None
+    guided_total_kl: float | None = None
+
+    @property
+    def gold_difference(self) -> float:
+        """Guided less base."""
+        return self.guided_gold - self.base_gold
 
 
 def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str, Any], list[DemoPair]]:
@@ -290,26 +311,6 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-@dataclass(frozen=True)
-class DemoPair:
-    """A prompt continued by the language model alone (base) and under guidance (guided). KL in nats, summed."""
-
-    prompt: Prompt
-    topic: str
-    base_tokens: Sequence[Token]
-    guided_tokens: Sequence[Token]
-    base_gold: float
-    guided_gold: float
-    guidance_kl: float | None = None
-    base_total_kl: float | None = None
-    guided_total_kl: float | None = None
-
-    @property
-    def gold_difference(self) -> float:
-        """Guided less base."""
-        return self.guided_gold - self.base_gold
-
-
 def write_demo_report(
     path: Path, summary: Mapping[str, Any], pairs: Sequence[DemoPair], picks: Mapping[str, int] | None = None
 ) -> None:
@@ -330,7 +331,12 @@ def write_demo_report(
         title="midcourse demo",
         summary=summary,
         colouring=colouring,
-        scatter=scatter_of(pairs),
+        scatter=scatter(
+            [(pair.base_gold, pair.guided_gold) for pair in pairs],
+            "gold reward, base",
+            "gold reward, guided",
+            "Guided gold by base gold, a point for each prompt; the pairs below have the numbers",
+        ),
         cards=[
             {
                 "pair": pairs[i],
@@ -351,17 +357,3 @@ def pick(pairs: Sequence[DemoPair]) -> dict[str, int]:
         return {}
     lowest = "largest loss" if pairs[order[0]].gold_difference < 0 else "smallest gain"
     return {"largest gain": order[-1], "median": order[len(order) // 2], lowest: order[0]}
-
-
-def scatter_of(pairs: Sequence[DemoPair]) -> dict[str, Any] | None:
-    """Guided by base gold, a point a pair, on equal axes in per cent of the plot."""
-    golds = [(pair.base_gold, pair.guided_gold) for pair in pairs]
-    if len(golds) < 2:
-        return None
-    ticks = axis_ticks([gold for pair in golds for gold in pair])
-    x, y = percent(ticks[0], ticks[-1]), percent(ticks[-1], ticks[0])
-    return {
-        "points": [{"x": x(base), "y": y(guided)} for base, guided in golds],
-        "x_ticks": [(x(tick), f"{tick:.4g}") for tick in ticks],
-        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in ticks],
-    }

@@ -16,7 +16,7 @@ from midcourse.train.objectives import make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from studies.data import fitting
-from studies.paper.tasks import RUNS, Setup
+from studies.paper.tasks import Setup
 
 PAIRS, EPOCHS, LAYERS, TUNE = 3000, 2, 10, "last:2"
 # A step of DPO takes about ten times as long as one of a guide: one epoch, of no more tokens than this.
@@ -46,7 +46,7 @@ GUIDES = {
 
 def guide(task: Setup, name: str) -> Path:
     """The folder of a guide, trained where it is not there yet."""
-    folder, kind = RUNS / task.name / name, GUIDES[name]
+    folder, kind = task.runs / name, GUIDES[name]
     if (folder / "midcourse.json").is_file():
         return folder
     trunk = kind.head == "trunk"
@@ -84,7 +84,7 @@ def texts(pair: Comparison) -> list[str]:
 
 def policies(task: Setup, lm: LanguageModel) -> dict[str, Policy]:
     """The policy that DPO trains on the same pairs."""
-    folder = RUNS / task.name / "dpo"
+    folder = task.runs / "dpo"
     if not (folder / "midcourse_policy.json").is_file():
         settings = Settings(1, batch_size=8, max_tokens=task.max_tokens, weight_decay=0.0)
         fresh = LanguageModel.load("smollm2")  # training leaves the adapter's layers inside

@@ -36,7 +36,7 @@ from midcourse.rewards.trunk import TrunkReward
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
-from studies.data import arguments, command, read
+from studies.data import arguments, command, of_split, read, rewritten
 from studies.steering import figures, judged, write
 
 HERE = Path(__file__).parent
@@ -74,10 +74,6 @@ class Shipped:
     about: str
     misuse: str
     new_tokens: int = 24
-
-
-def of_split(rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["split"] == split]
 
 
 def shuffled(rows: Sequence[Any], most: int | None = None) -> list[Any]:
@@ -141,19 +137,6 @@ def civil(data: Path) -> Shipped:
         misuse="It knows rude words better than rude meanings: do not use it as the only filter of what people are "
         "shown, to moderate what people write, or to judge people. It was trained on English comments.",
     )
-
-
-def rewritten(rows: Sequence[dict[str, Any]]) -> list[Comparison]:
-    """ParaDetox pairs, both sides spelt alike: the originals are tokenised, which alone would tell them from edits."""
-    pairs = [(spelt_alike(row["edited"]), spelt_alike(row["original"])) for row in rows]
-    return [Comparison("", a, b) for a, b in pairs if a != b and a and b]
-
-
-def spelt_alike(text: str) -> str:
-    """Lower-case, with punctuation and contractions joined to their words, without a last full stop."""
-    text = re.sub(r"\s+([.,!?;:%)\]}'\u2019]|n't)", r"\1", text.lower().strip())
-    text = re.sub(r"([(\[{])\s+", r"\1", re.sub(r"(\w)\s?'\s?(\w)", r"\1'\2", text))
-    return re.sub(r"\s+", " ", text).strip().rstrip(".!? ")
 
 
 def cut(rows: Sequence[dict[str, Any]], *, words: int = 40, share: float = 0.3) -> list[Comparison]:

@@ -537,6 +537,7 @@ first.focus();
 seen.tip = document.getElementById("tip").textContent;
 first.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
 seen.second = document.getElementById("tip").textContent.split("\\n")[0];
+seen.lit = [...document.querySelectorAll(".dot.on")].map(dot => dot.dataset.cell);
 const filter = document.getElementById("filter"), sort = document.getElementById("sort");
 if (filter) {
   sort.value = "topic";
@@ -558,6 +559,7 @@ def test_pages_work_in_a_browser(tmp_path, tokenizer, name):
     assert seen["prompt"] == HOSTILE
     assert seen["tip"].startswith("'<', position 1\nreward 0.000") and seen["tip"].endswith(HOSTILE)
     assert seen["second"] == "'s', position 2"
+    assert seen["lit"] == (["1"] if name == "score.html" else [])  # the token's point in the plot
     if name == "demo.html":
         assert seen["title"] == "midcourse demo"
         assert seen["sorted"] == [HOSTILE, "home"] and seen["left"] == "1 of 2 prompts"

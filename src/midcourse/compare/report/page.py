@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from midcourse.compare.report import tables
-from midcourse.compare.report.charts import COLOURS, DARK_COLOURS, Chart, charts, dash, draw, point_text
+from midcourse.compare.report.charts import COLOURS, DARK_COLOURS, chart_svg, charts, dash, draw, title
 from midcourse.compare.report.figures import summarise
 from midcourse.compare.rows import Comparison, Response, read_folder
 from midcourse.evaluate.metrics import repetition_loop
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
-from midcourse.show.page import axis_ticks, percent, write_page
+from midcourse.show.page import write_page
 from midcourse.show.tokens import CONTROLS, Token, by_position, mark, prompt_text, shade
 
 # What a browser shows without pause; results.jsonl has the rest.
@@ -73,52 +73,11 @@ def _judge_content(summary: Found, judge: str) -> dict[str, Any]:
     styles = {series.name: series.style for chart in found for series in chart.series}
     return {
         "name": judge,
-        "charts": [_drawn(chart) for chart in found],
+        "charts": [{"title": title(chart), "svg": chart_svg(chart)} for chart in found],
+        "level": any(chart.level is not None for chart in found),
         "legend": [{"name": name, **_style(style)} for name, style in styles.items()],
         "matched": list(tables.matched_tables(summary, judge)),
         "differences": list(tables.difference_tables(summary, judge)),
-    }
-
-
-# Plots
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    """A chart in per cent of the plot's width and height."""
-    points = [point for series in chart.series for point in series.points]
-    lines = [series.line for series in chart.series if series.line]
-    xs = [*(p.x for p in points), *(x for line in lines for x in line["x"])]
-    ends = [y for p in points for y in (p.low, p.high)] + [y for line in lines for y in (*line["low"], *line["high"])]
-    x_ticks = axis_ticks(xs)
-    y_ticks = axis_ticks([*ends, *([] if chart.level is None else [chart.level])])
-    x, y = percent(x_ticks[0], x_ticks[-1]), percent(y_ticks[-1], y_ticks[0])
-    return {
-        "title": f"{chart.judge} by {chart.by}",
-        "x_label": chart.x_label,
-        "x_ticks": [(x(tick), f"{tick:.4g}") for tick in x_ticks],
-        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in y_ticks],
-        "level": None if chart.level is None else y(chart.level),
-        "series": [
-            {
-                "name": series.name,
-                **_style(series.style),
-                "line": [(x(at), y(mean)) for at, mean in zip(series.line["x"], series.line["mean"], strict=True)]
-                if series.line
-                else [(x(p.x), y(p.y)) for p in series.points],
-                "band": [
-                    *((x(at), y(high)) for at, high in zip(series.line["x"], series.line["high"], strict=True)),
-                    *reversed([(x(at), y(low)) for at, low in zip(series.line["x"], series.line["low"], strict=True)]),
-                ]
-                if series.line
-                else [],
-                "points": [
-                    {"x": x(p.x), "y": y(p.y), "low": y(p.low), "high": y(p.high), "bound": p.bound}
-                    | {"text": point_text(p, chart)}
-                    for p in series.points
-                ],
-            }
-            for series in chart.series
-        ],
     }
 
 
