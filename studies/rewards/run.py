@@ -25,7 +25,8 @@ from sklearn.linear_model import LogisticRegression
 from midcourse import LanguageModel, RewardModel, generate
 from midcourse.data.comparisons import Comparison
 from midcourse.data.encoded import PairSet, encode
-from midcourse.data.sample import Sampled, sample
+from midcourse.data.rollouts import Rollout
+from midcourse.data.sample import sample
 from midcourse.evaluate.accuracy import SHARES, length_baseline, outcome, pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
@@ -108,7 +109,7 @@ def sentiment(data: Path, split: str) -> list[Comparison]:
 
 
 @cache
-def sampled(data: Path, split: str) -> list[Sampled]:
+def sampled(data: Path, split: str) -> list[Rollout]:
     """SAMPLES continuations of each opening by the plain LM, kept in runs/rewards/."""
     RUNS.mkdir(parents=True, exist_ok=True)
     return sample(

@@ -225,7 +225,7 @@ def test_rows_of_other_prompts_are_not_resumed(midcourse, lm_folder, tmp_path):
         "guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", out, "--resume"
     )
     assert code == 2
-    assert "line 1 answers another prompt than row 0" in err
+    assert "line 1: answers another prompt than row 0" in err
 
 
 # score and export
@@ -594,7 +594,7 @@ def test_empty_file(midcourse, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     refused(midcourse("train", empty, "--out", tmp_path / "r"), "empty.jsonl")
-    refused(midcourse("guide", "--method", "plain", "--prompts", empty), "holds no prompts")
+    refused(midcourse("guide", "--method", "plain", "--prompts", empty), "is empty; add prompts to it")
     assert not (tmp_path / "r").exists()
 
 

@@ -17,6 +17,7 @@ from midcourse.compare.judges import NumberJudge, gold_judge
 from midcourse.compare.run import Tuning, compare
 from midcourse.compare.study import Task, read_tasks
 from midcourse.compare.writing import row_seed
+from midcourse.data.formats import DataError
 from midcourse.decode.loop import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import PromptError
@@ -321,7 +322,7 @@ def test_prompts_with_references(tmp_path):
         read_tasks(path, 0)
     for bad in (3, ["x"], "\ud83d"):
         write_prompts(path, [{"prompt": "a"}, {"prompt": "a", "reference": bad}])
-        with pytest.raises(CompareError, match="line 2, field reference"):
+        with pytest.raises(DataError, match="line 2, field reference"):
             read_tasks(path)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from midcourse.cli.console import UsageError, read_text
+from midcourse.cli.console import UsageError, bad_rows, read_text
 
 if TYPE_CHECKING:
     from midcourse.compare.judges import AnyJudge
-    from midcourse.compare.study import Guide, Policy, Study
+    from midcourse.compare.study import Guide, Policy, Study, Task
     from midcourse.lm.language_model import LanguageModel
 
 
@@ -25,7 +25,8 @@ class Compare:
     """
 
     prompts: Path
-    """JSONL with a field "prompt" (text or messages) per row and, if you like, a "reference" response."""
+    """Rows with a field "prompt" (text or messages) and, if you like, a "reference" response: JSONL (also .gz), CSV or
+    Parquet."""
     out: Path
     """Folder of the comparison."""
     methods: tuple[str, ...] = ("pargs",)
@@ -60,6 +61,8 @@ class Compare:
     judge is run on --prompts."""
     tune_kl: float | None = None
     """Nats that it may cost at most: of guidance KL; where a method has none, of total KL less plain's."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows of --prompts and --tune-on to this file and go on, instead of stopping at the first."""
     judge_model: str | None = None
     """Of a judge that is a server: its name of the model."""
     rubric: str | None = None
@@ -89,10 +92,12 @@ class Compare:
         if self.tune_kl is not None and self.tune_on is None:
             raise UsageError("--tune-kl limits what --tune-on chooses; name the prompts to tune on, or leave it out")
         sweep = parse_sweep(self.sweep) if self.sweep else None
-        tuning = Tuning(read_tasks(self.tune_on), self.tune_kl) if self.tune_on else None
+        with bad_rows(self.skip_bad_rows) as rejects:
+            tasks = read_tasks(self.prompts, self.limit_prompts, rejects=rejects)
+            tuning = Tuning(read_tasks(self.tune_on, rejects=rejects), self.tune_kl) if self.tune_on else None
         judges = self._judges()
         record = compare(
-            self._study(),
+            self._study(tasks),
             [name for names in self.methods for name in names.split(",") if name],
             self.out,
             sweep=sweep,
@@ -112,13 +117,12 @@ class Compare:
         self._report()
         return 0
 
-    def _study(self) -> "Study":
+    def _study(self, tasks: "Sequence[Task]") -> "Study":
         from midcourse.compare.arms import Base
-        from midcourse.compare.study import Study, read_tasks
+        from midcourse.compare.study import Study
         from midcourse.lm.language_model import LanguageModel
         from midcourse.lm.weights import weights_fingerprint
 
-        tasks = read_tasks(self.prompts, self.limit_prompts)
         lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
         return Study(
             lm,

@@ -15,9 +15,11 @@ from midcourse.compare.independence import Origin, of_function, of_reward, unkno
 from midcourse.compare.rows import REFERENCE_RESPONSES
 from midcourse.compare.study import Study
 from midcourse.compare.writing import key_of
-from midcourse.data.jsonl import ForeignRow, append_row, append_rows, written_rows
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import append_row, append_rows, appending, written_rows
 from midcourse.data.judge import Judge, Verdict
-from midcourse.data.sample import Sampled, rewards_of
+from midcourse.data.rollouts import Rollout
+from midcourse.data.sample import rewards_of
 from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
@@ -125,7 +127,7 @@ def _rated(reward: Reward, responses: Sequence[Response]) -> list[float]:
             sum(score.rewards if one.finished else score.rewards[:-1])
             for score, one in zip(scores, responses, strict=True)
         ]
-    return rewards_of(reward, [Sampled(one.prompt, one.text, one.finished) for one in responses])
+    return rewards_of(reward, [Rollout(one.prompt, one.text, one.finished) for one in responses])
 
 
 # Judging
@@ -153,13 +155,13 @@ def judge_all(
 
     def key_of(row: dict[str, Any]) -> tuple[str, str, str | None]:
         if row["key"] not in known:
-            raise ForeignRow(f"judges {row['key']!r}, which is no response here")
+            raise Problem("row", f"judges {row['key']!r}, which is no response here")
         return row["key"], row["judge"], row.get("versus")
 
     path = folder / JUDGEMENTS
     found = written_rows(path, resume, key_of)
     for judge in judges:
-        with path.open("ab") as file:
+        with appending(path) as file:
             if isinstance(judge, NumberJudge):
                 left = [one for one in responses if (one.key, judge.name, None) not in found]
                 with progress(f"judging by {judge.name}", len(left)) as advance:

@@ -4,20 +4,18 @@ A folder of `midcourse compare` holds results.jsonl (a row for each method, sett
 and compare.json (what was asked). This reads them; the figures are made of nothing else.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from midcourse.data.jsonl import RowFileError
+from midcourse.data.jsonl import whole_rows
+from midcourse.data.record import read_record
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Prompt
 
 RESULTS, JUDGEMENTS, ASKED = "results.jsonl", "judgements.jsonl", "compare.json"
 REFERENCE_RESPONSES = "reference"  # the arm that holds the data set's own responses
-
-Row = TypeVar("Row")
 
 
 class ComparisonError(MidcourseError):
@@ -137,34 +135,20 @@ def read_folder(folder: Path) -> Comparison:
     """
     if not (folder / RESULTS).exists():
         raise ComparisonError(f"{folder} has no {RESULTS}; give the folder that midcourse compare wrote")
-    responses = {row.key: row for row in _rows(folder / RESULTS, _response)}
+    what, remedy = "a comparison", "remove it and resume"
+    responses = {row.key: row for row in whole_rows(folder / RESULTS, _response, what, remedy)}
     if not responses:
         raise ComparisonError(f"{folder / RESULTS} has no rows yet; run midcourse compare with --resume to write some")
-    judgements = {(row.key, row.judge, row.versus): row for row in _rows(folder / JUDGEMENTS, _judgement)}
+    judged = whole_rows(folder / JUDGEMENTS, _judgement, what, remedy)
+    judgements = {(row.key, row.judge, row.versus): row for row in judged}
     return Comparison(list(responses.values()), list(judgements.values()), _asked(folder / ASKED))
-
-
-def _rows(path: Path, read: Callable[[Any], Row]) -> list[Row]:
-    data = path.read_bytes() if path.exists() else b""
-    found = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
-        try:
-            found.append(read(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RowFileError(
-                f"{path}, line {number} is no row of a comparison ({error!r}); remove it and resume"
-            ) from error
-    return found
 
 
 def _asked(path: Path) -> Mapping[str, Any]:
     """compare.json; {} where there is none."""
     if not path.exists():
         return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ComparisonError(f"{path} is not a JSON object ({error}); restore it or run the comparison anew") from None
+    return read_record(path, ComparisonError, "restore it or run the comparison anew")
 
 
 def _response(row: Mapping[str, Any]) -> Response:

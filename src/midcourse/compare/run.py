@@ -15,8 +15,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -28,8 +27,9 @@ from midcourse.compare.judges import AnyJudge, check_judges, judge_rows
 from midcourse.compare.rows import ASKED, RESULTS
 from midcourse.compare.study import Study, Task
 from midcourse.compare.writing import _places, key_of, write_rows
+from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.evaluate.provenance import provenance
-from midcourse.files import LOCK, InUse, sole_use, write_text
+from midcourse.files import LOCK
 
 VALIDATION = "validation"
 
@@ -83,22 +83,19 @@ def compare(
     notes = check_judges(judges, study, force_judges)
     if tuning is not None:
         _check_tuning(tuning, study, judges)
-    with _alone(out):
+    with only_writer(out, "folder", "comparison", CompareError):
         record = _begun(out, study, tuning, judges, notes, resume)
         record["left_out"] += [one for one in map(vars, left_out) if one not in record["left_out"]]
         if tuning is not None:
             record["tried"] |= {arm.name: _arm_record(study, arm) for arm in arms}
-            _write(record, out)
+            write_record(out / ASKED, record)
             arms, chosen = _tuned(study, arms, tuning, judges[0], out / VALIDATION, record["tried"], concurrency)
             record["tuned"] = [*_others(record["tuned"], chosen), *chosen]
         record["arms"] |= {arm.name: _arm_record(study, arm) for arm in arms}
-        _write(record, out)
+        write_record(out / ASKED, record)
         rows = write_rows(study, arms, out / RESULTS, record["arms"])
         judge_rows(judges, rows, out, concurrency)
     return record | {"incomplete": _incomplete(study, record["arms"], rows)}
-
-
-# Prompts
 
 
 # Rows
@@ -108,9 +105,6 @@ def _incomplete(study: Study, arms: Iterable[str], rows: Mapping[str, Any]) -> d
     """How many rows an arm lacks, of those that lack some."""
     lacking = {name: sum(key_of(name, i, seed) not in rows for i, seed in _places(study)) for name in arms}
     return {name: count for name, count in lacking.items() if count}
-
-
-# Judges
 
 
 # Tuning
@@ -202,21 +196,6 @@ def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
 # compare.json
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder for this comparison alone."""
-    if out.exists() and not out.is_dir():
-        raise CompareError(f"{out} is a file; name a folder for --out")
-    try:
-        with sole_use(out):
-            yield
-    except InUse as use:
-        raise CompareError(
-            f"another comparison (process {use.process}) is writing to {out}; "
-            "wait for it, or name another folder for --out"
-        ) from use
-
-
 def _begun(
     out: Path,
     study: Study,
@@ -235,7 +214,7 @@ def _begun(
     rated = {one.name: {"fingerprint": one.origin.fingerprint, "kind": one.kind, **one.record} for one in judges}
     earlier = _earlier(out, resume)
     if earlier:
-        _check_same(earlier, asked, guides, rated, out)
+        _check_comparable(earlier, asked, guides, rated, out)
     return {
         "asked": asked,
         "lm": study.lm.name,
@@ -284,13 +263,10 @@ def _earlier(out: Path, resume: bool) -> dict[str, Any]:
         return {}
     if not resume:
         raise CompareError(f"{out} holds a comparison; add --resume to go on with it, or name another folder for --out")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise CompareError(f"{path} is damaged ({error}); restore it, or name another folder for --out") from error
+    return read_record(path, CompareError, "restore it, or name another folder for --out")
 
 
-def _check_same(
+def _check_comparable(
     earlier: Mapping[str, Any],
     asked: Mapping[str, Any],
     guides: Mapping[str, str],
@@ -298,11 +274,8 @@ def _check_same(
     out: Path,
 ) -> None:
     """Raise CompareError where a folder's rows would not be comparable with those that are asked for."""
+    check_same(earlier.get("asked", {}), asked, out, "a comparison", CompareError)
     remedy = "resume with the same arguments, or name another folder for --out"
-    have = earlier.get("asked", {})
-    for name, want in asked.items():
-        if have.get(name) != want:
-            raise CompareError(f"{out} holds a comparison with {name} {have.get(name)!r}, not {want!r}; {remedy}")
     for name, fingerprint in guides.items():
         if earlier["guides"].get(name, fingerprint) != fingerprint:
             raise CompareError(f"{out} holds rows of {name} with other weights than it has now; {remedy}")
@@ -328,7 +301,3 @@ def _arm_record(study: Study, arm: Arm) -> dict[str, Any]:
         "lm_parameters": parameters(lm.model),
         "reward_parameters": reward_parameters(study.guides[arm.reward].reward) if arm.reward else 0,
     }
-
-
-def _write(record: Mapping[str, Any], out: Path) -> None:
-    write_text(out / ASKED, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
 from midcourse.data.comparisons import Comparison, Example, prompt_groups
+from midcourse.data.formats import DataError
 from midcourse.data.rollouts import Rollout
 from midcourse.lm.prompt import Prompt, PromptError, prompt_ids, response_ids
 from midcourse.rewards.encoder import EncoderReward
@@ -119,11 +120,25 @@ def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) 
 
 
 def encode_rollouts(reward: Encoder, rollouts: Sequence[Rollout], max_tokens: int) -> RolloutSet:
-    """Token ids of the rollouts, each distinct row once. One that is cut here keeps the label of the whole."""
+    """Return token ids of the rollouts, each distinct row once. One that is cut here keeps the label of the whole.
+
+    Raises:
+        DataError: a rollout has no reward.
+    """
+    labels = [_label(number, rollout) for number, rollout in enumerate(rollouts, 1)]
     numbers: dict[Row, int] = {}
     rows = [encode_row(reward, r.prompt, r.response, r.finished, max_tokens) for r in rollouts]
     items: list[tuple[int, ...]] = [(numbers.setdefault(row, len(numbers)),) for row in rows]
-    return RolloutSet(list(numbers), items, [r.reward for r in rollouts], prompt_groups(rollouts))
+    return RolloutSet(list(numbers), items, labels, prompt_groups(rollouts))
+
+
+def _label(number: int, rollout: Rollout) -> float:
+    if rollout.reward is None:
+        raise DataError(
+            f"rollout {number} ({rollout.response[:40]!r}) has no reward; label it with midcourse sample "
+            "--label-with REWARD --resume"
+        )
+    return rollout.reward
 
 
 def pairs_by_label(data: RolloutSet) -> PairSet:

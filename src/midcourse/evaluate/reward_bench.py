@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.data.comparisons import Comparison, comparison_of, fingerprint, prompt_groups
+from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, fingerprint, prompt_groups
 from midcourse.data.encoded import PairSet, Row, encode
-from midcourse.data.formats import BadRow, DataError, Problem, read_rows, short, tables
+from midcourse.data.formats import BadRow, DataError, Problem, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
 from midcourse.evaluate.intervals import resamples
@@ -133,7 +133,7 @@ def read_benchmark(
         def problem(row: _Judged) -> str | None:
             return None if row.comparison is None or reward is None else _prompt_problem(reward, row.comparison)
 
-        rows += read_rows(path, parse, "comparisons", tables(subset_field), limit=problem, rejects=bad)
+        rows += read_rows(path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad)
     kept = [(row.comparison, row.subset) for row in rows if row.comparison is not None]
     reasons = Counter(row.reason for row in rows if row.reason)
     left_out = {"identical": reasons["identical"], "empty": reasons["empty"], "bad": len(bad or [])}
@@ -161,14 +161,10 @@ def _judged(fields: dict[str, Any], subset_field: str, name: str) -> _Judged:
 
 
 def _subset(fields: dict[str, Any], subset_field: str, name: str) -> str:
-    value = fields.get(subset_field)
-    if value in (None, ""):
-        if subset_field != "subset":
-            raise Problem(subset_field, "the field is to name the subset, and is missing or empty; name another")
-        return name
-    if not isinstance(value, str):
-        raise Problem(subset_field, f"{short(value)} is no name of a subset; write a text")
-    return value
+    subset = optional_text(fields, subset_field)
+    if not subset and subset_field != "subset":
+        raise Problem(subset_field, "the field is to name the subset, and is missing or empty; name another")
+    return subset or name
 
 
 def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
