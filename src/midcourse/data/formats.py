@@ -47,7 +47,7 @@ class Problem(Exception):
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was left out: its number from 1 (line of JSON Lines, row of a table), field, problem, text and file."""
+    """A row that was left out: its number from 1 (a line of JSON Lines, a row of a table), field, text and file."""
 
     line: int
     field: str
