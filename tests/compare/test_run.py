@@ -331,12 +331,12 @@ def test_prompts_with_references(tmp_path):
 CALL = """
 import os, signal, sys
 from pathlib import Path
-from midcourse.evaluate import compare as module
+from midcourse.compare import run, writing
 from midcourse.compare.judges import gold_judge
 from tests.compare.compared import study_of
 
 lm, reward, out, then, rows = sys.argv[1:]
-append, left = module.append_row, int(rows)
+append, left = writing.append_row, int(rows)
 
 def append_and_stop(file, row):
     global left
@@ -348,10 +348,10 @@ def append_and_stop(file, row):
         print("written", flush=True)
         sys.stdin.read()
 
-module.append_row = append_and_stop
+writing.append_row = append_and_stop
 study = study_of(lm, {"kind": reward}, seeds=3, max_new_tokens=16, batch_size=2)
 judges = [gold_judge("builtins:len")]
-module.compare(study, ["pargs", "best-of-n:2"], Path(out), sweep={}, judges=judges, resume=True)
+run.compare(study, ["pargs", "best-of-n:2"], Path(out), sweep={}, judges=judges, resume=True)
 """
 
 

@@ -25,10 +25,10 @@ def only_writer(out: Path, kind: Literal["file", "folder"], writer: str, error: 
         writer: what another process that holds it is called, such as "training".
         error: raised if the output is in use, or of the other kind.
     """
-    if out.exists() and not (out.is_file() if kind == "file" else out.is_dir()):
-        raise error(f"{out} is {'a folder' if out.is_dir() else 'a file'}; name a {kind} for --out")
-    if kind == "file" and not out.parent.is_dir():
-        raise error(f"{out.parent} is no folder; make it, or name another file for --out")
+    if kind == "file":
+        _check_file(out, error)
+    elif out.exists() and not out.is_dir():
+        raise error(f"{out} is a file; name a folder for --out")
     try:
         with sole_use_of_file(out) if kind == "file" else sole_use(out):
             yield
@@ -37,6 +37,15 @@ def only_writer(out: Path, kind: Literal["file", "folder"], writer: str, error: 
             f"another {writer} (process {use.process}) is writing to {out}; "
             f"wait for it, or name another {kind} for --out"
         ) from use
+
+
+def _check_file(out: Path, error: type[MidcourseError]) -> None:
+    if out.is_dir():
+        raise error(f"{out} is a folder; name a file for --out")
+    if out.exists() and not out.is_file():
+        raise error(f"{out} is no file that rows can be kept in; name another for --out, or leave it out")
+    if not out.parent.is_dir():
+        raise error(f"{out.parent} is no folder; make it, or name another file for --out")
 
 
 def read_record(path: Path, error: type[MidcourseError], remedy: str) -> dict[str, Any]:
