@@ -137,11 +137,11 @@ def test_a_prefix_reward_is_no_judge_of_whole_texts(lm_folder, other_folder, gui
 
 def test_a_function_that_guides_is_no_judge(lm_folder, tmp_path):
     from midcourse.compare.independence import of_function
-    from midcourse.compare.study import Guide
+    from midcourse.compare.study import GuidingReward
     from midcourse.rewards.text import FunctionReward
 
     study = study_of(lm_folder)
-    study = replace(study, guides={"len": Guide(FunctionReward(len), of_function("builtins:len"))})
+    study = replace(study, guides={"len": GuidingReward(FunctionReward(len), of_function("builtins:len"))})
     with pytest.raises(CompareError, match="is the guide builtins:len itself"):
         compare(study, ["pargs"], tmp_path / "out", sweep={}, judges=[gold_judge("builtins:len")])
     compare(study, ["pargs"], tmp_path / "out", sweep={}, judges=[gold_judge("builtins:hash")])

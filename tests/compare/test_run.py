@@ -14,7 +14,7 @@ import pytest
 from midcourse.compare.arms import CompareError, parse_sweep
 from midcourse.compare.independence import of_function
 from midcourse.compare.judges import NumberJudge, gold_judge
-from midcourse.compare.run import Tuning, compare
+from midcourse.compare.run import SettingSearch, compare
 from midcourse.compare.study import Task, read_tasks
 from midcourse.compare.writing import row_seed
 from midcourse.data.formats import DataError
@@ -503,7 +503,7 @@ def test_settings_are_chosen_on_other_prompts(lm_folder, rewards, tmp_path):
     scores |= {f"best-of-n kind n={n}": score for n, score in ((2, 0.1), (4, 0.3))} | {"plain": 0.0}
     judge = fixed_judge(scores)
     sweep = {"reward_weight": (1, 2, 4), "samples": (2, 4)}
-    tuning = Tuning([Task("validate"), Task("me")])
+    tuning = SettingSearch([Task("validate"), Task("me")])
     record = compare(study, ["pargs", "best-of-n"], tmp_path, sweep=sweep, judges=[judge], tuning=tuning)
     assert list(record["arms"]) == ["plain", "pargs kind w=2", "best-of-n kind n=4"]
     assert {row["arm"] for row in read_rows(tmp_path)} == set(record["arms"])
@@ -523,7 +523,7 @@ def test_tuning_keeps_to_a_kl(lm_folder, rewards, tmp_path):
     scores = {f"pargs kind w={w:g}": w for w in weights} | {"plain": 0.0}
     free = compare(
         study, ["pargs"], tmp_path / "free", sweep={"reward_weight": weights}, judges=[fixed_judge(scores)],
-        tuning=Tuning([Task("validate")]),
+        tuning=SettingSearch([Task("validate")]),
     )  # fmt: skip
     kls = [one["kl"] for one in free["tuned"][1]["tried"]]
     assert free["tuned"][1]["chosen"] == "pargs kind w=8"
@@ -532,7 +532,7 @@ def test_tuning_keeps_to_a_kl(lm_folder, rewards, tmp_path):
     for limit, (chosen, within) in limits.items():
         record = compare(
             study, ["pargs"], tmp_path / chosen, sweep={"reward_weight": weights}, judges=[fixed_judge(scores)],
-            tuning=Tuning([Task("validate")], limit),
+            tuning=SettingSearch([Task("validate")], limit),
         )  # fmt: skip
         assert (record["tuned"][1]["chosen"], record["tuned"][1]["within_limit"]) == (chosen, within)
 
@@ -540,9 +540,9 @@ def test_tuning_keeps_to_a_kl(lm_folder, rewards, tmp_path):
 def test_tuning_that_would_not_be_honest(lm_folder, rewards, tmp_path, longest):
     study = study_of(lm_folder, {"kind": rewards["kind"]})
     for tuning, judges, said in (
-        (Tuning([Task("new"), Task(PROMPTS[0])]), [longest], "1 of the 2 prompts"),
-        (Tuning([Task("new")]), [], "needs a judge"),
-        (Tuning([Task("new")], -1.0), [longest], "tune-kl -1"),
+        (SettingSearch([Task("new"), Task(PROMPTS[0])]), [longest], "1 of the 2 prompts"),
+        (SettingSearch([Task("new")]), [], "needs a judge"),
+        (SettingSearch([Task("new")], -1.0), [longest], "tune-kl -1"),
     ):
         with pytest.raises(CompareError, match=said):
             compare(study, ["pargs"], tmp_path / "out", judges=judges, tuning=tuning)

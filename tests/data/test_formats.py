@@ -13,7 +13,7 @@ import pytest
 
 from midcourse.compare.study import Task, read_tasks
 from midcourse.data.comparisons import Comparison, read_comparisons
-from midcourse.data.formats import BadRow, Cell, DataError, Problem, number_of
+from midcourse.data.formats import BadRow, CsvCell, DataError, Problem, number_of
 from midcourse.data.prompts import read_prompts
 from midcourse.data.rollouts import Rollout, are_rollouts, read_rollouts, read_samples
 from midcourse.evaluate.reward_bench import read_benchmark
@@ -133,7 +133,7 @@ def test_a_bad_cell_is_refused_by_file_row_and_field(tmp_path, line, problem):
     assert [(bad.file, bad.line) for bad in rejects] == [(str(path), 2)]
 
 
-@pytest.mark.parametrize("value", [10**400, True, "1", [1], float("inf"), Cell("1,5")])
+@pytest.mark.parametrize("value", [10**400, True, "1", [1], float("inf"), CsvCell("1,5")])
 def test_what_is_no_finite_number(value):
     with pytest.raises(Problem, match="is not a finite number; write one"):
         number_of({"reward": value}, "reward", "write one")

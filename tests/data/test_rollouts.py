@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from midcourse.data.comparisons import Comparison, prompt_groups, split_by_prompt
-from midcourse.data.encoded import RolloutSet, Row, encode_rollouts, pairs_by_label
+from midcourse.data.encoded import EncodedRow, RolloutSet, encode_rollouts, pairs_by_label
 from midcourse.data.formats import BadRow, DataError
 from midcourse.data.rollouts import Rollout, are_rollouts, label_comparisons, read_rollouts
 from midcourse.evaluate.accuracy import label_fit
@@ -95,7 +95,7 @@ def test_rollouts_of_a_prompt_stay_together():
 
 
 def rollout_set(labels: list[float], prompts: str, items: list[int]) -> RolloutSet:
-    rows = [Row((0,), tuple(range(10, 14 + i)), True) for i in range(max(items) + 1)]
+    rows = [EncodedRow((0,), tuple(range(10, 14 + i)), True) for i in range(max(items) + 1)]
     return RolloutSet(rows, [(i,) for i in items], labels, list(prompts))
 
 

@@ -10,7 +10,7 @@ from midcourse.cli.console import UsageError, bad_rows, read_text
 
 if TYPE_CHECKING:
     from midcourse.compare.judges import AnyJudge
-    from midcourse.compare.study import Guide, Policy, Study, Task
+    from midcourse.compare.study import GuidingReward, Policy, Study, Task
     from midcourse.lm.language_model import LanguageModel
 
 
@@ -86,7 +86,7 @@ class Compare:
 
     def run(self) -> int:
         from midcourse.compare.arms import parse_sweep
-        from midcourse.compare.run import Tuning, compare
+        from midcourse.compare.run import SettingSearch, compare
         from midcourse.compare.study import read_tasks
 
         if self.tune_kl is not None and self.tune_on is None:
@@ -94,7 +94,7 @@ class Compare:
         sweep = parse_sweep(self.sweep) if self.sweep else None
         with bad_rows(self.skip_bad_rows) as rejects:
             tasks = read_tasks(self.prompts, self.limit_prompts, rejects=rejects)
-            tuning = Tuning(read_tasks(self.tune_on, rejects=rejects), self.tune_kl) if self.tune_on else None
+            tuning = SettingSearch(read_tasks(self.tune_on, rejects=rejects), self.tune_kl) if self.tune_on else None
         judges = self._judges()
         record = compare(
             self._study(tasks),
@@ -138,19 +138,19 @@ class Compare:
             self.save_candidates,
         )
 
-    def _guides(self, lm: "LanguageModel") -> "dict[str, Guide]":
+    def _guides(self, lm: "LanguageModel") -> "dict[str, GuidingReward]":
         """The rewards by name, on the LM's own weights where they may be."""
         from midcourse.compare.independence import of_function, of_reward
         from midcourse.compare.judges import is_function
-        from midcourse.compare.study import Guide
+        from midcourse.compare.study import GuidingReward
         from midcourse.rewards.gold import load_gold
         from midcourse.rewards.named import load_reward, shareable
         from midcourse.rewards.text import FunctionReward
 
-        found: dict[str, Guide] = {}
+        found: dict[str, GuidingReward] = {}
         for source, name in named(self.rewards).items():
             if is_function(source):
-                found[name] = Guide(FunctionReward(load_gold(source)), of_function(source))
+                found[name] = GuidingReward(FunctionReward(load_gold(source)), of_function(source))
                 continue
             reward = load_reward(
                 source,
@@ -159,7 +159,7 @@ class Compare:
                 dtype=self.dtype,
                 share_with=lm if shareable(source, lm) else None,
             )
-            found[name] = Guide(reward, of_reward(source, name))
+            found[name] = GuidingReward(reward, of_reward(source, name))
         return found
 
     def _policies(self, lm: "LanguageModel") -> "dict[str, Policy]":

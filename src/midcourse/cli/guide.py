@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Guide:
+class GuideCommand:
     """Write with a language model, steered by one or several rewards."""
 
     reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -164,7 +164,7 @@ def load_guides(
     lm: "LanguageModel",
     named: Sequence[tuple[str, float | None]],
     functions: Sequence[tuple[str, float | None]],
-    flags: Guide,
+    flags: GuideCommand,
     tokenwise: bool,
 ) -> "tuple[list[tuple[Reward, float]], float | None]":
     """The rewards with their own weights, and what multiplies them all (None: a lone reward's weight or the method's).
@@ -188,7 +188,7 @@ def load_guides(
     return _weighted(rewards, own), common
 
 
-def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
+def _load_reward(lm: "LanguageModel", name: str, flags: GuideCommand) -> "Reward":
     """The reward of that name; on the LM's weights where asked for, and a trunk reward wherever they are its own."""
     from midcourse.lm.weights import loaded_fingerprint
     from midcourse.rewards.info import read_info
@@ -240,7 +240,7 @@ def _print_rows(
     prompts: "Sequence[Prompt]",
     guides: "list[tuple[Reward, float]]",
     settings: dict[str, Any],
-    flags: Guide,
+    flags: GuideCommand,
 ) -> None:
     from midcourse.data.prompts import guided_row
     from midcourse.decode.loop import stream

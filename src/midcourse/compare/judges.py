@@ -34,7 +34,7 @@ _OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: None}
 
 
 @dataclass(frozen=True)
-class Response:
+class JudgedResponse:
     """What is judged. `key` is that of its row, "reference/3" for the reference response of prompt 3."""
 
     key: str
@@ -56,7 +56,7 @@ class NumberJudge:
     name: str
     kind: str
     origin: Origin
-    rate: Callable[[Sequence[Response]], list[float]]
+    rate: Callable[[Sequence[JudgedResponse]], list[float]]
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -118,7 +118,7 @@ def reward_judge(source: str, name: str, *, device: str = "auto", dtype: str = "
     return NumberJudge(name, "reward", of_reward(source, name), lambda them: _rated(reward, them), record)
 
 
-def _rated(reward: Reward, responses: Sequence[Response]) -> list[float]:
+def _rated(reward: Reward, responses: Sequence[JudgedResponse]) -> list[float]:
     """The reward of each response, of what adds up over tokens the sum."""
     info = getattr(reward, "info", None)
     if isinstance(reward, ImplicitReward) or (info is not None and info.additive):
@@ -135,8 +135,8 @@ def _rated(reward: Reward, responses: Sequence[Response]) -> list[float]:
 
 def judge_all(
     judges: Sequence[AnyJudge],
-    responses: Sequence[Response],
-    rivals: Mapping[str, Sequence[Response]],
+    responses: Sequence[JudgedResponse],
+    rivals: Mapping[str, Sequence[JudgedResponse]],
     folder: Path,
     *,
     resume: bool = False,
@@ -184,7 +184,7 @@ def judge_all(
     return list(found.values())
 
 
-def _numbers(judge: NumberJudge, responses: Sequence[Response]) -> Iterator[list[dict[str, Any]]]:
+def _numbers(judge: NumberJudge, responses: Sequence[JudgedResponse]) -> Iterator[list[dict[str, Any]]]:
     order = sorted(responses, key=lambda one: len(one.text))
     for begin in range(0, len(order), BATCH):
         part = order[begin : begin + BATCH]
@@ -199,7 +199,7 @@ def _numbers(judge: NumberJudge, responses: Sequence[Response]) -> Iterator[list
 
 
 def _verdicts(
-    judge: VersusJudge, pairs: Sequence[tuple[Response, Response]], concurrency: int
+    judge: VersusJudge, pairs: Sequence[tuple[JudgedResponse, JudgedResponse]], concurrency: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each pair as its verdicts are there. Equal texts are a tie, and nobody is asked."""
     pool = ThreadPoolExecutor(concurrency)
@@ -216,7 +216,7 @@ def _verdicts(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _versus(judge: VersusJudge, one: Response, rival: Response, verdict: Verdict) -> dict[str, Any]:
+def _versus(judge: VersusJudge, one: JudgedResponse, rival: JudgedResponse, verdict: Verdict) -> dict[str, Any]:
     return {
         "key": one.key,
         "judge": judge.name,
@@ -234,7 +234,7 @@ def judge_rows(
 ) -> list[dict[str, Any]]:
     """Have all rows judged; the judgements. A judge that compares does so with plain and the reference responses."""
     responses = {
-        key: Response(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
+        key: JudgedResponse(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
         for key, row in rows.items()
     }
     rivals = {}

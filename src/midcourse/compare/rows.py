@@ -37,7 +37,7 @@ class TokenRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StoredCost:
     """What a response cost.
 
     Attributes:
@@ -57,7 +57,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class ResponseRow:
     """A row of results.jsonl.
 
     Attributes:
@@ -91,7 +91,7 @@ class Response:
     kl_bound: float | None = None
     greedy: bool = False
     tokens: tuple[TokenRow, ...] = ()
-    cost: Cost | None = None
+    cost: StoredCost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +116,15 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonRows:
     """All rows of a folder, and what was asked."""
 
-    responses: Sequence[Response]
+    responses: Sequence[ResponseRow]
     judgements: Sequence[Judgement]
     asked: Mapping[str, Any]
 
 
-def read_folder(folder: Path) -> Comparison:
+def read_folder(folder: Path) -> ComparisonRows:
     """The rows of a comparison, finished or not; a torn last line is left out.
 
     Of rows with the same key (and judge, and other side) the last one counts.
@@ -141,7 +141,7 @@ def read_folder(folder: Path) -> Comparison:
         raise ComparisonError(f"{folder / RESULTS} has no rows yet; run midcourse compare with --resume to write some")
     judged = whole_rows(folder / JUDGEMENTS, _judgement, what, remedy)
     judgements = {(row.key, row.judge, row.versus): row for row in judged}
-    return Comparison(list(responses.values()), list(judgements.values()), _asked(folder / ASKED))
+    return ComparisonRows(list(responses.values()), list(judgements.values()), _asked(folder / ASKED))
 
 
 def _asked(path: Path) -> Mapping[str, Any]:
@@ -151,13 +151,13 @@ def _asked(path: Path) -> Mapping[str, Any]:
     return read_record(path, ComparisonError, "restore it or run the comparison anew")
 
 
-def _response(row: Mapping[str, Any]) -> Response:
+def _response(row: Mapping[str, Any]) -> ResponseRow:
     cost = row.get("cost")
-    return Response(
-        **_known(Response, row)
+    return ResponseRow(
+        **_known(ResponseRow, row)
         | {
             "tokens": tuple(TokenRow(**_known(TokenRow, token)) for token in row.get("tokens") or ()),
-            "cost": Cost(**_known(Cost, cost)) if cost else None,
+            "cost": StoredCost(**_known(StoredCost, cost)) if cost else None,
         }
     )
 

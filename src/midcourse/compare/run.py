@@ -35,7 +35,7 @@ VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
-class Tuning:
+class SettingSearch:
     """Settings are chosen on these prompts: of each method and reward that with the best mean of the first judge.
 
     Attributes:
@@ -55,7 +55,7 @@ def compare(
     sweep: Mapping[str, Sequence[Number]] | None = None,
     judges: Sequence[AnyJudge] = (),
     force_judges: bool = False,
-    tuning: Tuning | None = None,
+    tuning: SettingSearch | None = None,
     resume: bool = False,
     concurrency: int = 8,
 ) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _incomplete(study: Study, arms: Iterable[str], rows: Mapping[str, Any]) -> d
 # Tuning
 
 
-def _check_tuning(tuning: Tuning, study: Study, judges: Sequence[AnyJudge]) -> None:
+def _check_tuning(tuning: SettingSearch, study: Study, judges: Sequence[AnyJudge]) -> None:
     if not judges:
         raise CompareError("tuning needs a judge to say which setting is best; name one in --judges")
     if tuning.kl is not None and not (tuning.kl > 0 and math.isfinite(tuning.kl)):
@@ -126,7 +126,7 @@ def _check_tuning(tuning: Tuning, study: Study, judges: Sequence[AnyJudge]) -> N
 def _tuned(
     study: Study,
     arms: Sequence[Arm],
-    tuning: Tuning,
+    tuning: SettingSearch,
     judge: AnyJudge,
     folder: Path,
     known: Iterable[str],
@@ -174,7 +174,7 @@ def _scores(rows: Mapping[str, Any], judgements: Iterable[Mapping[str, Any]], ju
 
 
 def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
-    """Each arm's mean KL as `Tuning` defines it; none for an arm whose KL is not known."""
+    """Each arm's mean KL as `SettingSearch` defines it; none for an arm whose KL is not known."""
     found = defaultdict(list)
     for row in rows.values():
         found[row["arm"]].append(row)
@@ -199,7 +199,7 @@ def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
 def _begun(
     out: Path,
     study: Study,
-    tuning: Tuning | None,
+    tuning: SettingSearch | None,
     judges: Sequence[AnyJudge],
     notes: Mapping[str, list[str]],
     resume: bool,
@@ -233,7 +233,7 @@ def _begun(
     }
 
 
-def _asked(study: Study, tuning: Tuning | None) -> dict[str, Any]:
+def _asked(study: Study, tuning: SettingSearch | None) -> dict[str, Any]:
     """What no later call may change."""
     return {
         "lm_fingerprint": study.lm_fingerprint,

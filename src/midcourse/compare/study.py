@@ -23,7 +23,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Guide:
+class GuidingReward:
     """A reward to guide with, and where it comes from."""
 
     reward: Reward
@@ -56,7 +56,7 @@ class Study:
 
     lm: LanguageModel
     lm_fingerprint: str
-    guides: Mapping[str, Guide]
+    guides: Mapping[str, GuidingReward]
     policies: Mapping[str, Policy]
     tasks: Sequence[Task]
     base: Base = field(default_factory=Base)

@@ -18,7 +18,7 @@ from midcourse.rewards.vocabulary import VocabularyReward
 Encoder: TypeAlias = RewardModel | ImplicitReward | VocabularyReward  # its tokenizer and template
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     """A prompt and a response in token ids; a finished response ends with EOS."""
 
     prompt: tuple[int, ...]
@@ -41,7 +41,7 @@ class PairSet:
         prompts: what each pair belongs to; see `comparisons.prompt_groups`.
     """
 
-    rows: list[Row]
+    rows: list[EncodedRow]
     pairs: list[tuple[int, int]]
     prompts: list[str]
 
@@ -62,7 +62,7 @@ class RolloutSet:
         prompts: what each belongs to.
     """
 
-    rows: list[Row]
+    rows: list[EncodedRow]
     items: list[tuple[int, ...]]
     labels: list[float]
     prompts: list[str]
@@ -78,17 +78,17 @@ class RolloutSet:
         return fmean(self.labels)
 
 
-def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> Row:
+def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> EncodedRow:
     """A prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
     if isinstance(reward, EncoderReward):
         prompted, written = reward.encode_within(prompt, response, max_tokens)
-        return Row(tuple(prompted), tuple(written), True)
+        return EncodedRow(tuple(prompted), tuple(written), True)
     before = prompt_ids(reward.tokenizer, prompt, reward.template)
     ids = response_ids(reward.tokenizer, response, finished=finished)
     room = max_tokens - len(before)
     if room < 1 or not ids:
         raise PromptError(f"{len(before)} prompt and {len(ids)} response tokens leave no prefix in {max_tokens}")
-    return Row(tuple(before), tuple(ids[:room]), finished and len(ids) <= room)
+    return EncodedRow(tuple(before), tuple(ids[:room]), finished and len(ids) <= room)
 
 
 def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | None]:
@@ -110,7 +110,7 @@ def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | 
 
 def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
     """Token ids of the comparisons, each distinct row once."""
-    numbers: dict[Row, int] = {}
+    numbers: dict[EncodedRow, int] = {}
     pairs = []
     for c in comparisons:
         chosen = encode_row(reward, c.prompt, c.chosen, c.chosen_finished, max_tokens)
@@ -126,7 +126,7 @@ def encode_rollouts(reward: Encoder, rollouts: Sequence[Rollout], max_tokens: in
         DataError: a rollout has no reward.
     """
     labels = [_label(number, rollout) for number, rollout in enumerate(rollouts, 1)]
-    numbers: dict[Row, int] = {}
+    numbers: dict[EncodedRow, int] = {}
     rows = [encode_row(reward, r.prompt, r.response, r.finished, max_tokens) for r in rollouts]
     items: list[tuple[int, ...]] = [(numbers.setdefault(row, len(numbers)),) for row in rows]
     return RolloutSet(list(numbers), items, labels, prompt_groups(rollouts))

@@ -56,7 +56,7 @@ class BadRow:
     file: str = ""
 
 
-class Cell(str):
+class CsvCell(str):
     """A cell of CSV: a text, from which numbers and booleans are read. A blank one may count as absent."""
 
 
@@ -158,7 +158,7 @@ def text_or_messages(fields: dict[str, Any], field: str) -> str | list[Message]:
 def flag(fields: dict[str, Any], field: str) -> bool:
     """Return a field that is true unless it says false."""
     value = _given(fields, field)
-    if isinstance(value, Cell):
+    if isinstance(value, CsvCell):
         value = {"true": True, "false": False}.get(value.strip().lower(), value)
     if value is not None and not isinstance(value, bool):
         raise Problem(field, f"{short(value)} is not a boolean; write true or false or leave it out")
@@ -175,7 +175,7 @@ def number_of(fields: dict[str, Any], field: str, remedy: str) -> float | None:
     if value is None:
         return None
     try:
-        if isinstance(value, Cell) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        if isinstance(value, CsvCell) or (isinstance(value, int | float) and not isinstance(value, bool)):
             number = float(value)
             if math.isfinite(number):
                 return number
@@ -195,7 +195,7 @@ def optional_text(fields: dict[str, Any], field: str) -> str | None:
 def _given(fields: dict[str, Any], field: str) -> Any:
     """The value of a field, None if it is absent: a table has every column in every row."""
     value = fields.get(field)
-    return None if isinstance(value, Cell) and not value.strip() else value
+    return None if isinstance(value, CsvCell) and not value.strip() else value
 
 
 def _message(field: str, number: int, message: Any) -> Message:
@@ -209,7 +209,7 @@ def _message(field: str, number: int, message: Any) -> Message:
 
 def _whole(field: str, text: str) -> str:
     """The text as a plain str. JSON can spell half a surrogate pair ("\\ud83d"), which no tokenizer takes."""
-    if isinstance(text, Cell) and _MESSAGES_AS_TEXT.match(text):
+    if isinstance(text, CsvCell) and _MESSAGES_AS_TEXT.match(text):
         raise Problem(field, "CSV cannot hold lists of messages; write them as JSON Lines or Parquet")
     try:
         text.encode()
@@ -359,7 +359,7 @@ def _load_csv(path: str, cache: str) -> Any:
 
 
 def _csv_fields(row: dict[str, str]) -> dict[str, Any]:
-    return {name: Cell(_utf8(name, cell.encode("latin-1"))) for name, cell in row.items()}
+    return {name: CsvCell(_utf8(name, cell.encode("latin-1"))) for name, cell in row.items()}
 
 
 def _csv_text(row: dict[str, str]) -> str:

@@ -61,11 +61,11 @@ def written_rows(path: Path, resume: bool, key_of: Callable[[Any], Key]) -> dict
         RowFileError: the file is not empty and `resume` is not set, or a row is not ours.
     """
     if not resume:
-        check_new(path)
+        check_unwritten(path)
     return dict(whole_rows(path, lambda row: (key_of(row), row), "this run", "name another file"))
 
 
-def check_new(path: Path) -> None:
+def check_unwritten(path: Path) -> None:
     """Raise RowFileError if a file holds something already."""
     if path.exists() and path.stat().st_size:
         raise RowFileError(f"{path} exists already; add --resume to go on with it, or name another file for --out")

@@ -6,7 +6,7 @@ from typing import Any
 
 from midcourse.data.comparisons import digest
 from midcourse.data.formats import BadRow, Problem, prompt_of, read_rows
-from midcourse.data.jsonl import RowFileError, append_row, appending, check_new, written_rows
+from midcourse.data.jsonl import RowFileError, append_row, appending, check_unwritten, written_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.decode.loop import Guides, agreed_template, as_guides, settled, stream
 from midcourse.decode.methods import Limits, settings_of
@@ -38,7 +38,7 @@ def check_out(out: Path, resume: bool) -> None:
     """Raise RowFileError, before anything is loaded, if another process writes to a file or it exists already."""
     with only_writer(out, "file", "run", RowFileError):
         if not resume:
-            check_new(out)
+            check_unwritten(out)
 
 
 def write_guided(

@@ -9,7 +9,7 @@ from typing import Any
 from midcourse.data.comparisons import Comparison
 from midcourse.data.formats import (
     BadRow,
-    Cell,
+    CsvCell,
     Problem,
     field_names,
     flag,
@@ -121,6 +121,6 @@ def _place(fields: dict[str, Any]) -> tuple[int, int]:
 
 def _count(value: Any) -> int:
     """A number, also as a cell of CSV spells it; 0 for whatever else other tools may have put there."""
-    if isinstance(value, Cell) and value.isdecimal():
+    if isinstance(value, CsvCell) and value.isdecimal():
         return int(value)
     return value if isinstance(value, int) else 0

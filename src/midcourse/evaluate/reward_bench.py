@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, fingerprint, prompt_groups
-from midcourse.data.encoded import PairSet, Row, encode
+from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.data.formats import BadRow, DataError, Problem, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
@@ -327,7 +327,9 @@ def _of_texts(
     kept, sides, cut_prompts = [], [], 0
     for number, comparison in enumerate(comparisons):
         texts = _whole_texts(comparison)
-        rows = [Row((), tuple(response_ids(tokenizer, t.response, finished=t.finished)), t.finished) for t in texts]
+        rows = [
+            EncodedRow((), tuple(response_ids(tokenizer, t.response, finished=t.finished)), t.finished) for t in texts
+        ]
         if (lost := _lost(reward, texts, rows, max_tokens)) is None:
             continue
         kept.append(number)
@@ -346,7 +348,7 @@ def _whole_texts(comparison: Comparison) -> list[Text]:
     return [Text(comparison.prompt, *side) for side in zip(comparison.responses, finished, strict=True)]
 
 
-def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[Row], max_tokens: int | None) -> int | None:
+def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[EncodedRow], max_tokens: int | None) -> int | None:
     """How many of the prompt's tokens are not read; None where a response does not fit."""
     if not isinstance(reward, ClassifierReward):
         longest = max(row.text_length for row in rows)
