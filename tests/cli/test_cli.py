@@ -225,7 +225,53 @@ def test_rows_of_other_prompts_are_not_resumed(midcourse, lm_folder, tmp_path):
         "guide", "--lm", lm_folder, "--method", "plain", "--prompts", prompts, "--out", out, "--resume"
     )
     assert code == 2
-    assert "line 1 answers another prompt than row 0" in err
+    assert "line 1: answers another prompt than row 0" in err
+
+
+def test_rows_asked_for_otherwise_are_not_resumed(midcourse, lm_folder, reward_folder, tmp_path):
+    prompts, out = tmp_path / "prompts.csv", tmp_path / "out.jsonl"
+    prompts.write_text('prompt\na\n"b, c"\n')
+    same = ["guide", "--lm", lm_folder, "--reward", reward_folder, "--prompts", prompts, "--out", out]
+    same += ["--max-new-tokens", 4]
+    assert midcourse(*same)[0] == 0
+    for flags, said in (
+        (["--reward-weight", 7], "method.reward_weight 2.0, not 7.0"),
+        (["--seed", 1], "seed 0, not 1"),
+        (["--stop", "x"], "stop [], not ['x']"),
+    ):
+        refused(midcourse(*same, "--resume", *flags), f"{out} holds rows with {said}; resume with the same arguments")
+    code, _, err = midcourse(*same, "--resume", "--batch-size", 1)
+    assert code == 0 and "0 rows written" in err and "2 were there already" in err
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(out.read_bytes())
+    refused(midcourse(*same[:-3], other, *same[-2:], "--resume"), "other.jsonl.asked.json", "name another file")
+
+
+def test_bad_rows_are_set_aside_wherever_rows_are_read(midcourse, lm_folder, tmp_path):
+    prompts, bad = tmp_path / "prompts.jsonl", tmp_path / "bad.jsonl"
+    prompts.write_text('{"prompt": "a"}\n{"prompt": 3}\n{"prompt": "b"}\n')
+    rollouts = tmp_path / "rollouts.jsonl"
+    calls = {
+        "guide": ["--prompts", prompts, "--lm", lm_folder, "--method", "plain", "--max-new-tokens", 3, "--json"],
+        "sample": ["--prompts", prompts, "--lm", lm_folder, "--max-new-tokens", 3, "--out", rollouts, "--n", 2,
+                   "--label-with-function", "builtins:len"],
+        "prefer": [rollouts, "--out", tmp_path / "pairs.jsonl", "--by-function", "builtins:hash"],
+        "compare": ["--prompts", prompts, "--lm", lm_folder, "--methods", "plain", "--max-new-tokens", 3,
+                    "--out", tmp_path / "compared"],
+    }  # fmt: skip
+    for verb, flags in calls.items():
+        if verb == "prefer":
+            assert rollouts.read_text().count("\n") == 4
+            with rollouts.open("a") as file:
+                file.write('{"prompt": "a", "response": 1}\n')
+        line = 5 if verb == "prefer" else 2
+        refused(midcourse(verb, *flags), f"jsonl, line {line}, field ", "(--skip-bad-rows leaves bad rows out)")
+        code, _, err = midcourse(verb, *flags, "--skip-bad-rows", bad)
+        assert code == 0, err
+        assert f"skipped 1 bad rows, written to {bad}" in err
+        assert json.loads(bad.read_text())["line"] == line
+        bad.unlink()
+    refused(midcourse("guide", "--prompt", "a", "--skip-bad-rows", bad), "--skip-bad-rows is for the rows of --prompts")
 
 
 # score and export
@@ -594,7 +640,7 @@ def test_empty_file(midcourse, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     refused(midcourse("train", empty, "--out", tmp_path / "r"), "empty.jsonl")
-    refused(midcourse("guide", "--method", "plain", "--prompts", empty), "holds no prompts")
+    refused(midcourse("guide", "--method", "plain", "--prompts", empty), "is empty; add prompts to it")
     assert not (tmp_path / "r").exists()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from midcourse.data.comparisons import read_comparisons
-from midcourse.data.sample import read_samples
+from midcourse.data.rollouts import read_samples
 from tests.chat_server import KEY, longer
 
 

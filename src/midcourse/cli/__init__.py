@@ -16,7 +16,7 @@ from midcourse.cli.compare import Compare
 from midcourse.cli.demo import Demo
 from midcourse.cli.dpo import Dpo
 from midcourse.cli.export import Export
-from midcourse.cli.guide import Guide
+from midcourse.cli.guide import GuideCommand
 from midcourse.cli.methods import Methods
 from midcourse.cli.prefer import Prefer
 from midcourse.cli.reward_bench import RewardBench
@@ -31,7 +31,7 @@ Command = (
     | Annotated[Dpo, tyro.conf.subcommand("dpo")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Prefer, tyro.conf.subcommand("prefer")]
-    | Annotated[Guide, tyro.conf.subcommand("guide")]
+    | Annotated[GuideCommand, tyro.conf.subcommand("guide")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
     | Annotated[Rewards, tyro.conf.subcommand("rewards")]
     | Annotated[ScoreText, tyro.conf.subcommand("score")]

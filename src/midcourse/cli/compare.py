@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from midcourse.cli.console import UsageError, read_text
+from midcourse.cli.console import UsageError, bad_rows, read_text
 
 if TYPE_CHECKING:
     from midcourse.compare.judges import AnyJudge
-    from midcourse.compare.study import Guide, Policy, Study
+    from midcourse.compare.study import GuidingReward, Policy, Study, Task
     from midcourse.lm.language_model import LanguageModel
 
 
@@ -25,7 +25,8 @@ class Compare:
     """
 
     prompts: Path
-    """JSONL with a field "prompt" (text or messages) per row and, if you like, a "reference" response."""
+    """Rows with a field "prompt" (text or messages) and, if you like, a "reference" response: JSONL (also .gz), CSV or
+    Parquet."""
     out: Path
     """Folder of the comparison."""
     methods: tuple[str, ...] = ("pargs",)
@@ -60,6 +61,8 @@ class Compare:
     judge is run on --prompts."""
     tune_kl: float | None = None
     """Nats that it may cost at most: of guidance KL; where a method has none, of total KL less plain's."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows of --prompts and --tune-on to this file and go on, instead of stopping at the first."""
     judge_model: str | None = None
     """Of a judge that is a server: its name of the model."""
     rubric: str | None = None
@@ -83,16 +86,18 @@ class Compare:
 
     def run(self) -> int:
         from midcourse.compare.arms import parse_sweep
-        from midcourse.compare.run import Tuning, compare
+        from midcourse.compare.run import SettingSearch, compare
         from midcourse.compare.study import read_tasks
 
         if self.tune_kl is not None and self.tune_on is None:
             raise UsageError("--tune-kl limits what --tune-on chooses; name the prompts to tune on, or leave it out")
         sweep = parse_sweep(self.sweep) if self.sweep else None
-        tuning = Tuning(read_tasks(self.tune_on), self.tune_kl) if self.tune_on else None
+        with bad_rows(self.skip_bad_rows) as rejects:
+            tasks = read_tasks(self.prompts, self.limit_prompts, rejects=rejects)
+            tuning = SettingSearch(read_tasks(self.tune_on, rejects=rejects), self.tune_kl) if self.tune_on else None
         judges = self._judges()
         record = compare(
-            self._study(),
+            self._study(tasks),
             [name for names in self.methods for name in names.split(",") if name],
             self.out,
             sweep=sweep,
@@ -112,13 +117,12 @@ class Compare:
         self._report()
         return 0
 
-    def _study(self) -> "Study":
+    def _study(self, tasks: "Sequence[Task]") -> "Study":
         from midcourse.compare.arms import Base
-        from midcourse.compare.study import Study, read_tasks
+        from midcourse.compare.study import Study
         from midcourse.lm.language_model import LanguageModel
         from midcourse.lm.weights import weights_fingerprint
 
-        tasks = read_tasks(self.prompts, self.limit_prompts)
         lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
         return Study(
             lm,
@@ -134,19 +138,19 @@ class Compare:
             self.save_candidates,
         )
 
-    def _guides(self, lm: "LanguageModel") -> "dict[str, Guide]":
+    def _guides(self, lm: "LanguageModel") -> "dict[str, GuidingReward]":
         """The rewards by name, on the LM's own weights where they may be."""
         from midcourse.compare.independence import of_function, of_reward
         from midcourse.compare.judges import is_function
-        from midcourse.compare.study import Guide
+        from midcourse.compare.study import GuidingReward
         from midcourse.rewards.gold import load_gold
         from midcourse.rewards.named import load_reward, shareable
         from midcourse.rewards.text import FunctionReward
 
-        found: dict[str, Guide] = {}
+        found: dict[str, GuidingReward] = {}
         for source, name in named(self.rewards).items():
             if is_function(source):
-                found[name] = Guide(FunctionReward(load_gold(source)), of_function(source))
+                found[name] = GuidingReward(FunctionReward(load_gold(source)), of_function(source))
                 continue
             reward = load_reward(
                 source,
@@ -155,7 +159,7 @@ class Compare:
                 dtype=self.dtype,
                 share_with=lm if shareable(source, lm) else None,
             )
-            found[name] = Guide(reward, of_reward(source, name))
+            found[name] = GuidingReward(reward, of_reward(source, name))
         return found
 
     def _policies(self, lm: "LanguageModel") -> "dict[str, Policy]":

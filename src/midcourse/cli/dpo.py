@@ -4,14 +4,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from midcourse.cli.console import table
-
-if TYPE_CHECKING:
-    from midcourse.data.formats import BadRow
+from midcourse.cli.console import bad_rows, table
 
 
 @dataclass
@@ -62,7 +59,6 @@ class Dpo:
     def run(self) -> int:
         from midcourse.data.comparisons import read_comparisons
         from midcourse.data.encoded import prompt_limit
-        from midcourse.data.formats import write_bad_rows
         from midcourse.integrations.trl import train_policy
         from midcourse.lm.language_model import LanguageModel
         from midcourse.rewards.vocabulary import VocabularyReward
@@ -86,11 +82,8 @@ class Dpo:
         read_comparisons(self.data, rejects=[])  # what cannot be read at all is refused before a model is loaded
         lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
         limit = prompt_limit(VocabularyReward(lm.model, lm.tokenizer, template=self.template), self.max_tokens)
-        rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
-        comparisons = read_comparisons(self.data, limit=limit, rejects=rejects)
-        if rejects and self.skip_bad_rows:
-            write_bad_rows(self.skip_bad_rows, rejects)
-            print(f"skipped {len(rejects)} bad rows, written to {self.skip_bad_rows}", file=sys.stderr)
+        with bad_rows(self.skip_bad_rows) as rejects:
+            comparisons = read_comparisons(self.data, limit=limit, rejects=rejects)
         try:
             metrics = train_policy(
                 lm,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError
+from midcourse.cli.console import UsageError, bad_rows
 
 if TYPE_CHECKING:
     from midcourse.decode.steps import Generation
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Guide:
+class GuideCommand:
     """Write with a language model, steered by one or several rewards."""
 
     reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -34,11 +34,13 @@ class Guide:
     """Causal LM: smollm2, a folder, or a Hub id."""
     prompt: str | None = None
     prompts: Path | None = None
-    """JSONL with a field "prompt" (text or messages) per row."""
+    """Rows with a field "prompt" (text or messages): JSONL (also .gz), CSV or Parquet."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows of --prompts to this file and go on, instead of stopping at the first."""
     out: Path | None = None
-    """JSONL to append finished rows to."""
+    """JSONL to append finished rows to. What was asked is kept beside it, in OUT.asked.json."""
     resume: bool = False
-    """Skip the rows that --out already holds."""
+    """Keep the rows of --out, which have to be asked for as they were, and write the missing ones."""
     reward_weight: float | None = None
     """Multiplier of all rewards; by default 1 where one has a weight of its own, else the reward's or the method's."""
     top_k: int | None = None
@@ -89,7 +91,7 @@ class Guide:
     """Print text as it is written (one prompt)."""
 
     def run(self) -> int:
-        from midcourse.data.prompts import append_rows, guided_row, read_prompts, rows_done
+        from midcourse.data.prompts import check_out, read_prompts, write_guided
         from midcourse.decode.methods import BestOfN, Method, method
         from midcourse.lm.language_model import LanguageModel
         from midcourse.rewards.named import kind_of
@@ -109,9 +111,12 @@ class Guide:
             raise UsageError("--resume goes on with the rows of --out; name that file")
         if self.keep_all and not (isinstance(chosen, BestOfN) and (self.out or self.json)):
             raise UsageError("--keep-all writes the samples of --method best-of-n as JSON; add --out FILE or --json")
-        prompts: Sequence[Prompt] = read_prompts(self.prompts) if self.prompts else [self.prompt or ""]
-        done = rows_done(self.out, prompts, self.resume) if self.out else set()
-        left = [row for row in range(len(prompts)) if row not in done]
+        if self.skip_bad_rows and not self.prompts:
+            raise UsageError("--skip-bad-rows is for the rows of --prompts; name that file")
+        with bad_rows(self.skip_bad_rows) as rejects:
+            prompts = read_prompts(self.prompts, rejects=rejects) if self.prompts else [self.prompt or ""]
+        if self.out:
+            check_out(self.out, self.resume)
         kinds = [kind_of(name) for name, _ in named]  # unknown names are refused before the LM is loaded
         if self.share_weights and not kinds:
             raise UsageError("--share-weights is for rewards that midcourse train wrote; name one with --reward")
@@ -126,7 +131,7 @@ class Guide:
             "reward_weight": weight,
             "max_new_tokens": self.max_new_tokens,
             "keep_all": self.keep_all,
-            "seed": [self.seed + row for row in left],
+            "seed": self.seed,
         }
         passed_on = (
             "top_k top_p temperature template stop always_offer_eos batch_size kl_per_token kl_budget skip_tolerance "
@@ -134,11 +139,9 @@ class Guide:
         )
         settings |= {name: getattr(self, name) for name in passed_on.split()}
         if self.out:
-            append_rows(self.out, lm, prompts, left, guides, settings, guided_row)
-            print(
-                f"{len(left)} rows written to {self.out}" + (f", {len(done)} were there already" if done else ""),
-                file=sys.stderr,
-            )
+            written, there = write_guided(self.out, lm, prompts, guides, settings, resume=self.resume)
+            before = f", {there} were there already" if there else ""
+            print(f"{written} rows written to {self.out}{before}", file=sys.stderr)
             return 0
         _print_rows(lm, prompts, guides, settings, self)
         return 0
@@ -161,7 +164,7 @@ def load_guides(
     lm: "LanguageModel",
     named: Sequence[tuple[str, float | None]],
     functions: Sequence[tuple[str, float | None]],
-    flags: Guide,
+    flags: GuideCommand,
     tokenwise: bool,
 ) -> "tuple[list[tuple[Reward, float]], float | None]":
     """The rewards with their own weights, and what multiplies them all (None: a lone reward's weight or the method's).
@@ -185,7 +188,7 @@ def load_guides(
     return _weighted(rewards, own), common
 
 
-def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
+def _load_reward(lm: "LanguageModel", name: str, flags: GuideCommand) -> "Reward":
     """The reward of that name; on the LM's weights where asked for, and a trunk reward wherever they are its own."""
     from midcourse.lm.weights import loaded_fingerprint
     from midcourse.rewards.info import read_info
@@ -233,7 +236,7 @@ def _print_rows(
     prompts: "Sequence[Prompt]",
     guides: "list[tuple[Reward, float]]",
     settings: dict[str, Any],
-    flags: Guide,
+    flags: GuideCommand,
 ) -> None:
     from midcourse.data.prompts import guided_row
     from midcourse.decode.engine import stream

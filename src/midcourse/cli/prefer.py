@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, read_text, table
+from midcourse.cli.console import UsageError, bad_rows, read_text, table
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison
     from midcourse.data.prefer import Summary
-    from midcourse.data.sample import Sampled
+    from midcourse.data.rollouts import Rollout
     from midcourse.lm.prompt import Template
     from midcourse.rewards.contract import Reward
 
@@ -26,7 +26,7 @@ class Prefer:
     """
 
     rollouts: Annotated[Path, tyro.conf.Positional]
-    """What midcourse sample wrote."""
+    """What midcourse sample wrote, or rows of the same fields: JSONL (also .gz), CSV or Parquet."""
     out: Path
     """JSONL of comparisons, written whole."""
     by_reward: str | None = None
@@ -59,6 +59,8 @@ class Prefer:
     seed: int = 0
     template: Literal["chat", "raw", "mixed"] | None = None
     """Of a causal LM in --by-reward; the others know theirs."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
     device: str = "auto"
     dtype: str = "auto"
     json: bool = False
@@ -66,14 +68,16 @@ class Prefer:
 
     def run(self) -> int:
         from midcourse.data.prefer import write_comparisons
-        from midcourse.data.sample import read_samples
+        from midcourse.data.rollouts import read_samples
 
         if self.out.suffix not in (".jsonl", ".json"):
             raise UsageError(f"--out {self.out} is no JSON Lines; name a file that ends in .jsonl, as train reads it")
         if self.out.exists() and not self.resume:
             raise UsageError(f"{self.out} exists already; name another file for --out")
         self._check_judge()
-        comparisons, summary = self._decided(read_samples(self.rollouts))
+        with bad_rows(self.skip_bad_rows) as rejects:
+            rollouts = read_samples(self.rollouts, rejects=rejects)
+        comparisons, summary = self._decided(rollouts)
         write_comparisons(self.out, comparisons)
         if self.json:
             print(json.dumps(asdict(summary), indent=1))
@@ -97,7 +101,7 @@ class Prefer:
         if self.pairs not in (None, "all") or self.scale != 1 or self.min_gap:
             raise UsageError("a judge gives no numbers; leave --pairs, --scale and --min-gap out")
 
-    def _decided(self, rollouts: "list[Sampled]") -> "tuple[list[Comparison], Summary]":
+    def _decided(self, rollouts: "list[Rollout]") -> "tuple[list[Comparison], Summary]":
         from midcourse.data.judge import Judge
         from midcourse.data.prefer import prefer, prefer_by_judge
         from midcourse.data.sample import rewards_of

@@ -1,17 +1,14 @@
 """midcourse reward-bench."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from midcourse.cli.console import UsageError, table
+from midcourse.cli.console import UsageError, bad_rows, table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from midcourse.data.formats import BadRow
 
 
 @dataclass
@@ -58,19 +55,15 @@ class RewardBench:
     def run(self) -> int:
         self._check()
         from midcourse.cli.prefer import load_label
-        from midcourse.data.formats import write_bad_rows
         from midcourse.evaluate.provenance import write_results
         from midcourse.evaluate.reward_bench import plot_shares, read_benchmark, reward_bench
         from midcourse.rewards.text import TextReward
 
         reward: Any = load_label(self.reward, self.reward_function, self.template, self.device, self.dtype)
-        rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
-        benchmark = read_benchmark(
-            self.comparisons, reward=reward, subset_field=self.subset_field, limit=self.limit, rejects=rejects
-        )
-        if rejects and self.skip_bad_rows:
-            write_bad_rows(self.skip_bad_rows, rejects)
-            print(f"skipped {len(rejects)} bad rows, written to {self.skip_bad_rows}", file=sys.stderr)
+        with bad_rows(self.skip_bad_rows) as rejects:
+            benchmark = read_benchmark(
+                self.comparisons, reward=reward, subset_field=self.subset_field, limit=self.limit, rejects=rejects
+            )
         figures = {
             "reward": self.reward or self.reward_function,
             "files": [str(path) for path in self.comparisons],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from midcourse.cli.console import bad_rows
 from midcourse.cli.prefer import load_label
 
 
@@ -17,9 +18,9 @@ class Sample:
     """
 
     prompts: Path
-    """JSONL with a field "prompt" (text or messages) per row."""
+    """Rows with a field "prompt" (text or messages): JSONL (also .gz), CSV or Parquet."""
     out: Path
-    """JSONL to append finished rows to."""
+    """JSONL to append finished rows to. What was asked is kept beside it, in OUT.asked.json."""
     lm: str = "smollm2"
     """Causal LM: smollm2, a folder, or a Hub id."""
     n: int = 8
@@ -31,7 +32,10 @@ class Sample:
     """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment) or profanity
     (1 - its probability)."""
     resume: bool = False
-    """Keep the rows of --out, label those that lack a reward, and write the missing ones."""
+    """Keep the rows of --out, which have to be asked for as they were, label those that lack a reward, and write the
+    missing ones."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
     max_new_tokens: int = 64
     top_k: int = 10
     """Candidates per token; 0 for the whole vocabulary."""
@@ -48,11 +52,13 @@ class Sample:
     dtype: str = "auto"
 
     def run(self) -> int:
-        from midcourse.data.prompts import read_prompts
+        from midcourse.data.prompts import check_out, read_prompts
         from midcourse.data.sample import sample
         from midcourse.lm.language_model import LanguageModel
 
-        prompts = read_prompts(self.prompts)
+        with bad_rows(self.skip_bad_rows) as rejects:
+            prompts = read_prompts(self.prompts, rejects=rejects)
+        check_out(self.out, self.resume)
         label = load_label(self.label_with, self.label_with_function, self.template, self.device, self.dtype)
         rollouts = sample(
             LanguageModel.load(self.lm, device=self.device, dtype=self.dtype),

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, table
+from midcourse.cli.console import UsageError, bad_rows, table
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison, Example
-    from midcourse.data.formats import BadRow
     from midcourse.data.rollouts import Rollout
     from midcourse.rewards.scalar import RewardModel
 
@@ -39,7 +38,7 @@ class Train:
     out: Path
     """Folder of the new reward."""
     data: Annotated[Path | None, tyro.conf.Positional] = None
-    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
+    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: the same. Which it is, its fields say."""
     backbone: str = "smollm2"
     """Pretrained causal LM: smollm2, a folder, or a Hub id. For implicit, the aligned model. For sequence also an
     encoder, a reward of whole texts: minilm, a folder or a Hub id of a BERT, RoBERTa, DeBERTa, ModernBERT, ..."""
@@ -192,18 +191,13 @@ class Train:
     def _read(self, limit: "Callable[[Example], str | None] | None") -> "list[Comparison] | list[Rollout]":
         """The file's rows. With a limit, bad ones are reported."""
         from midcourse.data.comparisons import read_comparisons
-        from midcourse.data.formats import write_bad_rows
         from midcourse.data.rollouts import are_rollouts, read_rollouts
         from midcourse.train import processes
 
         assert self.data is not None
-        rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
         read = read_rollouts if are_rollouts(self.data) else read_comparisons
-        examples = read(self.data, limit=limit, rejects=rejects)
-        if rejects and self.skip_bad_rows and limit and processes.first():
-            write_bad_rows(self.skip_bad_rows, rejects)
-            print(f"skipped {len(rejects)} bad rows, written to {self.skip_bad_rows}", file=sys.stderr)
-        return examples
+        with bad_rows(self.skip_bad_rows, tell=limit is not None and processes.first()) as rejects:
+            return read(self.data, limit=limit, rejects=rejects)
 
     def _implicit(self) -> int:
         """Two models' names become a reward; comparisons, where given, are all for its accuracy."""

@@ -28,6 +28,7 @@ def load_gold(name: str) -> Gold:
             raise GoldError(f"gold reward {name} returned {value!r} for a text; return a finite number")
         return float(value)
 
+    checked.__name__ = checked.__qualname__ = name
     return checked
 
 
