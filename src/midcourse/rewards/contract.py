@@ -16,13 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows, chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
-
-
-class RewardError(MidcourseError):
-    """A reward that cannot be loaded, or does not fit the language model or the call."""
+from midcourse.rewards.info import RewardError
 
 
 @runtime_checkable

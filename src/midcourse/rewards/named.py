@@ -1,6 +1,5 @@
 """A reward from its name, whatever kind it is of."""
 
-from importlib.resources import files
 from pathlib import Path
 
 from midcourse.lm.language_model import LanguageModel
@@ -11,7 +10,7 @@ from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import Reward, RewardError
 from midcourse.rewards.encoder import EncoderReward, is_encoder
 from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.info import read_info
+from midcourse.rewards.info import place_of, read_info, shipped
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TRUNK_RANK, TrunkReward
@@ -56,17 +55,6 @@ def load_reward(
     if issubclass(kind, ClassifierReward | ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
     return kind.load(name, template=template or "raw", device=device, dtype=dtype)
-
-
-def shipped() -> dict[str, Path]:
-    """The folders of the rewards that come with midcourse, by name; each has a README.md that is its card."""
-    folder = Path(str(files("midcourse") / "shipped/rewards"))
-    return {path.parent.name: path.parent for path in sorted(folder.glob("*/midcourse.json"))}
-
-
-def place_of(name: str | Path) -> str | Path:
-    """Where a reward of that name is: a folder here of that name comes before a shipped reward."""
-    return name if Path(name).exists() else shipped().get(str(name), name)
 
 
 def shareable(name: str | Path, lm: LanguageModel) -> bool:

@@ -49,6 +49,7 @@ from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
     Backbone,
     Tuning,
+    check_sharing,
     empty_backbone,
     final_norm_of,
     layers_of,
@@ -59,7 +60,7 @@ from midcourse.rewards.backbone import (
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
-from midcourse.rewards.info import RewardInfo, check_sharing, read_info
+from midcourse.rewards.info import RewardInfo, read_info
 from midcourse.rewards.retokenised import Retokenised
 
 
