@@ -26,10 +26,11 @@ from midcourse.rewards.named import head_of, load_reward
 from midcourse.rewards.scalar import RewardModel, layers_of
 from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train import trainer
-from midcourse.train.folder import TrainingError, checkpoints
+from midcourse.train.folder import checkpoints
 from midcourse.train.objectives import ObjectiveError, make_objective
+from midcourse.train.precision import master_weights
 from midcourse.train.scorer import Scorer
-from midcourse.train.settings import Settings, check_reports, master_weights
+from midcourse.train.settings import Settings, TrainingError, check_reports
 from midcourse.train.stopping import Interrupted
 from midcourse.train.training import train
 

@@ -14,17 +14,13 @@ from typing import Any
 
 from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
-from midcourse.errors import MidcourseError
 from midcourse.files import LOCK, InUse, sole_use, write_text
 from midcourse.rewards.scalar import RewardModel
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
+from midcourse.train.settings import TrainingError
 
 SEAL = "checksums.json"
-
-
-class TrainingError(MidcourseError):
-    """Training that cannot start, go on, or be saved."""
 
 
 @contextmanager
