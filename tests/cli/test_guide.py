@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from midcourse.rewards.gold import load_gold
 from midcourse.rewards.scalar import RewardModel
 from tests.cli.printed import refused, rows
 
@@ -263,3 +264,26 @@ def test_an_unknown_model(midcourse):
         "no/such-model-here",
         "smollm2",
     )
+
+
+@pytest.mark.parametrize("flag", ["--reward", "--reward-function"])
+def test_gold_names_guide(midcourse, lm_folder, flag):
+    asked = ("guide", "--lm", lm_folder, "--prompt", "abc", "--max-new-tokens", 4, "--json")
+    code, out, err = midcourse(*asked, flag, "vader=2")
+    assert code == 0, err
+    (row,) = rows(out)
+    assert row["reward"] == pytest.approx(load_gold("vader")(row["text"]))
+    assert {token["weight"] for token in row["tokens"]} == {2.0}
+
+
+def test_functions_are_refused_before_a_model_is_loaded(midcourse):
+    for flag in ("--reward", "--reward-function"):
+        asked = ("guide", "--lm", "no/such-model-here", "--prompt", "a", flag, "nowhere:at_all")
+        refused(midcourse(*asked), "no reward function 'nowhere:at_all'", "use MODULE:FUNCTION, vader or profanity")
+
+
+def test_a_function_has_no_weights_to_share(midcourse, lm_folder, reward_folder):
+    asked = ("guide", "--lm", lm_folder, "--prompt", "abc", "--max-new-tokens", 2, "--share-weights")
+    refused(midcourse(*asked, "--reward", "vader"), "--share-weights is for rewards that midcourse train wrote")
+    code, _, err = midcourse(*asked, "--reward", "vader", "--reward", reward_folder)
+    assert code == 0, err

@@ -89,3 +89,15 @@ def test_prefer_refuses_in_one_sentence(midcourse, taste, tmp_path, flags, probl
     assert code == 2
     assert problem in err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("flag", ["--by-reward", "--by-function"])
+def test_gold_names_decide(midcourse, tmp_path, flag):
+    rollouts, out = tmp_path / "rollouts.jsonl", tmp_path / "comparisons.jsonl"
+    texts = ("A horrible, sad evening.", "A lovely, wonderful evening.")
+    lines = [json.dumps({"prompt": "p", "finished": True, "response": text}) + "\n" for text in texts]
+    rollouts.write_text("".join(lines))
+    code, _, err = midcourse("prefer", rollouts, "--out", out, "--pairs", "all", flag, "vader")
+    assert code == 0, err
+    (comparison,) = read_comparisons(out)
+    assert (comparison.rejected, comparison.chosen) == texts

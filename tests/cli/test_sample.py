@@ -3,6 +3,7 @@
 import pytest
 
 from midcourse.data.sample import read_samples
+from midcourse.rewards.gold import load_gold
 
 
 def test_the_whole_vocabulary_and_a_label_for_rows_that_are_there(midcourse, lm_folder, prompts, taste, tmp_path):
@@ -36,3 +37,13 @@ def test_sample_refuses_in_one_sentence(midcourse, lm_folder, prompts, taste, tm
     assert code == 2
     assert problem in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("flag", ["--label-with", "--label-with-function"])
+def test_gold_names_label(midcourse, lm_folder, prompts, tmp_path, flag):
+    out = tmp_path / "rollouts.jsonl"
+    asked = ("sample", "--lm", lm_folder, "--prompts", prompts, "--out", out, "--n", 1, "--max-new-tokens", 4)
+    code, _, err = midcourse(*asked, flag, "vader")
+    assert code == 0, err
+    gold = load_gold("vader")
+    assert all(rollout.reward == pytest.approx(gold(rollout.response)) for rollout in read_samples(out))

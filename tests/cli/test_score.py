@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.gold import load_gold
 from midcourse.rewards.scalar import RewardModel
 from tests.cli.printed import refused
 
@@ -121,3 +122,10 @@ def test_score_of_a_reward_calibrated_on_cut_texts_compares_prefixes_only(midcou
     row = json.loads(midcourse(*same, "--json")[1])
     assert row["probability"] is row["preferred"] is None and row["tokens"][0]["probability"] is not None
     assert "A is preferred to B with probability 0." in midcourse(*same, "--unfinished")[1]
+
+
+def test_gold_names_score(midcourse, lm_folder):
+    asked = ("score", "--lm", lm_folder, "--reward", "vader", "--prompt", "abc", "--text", "good", "--json")
+    code, out, err = midcourse(*asked)
+    assert code == 0, err
+    assert json.loads(out)["reward"] == pytest.approx(load_gold("vader")("good")) != 0

@@ -7,6 +7,8 @@ import pytest
 
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.info import RewardError
+from midcourse.rewards.named import load_reward
+from midcourse.rewards.text import FunctionReward, Text
 
 
 def test_vader_tells_good_from_bad():
@@ -62,3 +64,16 @@ def test_only_finite_numbers_are_rewards(function, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RewardError, match="return a finite number"):
         load_gold(function)("a")
+
+
+@pytest.mark.parametrize("name", ["vader", "profanity"])
+def test_a_reward_of_a_gold_name_is_called_by_it(name):
+    reward = FunctionReward.load(name)
+    assert reward.name == f"reward function {name}"
+    assert reward.ask([Text("p", "What a lovely day.", True)]) == pytest.approx([load_gold(name)("What a lovely day.")])
+
+
+@pytest.mark.parametrize("function", ["builtins:str", "builtins:list"])
+def test_rewards_are_numbers_whichever_way_they_are_named(function):
+    with pytest.raises(RewardError, match=r"reward function .* returned .* return a number"):
+        load_reward(function).ask([Text("p", "a", True)])

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from midcourse.data.encoded import Row
-from midcourse.evaluate.reward_bench import BATCH_TOKENS
 from midcourse.progress import progress
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.vocabulary import VocabularyReward
+
+BATCH_TOKENS = 2048  # of one forward pass
 
 
 def score_rows(
