@@ -8,9 +8,8 @@ from typing import Literal, get_args
 
 from midcourse.errors import MidcourseError
 
-Precision = Literal["auto", "full", "bfloat16"]
 Report = Literal["tensorboard", "trackio", "wandb"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+PRECISIONS = ("auto", "full", "bfloat16")
 REPORTS: tuple[str, ...] = get_args(Report)
 
 
@@ -53,7 +52,7 @@ class Settings(CommonSettings):
     patience: int | None = None
     """Stop after so many evaluations without a better prefix accuracy on held-out prompts (its mean over the shares of
     the response), and keep the best weights. Half of the held-out prompts decides, the other half reports."""
-    precision: Precision = "auto"
+    precision: str = "auto"
     """bfloat16: compute in it where that loses nothing, with float32 weights. full: compute in the weights' own dtype.
     auto: bfloat16 on GPUs that have it."""
 
