@@ -21,7 +21,7 @@ from midcourse.data.formats import DataError
 from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from tests.compare.compared import PROMPTS, by_key, read_rows, study_of, write_prompts
 
 METHODS = ["pargs", "args", "args-stochastic", "pargs-greedy", "rad", "fudge", "best-of-n:3", "cd-blockwise:2"]

@@ -21,7 +21,7 @@ from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method, MethodError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import TextReward
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward

@@ -32,8 +32,8 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.text import ResponseText
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError
 from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.text import FunctionReward, TextReward
 from midcourse.testing import (

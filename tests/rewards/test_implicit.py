@@ -12,8 +12,9 @@ from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.contract import Reward
 from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.vocabulary import VocabularyReward

@@ -3,7 +3,6 @@
 Their judgements are rows of a file of their own, so that a judge can be added when the responses are there already.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.contract import Text
 from midcourse.rewards.gold import load_gold
-from midcourse.rewards.info import read_info
-from midcourse.rewards.named import load_reward, place_of
+from midcourse.rewards.info import place_of, read_info
+from midcourse.rewards.named import is_function, load_reward
 
 BATCH = 32  # responses judged between two writes to disk
 JUDGEMENTS = "judgements.jsonl"
@@ -87,13 +86,20 @@ def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def is_function(text: str) -> bool:
-    """Whether a name is that of a function of the text rather than of a folder or model."""
-    return not os.path.exists(text) and not is_address(text) and (text in ("vader", "profanity") or ":" in text)
+def named_judge(source: str, name: str, *, device: str = "auto", dtype: str = "auto") -> NumberJudge:
+    """Return the judge that a name stands for: a function of the text, or a reward of any other kind.
+
+    Args:
+        name: what a reward is called in the tables; a function keeps its own name.
+
+    Raises:
+        RewardError, ModelError: no reward or function has that name.
+    """
+    return gold_judge(source) if is_function(source) else reward_judge(source, name, device=device, dtype=dtype)
 
 
 def gold_judge(name: str) -> NumberJudge:
-    """A function of the response's text; GoldError where there is none of that name."""
+    """Return a function of the response's text as a judge; RewardError if there is none of that name."""
     gold = load_gold(name)
     return NumberJudge(name, "gold", of_function(name), lambda responses: [gold(one.text) for one in responses])
 

@@ -32,8 +32,9 @@ from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError, Text
+from midcourse.rewards.contract import Text
 from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import TextReward
 from midcourse.rewards.vocabulary import VocabularyReward

@@ -11,7 +11,7 @@ from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.vocabulary import VocabularyReward
 
-BATCH_TOKENS = 2048  # of one forward
+BATCH_TOKENS = 2048  # of one forward pass
 
 
 def score_rows(

@@ -47,8 +47,8 @@ from midcourse.lm.weights import weights_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train.batches import plan_batches
-from midcourse.train.folder import TrainingError, drop_run, only_training, prepare_folder
-from midcourse.train.settings import Settings, check_settings
+from midcourse.train.folder import drop_run, only_training, prepare_folder
+from midcourse.train.settings import Settings, TrainingError, check_settings
 from midcourse.train.stopping import Interrupted, stop_on_signal
 from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints, plan_arguments
 

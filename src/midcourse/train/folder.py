@@ -15,17 +15,13 @@ from typing import Any
 from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
-from midcourse.errors import MidcourseError
 from midcourse.files import LOCK, write_text
 from midcourse.rewards.scalar import RewardModel
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
+from midcourse.train.settings import TrainingError
 
 SEAL = "checksums.json"
-
-
-class TrainingError(MidcourseError):
-    """Training that cannot start, go on, or be saved."""
 
 
 def only_training(out: Path) -> AbstractContextManager[None]:
