@@ -5,8 +5,8 @@ BIN := .venv/bin
 # Tests run in so many processes; each computes in one thread.
 JOBS ?= 2
 STAMP := .venv/.midcourse-setup
-# Modules that fill a README's tables from committed results.
-TABLES := studies.readme studies.objectives.tables studies.paper.tables studies.trunk.tables
+# Modules that fill pages: tables from committed results, the reference of the command line.
+TABLES := studies.readme studies.objectives.tables studies.paper.tables studies.trunk.tables midcourse.cli.reference
 
 # Nothing below needs the network, except pip in `setup`.
 export HF_HUB_OFFLINE := 1

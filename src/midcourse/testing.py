@@ -39,8 +39,8 @@ from midcourse.lm.language_model import LanguageModel, chat_fingerprint, tokeniz
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
 from midcourse.rewards.backbone import Tuning, with_adapter
-from midcourse.rewards.contract import FollowedRows, Reward, RewardError, RewardRows, Score, StateReader
-from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.contract import FollowedRows, Reward, RewardRows, Score, StateReader
+from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TrunkReward

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from midcourse import LanguageModel
 from midcourse.compare.independence import of_policy, of_reward
-from midcourse.compare.study import Guide, Policy
+from midcourse.compare.study import GuidingReward, Policy
 from midcourse.data.comparisons import Comparison
 from midcourse.integrations.trl import train_policy
 from midcourse.lm.policy import load_policy
@@ -66,13 +66,13 @@ def guide(task: Setup, name: str) -> Path:
     return folder
 
 
-def guides(task: Setup, lm: LanguageModel) -> dict[str, Guide]:
+def guides(task: Setup, lm: LanguageModel) -> dict[str, GuidingReward]:
     """All guides of a task, on the language model's own weights where they may be."""
     found = {}
     for name in GUIDES:
         folder = guide(task, name)
         reward = load_reward(folder, share_with=lm if shareable(folder, lm) else None)
-        found[name] = Guide(reward, of_reward(str(folder), name))
+        found[name] = GuidingReward(reward, of_reward(str(folder), name))
     return found
 
 

@@ -24,12 +24,11 @@ import numpy as np
 
 from midcourse import LanguageModel
 from midcourse.compare.arms import PLAIN, Base
-from midcourse.compare.judges import Response
+from midcourse.compare.judges import JudgedResponse
 from midcourse.compare.report.grouped import GroupedRows
 from midcourse.compare.report.page import write_report
 from midcourse.compare.report.statistics import difference
-from midcourse.compare.rows import Comparison, read_folder
-from midcourse.compare.rows import Response as Row
+from midcourse.compare.rows import ResponseRow, read_folder
 from midcourse.compare.run import compare
 from midcourse.compare.study import Study
 from midcourse.data.encoded import encode
@@ -181,9 +180,9 @@ def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
     return {"seconds": seconds, "spread": spread, "prompts_for_half_width": needed}
 
 
-def golds(task: Setup, rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+def golds(task: Setup, rows: Sequence[ResponseRow]) -> dict[str, dict[int, float]]:
     """By arm and prompt, the gold of a comparison's responses."""
-    rated = task.gold.rate([Response(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
+    rated = task.gold.rate([JudgedResponse(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for row, gold in zip(rows, rated, strict=True):
         found[row.arm][row.prompt_id] = gold
@@ -259,7 +258,7 @@ def futures(task: Setup, study: Study) -> tuple[list[Stem], list[float]]:
         for number, (prompt, ids) in enumerate(begun):
             stem = Stem(prompt, decode(ids), share)
             texts = [stem.text + end.text for end in ends[number * FROM_EACH : (number + 1) * FROM_EACH]]
-            gold = task.gold.rate([Response("", "", prompt, text, False) for text in texts])
+            gold = task.gold.rate([JudgedResponse("", "", prompt, text, False) for text in texts])
             stems.append(stem)
             worth.append(fmean(gold))
     return stems, worth
@@ -312,7 +311,7 @@ def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
     return {arm: np.array([seconds / tokens for seconds, tokens in of.values()]) for arm, of in sums.items()}
 
 
-def tuned(task: Setup, comparison: Comparison, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tuned(task: Setup, comparison: ComparisonRowsRows, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each method at the setting of the highest gold on the pilot's validation prompts, less ARGS and best-of-16."""
     gold = golds(task, read_folder(task.runs / "pilot").responses)
     best = {
@@ -408,7 +407,7 @@ def accuracies(name: str) -> dict[str, Any]:
     return found
 
 
-def scores(comparison: Comparison) -> str:
+def scores(comparison: ComparisonRowsRows) -> str:
     """Every response's scores and KLs, keyed by arm, prompt and seed."""
     judges = sorted({said.judge for said in comparison.judgements if said.score is not None})
     said = {(one.key, one.judge): one.score for one in comparison.judgements}

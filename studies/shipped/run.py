@@ -24,7 +24,8 @@ from typing import Any
 from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.data.encoded import encode
 from midcourse.data.learned import write_learned_rows
-from midcourse.data.sample import Sampled, sample
+from midcourse.data.rollouts import Rollout
+from midcourse.data.sample import sample
 from midcourse.evaluate.accuracy import outcome, pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
@@ -200,7 +201,7 @@ def coleman_liau(text: str) -> float:
     return 100 * (0.0588 * letters - 0.296 * sentences) / len(words) - 15.8
 
 
-def answers(prompts: Sequence[Prompt], part: str) -> list[Sampled]:
+def answers(prompts: Sequence[Prompt], part: str) -> list[Rollout]:
     """SAMPLES answers of the plain LM to each prompt, kept in runs/shipped/."""
     RUNS.mkdir(parents=True, exist_ok=True)
     return sample(
@@ -215,7 +216,7 @@ def answers(prompts: Sequence[Prompt], part: str) -> list[Sampled]:
     )
 
 
-def by_grade(samples: Sequence[Sampled], gold: Callable[[str], float]) -> list[Comparison]:
+def by_grade(samples: Sequence[Rollout], gold: Callable[[str], float]) -> list[Comparison]:
     """Answers to one prompt, the plainer one preferred where they are more than GAP apart; short ones are left out."""
     found = []
     for _, group in groupby(samples, key=lambda s: json.dumps(s.prompt)):

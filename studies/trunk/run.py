@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from midcourse import LanguageModel
 from midcourse.data.comparisons import Comparison, split_by_prompt
-from midcourse.data.encoded import PairSet, Row, encode, encode_rollouts
+from midcourse.data.encoded import EncodedRow, PairSet, encode, encode_rollouts
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
@@ -98,7 +98,7 @@ def embeddings() -> Tensor:
 class Texts:
     """Responses, and what the LM computed before each of their tokens, in a file of one tensor per layer."""
 
-    rows: list[Row]
+    rows: list[EncodedRow]
     path: Path
 
     @cached_property
@@ -134,7 +134,7 @@ def texts(name: str, part: str, data: Path) -> tuple[PairSet, Texts]:
     return pairs, with_states(pairs.rows, f"{name} {part}")
 
 
-def with_states(rows: list[Row], title: str) -> Texts:
+def with_states(rows: list[EncodedRow], title: str) -> Texts:
     """The rows with their states, which are computed once and kept in runs/trunk/."""
     path = RUNS / f"{kept_as(title).replace(' ', '-')}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def with_states(rows: list[Row], title: str) -> Texts:
 
 
 @torch.inference_mode()
-def computed(rows: Sequence[Row], title: str) -> dict[str, Tensor]:
+def computed(rows: Sequence[EncodedRow], title: str) -> dict[str, Tensor]:
     """The states of every layer before each response token, one forward of each row."""
     found: list[dict[int, Tensor]] = [{} for _ in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))

@@ -20,7 +20,7 @@ from midcourse.decode.steps import Failure, Generation, Step
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import ModelError
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import TextReward

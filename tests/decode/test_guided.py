@@ -17,7 +17,8 @@ from midcourse.decode.engine import generate, stream
 from midcourse.decode.guidance import add_clamped, add_log_sigmoid, add_reward
 from midcourse.decode.methods import METHODS, Method, MethodError
 from midcourse.decode.steps import Generation
-from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError
 from midcourse.testing import (
     KnownReward,
     assert_same_generation,

@@ -29,7 +29,7 @@ from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, gu
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import UnsupportedModelError
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     ARCHITECTURES,

@@ -13,8 +13,9 @@ from midcourse.decode.engine import generate
 from midcourse.lm.embedded import EmbeddedModelError
 from midcourse.lm.load import ModelError
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError, Text
+from midcourse.rewards.contract import Text
 from midcourse.rewards.encoder import EncoderReward, is_encoder
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import head_of, kind_of, load_reward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import assert_laws, randomise, tiny_config, tiny_language_model

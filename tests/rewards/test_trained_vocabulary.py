@@ -9,7 +9,7 @@ from midcourse.data.comparisons import Comparison
 from midcourse.data.encoded import encode
 from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import POSITIONS, TrainedVocabularyReward

@@ -43,7 +43,7 @@ STREAM_BYTES = 2**29  # read again and again to measure the memory's bandwidth
 
 
 @dataclass(frozen=True)
-class Case:
+class DecodeCase:
     """One way to decode. `run` returns the times of its start and of every new token of its first row.
 
     Attributes:
@@ -87,7 +87,7 @@ def bench_decode(json: Path | None = None, quick: bool = False, rounds: int = 5,
                 case.run()
             first[case] = time.perf_counter() - start
             advance(1)
-    times: dict[Case, list[list[float]]] = {case: [] for case in cases}
+    times: dict[DecodeCase, list[list[float]]] = {case: [] for case in cases}
     with progress("timing", rounds * len(cases)) as advance:
         for _ in range(rounds):
             for case in cases:
@@ -183,42 +183,42 @@ def memory_bandwidth() -> float:
     return median(found[1:])
 
 
-def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[Case]:
+def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[DecodeCase]:
     lm, rewards = models.lm, models.rewards
     prompt = _prompt(lm, 64)
     loaded = rewards["30 layers"]
-    yield Case(
+    yield DecodeCase(
         "speed", "generate", "none", 64, new_tokens, partial(_generate, lm, [prompt], new_tokens), reads=models.reads()
     )
     zero = partial(_stream, lm, [prompt], loaded, new_tokens, reward_weight=0.0)
-    yield Case("speed", "weight 0", "30 layers", 64, new_tokens, zero, reads=models.reads())
+    yield DecodeCase("speed", "weight 0", "30 layers", 64, new_tokens, zero, reads=models.reads())
     for name, reward in rewards.items():
         run = partial(_stream, lm, [prompt], reward, new_tokens)
-        yield Case("speed", "pargs", name, 64, new_tokens, run, reads=models.reads(name))
+        yield DecodeCase("speed", "pargs", name, 64, new_tokens, run, reads=models.reads(name))
     if quick:
         return
     assert models.compiled is not None
     run = partial(_stream, models.compiled[0], [prompt], models.compiled[1], new_tokens)
-    yield Case("speed", "pargs, compiled", "30 layers", 64, new_tokens, run, reads=models.reads("30 layers"))
+    yield DecodeCase("speed", "pargs, compiled", "30 layers", 64, new_tokens, run, reads=models.reads("30 layers"))
     naive = partial(_naive, lm, loaded, prompt)
-    yield Case("speed", "naive", "30 layers", 64, NAIVE_TOKENS, naive)
+    yield DecodeCase("speed", "naive", "30 layers", 64, NAIVE_TOKENS, naive)
     for run, method, guide in (
         (partial(_generate, lm, [prompt] * BATCH, new_tokens), "generate", "none"),
         (partial(_stream, lm, [prompt] * BATCH, loaded, new_tokens), "pargs", "30 layers"),
         (partial(_stream, lm, [prompt] * BATCH, rewards["trunk"], new_tokens), "pargs", "trunk"),
         (partial(_stream, lm, [prompt], loaded, new_tokens, method=f"best-of-n:{BATCH}"), "best-of-n", "30 layers"),
     ):
-        yield Case("speed", method, guide, 64, new_tokens, run, batch=BATCH)
+        yield DecodeCase("speed", method, guide, 64, new_tokens, run, batch=BATCH)
     for top_k in GROWING_K:
         run = partial(_stream, lm, [prompt], loaded, GROWTH_TOKENS, top_k=top_k)
-        yield Case("candidates", "pargs", "30 layers", 64, GROWTH_TOKENS, run, top_k=top_k)
+        yield DecodeCase("candidates", "pargs", "30 layers", 64, GROWTH_TOKENS, run, top_k=top_k)
     for context in GROWING_CONTEXT:
         longer = [_prompt(lm, context)]
         run = partial(_generate, lm, longer, GROWTH_TOKENS)
-        yield Case("context", "generate", "none", context, GROWTH_TOKENS, run)
+        yield DecodeCase("context", "generate", "none", context, GROWTH_TOKENS, run)
         for name in ("30 layers", "10 layers"):
             run = partial(_stream, lm, longer, rewards[name], GROWTH_TOKENS)
-            yield Case("context", "pargs", name, context, GROWTH_TOKENS, run)
+            yield DecodeCase("context", "pargs", name, context, GROWTH_TOKENS, run)
 
 
 def _prompt(lm: LanguageModel, tokens: int) -> str:
@@ -277,13 +277,13 @@ def _naive(lm: LanguageModel, reward: Reward, prompt: str) -> list[float]:
     return [start, time.perf_counter()]
 
 
-def _plain_of(case: Case, cases: Sequence[Case]) -> Case:
+def _plain_of(case: DecodeCase, cases: Sequence[DecodeCase]) -> DecodeCase:
     """The case of transformers of the same batch and context; the short one where there is one."""
     plain = [other for other in cases if other.method == "generate" and other.shape == case.shape]
     return next((other for other in plain if other.new_tokens == case.new_tokens), plain[0])
 
 
-def _row(case: Case, times: list[list[float]], plain: list[list[float]], bandwidth: float) -> dict[str, Any]:
+def _row(case: DecodeCase, times: list[list[float]], plain: list[list[float]], bandwidth: float) -> dict[str, Any]:
     """Medians over rounds. The whole call counts, reading the prompt included; `after_first` is without it."""
     other = _plain_tokens(plain, case)
     ratios = [((a[-1] - a[0]) / case.new_tokens) / ((b[-1] - b[0]) / other) for a, b in zip(times, plain, strict=True)]
@@ -309,7 +309,7 @@ def _row(case: Case, times: list[list[float]], plain: list[list[float]], bandwid
     }
 
 
-def _plain_tokens(plain: list[list[float]], case: Case) -> int:
+def _plain_tokens(plain: list[list[float]], case: DecodeCase) -> int:
     """New tokens of the plain case: one time each for a single row, otherwise as many as the case's."""
     return len(plain[0]) - 1 if len(plain[0]) > 2 else case.new_tokens
 

@@ -25,7 +25,8 @@ from midcourse.decode.methods import (
 from midcourse.decode.methods import method as named_method
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
-from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError
 
 PLAIN, POLICY = "plain", "policy"
 LIMITS = ("kl_per_token", "kl_budget", "skip_tolerance")

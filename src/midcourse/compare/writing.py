@@ -14,7 +14,8 @@ from midcourse.compare.arms import POLICY, Arm
 from midcourse.compare.cost import Meter
 from midcourse.compare.rows import ASKED, REFERENCE_RESPONSES
 from midcourse.compare.study import Study
-from midcourse.data.jsonl import ForeignRow, append_row, written_rows
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import append_row, appending, written_rows
 from midcourse.data.prompts import token_row
 from midcourse.decode.candidates import nucleus, short_list
 from midcourse.decode.choice import kl_divergence, normalise
@@ -50,18 +51,18 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
 
     def mine(row: dict[str, Any]) -> str:
         if row["arm"] not in known:
-            raise ForeignRow(f"is of {row['arm']!r}, which {ASKED} does not list")
+            raise Problem("row", f"is of {row['arm']!r}, which {ASKED} does not list")
         number = row["prompt_id"]
         if not 0 <= number < len(study.tasks) or study.tasks[number].prompt != row["prompt"]:
-            raise ForeignRow(f"answers another prompt than prompt {number}")
+            raise Problem("row", f"answers another prompt than prompt {number}")
         if row["key"] != key_of(row["arm"], number, row["seed"]):
-            raise ForeignRow(f"has the key {row['key']!r}")
+            raise Problem("row", f"has the key {row['key']!r}")
         return row["key"]
 
     rows = written_rows(path, True, mine)
     total = len(arms) * len(study.tasks) * study.seeds
     done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in _places(study))
-    with path.open("ab") as file, progress("responses", total - done) as advance:
+    with appending(path) as file, progress("responses", total - done) as advance:
         for row in _references(study):
             if row["key"] not in rows:
                 append_row(file, row)

@@ -2,12 +2,11 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from midcourse.data.comparisons import Comparison
-
-Gold = Callable[[str], float]
+from midcourse.rewards.gold import Gold
 
 
 def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, seed: int) -> list[Comparison]:

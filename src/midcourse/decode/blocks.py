@@ -24,7 +24,8 @@ from midcourse.decode.policy import plain_steps
 from midcourse.decode.rows import Answers, Rows, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Generation, Guides, Row, remaining
 from midcourse.lm.contract import CausalModel
-from midcourse.rewards.contract import RewardError, RewardRows
+from midcourse.rewards.contract import RewardRows
+from midcourse.rewards.info import RewardError
 
 _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count from 1
 

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from midcourse.decode.guidance import Guidance, add_clamped, add_log_sigmoid, add_reward
 from midcourse.errors import MidcourseError
+
+# torch takes seconds to import, and whoever lists the methods needs none of it.
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
 
 LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 

@@ -18,7 +18,8 @@ from midcourse.decode.methods import Method, MethodError
 from midcourse.decode.steps import Failures, Row, Step, as_steps
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.load import ModelError
-from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,8 @@ from midcourse.decode.methods import method as named_method
 from midcourse.decode.steps import Guides
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
-from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError
 
 
 @dataclass(frozen=True)

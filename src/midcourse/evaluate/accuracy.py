@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from midcourse.data.encoded import PairSet, RolloutSet, Row
+from midcourse.data.encoded import EncodedRow, PairSet, RolloutSet
 from midcourse.evaluate.intervals import mean_interval
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -79,7 +79,7 @@ def label_fit(data: RolloutSet, rewards: Sequence[Tensor], guess: float) -> dict
     }
 
 
-def _at_share(row: Row, rewards: Tensor, share: float) -> float:
+def _at_share(row: EncodedRow, rewards: Tensor, share: float) -> float:
     at = -1 if share == 1 else max(math.ceil(share * row.text_length) - 1, 0)
     return float(rewards[at])
 
@@ -123,7 +123,7 @@ def cut_at(pairs: PairSet, sides: tuple[int, int], share: float) -> int:
     return max(math.ceil(share * shorter) - 1, 0)
 
 
-def _equal_length(a: Row, b: Row) -> bool:
+def _equal_length(a: EncodedRow, b: EncodedRow) -> bool:
     longer = max(a.text_length, b.text_length)
     return abs(a.text_length - b.text_length) <= EQUAL_LENGTH * longer
 

@@ -20,26 +20,26 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.data.comparisons import Comparison, comparison_of, fingerprint, prompt_groups
-from midcourse.data.encoded import PairSet, Row, encode
-from midcourse.data.formats import BadRow, DataError, Problem, read_rows, short, tables
+from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, fingerprint, prompt_groups
+from midcourse.data.encoded import EncodedRow, PairSet, encode
+from midcourse.data.formats import BadRow, DataError, Problem, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
 from midcourse.evaluate.intervals import resamples
-from midcourse.evaluate.scoring import score_rows
+from midcourse.evaluate.scoring import BATCH_TOKENS, score_rows
 from midcourse.files import whole_file
 from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError, Text
+from midcourse.rewards.contract import Text
 from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import TextReward
 from midcourse.rewards.vocabulary import VocabularyReward
 
 MAX_TOKENS = 2048  # RewardBench's own limit
-BATCH_TOKENS = 2048
 BATCH_TEXTS = 256
 Reward: TypeAlias = RewardModel | ImplicitReward | VocabularyReward | TextReward
 
@@ -133,7 +133,7 @@ def read_benchmark(
         def problem(row: _Judged) -> str | None:
             return None if row.comparison is None or reward is None else _prompt_problem(reward, row.comparison)
 
-        rows += read_rows(path, parse, "comparisons", tables(subset_field), limit=problem, rejects=bad)
+        rows += read_rows(path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad)
     kept = [(row.comparison, row.subset) for row in rows if row.comparison is not None]
     reasons = Counter(row.reason for row in rows if row.reason)
     left_out = {"identical": reasons["identical"], "empty": reasons["empty"], "bad": len(bad or [])}
@@ -161,14 +161,10 @@ def _judged(fields: dict[str, Any], subset_field: str, name: str) -> _Judged:
 
 
 def _subset(fields: dict[str, Any], subset_field: str, name: str) -> str:
-    value = fields.get(subset_field)
-    if value in (None, ""):
-        if subset_field != "subset":
-            raise Problem(subset_field, "the field is to name the subset, and is missing or empty; name another")
-        return name
-    if not isinstance(value, str):
-        raise Problem(subset_field, f"{short(value)} is no name of a subset; write a text")
-    return value
+    subset = optional_text(fields, subset_field)
+    if not subset and subset_field != "subset":
+        raise Problem(subset_field, "the field is to name the subset, and is missing or empty; name another")
+    return subset or name
 
 
 def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
@@ -332,7 +328,9 @@ def _of_texts(
     kept, sides, cut_prompts = [], [], 0
     for number, comparison in enumerate(comparisons):
         texts = _whole_texts(comparison)
-        rows = [Row((), tuple(response_ids(tokenizer, t.response, finished=t.finished)), t.finished) for t in texts]
+        rows = [
+            EncodedRow((), tuple(response_ids(tokenizer, t.response, finished=t.finished)), t.finished) for t in texts
+        ]
         if (lost := _lost(reward, texts, rows, max_tokens)) is None:
             continue
         kept.append(number)
@@ -351,7 +349,7 @@ def _whole_texts(comparison: Comparison) -> list[Text]:
     return [Text(comparison.prompt, *side) for side in zip(comparison.responses, finished, strict=True)]
 
 
-def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[Row], max_tokens: int | None) -> int | None:
+def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[EncodedRow], max_tokens: int | None) -> int | None:
     """How many of the prompt's tokens are not read; None where a response does not fit."""
     if not isinstance(reward, ClassifierReward):
         longest = max(row.text_length for row in rows)

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from midcourse.data.encoded import Row
-from midcourse.evaluate.reward_bench import BATCH_TOKENS
+from midcourse.data.encoded import EncodedRow
 from midcourse.progress import progress
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.vocabulary import VocabularyReward
 
+BATCH_TOKENS = 2048  # of one forward pass
+
 
 def score_rows(
-    reward: RewardModel | ImplicitReward | VocabularyReward, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS
+    reward: RewardModel | ImplicitReward | VocabularyReward,
+    rows: Sequence[EncodedRow],
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[Tensor]:
     """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included."""
     lengths = [len(row.prompt) + len(row.response) for row in rows]

@@ -22,7 +22,8 @@ from midcourse.lm.load import (
 )
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prompt, prompt_ids, response_ids
-from midcourse.rewards.contract import RewardError, Text
+from midcourse.rewards.contract import Text
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.text import TextReward
 
 

@@ -18,17 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.errors import MidcourseError
 from midcourse.lm.contract import CausalModel, CausalRows
 from midcourse.lm.language_model import chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
 from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.info import RewardError
 
 NO_LIMIT = 2**20  # tokens of a row, if nothing limits them
-
-
-class RewardError(MidcourseError):
-    """A reward that cannot be loaded, or does not fit the language model or the call."""
 
 
 @runtime_checkable

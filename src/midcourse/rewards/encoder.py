@@ -38,8 +38,8 @@ from midcourse.lm.prompt import Prefix, Prompt
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import Backbone, Tuning, with_adapter
 from midcourse.rewards.classifier import ClassifierReward, as_plain_text
-from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score
-from midcourse.rewards.info import RewardInfo, read_info
+from midcourse.rewards.contract import Reward, RewardRows, Score
+from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.scalar import RewardModel
 
 

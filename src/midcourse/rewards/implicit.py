@@ -26,8 +26,8 @@ from midcourse.lm.language_model import chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Reward, RewardError, Score
-from midcourse.rewards.info import RewardInfo, read_info
+from midcourse.rewards.contract import Reward, Score
+from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.vocabulary import ModelVocabularyRows, VocabularyReward
 
 

@@ -12,7 +12,8 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.prefix_cache import PrefixCache, pad
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Reward, RewardError, Score, Text
+from midcourse.rewards.contract import Reward, Score, Text
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.text import Key, ResponseRows, as_score, whole_response
 
 

@@ -37,6 +37,7 @@ from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_id
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
     Tuning,
+    check_sharing,
     empty_backbone,
     final_norm_of,
     layers_of,
@@ -45,8 +46,8 @@ from midcourse.rewards.backbone import (
     with_adapter,
 )
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
-from midcourse.rewards.info import RewardInfo, check_sharing, read_info
+from midcourse.rewards.contract import Reward, RewardRows, Score, check_rendering
+from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.trained import TrainedReward
 

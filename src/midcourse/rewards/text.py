@@ -6,13 +6,10 @@ ClassifierReward   a sequence-classification model of transformers with one labe
 """
 
 import copy
-import importlib
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -24,7 +21,9 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, Template, response_ids
 from midcourse.lm.text import Point, ResponseText
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import NO_LIMIT, Reward, RewardError, Score, Text
+from midcourse.rewards.contract import NO_LIMIT, Reward, Score, Text
+from midcourse.rewards.gold import named_function
+from midcourse.rewards.info import RewardError
 
 TextScorer: TypeAlias = Callable[[Sequence[Text]], Sequence[float]]
 Key: TypeAlias = tuple[str, str, bool]  # a Text that can be looked up, though its prompt be a list of messages
@@ -240,12 +239,12 @@ class FunctionReward(TextReward):
 
     @classmethod
     def load(cls, name: str) -> "FunctionReward":
-        """From "MODULE:FUNCTION"; modules are found in the working directory too.
+        """Load "vader", "profanity" or "MODULE:FUNCTION"; modules are found in the working directory too.
 
         Raises:
-            RewardError: no such module or function, or the module cannot be imported.
+            RewardError: no such module or function, or a module that cannot be imported.
         """
-        return cls(load_function(name))
+        return cls(named_function(name))
 
     def _call_all(self, texts: Sequence[Text]) -> list[Any]:
         called = {text.response: self._call(text) for text in texts}
@@ -259,20 +258,6 @@ class FunctionReward(TextReward):
                 f"{self.name} raised {type(error).__name__}: {error} for the text {_brief(text)}; "
                 "return a finite number for any text, an empty one too"
             ) from error
-
-
-def load_function(name: str) -> Callable[[str], float]:
-    """The function "MODULE:FUNCTION"; RewardError where it cannot be imported or called."""
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module may raise anything when it is imported
-        raise RewardError(f"no reward function {name!r} ({error}); use MODULE:FUNCTION") from error
-    if not callable(found):
-        raise RewardError(f"{name!r} is not a function; use MODULE:FUNCTION")
-    return found
 
 
 def _key(text: Text) -> Key:

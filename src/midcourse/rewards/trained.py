@@ -24,8 +24,8 @@ from midcourse.files import whole_file, whole_folder, write_text
 from midcourse.lm.prompt import Template
 from midcourse.rewards.backbone import Backbone, Tuning
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Reward, RewardError
-from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError, RewardInfo
 
 
 class TrainedReward(nn.Module, Reward):

@@ -29,8 +29,8 @@ from midcourse.lm.load import load_backbone, load_config, resolve
 from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.backbone import Backbone, Tuning
-from midcourse.rewards.contract import Reward, RewardError
-from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.vocabulary import ModelVocabularyRows, check_vocabulary, ends_alike
 

@@ -26,8 +26,8 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import load_config, resolve
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.backbone import FINAL_NORMS, Backbone
-from midcourse.rewards.contract import FollowedRows, Reward, RewardError, check_rendering
-from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.contract import FollowedRows, Reward, check_rendering
+from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.vocabulary import ends_alike
 

@@ -24,7 +24,8 @@ from midcourse.lm.language_model import (
 from midcourse.lm.prefix_cache import PrefixCache, check_supported, pad
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import Reward, RewardError, Score, check_rendering
+from midcourse.rewards.contract import Reward, Score, check_rendering
+from midcourse.rewards.info import RewardError
 
 
 class VocabularyReward(Reward):

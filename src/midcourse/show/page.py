@@ -45,7 +45,7 @@ def write_score_page(path: Path, prompt: Prompt, tokens: Sequence[Token], title:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ShownToken:
     """A token as the templates show it."""
 
     token: Token
@@ -56,10 +56,10 @@ class Cell:
     title: str
 
 
-def cells_of(tokens: Sequence[Token], colouring: Colouring) -> list[Cell]:
+def cells_of(tokens: Sequence[Token], colouring: Colouring) -> list[ShownToken]:
     rows = zip(tokens, positions(tokens), colouring.values(tokens), changes(tokens), strict=True)
     return [
-        Cell(
+        ShownToken(
             token=token,
             position=position + 1,
             shade=None if value is None else shade(value, colouring.scale),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from midcourse.data.encoded import Row
+from midcourse.data.encoded import EncodedRow
 from midcourse.files import cache_folder, whole_file
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
@@ -203,7 +203,7 @@ class FrozenStates:
     another run has computed is found. See `train.shards` for what keeps them bounded and true.
     """
 
-    def __init__(self, reward: RewardModel, made: Split, rows: Sequence[Row]):
+    def __init__(self, reward: RewardModel, made: Split, rows: Sequence[EncodedRow]):
         self.rows = rows
         self.lengths = [_width(row, made) for row in rows]
         self.starts = [0 if made.response_only else len(row.prompt) for row in rows]
@@ -246,7 +246,7 @@ class FrozenStates:
         return self._tensors[shard][self._offsets[number] - begin : self._offsets[number + 1] - begin]
 
 
-def _width(row: Row, made: Split) -> int:
+def _width(row: EncodedRow, made: Split) -> int:
     return len(row.response) + (0 if made.response_only else len(row.prompt))
 
 
@@ -263,7 +263,7 @@ def _holds(reward: RewardModel, made: Split) -> dict[str, str]:
     }
 
 
-def _rows_hash(shard: Sequence[Row]) -> str:
+def _rows_hash(shard: Sequence[EncodedRow]) -> str:
     return hashlib.sha256(json.dumps([[row.prompt, row.response] for row in shard]).encode()).hexdigest()
 
 
@@ -275,7 +275,7 @@ def _shard_key(holds: dict[str, str]) -> str:
 def _write_shard(
     reward: RewardModel,
     made: Split,
-    shard: Sequence[Row],
+    shard: Sequence[EncodedRow],
     holds: dict[str, str],
     path: Path,
     advance: Callable[[int], None],

@@ -21,7 +21,7 @@ from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained import whole_tensor
 from midcourse.train import processes
 from midcourse.train.batches import Batch, pair_rewards, renumber, response_columns
-from midcourse.train.folder import TrainingError, checkpoints, seal
+from midcourse.train.folder import checkpoints, seal
 from midcourse.train.objectives import (
     LabelledRewards,
     NextRewards,
@@ -29,7 +29,7 @@ from midcourse.train.objectives import (
     Phase,
 )
 from midcourse.train.scorer import Scorer
-from midcourse.train.settings import Settings
+from midcourse.train.settings import Settings, TrainingError
 from midcourse.train.stopping import Best, Interruption, best_so_far
 
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.

@@ -21,21 +21,20 @@ from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.scalar import RewardModel
 from midcourse.train import processes
 from midcourse.train.batches import in_turns, padding_share, plan_batches
-from midcourse.train.folder import TrainingError, finish_folder, only_training, prepare_folder
+from midcourse.train.folder import finish_folder, only_training, prepare_folder
 from midcourse.train.objectives import (
     Objective,
     check_data,
     check_head,
     make_objective,
 )
+from midcourse.train.precision import computes_in_bfloat16, learning_rate, master_weights
 from midcourse.train.scorer import Scorer, make_scorer
 from midcourse.train.settings import (
     Settings,
+    TrainingError,
     check_reports,
     check_settings,
-    computes_in_bfloat16,
-    learning_rate,
-    master_weights,
 )
 from midcourse.train.stopping import Interrupted, stop_on_signal
 from midcourse.train.trainer import Watch, label_zero, make_trainer

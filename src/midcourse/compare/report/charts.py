@@ -25,7 +25,7 @@ LONGEST_NAME = 40
 Found = Mapping[str, Any]
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """An arm: its KL or time, its score with the interval's ends, and whether its x is a bound."""
 
     arm: str
@@ -47,7 +47,7 @@ class Series:
 
     name: str
     style: int
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     line: Mapping[str, Sequence[float]] | None = None
 
 
@@ -104,12 +104,12 @@ def _by_time(summary: Found, judge: str) -> list[Series]:
     return found if any(series.style >= 0 for series in found) else []
 
 
-def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> Point | None:
+def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> CurvePoint | None:
     at, score = found["figures"][x], _score(found, judge)
     if not at or not score:
         return None
     low, high = score["interval"] or (score["mean"], score["mean"])
-    return Point(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
+    return CurvePoint(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
 
 
 def _score(found: Found, judge: str) -> Found | None:
@@ -219,7 +219,7 @@ def title(chart: Chart) -> str:
     return f"{chart.judge} by {chart.by}"
 
 
-def point_text(point: Point, chart: Chart) -> str:
+def point_text(point: CurvePoint, chart: Chart) -> str:
     """What the report says of a point."""
     interval = f" [{number(point.low)}, {number(point.high)}]" if point.low < point.high else ""
     return f"{point.arm}\n{chart.judge} {number(point.y)}{interval}\n{chart.x_label} {number(point.x)}"

@@ -10,7 +10,7 @@ from typing import Any
 from midcourse.compare.report import tables
 from midcourse.compare.report.charts import COLOURS, DARK_COLOURS, chart_svg, charts, dash, draw, title
 from midcourse.compare.report.figures import summarise
-from midcourse.compare.rows import Comparison, Response, read_folder
+from midcourse.compare.rows import ComparisonRows, ResponseRow, read_folder
 from midcourse.evaluate.metrics import repetition_loop
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
@@ -46,7 +46,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def write_comparison_page(path: Path, comparison: Comparison, summary: Found) -> None:
+def write_comparison_page(path: Path, comparison: ComparisonRows, summary: Found) -> None:
     """The page that stands alone: tables to sort, plots, and the texts of any two arms side by side."""
     write_page(
         path,
@@ -88,13 +88,13 @@ def _style(style: int) -> dict[str, Any]:
 # Texts
 
 
-def texts(comparison: Comparison, summary: Found) -> dict[str, Any]:
+def texts(comparison: ComparisonRows, summary: Found) -> dict[str, Any]:
     """What the page's script shows: prompts, arms and their tokens, as plain numbers and strings.
 
     Tokens are coloured by the distance of their reward from the mean reward of that guide's texts at the position. The
     first prompts whose texts fit are taken.
     """
-    by_prompt: dict[int, list[Response]] = defaultdict(list)
+    by_prompt: dict[int, list[ResponseRow]] = defaultdict(list)
     for row in comparison.responses:
         by_prompt[row.prompt_id].append(row)
     shown = _prompts_that_fit(by_prompt)
@@ -125,7 +125,7 @@ def texts(comparison: Comparison, summary: Found) -> dict[str, Any]:
     }
 
 
-def _prompts_that_fit(by_prompt: Mapping[int, Sequence[Response]]) -> list[int]:
+def _prompts_that_fit(by_prompt: Mapping[int, Sequence[ResponseRow]]) -> list[int]:
     prompts = sorted(by_prompt)
     sizes = accumulate(sum(max(len(row.tokens), 1) for row in by_prompt[prompt]) for prompt in prompts)
     return [
@@ -145,7 +145,7 @@ def _best(summary: Found) -> str:
     return max(others, key=score, default=next(iter(summary["arms"])))
 
 
-def tokens_of_row(row: Response) -> list[Token]:
+def tokens_of_row(row: ResponseRow) -> list[Token]:
     """A row's tokens as they are shown: those that wrote nothing by themselves are joined to what follows.
 
     A response of a data set is one token.
@@ -163,9 +163,11 @@ def tokens_of_row(row: Response) -> list[Token]:
     return found
 
 
-def _shades(rows: Sequence[Response], tokens: Mapping[str, list[Token]]) -> dict[str, list[tuple[float, int] | None]]:
+def _shades(
+    rows: Sequence[ResponseRow], tokens: Mapping[str, list[Token]]
+) -> dict[str, list[tuple[float, int] | None]]:
     """By row: each token's distance from its guide's mean at the position, and its shade."""
-    guides: dict[str | None, list[Response]] = defaultdict(list)
+    guides: dict[str | None, list[ResponseRow]] = defaultdict(list)
     for row in rows:
         guides[row.reward].append(row)
     found = {}
@@ -178,7 +180,7 @@ def _shades(rows: Sequence[Response], tokens: Mapping[str, list[Token]]) -> dict
 
 
 def _response(
-    row: Response,
+    row: ResponseRow,
     arm: int,
     tokens: Sequence[Token],
     shades: Sequence[tuple[float, int] | None],
