@@ -127,7 +127,8 @@ def blocks(page: str, text: str) -> list[Block]:
         fence = _FENCE.match(line)
         if open_at is not None:
             if line == "```":
-                found[-1].code, open_at = "\n".join(text.splitlines()[open_at : number - 1]) + "\n", None
+                lines = text.splitlines()[open_at : number - 1]
+                found[-1].code, open_at = "".join(f"{line}\n" for line in lines), None
         elif fence:
             if fence[1] not in (*CODE, *TEXT):
                 raise DocumentError(f"{page}:{number}: a block of {fence[1]!r}; use one of {', '.join(CODE + TEXT)}")

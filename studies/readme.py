@@ -1,11 +1,19 @@
-"""The README's tables, from committed results alone.
+"""The tables of the README and of docs/, from committed results alone, and what the methods' pages say of settings.
 
-python -m studies.readme [--check]        fills README.md; --check exits 1 where a table differs
+python -m studies.readme [--check]        fills the pages; --check exits 1 if a table or a picture differs
+
+Pictures of studies that stand in docs/ are copies, since the site is built from that folder.
 """
 
+import inspect
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
+from midcourse.cli.verbs import groups_of
+from midcourse.decode.methods import METHODS, settings_of
+from midcourse.files import write_bytes
 from studies.objectives.tables import backbones, by_objective, prefixes
 from studies.paper.tables import headline
 from studies.tables import Table, main, markdown, number, read, results, with_interval
@@ -159,6 +167,68 @@ def paper(root: Path) -> str:
     return headline(root / "studies/paper")
 
 
+def methods(root: Path) -> str:
+    """Return every method with its main settings, and its page."""
+    return markdown(["method", "rule", "weight", "candidates", "temperature"], [_method(name) for name in METHODS])
+
+
+def _method(name: str) -> list[str]:
+    settings = settings_of(METHODS[name])
+    rules = {None: "the LM alone", "add_reward": "log π + w r", "add_clamped": "log π + w min(max(r, 0), 1)"}
+    rules["add_log_sigmoid"] = "log π + w log sigmoid(r)"
+    blocks = {"best-of-n": "the best of n responses", "cd-blockwise": "the best of K blocks, again and again"}
+    blocks["cards"] = "segments accepted by their reward"
+    rule = rules[settings["guide"]] if "guide" in settings else blocks[name]
+    k = settings["top_k"] or "all"
+    temperature = "greedy" if settings.get("greedy") else f"{settings['temperature']:g}"
+    weight = f"{settings['reward_weight']:g}" if settings.get("reward_weight") else ""
+    return [f"[{name}]({name}.md)", rule, weight, str(k), temperature]
+
+
+def settings(root: Path, *, name: str) -> str:
+    """Return the settings of a method: what each is, its default, and its flag of `midcourse guide`."""
+    method = METHODS[name]
+    flags = {flag.name for group in groups_of("guide") for flag in group.flags}
+    words = attributes_of(type(method))
+    rows = []
+    for setting, value in settings_of(method).items():
+        if setting != "source":
+            flag = "--" + setting.replace("_", "-")
+            rows.append([f"`{setting}`", f"`{flag}`" if flag in flags else "", shown(setting, value), words[setting]])
+    lines = ["| setting | flag | default | what it is |", "| --- | --- | --- | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", f"Source: {method.source}."])
+
+
+def shown(setting: str, value: object) -> str:
+    """Return a setting's value as a reader would say it."""
+    if setting == "top_k" and value is None:
+        return "all"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def attributes_of(kind: type) -> dict[str, str]:
+    """Return what a class's docstring says of each of its attributes."""
+    listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].split("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", listed, re.MULTILINE)
+    return {name: " ".join(words.split()) for names, words in entries for name in names.split(", ")}
+
+
+def copy_pictures(root: Path, check: bool) -> list[str]:
+    """Copy the studies' pictures to docs/, or only look; return those that were not the same."""
+    stale = [to for to, source in PICTURES.items() if _bytes(root / to) != _bytes(root / source)]
+    if not check:
+        for to in stale:
+            write_bytes(root / to, (root / PICTURES[to]).read_bytes())
+    return stale
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
 SHIPPED_COSTS = (("perplexity", 1), ("repeated_bigrams", 3))
 
 
@@ -176,5 +246,38 @@ TABLES: dict[str, Table] = {
     "paper": paper,
 }
 
+# What the methods' code says of itself, by the name of its block.
+OF_METHODS: dict[str, Table] = {"methods": methods} | {
+    f"settings-{name}": partial(settings, name=name) for name in METHODS
+}
+PICTURES = {
+    "docs/figures/demo.svg": "studies/demo/demo.svg",
+    "docs/figures/objectives.png": "studies/objectives/objectives.png",
+    "docs/figures/paper.png": "studies/paper/paper.png",
+    "docs/figures/decode_growth.png": "benchmarks/results/decode_growth.png",
+}
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the README and the pages of docs/ that have tables."""
+    return [
+        root / "README.md",
+        *sorted(page for page in (root / "docs").rglob("*.md") if "<!-- table:" in page.read_text()),
+    ]
+
+
+def fill_all(arguments: list[str]) -> int:
+    """Fill or check every page and picture; return the exit status."""
+    status = main(arguments, ROOT, TABLES | OF_METHODS, pages(ROOT))
+    if status == 2:
+        return status
+    check = arguments == ["--check"]
+    stale = copy_pictures(ROOT, check)
+    if stale:
+        said = "differ from the studies'; run: make tables" if check else "copied"
+        print(f"{', '.join(stale)}: {said}", file=sys.stderr if check else sys.stdout)
+    return max(status, int(check and bool(stale)))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], ROOT, TABLES))
+    sys.exit(fill_all(sys.argv[1:]))

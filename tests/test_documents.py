@@ -36,7 +36,9 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page: str, given:
     text = (ROOT / page).read_text()
     given.copy(given_of(text), tmp_path)
     for block, printed in run_page(page, text, tmp_path):
-        assert agree(block, printed), f"{block.place} says otherwise; run: python -m studies.documents {page}\n{printed}"
+        assert agree(block, printed), (
+            f"{block.place} says otherwise; run: python -m studies.documents {page}\n{printed}"
+        )
 
 
 def test_every_page_can_be_read_and_the_quick_ones_are_there():

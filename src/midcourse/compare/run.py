@@ -65,7 +65,8 @@ def compare(
         What compare.json says, and as "incomplete" the arms of earlier calls that lack rows, with how many.
 
     Args:
-        methods, sweep: see `arms.plan`.
+        methods: see `arms.plan`.
+        sweep: see `arms.plan`.
         judges: what rates the responses; the first one also tunes.
         force_judges: take judges that are not independent of the guides.
         tuning: run only the settings that are best on other prompts.

@@ -431,7 +431,8 @@ def section_scores(
 
     Args:
         outcomes: 1 where the chosen response wins, 0 where it loses, one half for a tie.
-        subsets, prompts: of each pair.
+        subsets: of each pair.
+        prompts: of each pair.
     """
     names = np.array(subsets)
     sections: list[dict[str, Any]] = []

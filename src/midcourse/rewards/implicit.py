@@ -38,7 +38,8 @@ class ImplicitReward(Reward):
     model's own policy.
 
     Args:
-        aligned, base: what gives log-probabilities.
+        aligned: what gives the log-probabilities that count for a token.
+        base: what gives those that count against it.
         info: as midcourse.json records it; `objective_settings` has beta.
 
     Example:
