@@ -310,7 +310,8 @@ def main(arguments: Sequence[str]) -> None:
             with TemporaryDirectory() as folder:
                 given.copy(given_of(text), Path(folder))
                 printed = list(run_page(page, text, Path(folder)))
-            write_text(ROOT / page, with_output(text, printed))
+            if printed:
+                write_text(ROOT / page, with_output(text, printed))
             print(f"{page}: {len(printed)} outputs written")
 
 
