@@ -38,6 +38,7 @@ from midcourse.lm.language_model import (
 )
 from midcourse.lm.load import (
     ModelError,
+    empty_model,
     load_config,
     load_generation_config,
     load_tokenizer,
@@ -58,6 +59,7 @@ from midcourse.rewards.backbone import (
 )
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.classifier import RECORDED_TEMPLATE
 from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
 from midcourse.rewards.info import RewardInfo, check_sharing, read_info
 from midcourse.rewards.retokenised import Retokenised
@@ -382,7 +384,9 @@ class RewardModel(nn.Module):
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
 
         Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
-        the last token that is not padding, so the checkpoint pads with another token than EOS.
+        the last token that is not padding, so the checkpoint pads with another token than EOS. `load_reward` reads it
+        as this reward reads, by the template that its config.json records. Other tools read what the tokenizer's chat
+        template renders: the same where that ends with EOS, and one more place where it goes on, as ChatML's does.
         """
         backbone = copy.deepcopy(self.backbone)
         if isinstance(backbone, PeftModel):
@@ -393,11 +397,12 @@ class RewardModel(nn.Module):
         tokenizer.padding_side = "right"
         config.num_labels = 1
         config.pad_token_id = tokenizer.pad_token_id
+        setattr(config, RECORDED_TEMPLATE, self.template)
         if type(config) not in AutoModelForSequenceClassification._model_mapping:
             raise RewardError(
                 f"transformers has no sequence classification for {config.model_type}; it cannot be exported"
             )
-        model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
+        model = empty_model(AutoModelForSequenceClassification, config, dtype=backbone.dtype)
         model.base_model.load_state_dict(backbone.state_dict())
         model.score.load_state_dict(self.head.state_dict())
         with whole_folder(Path(folder)) as work:
