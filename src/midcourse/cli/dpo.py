@@ -1,6 +1,5 @@
 """midcourse dpo."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from midcourse.cli.console import table
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from midcourse.data.formats import BadRow
@@ -106,7 +106,7 @@ class Dpo:
             print(f"midcourse: {stop}", file=sys.stderr)
             return 128 + stop.signal
         if self.json:
-            print(json.dumps(metrics, indent=1))
+            print(as_json(metrics, indent=1))
             return 0
         title = f"Held-out accuracy of beta log pi/pi_ref ({pairs_title(metrics)})"
         table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))

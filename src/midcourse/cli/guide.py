@@ -1,6 +1,5 @@
 """midcourse guide."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from midcourse.cli.console import UsageError
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from midcourse.decode.steps import Generation
@@ -258,7 +258,7 @@ def _print_rows(
                 advance(flags.max_new_tokens - len(event.steps))
     for row in sorted(finished):
         if flags.json:
-            print(json.dumps(guided_row(row, finished[row]), ensure_ascii=False))
+            print(as_json(guided_row(row, finished[row]), ensure_ascii=False))
         else:
             _show(finished[row])
 

@@ -1,6 +1,5 @@
 """midcourse prefer."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from midcourse.cli.console import UsageError, read_text, table
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison
@@ -76,7 +76,7 @@ class Prefer:
         comparisons, summary = self._decided(read_samples(self.rollouts))
         write_comparisons(self.out, comparisons)
         if self.json:
-            print(json.dumps(asdict(summary), indent=1))
+            print(as_json(asdict(summary), indent=1))
         else:
             table(f"comparisons: {self.out}", ("what", "count"), summary_rows(summary))
         return 0

@@ -1,12 +1,12 @@
 """midcourse reward-bench."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from midcourse.cli.console import UsageError, table
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ class RewardBench:
         if self.plot:
             plot_shares(figures, self.plot)
         if self.json:
-            print(json.dumps(figures, indent=1))
+            print(as_json(figures, indent=1))
         else:
             _print(figures)
         return 0

@@ -1,9 +1,9 @@
 """midcourse rewards."""
 
-import json
 from dataclasses import dataclass
 
 from midcourse.cli.console import table
+from midcourse.files import as_json
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Rewards:
                 }
             )
         if self.json:
-            print(json.dumps(rows, indent=1))
+            print(as_json(rows, indent=1))
             return 0
         table(
             "rewards that come with midcourse",

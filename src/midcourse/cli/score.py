@@ -1,6 +1,5 @@
 """midcourse score."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from midcourse.cli.console import UsageError
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ class ScoreText:
             )
             names = ("temperature", "finished_temperature")
             row = {"prompt": self.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
-            print(json.dumps({**row, "against": others[0], "preferred": preferred} if others else row))
+            print(as_json({**row, "against": others[0], "preferred": preferred} if others else row))
         else:
             self._print(scores, tokens)
             if preferred is not None:

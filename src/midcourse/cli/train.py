@@ -1,6 +1,5 @@
 """midcourse train."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from midcourse.cli.console import UsageError, table
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison, Example
@@ -247,7 +247,7 @@ class Train:
         )
 
         if self.json:
-            print(json.dumps(metrics, indent=1))
+            print(as_json(metrics, indent=1))
             return
         if rows := accuracy_table(metrics):
             table(f"{title} ({pairs_title(metrics)})", ("compared at", "accuracy", "interval"), rows)

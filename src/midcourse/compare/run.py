@@ -29,7 +29,7 @@ from midcourse.compare.rows import ASKED, RESULTS
 from midcourse.compare.study import Study, Task
 from midcourse.compare.writing import _places, key_of, write_rows
 from midcourse.evaluate.provenance import provenance
-from midcourse.files import LOCK, InUse, sole_use, write_text
+from midcourse.files import LOCK, InUse, as_json, sole_use, write_text
 
 VALIDATION = "validation"
 
@@ -331,4 +331,4 @@ def _arm_record(study: Study, arm: Arm) -> dict[str, Any]:
 
 
 def _write(record: Mapping[str, Any], out: Path) -> None:
-    write_text(out / ASKED, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / ASKED, as_json(record, indent=1, ensure_ascii=False) + "\n")

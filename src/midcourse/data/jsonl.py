@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from midcourse.errors import MidcourseError
+from midcourse.files import as_json
 
 Key = TypeVar("Key")
 
@@ -63,4 +64,4 @@ def append_rows(file: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
 
 def as_line(row: dict[str, Any]) -> bytes:
     """A row as its line."""
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    return as_json(row, ensure_ascii=False).encode() + b"\n"

@@ -26,7 +26,7 @@ from midcourse.data.formats import BadRow, DataError, Problem, read_rows, short,
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
 from midcourse.evaluate.intervals import resamples
-from midcourse.evaluate.scoring import score_rows
+from midcourse.evaluate.scoring import BATCH_TOKENS, score_rows
 from midcourse.files import whole_file
 from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
@@ -39,7 +39,6 @@ from midcourse.rewards.text import Text, TextReward
 from midcourse.rewards.vocabulary import VocabularyReward
 
 MAX_TOKENS = 2048  # RewardBench's own limit
-BATCH_TOKENS = 2048
 BATCH_TEXTS = 256
 Reward: TypeAlias = RewardModel | ImplicitReward | VocabularyReward | TextReward
 
@@ -172,10 +171,11 @@ def _subset(fields: dict[str, Any], subset_field: str, name: str) -> str:
 
 
 def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
-    if isinstance(reward, TextReward):
-        return None
     try:
-        prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
+        if isinstance(reward, ClassifierReward):
+            reward.lost(Text(comparison.prompt, "", False))
+        elif not isinstance(reward, TextReward):
+            prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
     except PromptError as error:
         return str(error)
     return None

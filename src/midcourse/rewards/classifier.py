@@ -65,6 +65,8 @@ class ClassifierReward(TextReward):
         RewardError: the model has another number of labels, nothing to pad with, or records no known template.
     """
 
+    remedy = "restore its weights, or try --dtype float32"
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows, chat_fingerprint
@@ -121,6 +122,33 @@ class Score:
     def without_end(self) -> "Score":
         """Less the last token, a finished text's EOS: what was read before the end does not depend on it."""
         return replace(self, token_ids=self.token_ids[:-1], texts=self.texts[:-1], rewards=self.rewards[:-1])
+
+
+def check_finite(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rewards: Sequence[Tensor],
+) -> None:
+    """Raise RewardError, naming the model and the row, if a reward is NaN or infinite.
+
+    Args:
+        rows: (prompt ids, response ids).
+        rewards: of every response token of each row.
+    """
+    for (prompt, response), row in zip(rows, rewards, strict=True):
+        broken = row[~row.isfinite()]
+        if len(broken):
+            before, text = (short(tokenizer.decode(list(ids))) for ids in (prompt, response))
+            raise RewardError(
+                f"{name} rewards the response {text} to the prompt {before} with {broken[0].item()}, which is no "
+                "finite number; restore its weights, train it again, or try --dtype float32"
+            )
+
+
+def short(text: str) -> str:
+    """Quote a text for a message, at most 60 characters of it."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def adds_up(reward: Reward) -> bool:

@@ -13,7 +13,6 @@ A saved reward is a folder of safetensors and JSON:
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from midcourse.files import whole_file, whole_folder, write_text
+from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import (
     LanguageModel,
     chat_fingerprint,
@@ -60,7 +59,7 @@ from midcourse.rewards.backbone import (
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.classifier import RECORDED_TEMPLATE
-from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
+from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_finite, check_rendering
 from midcourse.rewards.info import RewardInfo, check_sharing, read_info
 from midcourse.rewards.retokenised import Retokenised
 
@@ -86,6 +85,7 @@ class RewardModel(nn.Module):
         self.tokenizer = tokenizer
         self.info = info
         self.head = self.make_head()
+        self.name = f"the reward on {info.backbone}"
         set_trainable(self)
 
     def make_head(self) -> nn.Module:
@@ -257,8 +257,14 @@ class RewardModel(nn.Module):
         ]
 
     @torch.inference_mode()
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16) -> list[Tensor]:
-        """Rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU."""
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU.
+
+        Args:
+            finite: raise RewardError, naming the row, if one is NaN or infinite.
+        """
         self.eval()
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
@@ -269,6 +275,8 @@ class RewardModel(nn.Module):
             rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
             for i, start, row in zip(part, starts, rewards, strict=True):
                 found[i] = row[start : start + len(rows[i][1])].clone()
+        if finite:
+            check_finite(self.name, self.tokenizer, rows, found)
         return found
 
     # Saving
@@ -288,7 +296,7 @@ class RewardModel(nn.Module):
         if Tuning.parse(self.info.tune).kind == "all":
             self.backbone.config.save_pretrained(folder / "backbone")
             self.tokenizer.save_pretrained(folder / "backbone")
-        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+        write_text(folder / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: all that has to be stored beside the backbone's name."""
@@ -353,6 +361,7 @@ class RewardModel(nn.Module):
                 f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
             )
         reward = cls(cls.adapted(model, tuning), tokenizer, info)
+        reward.name = str(folder)
         if share_with is not None:
             # What was trained is read into tensors of its own, not into those of the language model.
             for parameter in reward.parameters():

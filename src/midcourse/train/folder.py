@@ -15,7 +15,7 @@ from typing import Any
 from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
-from midcourse.files import LOCK, InUse, sole_use, write_text
+from midcourse.files import LOCK, InUse, as_json, sole_use, write_text
 from midcourse.rewards.scalar import RewardModel
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
@@ -66,7 +66,7 @@ def prepare_folder(
     newest = checkpoints(out)[-1] if checkpoints(out) else None
     if newest:
         check_sealed(newest)
-    write_text(run_file, json.dumps(run, indent=2) + "\n")
+    write_text(run_file, as_json(run, indent=2) + "\n")
     return newest
 
 
