@@ -52,7 +52,9 @@ def test_a_torn_checkpoint_writes_nothing(midcourse, model_folder):
 def test_score_shows_no_nan(more, midcourse, broken):
     code, out, err = midcourse("score", "--reward", broken, "--prompt", "a", "--text", "b", *more)
     assert (code, out) == (2, "")
-    assert err.startswith(f"midcourse: {broken} rewards the response 'b<|im_end|>' to the prompt 'a' with nan, which")
+    assert err.startswith(
+        f"midcourse: the reward is nan, no finite number: {broken} gives it to the response 'b<|im_en"
+    )
 
 
 def test_no_rollout_is_labelled_with_nan(midcourse, model_folder, broken, tmp_path):
@@ -62,7 +64,7 @@ def test_no_rollout_is_labelled_with_nan(midcourse, model_folder, broken, tmp_pa
         *("--label-with", broken, "--n", 1, "--max-new-tokens", 3),
     )
     assert code == 2
-    assert "row 0, sample 0: " in err and "with nan, which is no finite number" in err
+    assert f"row 0, sample 0: the reward is nan, no finite number: {broken} gives it" in err
     assert (tmp_path / "out.jsonl").read_text() == ""
 
 
@@ -73,7 +75,7 @@ def test_no_rollout_is_preferred_by_nan(midcourse, broken, tmp_path):
         *("prefer", tmp_path / "rollouts.jsonl", "--out", tmp_path / "pairs.jsonl", "--by-reward", broken)
     )
     assert (code, out) == (2, "")
-    assert f"{broken} rewards the response 'x<|im_end|>' to the prompt 'a' with nan" in err
+    assert f"the reward is nan, no finite number: {broken} gives it to the response 'x<|im_end|>' after" in err
     assert not (tmp_path / "pairs.jsonl").exists()
 
 

@@ -78,8 +78,8 @@ def test_scores_that_are_no_numbers_are_refused_with_the_row(kind, value):
     with pytest.raises(RewardError) as caught:
         reward.score(PROMPTS, RESPONSES)
     # Retokenised, every prefix is a row of its own, of which the last token is rewarded.
-    row = "'z' to the prompt 'bxy'" if kind == "retokenised" else "'xyz<|im_end|>' to the prompt 'b'"
-    assert str(caught.value).startswith(f"{name} rewards the response {row} with nan, which is no finite number; ")
+    row = "'z' after the prompt 'bxy'" if kind == "retokenised" else "'xyz<|im_end|>' after the prompt 'b'"
+    assert str(caught.value).startswith(f"the reward is nan, no finite number: {name} gives it to the response {row}; ")
     assert "\n" not in str(caught.value)
 
 
@@ -87,8 +87,8 @@ def test_the_sentence_names_prompt_and_response():
     with pytest.raises(RewardError) as caught:
         scalar(math.nan).score(["Name a river."], ["a z and more"])
     assert str(caught.value) == (
-        "the reward on tiny llama rewards the response 'a z and more<|im_end|>' to the prompt 'Name a river.' with "
-        "nan, which is no finite number; restore its weights, train it again, or try --dtype float32"
+        "the reward is nan, no finite number: the reward on tiny llama gives it to the response 'a z and more<|im_end|>' "
+        "after the prompt 'Name a river.'; restore the weights, train it again, or try --dtype float32"
     )
 
 
@@ -96,14 +96,16 @@ def test_a_loaded_reward_is_named_by_its_folder(model_folder, tmp_path):
     RewardModel.create(model_folder(), template="raw", tune="all").save(tmp_path / "mine")
     reward = load_reward(tmp_path / "mine")
     spoil(reward.backbone, math.nan)
-    with pytest.raises(RewardError, match=rf"{tmp_path}/mine rewards the response 'z.*' to the prompt 'a' with nan"):
+    with pytest.raises(
+        RewardError, match=rf"is nan.*{tmp_path}/mine gives it to the response 'z.*' after the prompt 'a'"
+    ):
         reward.score(["a"], ["z"])
 
 
 def test_an_implicit_reward_says_which_of_its_models_it_is(model_folder):
     reward = ImplicitReward.create(model_folder(name="aligned", seed=1), model_folder(name="base"))
     spoil(reward.base.model, math.nan)
-    with pytest.raises(RewardError, match=r"/base rewards the response 'xyz.*' to the prompt 'b' with nan"):
+    with pytest.raises(RewardError, match=r"/base gives it to the response 'xyz.*' after the prompt 'b'"):
         reward.score(PROMPTS, RESPONSES)
 
 
@@ -112,7 +114,9 @@ def test_an_impossible_token_is_no_reward():
     reward = tiny_vocabulary_reward()
     read = reward.read
     reward.read = lambda logits: read(logits).index_fill(-1, torch.tensor([Z]), -math.inf)
-    with pytest.raises(RewardError, match=r"rewards the response 'xyz<.*' to the prompt 'b' with -inf"):
+    with pytest.raises(
+        RewardError, match=r"the reward is -inf, .* gives it to the response 'xyz<.*' after the prompt 'b'"
+    ):
         reward.score(PROMPTS, RESPONSES)
 
 

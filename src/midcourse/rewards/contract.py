@@ -141,8 +141,8 @@ def check_finite(
         if len(broken):
             before, text = (short(tokenizer.decode(list(ids))) for ids in (prompt, response))
             raise RewardError(
-                f"{name} rewards the response {text} to the prompt {before} with {broken[0].item()}, which is no "
-                "finite number; restore its weights, train it again, or try --dtype float32"
+                f"the reward is {broken[0].item()}, no finite number: {name} gives it to the response {text} after the "
+                f"prompt {before}; restore the weights, train it again, or try --dtype float32"
             )
 
 
