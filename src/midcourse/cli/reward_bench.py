@@ -1,12 +1,12 @@
 """midcourse reward-bench."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError, bad_rows, table
 from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +105,7 @@ class RewardBench:
         if write.plot:
             plot_shares(figures, write.plot)
         if write.json:
-            print(json.dumps(figures, indent=1))
+            print(as_json(figures, indent=1))
         else:
             _print(figures)
         return 0

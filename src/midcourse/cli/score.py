@@ -1,6 +1,5 @@
 """midcourse score."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError
 from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ class ScoreText:
             )
             names = ("temperature", "finished_temperature")
             row = {"prompt": read.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
-            print(json.dumps({**row, "against": others[0], "preferred": preferred} if others else row))
+            print(as_json({**row, "against": others[0], "preferred": preferred} if others else row))
         else:
             self._print(scores, tokens)
             if preferred is not None:

@@ -1,6 +1,5 @@
 """midcourse train."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ import tyro
 
 from midcourse.cli.console import UsageError, bad_rows, table
 from midcourse.cli.groups import Machine, TemplateName
+from midcourse.files import as_json
 from midcourse.train.settings import Report, Settings
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Train:
         )
 
         if self.write.json:
-            print(json.dumps(metrics, indent=1))
+            print(as_json(metrics, indent=1))
             return
         if rows := accuracy_table(metrics):
             table(f"{title} ({pairs_title(metrics)})", ("compared at", "accuracy", "interval"), rows)

@@ -168,10 +168,11 @@ def _subset(fields: dict[str, Any], subset_field: str, name: str) -> str:
 
 
 def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
-    if isinstance(reward, TextReward):
-        return None
     try:
-        prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
+        if isinstance(reward, ClassifierReward):
+            reward.lost(Text(comparison.prompt, "", False))
+        elif not isinstance(reward, TextReward):
+            prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
     except PromptError as error:
         return str(error)
     return None

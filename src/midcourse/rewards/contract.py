@@ -221,6 +221,33 @@ class Score:
         return self.without_end().whole if cut else self.whole
 
 
+def check_finite(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rewards: Sequence[Tensor],
+) -> None:
+    """Raise RewardError, naming the model and the row, if a reward is NaN or infinite.
+
+    Args:
+        rows: (prompt ids, response ids).
+        rewards: of every response token of each row.
+    """
+    for (prompt, response), row in zip(rows, rewards, strict=True):
+        broken = row[~row.isfinite()]
+        if len(broken):
+            before, text = (short(tokenizer.decode(list(ids))) for ids in (prompt, response))
+            raise RewardError(
+                f"the reward is {broken[0].item()}, no finite number: {name} gives it to the response {text} after the "
+                f"prompt {before}; restore the weights, train it again, or try --dtype float32"
+            )
+
+
+def short(text: str) -> str:
+    """Quote a text for a message, at most 60 characters of it."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
 def check_rendering(
     lm: CausalModel, name: str, template: Template | None, chat_template: str | None, eos_token_ids: Collection[int]
 ) -> None:

@@ -26,8 +26,9 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import context_length, tokenizer_fingerprint
 from midcourse.lm.load import (
     ModelError,
-    load_backbone,
+    empty_model,
     load_config,
+    load_model,
     load_tokenizer,
     resolve,
     resolve_device,
@@ -146,8 +147,8 @@ class EncoderReward(RewardModel):
         config.num_labels = 1
         config.architectures = None
         # With the architecture's own attention: DeBERTa's has no other.
-        places: dict[str, Any] = {"device": device, "dtype": dtype, "attention": None}
-        return load_backbone(AutoModelForSequenceClassification, name, config, **places)
+        settings: dict[str, Any] = {"device": device, "dtype": dtype, "attention": None, "own_head": False}
+        return load_model(AutoModelForSequenceClassification, name, config, **settings)
 
     @staticmethod
     def empty(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
@@ -155,7 +156,7 @@ class EncoderReward(RewardModel):
         place = resolve_device(device)
         wanted = resolve_dtype(dtype, place)
         wanted = config.dtype if isinstance(wanted, str) else wanted
-        return AutoModelForSequenceClassification.from_config(config, dtype=wanted).to(place)
+        return empty_model(AutoModelForSequenceClassification, config, dtype=wanted, attention=None).to(place)
 
     @staticmethod
     def adapted(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:

@@ -10,7 +10,6 @@ tokens. Two passes over one token give it for the whole vocabulary.
 A saved one is a folder with a midcourse.json that names both models; they are not copied.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.files import whole_folder, write_text
+from midcourse.files import as_json, whole_folder, write_text
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
@@ -107,7 +106,7 @@ class ImplicitReward(Reward):
     def save(self, folder: str | Path) -> None:
         """Write midcourse.json to `folder`, whole or not at all; an earlier reward there is replaced."""
         with whole_folder(Path(folder)) as work:
-            write_text(work / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+            write_text(work / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "ImplicitReward":
@@ -181,9 +180,16 @@ class ImplicitReward(Reward):
             for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
         ]
 
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
-        """Rewards of every response token of (prompt ids, response ids) rows, on the CPU."""
-        aligned, base = (model.score_ids(rows, batch_size=batch_size) for model in (self.aligned, self.base))
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards of every response token of (prompt ids, response ids) rows, on the CPU.
+
+        Args:
+            finite: raise RewardError, naming model and row, if a log-probability is NaN or infinite.
+        """
+        settings: dict[str, Any] = {"batch_size": batch_size, "finite": finite}
+        aligned, base = (model.score_ids(rows, **settings) for model in (self.aligned, self.base))
         return [self.beta * (a - b) for a, b in zip(aligned, base, strict=True)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import ModelError, load_config, resolve
+from midcourse.lm.load import LoadError, ModelError, load_config, resolve
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.classifier import ClassifierReward
@@ -41,7 +41,9 @@ def load_reward(
     of the vocabulary whose rewards are its log-probabilities (GenARM's autoregressive reward).
 
     Args:
-        template: how prompts were rendered in a causal LM's training; "raw" by default. The others know theirs.
+        template: how prompts were rendered in a causal LM's training, "raw" by default; or in that of a sequence
+            classifier, by default its tokenizer's chat template where it has one. The others know theirs, and so does
+            what `midcourse export` wrote.
         share_with: the language model whose weights the reward is to use instead of a second copy; for what
             `midcourse train` wrote; a function has none. It saves memory, not passes.
         allow_other_weights: for a trunk reward that shares: see `RewardModel.load`.
@@ -64,8 +66,10 @@ def load_reward(
         )
     if kind is EncoderReward:
         return EncoderReward.load(name, device=device, dtype=dtype).classifier(str(name))
-    if issubclass(kind, ClassifierReward | ImplicitReward):
+    if issubclass(kind, ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
+    if issubclass(kind, ClassifierReward):
+        return kind.load(name, template=template, device=device, dtype=dtype)
     return kind.load(name, template=template or "raw", device=device, dtype=dtype)
 
 
@@ -188,6 +192,8 @@ def kind_of(
         return ImplicitReward if head == "implicit" else kind_of_head(head)
     try:
         config = load_config(resolve(str(name)))
+    except LoadError:  # there is a model, and the sentence says what is wrong with it
+        raise
     except ModelError as error:
         raise RewardError(
             f"{name} is no reward: neither a shipped one ({', '.join(shipped())}) nor a folder that midcourse train "

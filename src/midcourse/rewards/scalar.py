@@ -27,6 +27,7 @@ from midcourse.lm.language_model import (
 )
 from midcourse.lm.load import (
     ModelError,
+    empty_model,
     load_config,
     load_generation_config,
     load_tokenizer,
@@ -46,7 +47,8 @@ from midcourse.rewards.backbone import (
     with_adapter,
 )
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import Reward, RewardRows, Score, check_rendering
+from midcourse.rewards.classifier import RECORDED_TEMPLATE
+from midcourse.rewards.contract import Reward, RewardRows, Score, check_finite, check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.trained import TrainedReward
@@ -211,8 +213,14 @@ class RewardModel(TrainedReward):
         ]
 
     @torch.inference_mode()
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16) -> list[Tensor]:
-        """Rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU."""
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU.
+
+        Args:
+            finite: raise RewardError, naming the row, if one is NaN or infinite.
+        """
         self.eval()
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
@@ -223,6 +231,8 @@ class RewardModel(TrainedReward):
             rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
             for i, start, row in zip(part, starts, rewards, strict=True):
                 found[i] = row[start : start + len(rows[i][1])].clone()
+        if finite:
+            check_finite(self.name, self.tokenizer, rows, found)
         return found
 
     # Loading and exporting
@@ -285,6 +295,7 @@ class RewardModel(TrainedReward):
                 f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
             )
         reward = cls(cls.adapted(model, tuning), tokenizer, info)
+        reward.name = str(folder)
         if share_with is not None:
             # What was trained is read into tensors of its own, not into those of the language model.
             for parameter in reward.parameters():
@@ -303,7 +314,9 @@ class RewardModel(TrainedReward):
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
 
         Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
-        the last token that is not padding, so the checkpoint pads with another token than EOS.
+        the last token that is not padding, so the checkpoint pads with another token than EOS. `load_reward` reads it
+        as this reward reads, by the template that its config.json records. Other tools read what the tokenizer's chat
+        template renders: the same where that ends with EOS, and one more place where it goes on, as ChatML's does.
         """
         backbone = copy.deepcopy(self.backbone)
         if isinstance(backbone, PeftModel):
@@ -314,11 +327,12 @@ class RewardModel(TrainedReward):
         tokenizer.padding_side = "right"
         config.num_labels = 1
         config.pad_token_id = tokenizer.pad_token_id
+        setattr(config, RECORDED_TEMPLATE, self.template)
         if type(config) not in AutoModelForSequenceClassification._model_mapping:
             raise RewardError(
                 f"transformers has no sequence classification for {config.model_type}; it cannot be exported"
             )
-        model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
+        model = empty_model(AutoModelForSequenceClassification, config, dtype=backbone.dtype)
         model.base_model.load_state_dict(backbone.state_dict())
         model.score.load_state_dict(self.head.state_dict())
         with whole_folder(Path(folder)) as work:

@@ -8,7 +8,6 @@ A saved reward is a folder of safetensors and JSON:
     backbone/            config of the backbone, only where all of it was trained
 """
 
-import json
 from abc import abstractmethod
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.files import whole_file, whole_folder, write_text
+from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.prompt import Template
 from midcourse.rewards.backbone import Backbone, Tuning
 from midcourse.rewards.calibration import Calibration
@@ -46,6 +45,7 @@ class TrainedReward(nn.Module, Reward):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.info = info
+        self.name = f"the reward on {info.backbone}"
         self.head = self.make_head()
         set_trainable(self)
 
@@ -108,7 +108,7 @@ class TrainedReward(nn.Module, Reward):
         if Tuning.parse(self.info.tune).kind == "all":
             self.backbone.config.save_pretrained(folder / "backbone")
             self.tokenizer.save_pretrained(folder / "backbone")
-        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+        write_text(folder / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: all that has to be stored beside the backbone's name."""

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from midcourse.lm.contract import CausalModel
-from midcourse.lm.load import load_backbone, load_config, resolve
+from midcourse.lm.load import load_config, load_model, resolve
 from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.backbone import Backbone, Tuning
@@ -96,7 +96,7 @@ class TrainedVocabularyReward(RewardModel):
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]
         dtype = str(self.backbone.dtype).removeprefix("torch.")
-        model = load_backbone(AutoModelForCausalLM, name, config, device=str(self.device), dtype=dtype)
+        model = load_model(AutoModelForCausalLM, name, config, device=str(self.device), dtype=dtype)
         outputs = model.get_output_embeddings()
         if outputs is None or outputs.weight.shape != self.output.shape:
             raise RewardError(f"{name} has no output embeddings of its states' width; use --head scalar")

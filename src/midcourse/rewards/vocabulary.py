@@ -24,7 +24,7 @@ from midcourse.lm.language_model import (
 from midcourse.lm.prefix_cache import PrefixCache, check_supported, pad
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import Reward, Score, check_rendering
+from midcourse.rewards.contract import Reward, Score, check_finite, check_rendering
 from midcourse.rewards.info import RewardError
 
 
@@ -152,8 +152,14 @@ class VocabularyReward(Reward):
         ]
 
     @torch.inference_mode()
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
-        """Rewards at every response position of (prompt ids, response ids) rows, on the CPU."""
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards at every response position of (prompt ids, response ids) rows, on the CPU.
+
+        Args:
+            finite: raise RewardError, naming the row, if one is NaN or infinite.
+        """
         found = []
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
@@ -162,6 +168,8 @@ class VocabularyReward(Reward):
             for (prompt, response), row in zip(part, rewards, strict=True):
                 before = range(len(prompt) - 1, len(prompt) + len(response) - 1)
                 found.append(row[list(before), list(response)])
+        if finite:
+            check_finite(self.name, self.tokenizer, rows, found)
         return found
 
 

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from midcourse.data.encoded import PairSet, RolloutSet
 from midcourse.errors import MidcourseError
-from midcourse.files import publish_folder, write_text
+from midcourse.files import as_json, publish_folder, write_text
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained import whole_tensor
 from midcourse.train import processes
@@ -123,7 +123,7 @@ class Watch(TrainerCallback):
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    return as_json(row) + "\n"
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:
@@ -216,7 +216,7 @@ class PlanTrainer(WholeCheckpoints):
 
         def refuse() -> None:
             batch = described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
-            write_text(out / "bad_batch.json", json.dumps({**found, "batch": batch}, indent=1, ensure_ascii=False))
+            write_text(out / "bad_batch.json", as_json({**found, "batch": batch}, indent=1, ensure_ascii=False))
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
                 f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
