@@ -88,7 +88,8 @@ def test_the_sentence_names_prompt_and_response():
         scalar(math.nan).score(["Name a river."], ["a z and more"])
     assert str(caught.value) == (
         "the reward is nan, no finite number: the reward on tiny llama gives it to the response "
-        "'a z and more<|im_end|>' after the prompt 'Name a river.'; restore the weights, train it again, or try --dtype float32"
+        "'a z and more<|im_end|>' after the prompt 'Name a river.'; restore the weights, train it again, or try "
+        "--dtype float32"
     )
 
 
@@ -96,9 +97,7 @@ def test_a_loaded_reward_is_named_by_its_folder(model_folder, tmp_path):
     RewardModel.create(model_folder(), template="raw", tune="all").save(tmp_path / "mine")
     reward = load_reward(tmp_path / "mine")
     spoil(reward.backbone, math.nan)
-    with pytest.raises(
-        RewardError, match=rf"is nan.*{tmp_path}/mine gives it to the response 'z.*' after"
-    ):
+    with pytest.raises(RewardError, match=rf"is nan.*{tmp_path}/mine gives it to the response 'z.*' after"):
         reward.score(["a"], ["z"])
 
 
@@ -114,9 +113,7 @@ def test_an_impossible_token_is_no_reward():
     reward = tiny_vocabulary_reward()
     read = reward.read
     reward.read = lambda logits: read(logits).index_fill(-1, torch.tensor([Z]), -math.inf)
-    with pytest.raises(
-        RewardError, match=r"the reward is -inf, .* to the response 'xyz<.*' after the prompt 'b'"
-    ):
+    with pytest.raises(RewardError, match=r"the reward is -inf, .* to the response 'xyz<.*' after the prompt 'b'"):
         reward.score(PROMPTS, RESPONSES)
 
 
