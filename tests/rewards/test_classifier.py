@@ -133,7 +133,9 @@ def test_roles_that_the_template_refuses(tmp_path):
     assert "\n" not in str(caught.value)
     pair = {"prompt": MESSAGES, "chosen": "b", "rejected": "c"}
     write_text(tmp_path / "pairs.jsonl", json.dumps(pair))
-    with pytest.raises(DataError, match=r"line 1, field prompt: the chat template .* refuses messages of the roles system"):
+    with pytest.raises(
+        DataError, match=r"line 1, field prompt: the chat template .* refuses messages of the roles system"
+    ):
         read_benchmark([tmp_path / "pairs.jsonl"], reward=reward)
 
 

@@ -46,8 +46,8 @@ class Decide:
     """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
     MODULE:FUNCTION."""
     template: TemplateName | None = None
-    """How prompts were rendered in the training of a causal LM in --by-reward; raw by default. Other rewards know
-    theirs."""
+    """How prompts were rendered in the training of a causal LM in --by-reward (raw by default) or of a sequence
+    classifier (its chat template by default, if it has one). Other rewards know theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from midcourse.train.settings import Report, Settings
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison, Example
     from midcourse.data.rollouts import Rollout
+    from midcourse.rewards.encoder import EncoderReward
     from midcourse.rewards.scalar import RewardModel
 
 
@@ -155,7 +156,7 @@ class Train:
             print(f"reward, card and curves: {write.out}")
         return 0
 
-    def _reward(self) -> "RewardModel":
+    def _reward(self) -> "RewardModel | EncoderReward":
         """Make the untrained reward; whatever can be refused is refused before its model is loaded."""
         from midcourse.data.rollouts import Rollout
         from midcourse.rewards.named import head_of

@@ -7,15 +7,13 @@ from torch import Tensor
 
 from midcourse.data.encoded import EncodedRow
 from midcourse.progress import progress
-from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.rewards.token_ids import TokenReward
 
 BATCH_TOKENS = 2048  # of one forward pass
 
 
 def score_rows(
-    reward: RewardModel | ImplicitReward | VocabularyReward,
+    reward: TokenReward,
     rows: Sequence[EncodedRow],
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Tensor]:

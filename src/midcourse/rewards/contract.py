@@ -137,6 +137,11 @@ class Reward(Protocol):
         return False
 
     @property
+    def every_prefix(self) -> bool:
+        """Whether one forward over a text rewards all its prefixes; otherwise each is read as a text of its own."""
+        return True
+
+    @property
     def reward_weight(self) -> float | None:
         """The weight to guide at if none is asked for; None if nothing speaks for one."""
         return None

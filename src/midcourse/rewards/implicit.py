@@ -17,20 +17,19 @@ from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from midcourse.files import as_json, whole_folder, write_text
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import chat_fingerprint
-from midcourse.lm.prompt import Prefix, Prompt, Template
+from midcourse.lm.prompt import Prefix, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Reward, Score
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
+from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.vocabulary import ModelVocabularyRows, VocabularyReward
 
 
-class ImplicitReward(Reward):
+class ImplicitReward(TokenReward):
     """beta times the log-ratio of two causal LMs with one tokenizer.
 
     At weight 1 / beta over the whole vocabulary (method "genarm"), guiding the base model with it gives the aligned
@@ -46,9 +45,9 @@ class ImplicitReward(Reward):
     """
 
     name: str = "implicit reward"
+    template: Template = "raw"
     additive = True
     speaks_for_vocabulary = True
-    template: Template = "raw"
     reward_weight: float | None = None
 
     def __init__(self, aligned: VocabularyReward, base: VocabularyReward, info: RewardInfo):
@@ -140,11 +139,6 @@ class ImplicitReward(Reward):
         return reward
 
     @property
-    def score_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its own."""
-        return self.tokenizer
-
-    @property
     def models(self) -> Sequence[nn.Module]:
         """Both models."""
         return [*self.aligned.models, *self.base.models]
@@ -168,17 +162,6 @@ class ImplicitReward(Reward):
         """Read the prefixes with both models; see `Reward.start`."""
         rows = (model.start(prefixes, max_new_tokens, candidates) for model in (self.aligned, self.base))
         return ImplicitRows(self.beta, *rows)
-
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 8
-    ) -> list[Score]:
-        """The reward of each response's tokens; with `finished` an EOS follows it."""
-        rows = [self.aligned.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
-        decode = self.tokenizer.decode
-        return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
-            for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
-        ]
 
     def score_ids(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True

@@ -6,6 +6,7 @@ A name is that of a folder that midcourse train or transformers wrote, of a ship
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import LoadError, ModelError, load_config, resolve
@@ -22,6 +23,12 @@ from midcourse.rewards.text import FunctionReward
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TRUNK_RANK, TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward
+
+Trained: TypeAlias = type[RewardModel] | type[EncoderReward]
+# What midcourse train writes, by what comes first in the name of its head: a new kind is added here.
+KINDS: dict[str, Trained] = {
+    kind.KIND: kind for kind in (RewardModel, TrainedVocabularyReward, TrunkReward, EncoderReward)
+}
 
 
 def load_reward(
@@ -55,7 +62,7 @@ def load_reward(
     if issubclass(kind, FunctionReward):
         return kind.load(str(name))
     name = place_of(name)
-    if issubclass(kind, RewardModel) and not issubclass(kind, EncoderReward):
+    if issubclass(kind, RewardModel):
         return kind.load(
             name, device=device, dtype=dtype, share_with=share_with, allow_other_weights=allow_other_weights
         )
@@ -64,8 +71,8 @@ def load_reward(
             f"{name} is a model of its own, not a reward that midcourse train wrote on an LM, and shares no weights "
             f"with {share_with.name}; leave share_with (guide: --share-weights) out"
         )
-    if kind is EncoderReward:
-        return EncoderReward.load(name, device=device, dtype=dtype).classifier(str(name))
+    if issubclass(kind, EncoderReward):
+        return kind.load(name, device=device, dtype=dtype).classifier(str(name))
     if issubclass(kind, ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
     if issubclass(kind, ClassifierReward):
@@ -181,7 +188,14 @@ def other_backbone(name: str | Path, lm: LanguageModel) -> str | None:
 
 def kind_of(
     name: str | Path,
-) -> type[RewardModel] | type[ImplicitReward] | type[ClassifierReward] | type[VocabularyReward] | type[FunctionReward]:
+) -> (
+    type[RewardModel]
+    | type[EncoderReward]
+    | type[ImplicitReward]
+    | type[ClassifierReward]
+    | type[VocabularyReward]
+    | type[FunctionReward]
+):
     """Return the kind of reward that has that name, its weights unread; RewardError if there is none."""
     if is_function(name):
         FunctionReward.load(str(name))  # refuses what cannot be imported
@@ -208,7 +222,7 @@ def kind_of(
     return ClassifierReward if classifier else VocabularyReward
 
 
-def head_of(name: str, backbone: str) -> tuple[type[RewardModel], str]:
+def head_of(name: str, backbone: str) -> tuple[Trained, str]:
     """Return the kind of reward with a head of that name on a backbone, and the name with its rank.
 
     Raises:
@@ -222,17 +236,16 @@ def head_of(name: str, backbone: str) -> tuple[type[RewardModel], str]:
             )
         return EncoderReward, EncoderReward.KIND
     kind, _, rank = name.partition(":")
-    if kind == "trunk" and (rank or str(TRUNK_RANK)).isdecimal() and rank != "0":
+    if kind == TrunkReward.KIND and (rank or str(TRUNK_RANK)).isdecimal() and rank != "0":
         return TrunkReward, f"trunk:{rank or TRUNK_RANK}"
-    if name not in ("scalar", "vocabulary"):
+    if name not in KINDS or name in (TrunkReward.KIND, EncoderReward.KIND):
         raise RewardError(f"head {name!r} is unknown; use scalar, vocabulary, trunk or trunk:RANK")
-    return kind_of_head(name), name
+    return KINDS[name], name
 
 
-def kind_of_head(head: str) -> type[RewardModel]:
+def kind_of_head(head: str) -> Trained:
     """Return the kind of reward that has such a head, as midcourse.json names it."""
-    kinds: tuple[type[RewardModel], ...] = (RewardModel, TrainedVocabularyReward, TrunkReward, EncoderReward)
-    for kind in kinds:
-        if head.partition(":")[0] == kind.KIND:
-            return kind
-    raise RewardError(f"head {head!r} is unknown to this release; train the reward again")
+    kind = KINDS.get(head.partition(":")[0])
+    if kind is None:
+        raise RewardError(f"head {head!r} is unknown to this release; train the reward again")
+    return kind

@@ -125,6 +125,7 @@ class TextReward(Reward):
         >>> generate(lm, ["The ferry was late, and"], reward)[0].text
     """
 
+    every_prefix = False
     name: str = "text reward"
     template: Template | None = None
     context_length: int = NO_LIMIT
@@ -180,6 +181,19 @@ class TextReward(Reward):
         if self.lm is None:
             raise RewardError(f"{self.name} reads no language model's tokens yet; use what bind(lm) returns")
         return self.lm
+
+    @property
+    def room(self) -> int | None:
+        """The most tokens of a text that are read; None if texts are read whole."""
+        return None
+
+    def within(self, max_tokens: int) -> "TextReward":
+        """Return a copy that reads at most so many tokens of a text; itself, if texts are read whole."""
+        return self
+
+    def lost(self, text: Text) -> int:
+        """Return how many tokens of its prompt are not read."""
+        return 0
 
     def rate(self, texts: Sequence[Text]) -> list[float]:
         """Return the reward of each text, an empty one too; no language model has to be bound."""

@@ -17,8 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from midcourse.data.encoded import PairSet, RolloutSet
 from midcourse.errors import MidcourseError
 from midcourse.files import as_json, publish_folder, write_text
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.trained import whole_tensor
+from midcourse.rewards.trained import TrainedReward, whole_tensor
 from midcourse.train import processes
 from midcourse.train.batches import Batch, pair_rewards, renumber, response_columns
 from midcourse.train.folder import checkpoints, seal
@@ -180,7 +179,7 @@ class WholeCheckpoints(Trainer):
 class PlanTrainer(WholeCheckpoints):
     """A Trainer over a fixed plan of batches."""
 
-    reward: RewardModel
+    reward: TrainedReward
     objective: Objective
     data: PairSet | RolloutSet
     _losses: Tensor
@@ -266,7 +265,7 @@ def label_zero(objective: Objective, data: PairSet | RolloutSet) -> float:
 
 
 def make_trainer(
-    reward: RewardModel,
+    reward: TrainedReward,
     scorer: Scorer,
     data: PairSet | RolloutSet,
     objective: Objective,
