@@ -64,6 +64,7 @@ class EncoderReward(TrainedReward):
     """
 
     KIND = "encoder"
+    HEAD_LEARNING_RATE = 1e-3
     every_prefix = False
     head: nn.ModuleList
 

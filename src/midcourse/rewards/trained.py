@@ -35,9 +35,11 @@ class TrainedReward(nn.Module, Reward):
 
     Attributes:
         KIND: what comes first in the name of the head.
+        HEAD_LEARNING_RATE: the peak learning rate that suits the head if it is trained alone.
     """
 
     KIND = ""
+    HEAD_LEARNING_RATE = 3e-3
     name = "reward"
     backbone: Backbone
 

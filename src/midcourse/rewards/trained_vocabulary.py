@@ -65,6 +65,7 @@ class TrainedVocabularyReward(RewardModel):
     """
 
     KIND = "vocabulary"
+    HEAD_LEARNING_RATE = 1e-4
     speaks_for_vocabulary = True
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):

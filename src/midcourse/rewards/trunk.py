@@ -87,6 +87,7 @@ class TrunkReward(RewardModel):
     """
 
     KIND = "trunk"
+    HEAD_LEARNING_RATE = 1e-4
     speaks_for_vocabulary = True
     models = ()
     head: TrunkHead

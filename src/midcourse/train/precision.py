@@ -9,23 +9,13 @@ from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.trained import TrainedReward
 from midcourse.train.settings import Settings, TrainingError
 
-# By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {
-    "head": 3e-3,
-    "trunk": 1e-4,
-    "vocabulary": 1e-4,
-    "encoder": 1e-3,
-    "last": 3e-4,
-    "lora": 3e-4,
-    "all": 3e-5,
-}
+# Of pretrained weights, which do not bear the large steps of a head alone.
+LEARNING_RATES = {"last": 3e-4, "lora": 3e-4, "all": 3e-5}
 
 
 def learning_rate(reward: TrainedReward) -> float:
     """Return the peak learning rate for what a reward trains."""
-    tuned = Tuning.parse(reward.info.tune).kind
-    head = reward.info.head.partition(":")[0]
-    return LEARNING_RATES[head if tuned == "head" and head != "scalar" else tuned]
+    return LEARNING_RATES.get(Tuning.parse(reward.info.tune).kind, reward.HEAD_LEARNING_RATE)
 
 
 def computes_in_bfloat16(reward: TrainedReward, settings: Settings) -> bool:
