@@ -2,12 +2,14 @@
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 LOCK = ".lock"
 
@@ -83,6 +85,38 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, atomically."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def as_json(value: Any, **layout: Any) -> str:
+    """Return a value as JSON, which has no NaN and no infinity.
+
+    Args:
+        layout: of `json.dumps`, such as indent.
+
+    Raises:
+        MidcourseError: a number in it is none of those that JSON has; the sentence says where.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError as error:
+        from midcourse.errors import MidcourseError  # tests run this file alone
+
+        found = next(_no_numbers(value, ""), None)
+        if found is None:
+            raise
+        raise MidcourseError(
+            f"{found} cannot be written as JSON, which has finite numbers only; where a model gave it, restore its "
+            "weights or try --dtype float32"
+        ) from error
+
+
+def _no_numbers(value: Any, place: str) -> Iterator[str]:
+    """What is NaN or infinite in a value, such as "tokens.3.reward = nan"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place} = {value}" if place else f"{value}"
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, part in parts:
+        yield from _no_numbers(part, f"{place}.{name}" if place else str(name))
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from midcourse import reference
+from midcourse.compare.cost import parameters
 from midcourse.decode import engine, policy, tokens
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import whole_file
@@ -137,12 +138,14 @@ class Models:
         if name is None:
             return total
         reward = self.rewards[name]
-        if isinstance(reward, TrunkReward):
-            return total + weight_bytes(reward.head)
-        if isinstance(reward, RewardModel):
-            # Of the embedding only the tokens' rows are read.
-            return total + weight_bytes(reward) - weight_bytes(reward.backbone.get_input_embeddings())
-        return total + weight_bytes(reward.model) if isinstance(reward, VocabularyReward) else total
+        head = getattr(reward, "head", None)  # of what midcourse train writes
+        return total + sum(map(_bytes_read, reward.models)) + (weight_bytes(head) if head is not None else 0)
+
+
+def _bytes_read(model: nn.Module) -> int:
+    """Bytes of weights that a step reads: of input embeddings that are no outputs only the tokens' rows."""
+    numbers = sum(p.numel() for p in model.parameters())
+    return weight_bytes(model) * parameters(model) // numbers
 
 
 def _never_ending() -> LanguageModel:
@@ -158,12 +161,12 @@ def _reward(layers: int | None) -> RewardModel:
     return reward
 
 
-def _trunk() -> TrunkReward:
+def _trunk() -> RewardModel:
     """A trunk reward with random weights in its head."""
     reward = TrunkReward.create("smollm2", template="raw", tune="head", head=f"trunk:{TRUNK_RANK}").eval()
     for weight in reward.head.parameters():
         torch.nn.init.normal_(weight, std=0.02)
-    assert isinstance(reward, TrunkReward)
+
     return reward
 
 

@@ -1,6 +1,5 @@
 """midcourse dpo."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import tyro
 
 from midcourse.cli.console import bad_rows, table
 from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 from midcourse.train.settings import CommonSettings
 
 
@@ -86,7 +86,7 @@ class Dpo:
             print(f"midcourse: {stop}", file=sys.stderr)
             return 128 + stop.signal
         if self.write.json:
-            print(json.dumps(metrics, indent=1))
+            print(as_json(metrics, indent=1))
             return 0
         title = f"Held-out accuracy of beta log pi/pi_ref ({pairs_title(metrics)})"
         table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))

@@ -1,6 +1,5 @@
 """midcourse guide."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ import tyro
 from midcourse.cli import groups
 from midcourse.cli.console import UsageError, bad_rows
 from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from midcourse.decode.methods import AnyMethod
@@ -296,7 +296,7 @@ def _print_rows(
                 advance(settings["max_new_tokens"] - len(event.steps))
     for row in sorted(finished):
         if write.json:
-            print(json.dumps(guided_row(row, finished[row]), ensure_ascii=False))
+            print(as_json(guided_row(row, finished[row]), ensure_ascii=False))
         else:
             _show(finished[row])
 

@@ -1,9 +1,9 @@
 """midcourse methods."""
 
-import json
 from dataclasses import dataclass
 
 from midcourse.cli.console import table
+from midcourse.files import as_json
 
 
 @dataclass(kw_only=True)
@@ -17,7 +17,7 @@ class Methods:
         from midcourse.decode.methods import METHODS, settings_of
 
         if self.json:
-            print(json.dumps({name: settings_of(method) for name, method in METHODS.items()}, indent=1))
+            print(as_json({name: settings_of(method) for name, method in METHODS.items()}, indent=1))
             return 0
         rows = []
         for name, method in METHODS.items():

@@ -1,6 +1,5 @@
 """midcourse prefer."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import tyro
 
 from midcourse.cli.console import UsageError, bad_rows, table
 from midcourse.cli.groups import JOINED, Machine, Server, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison
@@ -46,8 +46,8 @@ class Decide:
     """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
     MODULE:FUNCTION."""
     template: TemplateName | None = None
-    """How prompts were rendered in the training of a causal LM in --by-reward; raw by default. Other rewards know
-    theirs."""
+    """How prompts were rendered in the training of a causal LM in --by-reward (raw by default) or of a sequence
+    classifier (its chat template by default, if it has one). Other rewards know theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Prefer:
         comparisons, summary = self._decided(rollouts)
         write_comparisons(out, comparisons)
         if self.write.json:
-            print(json.dumps(asdict(summary), indent=1))
+            print(as_json(asdict(summary), indent=1))
         else:
             table(f"comparisons: {out}", ("what", "count"), summary_rows(summary))
         return 0

@@ -1,12 +1,12 @@
 """midcourse reward-bench."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError, bad_rows, table
 from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,8 @@ class Measured:
     """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
     MODULE:FUNCTION."""
     template: TemplateName | None = None
-    """How prompts were rendered in a causal LM's training; raw by default. Other rewards know theirs."""
+    """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
+    template by default, if it has one). Other rewards know theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,6 @@ class RewardBench:
         from midcourse.evaluate.provenance import write_results
         from midcourse.evaluate.reward_bench import plot_shares, read_benchmark, reward_bench
         from midcourse.rewards.named import load_label
-        from midcourse.rewards.text import TextReward
 
         read, write, measured = self.read, self.write, self.reward
         reward: Any = load_label(
@@ -95,7 +95,7 @@ class RewardBench:
             **reward_bench(
                 reward,
                 benchmark,
-                tokenizer=self._tokenizer() if isinstance(reward, TextReward) else None,
+                tokenizer=self._tokenizer() if not reward.every_prefix else None,
                 max_tokens=read.max_tokens,
                 batch_tokens=self.batch_tokens,
             ),
@@ -105,7 +105,7 @@ class RewardBench:
         if write.plot:
             plot_shares(figures, write.plot)
         if write.json:
-            print(json.dumps(figures, indent=1))
+            print(as_json(figures, indent=1))
         else:
             _print(figures)
         return 0

@@ -1,11 +1,11 @@
 """midcourse rewards."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from midcourse.cli.console import table
+from midcourse.files import as_json
 
 
 @dataclass(kw_only=True)
@@ -23,7 +23,7 @@ class Rewards:
 
         rows = [_described(name, folder) for name, folder in shipped().items()]
         if self.json:
-            print(json.dumps(rows, indent=1))
+            print(as_json(rows, indent=1))
             return 0
         table(
             "rewards that come with midcourse",

@@ -1,6 +1,5 @@
 """midcourse score."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError
 from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,8 @@ class Read:
     """Do not end the text: the last reward is that of a prefix. With --against both are compared at the shorter
     one's length."""
     template: TemplateName | None = None
-    """How prompts were rendered in a causal LM's training; raw by default. Other rewards know theirs."""
+    """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
+    template by default, if it has one). Other rewards know theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class ScoreText:
         if read.unfinished and "" in texts:
             raise UsageError("an empty text that is --unfinished has no token to reward; give some text")
         reward, tokenizer = self._load()
-        calibration: Calibration | None = getattr(reward, "calibration", None)
+        calibration = reward.calibration
         finished = not read.unfinished
         scores = reward.score([read.prompt] * len(texts), texts)
         if read.unfinished:
@@ -91,7 +92,7 @@ class ScoreText:
             )
             names = ("temperature", "finished_temperature")
             row = {"prompt": read.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
-            print(json.dumps({**row, "against": others[0], "preferred": preferred} if others else row))
+            print(as_json({**row, "against": others[0], "preferred": preferred} if others else row))
         else:
             self._print(scores, tokens)
             if preferred is not None:
@@ -111,18 +112,13 @@ class ScoreText:
 
     def _load(self) -> "tuple[Reward, PreTrainedTokenizerBase]":
         """Return the reward and the tokenizer of its scores."""
-        from midcourse.rewards.implicit import ImplicitReward
         from midcourse.rewards.named import load_reward
-        from midcourse.rewards.scalar import RewardModel
-        from midcourse.rewards.text import TextReward
-        from midcourse.rewards.vocabulary import VocabularyReward
 
         reward = load_reward(self.read.reward, template=self.read.template, **asdict(self.model.machine))
-        if isinstance(reward, TextReward):
-            lm = self.model.load()
-            return reward.bind(lm), lm.tokenizer
-        assert isinstance(reward, RewardModel | VocabularyReward | ImplicitReward)
-        return reward, reward.tokenizer
+        if reward.score_tokenizer is None:
+            reward = reward.bind(self.model.load())
+        assert reward.score_tokenizer is not None
+        return reward, reward.score_tokenizer
 
     def _print(self, scores: "Sequence[Score]", texts: "list[list[Token]]") -> None:
         from rich.console import Console

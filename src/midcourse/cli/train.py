@@ -1,6 +1,5 @@
 """midcourse train."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,11 +10,13 @@ import tyro
 
 from midcourse.cli.console import UsageError, bad_rows, table
 from midcourse.cli.groups import Machine, TemplateName
+from midcourse.files import as_json
 from midcourse.train.settings import Report, Settings
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison, Example
     from midcourse.data.rollouts import Rollout
+    from midcourse.rewards.encoder import EncoderReward
     from midcourse.rewards.scalar import RewardModel
 
 
@@ -155,7 +156,7 @@ class Train:
             print(f"reward, card and curves: {write.out}")
         return 0
 
-    def _reward(self) -> "RewardModel":
+    def _reward(self) -> "RewardModel | EncoderReward":
         """Make the untrained reward; whatever can be refused is refused before its model is loaded."""
         from midcourse.data.rollouts import Rollout
         from midcourse.rewards.named import head_of
@@ -238,7 +239,7 @@ class Train:
         )
 
         if self.write.json:
-            print(json.dumps(metrics, indent=1))
+            print(as_json(metrics, indent=1))
             return
         if rows := accuracy_table(metrics):
             table(f"{title} ({pairs_title(metrics)})", ("compared at", "accuracy", "interval"), rows)

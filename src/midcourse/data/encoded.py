@@ -9,13 +9,11 @@ from typing import NamedTuple, TypeAlias
 from midcourse.data.comparisons import Comparison, Example, prompt_groups
 from midcourse.data.formats import DataError
 from midcourse.data.rollouts import Rollout
-from midcourse.lm.prompt import Prompt, PromptError, prompt_ids, response_ids
-from midcourse.rewards.encoder import EncoderReward
-from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.lm.prompt import Prompt
+from midcourse.rewards.token_ids import TokenReward
+from midcourse.rewards.trained import TrainedReward
 
-Encoder: TypeAlias = RewardModel | ImplicitReward | VocabularyReward  # its tokenizer and template
+Encoder: TypeAlias = TokenReward | TrainedReward  # turns prompts and responses into ids
 
 
 class EncodedRow(NamedTuple):
@@ -80,32 +78,14 @@ class RolloutSet:
 
 def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> EncodedRow:
     """A prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
-    if isinstance(reward, EncoderReward):
-        prompted, written = reward.encode_within(prompt, response, max_tokens)
-        return EncodedRow(tuple(prompted), tuple(written), True)
-    before = prompt_ids(reward.tokenizer, prompt, reward.template)
-    ids = response_ids(reward.tokenizer, response, finished=finished)
-    room = max_tokens - len(before)
-    if room < 1 or not ids:
-        raise PromptError(f"{len(before)} prompt and {len(ids)} response tokens leave no prefix in {max_tokens}")
-    return EncodedRow(tuple(before), tuple(ids[:room]), finished and len(ids) <= room)
+    before, ids, whole = reward.encode_within(prompt, response, finished=finished, max_tokens=max_tokens)
+    return EncodedRow(tuple(before), tuple(ids), whole)
 
 
 def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | None]:
     """What is wrong with a row's prompt, if anything: the check that `read_comparisons` and `read_rollouts` take."""
 
-    def problem(example: Example) -> str | None:
-        if isinstance(reward, EncoderReward):
-            return None  # it reads a prompt's end
-        try:
-            tokens = len(prompt_ids(reward.tokenizer, example.prompt, reward.template))
-        except PromptError as error:
-            return str(error)
-        if tokens < max_tokens:
-            return None
-        return f"the prompt has {tokens} tokens and leaves no room in {max_tokens}; raise --max-tokens or shorten it"
-
-    return problem
+    return lambda example: reward.prompt_problem(example.prompt, max_tokens)
 
 
 def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:

@@ -1,6 +1,5 @@
 """Rows of JSON that outlive a crash: each is on disk as soon as it is appended, and a second run finds it again."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from midcourse.data.formats import Problem, json_fields
 from midcourse.errors import MidcourseError
+from midcourse.files import as_json
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -95,4 +95,4 @@ def append_rows(file: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
 
 def as_line(row: dict[str, Any]) -> bytes:
     """Return a row as its line."""
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    return as_json(row, ensure_ascii=False).encode() + b"\n"

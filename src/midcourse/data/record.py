@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from midcourse.errors import MidcourseError
-from midcourse.files import InUse, sole_use, sole_use_of_file, write_bytes
+from midcourse.files import InUse, as_json, sole_use, sole_use_of_file, write_bytes
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def read_record(path: Path, error: type[MidcourseError], remedy: str) -> dict[st
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record, whole or not at all."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    text = as_json(record, indent=1, ensure_ascii=False) + "\n"
     write_bytes(path, text.encode(errors="backslashreplace"))  # half a surrogate pair stays one, as JSON spells it
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from midcourse.data.encoded import EncodedRow, PairSet, RolloutSet
 from midcourse.evaluate.intervals import mean_interval
+from midcourse.rewards.info import RewardError
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 EQUAL_LENGTH = 0.1  # lengths within 10 % of the longer count as equal
@@ -85,9 +86,9 @@ def _at_share(row: EncodedRow, rewards: Tensor, share: float) -> float:
 
 
 def outcome(difference: float) -> float:
-    """1 where the chosen response wins, 0 where it loses, one half for a tie; ValueError for no number."""
+    """1 where the chosen response wins, 0 where it loses, one half for a tie; RewardError for no number."""
     if math.isnan(difference):
-        raise ValueError("a difference of rewards is nan; train the reward again")
+        raise RewardError("a difference of rewards is nan; train the reward again")
     return 0.5 + 0.5 * ((difference > 0) - (difference < 0))
 
 

@@ -31,17 +31,14 @@ from midcourse.files import whole_file
 from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import Text
-from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.info import RewardError
-from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import TextReward
-from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.rewards.token_ids import TokenReward
 
 MAX_TOKENS = 2048  # RewardBench's own limit
 BATCH_TEXTS = 256
-Reward: TypeAlias = RewardModel | ImplicitReward | VocabularyReward | TextReward
+Reward: TypeAlias = TokenReward | TextReward
 
 # RewardBench's sections, and the weight of each subset in its section: its number of comparisons, but for math-prm (447
 # of them), which weighs as much as the six programming languages together.
@@ -168,10 +165,11 @@ def _subset(fields: dict[str, Any], subset_field: str, name: str) -> str:
 
 
 def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
-    if isinstance(reward, TextReward):
-        return None
     try:
-        prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
+        if isinstance(reward, TextReward):  # it has templates of its own, if any
+            reward.lost(Text(comparison.prompt, "", False))
+        else:
+            prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
     except PromptError as error:
         return str(error)
     return None
@@ -253,7 +251,7 @@ def reward_bench(
         "length_baseline": length_baseline(pairs, pairs),
         "left_out": {**benchmark.left_out, "too_long": len(benchmark.comparisons) - len(kept)},
         "cut_prompts": cut_prompts,
-        "calibration": _calibration(getattr(reward, "calibration", None), found, pairs),
+        "calibration": _calibration(reward.calibration, found, pairs),
         "subsets": {
             name: {**pair_accuracy(part, rewards), "length_baseline": length_baseline(pairs, part)}
             for name in dict.fromkeys(subsets)
@@ -285,7 +283,7 @@ def _none_left(count: int, limit: str) -> RewardError:
 
 
 def _of_ids(
-    reward: RewardModel | ImplicitReward | VocabularyReward,
+    reward: TokenReward,
     comparisons: Sequence[Comparison],
     max_tokens: int | None,
     batch_tokens: int,
@@ -302,12 +300,7 @@ def _of_ids(
         raise _none_left(len(comparisons), f"the {room} tokens that are read")
     pairs = encode(reward, [comparisons[number] for number in kept], room)
     rewards = score_rows(reward, pairs.rows, batch_tokens)
-    return kept, pairs, [row.cumsum(0) for row in rewards] if _additive(reward) else rewards
-
-
-def _additive(reward: RewardModel | ImplicitReward | VocabularyReward) -> bool:
-    """Whether a text's reward is the sum of its tokens'."""
-    return reward.normalised if isinstance(reward, VocabularyReward) else reward.info.additive
+    return kept, pairs, [row.cumsum(0) for row in rewards] if reward.additive else rewards
 
 
 # Rewards of texts
@@ -323,7 +316,7 @@ def _of_texts(
 
     Each response is a row of its own, and its rewards are nan but where pair accuracy reads them.
     """
-    if isinstance(reward, ClassifierReward) and max_tokens is not None:
+    if max_tokens is not None:
         reward = reward.within(max_tokens)
     kept, sides, cut_prompts = [], [], 0
     for number, comparison in enumerate(comparisons):
@@ -337,7 +330,7 @@ def _of_texts(
         cut_prompts += bool(lost)
         sides += list(zip(texts, rows, strict=True))
     if not kept:
-        limit = f"the {reward.room} tokens that {reward.name} reads" if isinstance(reward, ClassifierReward) else None
+        limit = f"the {reward.room} tokens that {reward.name} reads" if reward.room is not None else None
         raise _none_left(len(comparisons), limit or f"max-tokens {max_tokens}")
     numbers = [(n, n + 1) for n in range(0, len(sides), 2)]
     pairs = PairSet([row for _, row in sides], numbers, prompt_groups([comparisons[number] for number in kept]))
@@ -351,7 +344,7 @@ def _whole_texts(comparison: Comparison) -> list[Text]:
 
 def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[EncodedRow], max_tokens: int | None) -> int | None:
     """How many of the prompt's tokens are not read; None where a response does not fit."""
-    if not isinstance(reward, ClassifierReward):
+    if reward.room is None:
         longest = max(row.text_length for row in rows)
         return None if max_tokens is not None and longest > max_tokens else 0
     try:

@@ -13,7 +13,6 @@ The policy is a standard PEFT adapter folder, with a record of how it came about
     metrics.jsonl                                     loss and held-out accuracy by step
 """
 
-import json
 import math
 import os
 import shutil
@@ -40,7 +39,7 @@ from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
 from midcourse.evaluate.scoring import score_rows
-from midcourse.files import write_bytes, write_text
+from midcourse.files import as_json, write_bytes, write_text
 from midcourse.lm.language_model import LanguageModel, chat_fingerprint
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import weights_fingerprint
@@ -342,7 +341,7 @@ def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparis
         shutil.rmtree(work, ignore_errors=True)
     write_learned_rows(out, learned)
     write_text(out / "README.md", _card(record))
-    write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
+    write_text(out / RECORD, as_json(record, indent=2) + "\n")
     drop_run(out)
 
 

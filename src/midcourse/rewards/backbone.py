@@ -19,7 +19,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import load_backbone, load_config, resolve, resolve_device, resolve_dtype
+from midcourse.lm.load import empty_model, load_config, load_model, resolve, resolve_device, resolve_dtype
 from midcourse.lm.prefix_cache import check_supported
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.contract import check_rendering
@@ -58,7 +58,7 @@ def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -
     config = load_config(resolve(name))
     if layers is not None:
         keep_layers(config, layers, name)
-    model = load_backbone(AutoModel, name, config, device=device, dtype=dtype)
+    model = load_model(AutoModel, name, config, device=device, dtype=dtype, own_head=False)
     check_supported(model.config)
     return model
 
@@ -76,7 +76,7 @@ def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     keep_layers(config, layers, lm.name)
     with torch.device("meta"):
-        backbone = AutoModel.from_config(config, attn_implementation="sdpa", dtype=lm.model.dtype)
+        backbone = empty_model(AutoModel, config, dtype=lm.model.dtype)
     theirs = _tensors(base)
     for name, blank in _tensors(backbone).items():
         found = theirs.get(name)
@@ -154,7 +154,7 @@ def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrai
     wanted = resolve_dtype(dtype, place)
     # Made in its dtype, not cast to it: a cast would round the rotary frequencies, which are float32 in any dtype.
     wanted = config.dtype if isinstance(wanted, str) else wanted
-    return AutoModel.from_config(config, attn_implementation="sdpa", dtype=wanted).to(place)
+    return empty_model(AutoModel, config, dtype=wanted).to(place)
 
 
 def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:

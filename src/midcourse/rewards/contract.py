@@ -137,6 +137,11 @@ class Reward(Protocol):
         return False
 
     @property
+    def every_prefix(self) -> bool:
+        """Whether one forward over a text rewards all its prefixes; otherwise each is read as a text of its own."""
+        return True
+
+    @property
     def reward_weight(self) -> float | None:
         """The weight to guide at if none is asked for; None if nothing speaks for one."""
         return None
@@ -219,6 +224,33 @@ class Score:
         """
         cut = not finished and (self.additive or len(self.rewards) > 1)
         return self.without_end().whole if cut else self.whole
+
+
+def check_finite(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rewards: Sequence[Tensor],
+) -> None:
+    """Raise RewardError, naming the model and the row, if a reward is NaN or infinite.
+
+    Args:
+        rows: (prompt ids, response ids).
+        rewards: of every response token of each row.
+    """
+    for (prompt, response), row in zip(rows, rewards, strict=True):
+        broken = row[~row.isfinite()]
+        if len(broken):
+            before, text = (short(tokenizer.decode(list(ids))) for ids in (prompt, response))
+            raise RewardError(
+                f"the reward is {broken[0].item()}, no finite number: {name} gives it to the response {text} after the "
+                f"prompt {before}; restore the weights, train it again, or try --dtype float32"
+            )
+
+
+def short(text: str) -> str:
+    """Quote a text for a message, at most 60 characters of it."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def check_rendering(

@@ -10,7 +10,6 @@ tokens. Two passes over one token give it for the whole vocabulary.
 A saved one is a folder with a midcourse.json that names both models; they are not copied.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,20 +17,19 @@ from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from midcourse.files import whole_folder, write_text
+from midcourse.files import as_json, whole_folder, write_text
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import chat_fingerprint
-from midcourse.lm.prompt import Prefix, Prompt, Template
+from midcourse.lm.prompt import Prefix, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Reward, Score
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
+from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.vocabulary import ModelVocabularyRows, VocabularyReward
 
 
-class ImplicitReward(Reward):
+class ImplicitReward(TokenReward):
     """beta times the log-ratio of two causal LMs with one tokenizer.
 
     At weight 1 / beta over the whole vocabulary (method "genarm"), guiding the base model with it gives the aligned
@@ -48,9 +46,9 @@ class ImplicitReward(Reward):
     """
 
     name: str = "implicit reward"
+    template: Template = "raw"
     additive = True
     speaks_for_vocabulary = True
-    template: Template = "raw"
     reward_weight: float | None = None
 
     def __init__(self, aligned: VocabularyReward, base: VocabularyReward, info: RewardInfo):
@@ -108,7 +106,7 @@ class ImplicitReward(Reward):
     def save(self, folder: str | Path) -> None:
         """Write midcourse.json to `folder`, whole or not at all; an earlier reward there is replaced."""
         with whole_folder(Path(folder)) as work:
-            write_text(work / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+            write_text(work / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "ImplicitReward":
@@ -142,11 +140,6 @@ class ImplicitReward(Reward):
         return reward
 
     @property
-    def score_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its own."""
-        return self.tokenizer
-
-    @property
     def models(self) -> Sequence[nn.Module]:
         """Both models."""
         return [*self.aligned.models, *self.base.models]
@@ -171,20 +164,16 @@ class ImplicitReward(Reward):
         rows = (model.start(prefixes, max_new_tokens, candidates) for model in (self.aligned, self.base))
         return ImplicitRows(self.beta, *rows)
 
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 8
-    ) -> list[Score]:
-        """The reward of each response's tokens; with `finished` an EOS follows it."""
-        rows = [self.aligned.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
-        decode = self.tokenizer.decode
-        return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
-            for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
-        ]
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards of every response token of (prompt ids, response ids) rows, on the CPU.
 
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
-        """Rewards of every response token of (prompt ids, response ids) rows, on the CPU."""
-        aligned, base = (model.score_ids(rows, batch_size=batch_size) for model in (self.aligned, self.base))
+        Args:
+            finite: raise RewardError, naming model and row, if a log-probability is NaN or infinite.
+        """
+        settings: dict[str, Any] = {"batch_size": batch_size, "finite": finite}
+        aligned, base = (model.score_ids(rows, **settings) for model in (self.aligned, self.base))
         return [self.beta * (a - b) for a, b in zip(aligned, base, strict=True)]
 
 

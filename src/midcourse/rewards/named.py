@@ -6,9 +6,10 @@ A name is that of a folder that midcourse train or transformers wrote, of a ship
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import ModelError, load_config, resolve
+from midcourse.lm.load import LoadError, ModelError, load_config, resolve
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.classifier import ClassifierReward
@@ -22,6 +23,12 @@ from midcourse.rewards.text import FunctionReward
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TRUNK_RANK, TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward
+
+Trained: TypeAlias = type[RewardModel] | type[EncoderReward]
+# What midcourse train writes, by what comes first in the name of its head: a new kind is added here.
+KINDS: dict[str, Trained] = {
+    kind.KIND: kind for kind in (RewardModel, TrainedVocabularyReward, TrunkReward, EncoderReward)
+}
 
 
 def load_reward(
@@ -41,7 +48,9 @@ def load_reward(
     of the vocabulary whose rewards are its log-probabilities (GenARM's autoregressive reward).
 
     Args:
-        template: how prompts were rendered in a causal LM's training; "raw" by default. The others know theirs.
+        template: how prompts were rendered in a causal LM's training, "raw" by default; or in that of a sequence
+            classifier, by default its tokenizer's chat template where it has one. The others know theirs, and so does
+            what `midcourse export` wrote.
         share_with: the language model whose weights the reward is to use instead of a second copy; for what
             `midcourse train` wrote; a function has none. It saves memory, not passes.
         allow_other_weights: for a trunk reward that shares: see `RewardModel.load`.
@@ -53,7 +62,7 @@ def load_reward(
     if issubclass(kind, FunctionReward):
         return kind.load(str(name))
     name = place_of(name)
-    if issubclass(kind, RewardModel) and not issubclass(kind, EncoderReward):
+    if issubclass(kind, RewardModel):
         return kind.load(
             name, device=device, dtype=dtype, share_with=share_with, allow_other_weights=allow_other_weights
         )
@@ -62,10 +71,12 @@ def load_reward(
             f"{name} is a model of its own, not a reward that midcourse train wrote on an LM, and shares no weights "
             f"with {share_with.name}; leave share_with (guide: --share-weights) out"
         )
-    if kind is EncoderReward:
-        return EncoderReward.load(name, device=device, dtype=dtype).classifier(str(name))
-    if issubclass(kind, ClassifierReward | ImplicitReward):
+    if issubclass(kind, EncoderReward):
+        return kind.load(name, device=device, dtype=dtype).classifier(str(name))
+    if issubclass(kind, ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
+    if issubclass(kind, ClassifierReward):
+        return kind.load(name, template=template, device=device, dtype=dtype)
     return kind.load(name, template=template or "raw", device=device, dtype=dtype)
 
 
@@ -177,7 +188,14 @@ def other_backbone(name: str | Path, lm: LanguageModel) -> str | None:
 
 def kind_of(
     name: str | Path,
-) -> type[RewardModel] | type[ImplicitReward] | type[ClassifierReward] | type[VocabularyReward] | type[FunctionReward]:
+) -> (
+    type[RewardModel]
+    | type[EncoderReward]
+    | type[ImplicitReward]
+    | type[ClassifierReward]
+    | type[VocabularyReward]
+    | type[FunctionReward]
+):
     """Return the kind of reward that has that name, its weights unread; RewardError if there is none."""
     if is_function(name):
         FunctionReward.load(str(name))  # refuses what cannot be imported
@@ -188,6 +206,8 @@ def kind_of(
         return ImplicitReward if head == "implicit" else kind_of_head(head)
     try:
         config = load_config(resolve(str(name)))
+    except LoadError:  # there is a model, and the sentence says what is wrong with it
+        raise
     except ModelError as error:
         raise RewardError(
             f"{name} is no reward: neither a shipped one ({', '.join(shipped())}) nor a folder that midcourse train "
@@ -202,7 +222,7 @@ def kind_of(
     return ClassifierReward if classifier else VocabularyReward
 
 
-def head_of(name: str, backbone: str) -> tuple[type[RewardModel], str]:
+def head_of(name: str, backbone: str) -> tuple[Trained, str]:
     """Return the kind of reward with a head of that name on a backbone, and the name with its rank.
 
     Raises:
@@ -216,17 +236,16 @@ def head_of(name: str, backbone: str) -> tuple[type[RewardModel], str]:
             )
         return EncoderReward, EncoderReward.KIND
     kind, _, rank = name.partition(":")
-    if kind == "trunk" and (rank or str(TRUNK_RANK)).isdecimal() and rank != "0":
+    if kind == TrunkReward.KIND and (rank or str(TRUNK_RANK)).isdecimal() and rank != "0":
         return TrunkReward, f"trunk:{rank or TRUNK_RANK}"
-    if name not in ("scalar", "vocabulary"):
+    if name not in KINDS or name in (TrunkReward.KIND, EncoderReward.KIND):
         raise RewardError(f"head {name!r} is unknown; use scalar, vocabulary, trunk or trunk:RANK")
-    return kind_of_head(name), name
+    return KINDS[name], name
 
 
-def kind_of_head(head: str) -> type[RewardModel]:
+def kind_of_head(head: str) -> Trained:
     """Return the kind of reward that has such a head, as midcourse.json names it."""
-    kinds: tuple[type[RewardModel], ...] = (RewardModel, TrainedVocabularyReward, TrunkReward, EncoderReward)
-    for kind in kinds:
-        if head.partition(":")[0] == kind.KIND:
-            return kind
-    raise RewardError(f"head {head!r} is unknown to this release; train the reward again")
+    kind = KINDS.get(head.partition(":")[0])
+    if kind is None:
+        raise RewardError(f"head {head!r} is unknown to this release; train the reward again")
+    return kind

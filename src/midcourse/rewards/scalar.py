@@ -27,13 +27,14 @@ from midcourse.lm.language_model import (
 )
 from midcourse.lm.load import (
     ModelError,
+    empty_model,
     load_config,
     load_generation_config,
     load_tokenizer,
     resolve,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.lm.prompt import Prefix, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
     Tuning,
@@ -46,13 +47,15 @@ from midcourse.rewards.backbone import (
     with_adapter,
 )
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import Reward, RewardRows, Score, check_rendering
+from midcourse.rewards.classifier import RECORDED_TEMPLATE
+from midcourse.rewards.contract import Reward, RewardRows, check_finite, check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.retokenised import Retokenised
-from midcourse.rewards.trained import TrainedReward
+from midcourse.rewards.token_ids import TokenReward
+from midcourse.rewards.trained import Top, TrainedReward, check_tokenizer, check_weights
 
 
-class RewardModel(TrainedReward):
+class RewardModel(TokenReward, TrainedReward):
     """A scalar prefix reward. Its forward gives the reward at every position of a batch.
 
     Example:
@@ -61,10 +64,6 @@ class RewardModel(TrainedReward):
     """
 
     KIND = "scalar"
-    # How a backbone comes about: read from a model's files, made of a configuration, given adapters.
-    pretrained = staticmethod(truncated_backbone)
-    empty = staticmethod(empty_backbone)
-    adapted = staticmethod(with_adapter)
 
     def make_head(self) -> nn.Module:
         """A new head: one number for a state."""
@@ -73,6 +72,10 @@ class RewardModel(TrainedReward):
         # At zero every prefix is worth the same: training starts from the unguided policy.
         nn.init.zeros_(head.weight)
         return head
+
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """Return the head, behind these layers."""
+        return ScalarTop(self, layers)
 
     def last_parts(self, amount: int) -> list[nn.Module]:
         """The backbone's last layers and what follows them."""
@@ -179,40 +182,15 @@ class RewardModel(TrainedReward):
 
     # Scoring
 
-    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
-        """(prompt ids, response ids) as in training; EOS ends a finished response.
-
-        Raises:
-            PromptError: the prompt does not fit the template, or the row does not fit the context.
-        """
-        row = (
-            prompt_ids(self.tokenizer, prompt, self.template),
-            response_ids(self.tokenizer, response, finished=finished),
-        )
-        if len(row[0]) + len(row[1]) > (room := self.context_length):
-            raise PromptError(
-                f"prompt and response have {len(row[0]) + len(row[1])} tokens, the context {room}; shorten them"
-            )
-        return row
-
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 16
-    ) -> list[Score]:
-        """The reward of every prefix of each response, one forward per batch.
-
-        With `finished` an EOS follows the response: the last reward is that of the finished text.
-        """
-        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
-        rewards = self.score_ids(rows, batch_size=batch_size)
-        decode = self.tokenizer.decode
-        return [
-            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()), self.additive)
-            for (_, ids), row in zip(rows, rewards, strict=True)
-        ]
-
     @torch.inference_mode()
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16) -> list[Tensor]:
-        """Rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU."""
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU.
+
+        Args:
+            finite: raise RewardError, naming the row, if one is NaN or infinite.
+        """
         self.eval()
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
@@ -223,6 +201,8 @@ class RewardModel(TrainedReward):
             rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
             for i, start, row in zip(part, starts, rewards, strict=True):
                 found[i] = row[start : start + len(rows[i][1])].clone()
+        if finite:
+            check_finite(self.name, self.tokenizer, rows, found)
         return found
 
     # Loading and exporting
@@ -269,22 +249,15 @@ class RewardModel(TrainedReward):
             check_sharing(folder, info, share_with, device, dtype, allow_other_weights)
             model, tokenizer = shared_backbone(share_with, info.layers), share_with.tokenizer
         elif tuning.kind == "all":
-            model = cls.empty(load_config(str(folder / "backbone")), device, dtype)
+            model = empty_backbone(load_config(str(folder / "backbone")), device, dtype)
             tokenizer = load_tokenizer(str(folder / "backbone"))
         else:
-            if weights_fingerprint(info.backbone) != info.backbone_fingerprint:
-                raise RewardError(
-                    f"the reward in {folder} was trained on other weights than {info.backbone} has now "
-                    f"(fingerprint {info.backbone_fingerprint}); restore them or train it again"
-                )
-            model = cls.pretrained(info.backbone, info.layers, device, dtype)
+            check_weights(folder, info)
+            model = truncated_backbone(info.backbone, info.layers, device, dtype)
             tokenizer = load_tokenizer(resolve(info.backbone))
-        if tokenizer_fingerprint(tokenizer) != info.tokenizer:
-            raise RewardError(
-                f"the reward in {folder} was trained with another tokenizer than "
-                f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
-            )
-        reward = cls(cls.adapted(model, tuning), tokenizer, info)
+        check_tokenizer(folder, info, tokenizer, share_with.name if share_with else info.backbone)
+        reward = cls(with_adapter(model, tuning), tokenizer, info)
+        reward.name = str(folder)
         if share_with is not None:
             # What was trained is read into tensors of its own, not into those of the language model.
             for parameter in reward.parameters():
@@ -296,14 +269,15 @@ class RewardModel(TrainedReward):
             if share_with is None or not allow_other_weights:
                 raise
             raise RewardError(f"the reward in {folder} does not fit {share_with.name}: {error}") from error
-        reward.name = str(folder)
         return reward.eval()
 
     def export(self, folder: str | Path) -> None:
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
 
         Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
-        the last token that is not padding, so the checkpoint pads with another token than EOS.
+        the last token that is not padding, so the checkpoint pads with another token than EOS. `load_reward` reads it
+        as this reward reads, by the template that its config.json records. Other tools read what the tokenizer's chat
+        template renders: the same where that ends with EOS, and one more place where it goes on, as ChatML's does.
         """
         backbone = copy.deepcopy(self.backbone)
         if isinstance(backbone, PeftModel):
@@ -314,16 +288,28 @@ class RewardModel(TrainedReward):
         tokenizer.padding_side = "right"
         config.num_labels = 1
         config.pad_token_id = tokenizer.pad_token_id
+        setattr(config, RECORDED_TEMPLATE, self.template)
         if type(config) not in AutoModelForSequenceClassification._model_mapping:
             raise RewardError(
                 f"transformers has no sequence classification for {config.model_type}; it cannot be exported"
             )
-        model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
+        model = empty_model(AutoModelForSequenceClassification, config, dtype=backbone.dtype)
         model.base_model.load_state_dict(backbone.state_dict())
         model.score.load_state_dict(self.head.state_dict())
         with whole_folder(Path(folder)) as work:
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
+
+
+class ScalarTop(Top):
+    """The trained part of a scalar reward: its head behind nothing or some layers."""
+
+    def __init__(self, reward: RewardModel, layers: nn.Module | None):
+        super().__init__(reward, layers)
+        self._read = reward.read
+
+    def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
+        return self._read(self.hidden(states))
 
 
 class ScalarRows(CachedRows):

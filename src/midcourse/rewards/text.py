@@ -21,7 +21,7 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, Template, response_ids
 from midcourse.lm.text import Point, ResponseText
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import NO_LIMIT, Reward, Score, Text
+from midcourse.rewards.contract import NO_LIMIT, Reward, Score, Text, short
 from midcourse.rewards.gold import named_function
 from midcourse.rewards.info import RewardError
 
@@ -125,10 +125,12 @@ class TextReward(Reward):
         >>> generate(lm, ["The ferry was late, and"], reward)[0].text
     """
 
+    every_prefix = False
     name: str = "text reward"
     template: Template | None = None
     context_length: int = NO_LIMIT
     calibration: Calibration | None = None
+    remedy = "return a finite float32 number"
 
     def __init__(
         self,
@@ -180,6 +182,19 @@ class TextReward(Reward):
             raise RewardError(f"{self.name} reads no language model's tokens yet; use what bind(lm) returns")
         return self.lm
 
+    @property
+    def room(self) -> int | None:
+        """The most tokens of a text that are read; None if texts are read whole."""
+        return None
+
+    def within(self, max_tokens: int) -> "TextReward":
+        """Return a copy that reads at most so many tokens of a text; itself, if texts are read whole."""
+        return self
+
+    def lost(self, text: Text) -> int:
+        """Return how many tokens of its prompt are not read."""
+        return 0
+
     def rate(self, texts: Sequence[Text]) -> list[float]:
         """Return the reward of each text, an empty one too; no language model has to be bound."""
         return self.ask(texts)
@@ -199,13 +214,11 @@ class TextReward(Reward):
 
     def _checked(self, text: Text, value: Any) -> float:
         if not isinstance(value, Real):
-            raise RewardError(f"{self.name} returned {value!r} for the text {_brief(text)}; return a number")
+            raise RewardError(f"{self.name} returned {value!r} for the text {short(text.response)}; return a number")
         # Through float32, so that a text has the same reward in a score as in a batch of rows.
         rounded = torch.tensor(_as_float(value), dtype=torch.float32).item()
         if not math.isfinite(rounded):
-            raise RewardError(
-                f"{self.name} returned {value!r} for the text {_brief(text)}; return a finite float32 number"
-            )
+            raise RewardError(f"{self.name} returned {value!r} for the text {short(text.response)}; {self.remedy}")
         return rounded
 
 
@@ -255,7 +268,7 @@ class FunctionReward(TextReward):
             return self.function(text.response)
         except Exception as error:
             raise RewardError(
-                f"{self.name} raised {type(error).__name__}: {error} for the text {_brief(text)}; "
+                f"{self.name} raised {type(error).__name__}: {error} for the text {short(text.response)}; "
                 "return a finite number for any text, an empty one too"
             ) from error
 
@@ -269,11 +282,3 @@ def _as_float(value: Any) -> float:
         return float(value)
     except OverflowError:  # an integer too large for any float
         return math.inf
-
-
-def _brief(text: Text) -> str:
-    response = text.response
-    return repr(response if len(response) <= 60 else response[:60] + "...")
-
-
-# Classifiers

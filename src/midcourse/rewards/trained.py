@@ -8,20 +8,22 @@ A saved reward is a folder of safetensors and JSON:
     backbone/            config of the backbone, only where all of it was trained
 """
 
-import json
 from abc import abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.files import whole_file, whole_folder, write_text
-from midcourse.lm.prompt import Template
+from midcourse.files import as_json, whole_file, whole_folder, write_text
+from midcourse.lm.language_model import tokenizer_fingerprint
+from midcourse.lm.prompt import Prompt, Template
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import Backbone, Tuning
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Reward
@@ -33,11 +35,11 @@ class TrainedReward(nn.Module, Reward):
 
     Attributes:
         KIND: what comes first in the name of the head.
-        every_prefix: whether one forward rewards every prefix of a text, or the whole text alone.
+        HEAD_LEARNING_RATE: the peak learning rate that suits the head if it is trained alone.
     """
 
     KIND = ""
-    every_prefix = True
+    HEAD_LEARNING_RATE = 3e-3
     name = "reward"
     backbone: Backbone
 
@@ -46,6 +48,7 @@ class TrainedReward(nn.Module, Reward):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.info = info
+        self.name = f"the reward on {info.backbone}"
         self.head = self.make_head()
         set_trainable(self)
 
@@ -53,14 +56,26 @@ class TrainedReward(nn.Module, Reward):
     def make_head(self) -> nn.Module:
         """Return a new head."""
 
+    @abstractmethod
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """Return what is trained, behind frozen states: the head, after these layers of the backbone if there are any.
+
+        Its forward takes states, of a reward that speaks for the vocabulary those before tokens and the tokens too.
+        """
+
+    @abstractmethod
+    def encode_within(
+        self, prompt: Prompt, response: str, *, finished: bool, max_tokens: int
+    ) -> tuple[list[int], list[int], bool]:
+        """Return (prompt ids, response ids, whether the response is finished) of a row of at most `max_tokens`."""
+
+    @abstractmethod
+    def prompt_problem(self, prompt: Prompt, max_tokens: int) -> str | None:
+        """Return what is wrong with a prompt of a row of at most `max_tokens`; None if nothing is."""
+
     def last_parts(self, amount: int) -> list[nn.Module]:
         """Return the backbone's last layers and what follows them."""
         raise RewardError(f"a reward of kind {type(self).__name__} has no last layers to train; use --tune head")
-
-    @property
-    def score_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Its own."""
-        return self.tokenizer
 
     @property
     def template(self) -> Template:
@@ -108,7 +123,7 @@ class TrainedReward(nn.Module, Reward):
         if Tuning.parse(self.info.tune).kind == "all":
             self.backbone.config.save_pretrained(folder / "backbone")
             self.tokenizer.save_pretrained(folder / "backbone")
-        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+        write_text(folder / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors that training changes: all that has to be stored beside the backbone's name."""
@@ -128,6 +143,37 @@ class TrainedReward(nn.Module, Reward):
             for name, p in self.named_parameters():
                 if p.requires_grad:
                     p.copy_(part_of(state[name], p))
+
+
+class Top(nn.Module):
+    """The trained part of a reward with a backbone of its own; it shares the reward's parameters."""
+
+    def __init__(self, reward: TrainedReward, layers: nn.Module | None):
+        super().__init__()
+        self.layers = layers
+        self.head = reward.head
+
+    def hidden(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens hidden"]:
+        """The backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
+        return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
+
+
+def check_weights(folder: Path, info: RewardInfo) -> None:
+    """Raise RewardError if a saved reward's backbone has other weights now than in training."""
+    if weights_fingerprint(info.backbone) != info.backbone_fingerprint:
+        raise RewardError(
+            f"the reward in {folder} was trained on other weights than {info.backbone} has now "
+            f"(fingerprint {info.backbone_fingerprint}); restore them or train it again"
+        )
+
+
+def check_tokenizer(folder: Path, info: RewardInfo, tokenizer: PreTrainedTokenizerBase, owner: str) -> None:
+    """Raise RewardError if the tokenizer of the model called `owner` is not that of a saved reward's training."""
+    if tokenizer_fingerprint(tokenizer) != info.tokenizer:
+        raise RewardError(
+            f"the reward in {folder} was trained with another tokenizer than {owner} has now; "
+            "restore it or train the reward again"
+        )
 
 
 def set_trainable(reward: TrainedReward) -> None:

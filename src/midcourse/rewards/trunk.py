@@ -29,7 +29,7 @@ from midcourse.rewards.backbone import FINAL_NORMS, Backbone
 from midcourse.rewards.contract import FollowedRows, Reward, check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.vocabulary import ends_alike
+from midcourse.rewards.vocabulary import best_tokens, ends_alike
 
 TRUNK_RANK = 16
 
@@ -87,6 +87,7 @@ class TrunkReward(RewardModel):
     """
 
     KIND = "trunk"
+    HEAD_LEARNING_RATE = 1e-4
     speaks_for_vocabulary = True
     models = ()
     head: TrunkHead
@@ -110,6 +111,10 @@ class TrunkReward(RewardModel):
     def make_head(self) -> nn.Module:
         rank = int(self.info.head.partition(":")[2])
         return TrunkHead(self.backbone.config.hidden_size, rank, self.backbone.device, self.backbone.dtype)
+
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """Return the head, which reads frozen states alone."""
+        return TrunkTop(self)
 
     @property
     def layer(self) -> int:
@@ -196,6 +201,26 @@ class TrunkReward(RewardModel):
     def export(self, folder: Any) -> None:
         """RewardError: transformers has no such form."""
         raise RewardError("a trunk reward has no form that transformers reads; export a scalar one")
+
+
+class TrunkTop(nn.Module):
+    """The trained part of a trunk reward: its head, on the states before tokens and their frozen embeddings."""
+
+    def __init__(self, reward: TrunkReward):
+        super().__init__()
+        self.head = reward.head
+        self._reward = (reward,)  # in a tuple: no module of this one, which is trained
+
+    def forward(
+        self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"], best: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        (reward,) = self._reward
+        found = reward.of_next(states, token_ids)
+        sums = found[..., 1].cumsum(1)
+        if not best:
+            return found[..., 0] + sums
+        tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
+        return found[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - found[..., 1]
 
 
 class TrunkRows:

@@ -22,13 +22,16 @@ from midcourse.lm.language_model import (
     tokenizer_fingerprint,
 )
 from midcourse.lm.prefix_cache import PrefixCache, check_supported, pad
-from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.lm.prompt import Prefix, Template
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import Reward, Score, check_rendering
+from midcourse.rewards.contract import check_finite, check_rendering
 from midcourse.rewards.info import RewardError
+from midcourse.rewards.token_ids import TokenReward
+
+PLACES = 256  # whose rewards of the whole vocabulary are in memory at a time
 
 
-class VocabularyReward(Reward):
+class VocabularyReward(TokenReward):
     """The reward of a prefix is the output of `model` at its last token, read one position before.
 
     Args:
@@ -79,11 +82,6 @@ class VocabularyReward(Reward):
         return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
 
     @property
-    def score_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its own."""
-        return self.tokenizer
-
-    @property
     def models(self) -> Sequence[nn.Module]:
         """The model: one forward over one token rewards all of the vocabulary."""
         return [self.model]
@@ -128,32 +126,15 @@ class VocabularyReward(Reward):
         keep = torch.tensor(places, device=token_ids.device)
         return self.read(cache.extend(token_ids, counts, logits_to_keep=keep).logits)
 
-    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
-        """(prompt ids, response ids); EOS ends a finished response. PromptError where they do not fit the context."""
-        row = (
-            prompt_ids(self.tokenizer, prompt, self.template),
-            response_ids(self.tokenizer, response, finished=finished),
-        )
-        if (length := len(row[0]) + len(row[1])) > self.context_length:
-            raise PromptError(
-                f"prompt and response have {length} tokens, the context {self.context_length}; shorten them"
-            )
-        return row
-
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 8
-    ) -> list[Score]:
-        """The reward of every prefix of each response; with `finished` an EOS follows it."""
-        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
-        decode = self.tokenizer.decode
-        return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
-            for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
-        ]
-
     @torch.inference_mode()
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
-        """Rewards at every response position of (prompt ids, response ids) rows, on the CPU."""
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards at every response position of (prompt ids, response ids) rows, on the CPU.
+
+        Args:
+            finite: raise RewardError, naming the row, if one is NaN or infinite.
+        """
         found = []
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
@@ -162,6 +143,8 @@ class VocabularyReward(Reward):
             for (prompt, response), row in zip(part, rewards, strict=True):
                 before = range(len(prompt) - 1, len(prompt) + len(response) - 1)
                 found.append(row[list(before), list(response)])
+        if finite:
+            check_finite(self.name, self.tokenizer, rows, found)
         return found
 
 
@@ -207,6 +190,17 @@ def ends_alike(rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[i
         return rewards
     end = rewards[..., first : first + 1].expand(*rewards.shape[:-1], len(others))
     return rewards.index_copy(-1, torch.tensor(others, device=rewards.device), end)
+
+
+@torch.no_grad()
+def best_tokens(reward: Any, states: Float[Tensor, "places hidden"]) -> Int[Tensor, " places"]:
+    """The token of the highest reward after each state, of few places at a time: all would fill the memory.
+
+    The maximum's gradient is that of its token's reward, so nothing else has to be kept for it.
+    """
+    found = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
+    ends = torch.tensor(reward.info.all_eos, device=found.device)
+    return found.masked_fill(torch.isin(found, ends), reward.info.eos_token_id)
 
 
 class ModelVocabularyRows(CachedRows):

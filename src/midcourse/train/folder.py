@@ -16,7 +16,7 @@ from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.files import LOCK, write_text
-from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trained import TrainedReward
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
 from midcourse.train.settings import TrainingError
@@ -87,7 +87,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def finish_folder(reward: RewardModel, out: Path, learned: Sequence[Example]) -> None:
+def finish_folder(reward: TrainedReward, out: Path, learned: Sequence[Example]) -> None:
     """Turn a run's folder into a reward: curves, card, weights, then midcourse.json; then drop what resuming needed.
 
     Args:

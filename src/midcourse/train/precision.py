@@ -6,29 +6,19 @@ from contextlib import contextmanager
 import torch
 
 from midcourse.rewards.backbone import Tuning
-from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trained import TrainedReward
 from midcourse.train.settings import Settings, TrainingError
 
-# By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {
-    "head": 3e-3,
-    "trunk": 1e-4,
-    "vocabulary": 1e-4,
-    "encoder": 1e-3,
-    "last": 3e-4,
-    "lora": 3e-4,
-    "all": 3e-5,
-}
+# Of pretrained weights, which do not bear the large steps of a head alone.
+LEARNING_RATES = {"last": 3e-4, "lora": 3e-4, "all": 3e-5}
 
 
-def learning_rate(reward: RewardModel) -> float:
+def learning_rate(reward: TrainedReward) -> float:
     """Return the peak learning rate for what a reward trains."""
-    tuned = Tuning.parse(reward.info.tune).kind
-    head = reward.info.head.partition(":")[0]
-    return LEARNING_RATES[head if tuned == "head" and head != "scalar" else tuned]
+    return LEARNING_RATES.get(Tuning.parse(reward.info.tune).kind, reward.HEAD_LEARNING_RATE)
 
 
-def computes_in_bfloat16(reward: RewardModel, settings: Settings) -> bool:
+def computes_in_bfloat16(reward: TrainedReward, settings: Settings) -> bool:
     """Whether mixed precision is asked for, or the hardware has it; TrainingError if it is asked for in vain."""
     able = reward.device.type == "cuda" and torch.cuda.is_bf16_supported()
     if settings.precision == "bfloat16" and not able:
@@ -42,7 +32,7 @@ def computes_in_bfloat16(reward: RewardModel, settings: Settings) -> bool:
 
 
 @contextmanager
-def master_weights(reward: RewardModel, mixed: bool) -> Iterator[None]:
+def master_weights(reward: TrainedReward, mixed: bool) -> Iterator[None]:
     """Train bfloat16 weights as float32 ones, whose small steps are not lost; afterwards they are what they were."""
     low = [p for p in reward.parameters() if p.requires_grad and p.dtype == torch.bfloat16] if mixed else []
     for p in low:

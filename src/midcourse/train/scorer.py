@@ -14,10 +14,11 @@ from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.encoder import EncoderReward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
+from midcourse.rewards.trained import TrainedReward
+from midcourse.rewards.trained_vocabulary import VocabularyTop
 from midcourse.train import processes
 from midcourse.train.batches import response_columns
-from midcourse.train.states import FrozenStates, VocabularyTop, split
+from midcourse.train.states import FrozenStates, split
 
 
 class Scorer(nn.Module):
@@ -29,14 +30,14 @@ class Scorer(nn.Module):
 
     every_prefix = True  # whether `score` gives the rewards of all prefixes, or nan for those that nobody reads
 
-    def __init__(self, reward: RewardModel, row_sets: Sequence[list[EncodedRow]]):
+    def __init__(self, reward: TrainedReward, row_sets: Sequence[list[EncodedRow]]):
         super().__init__()
-        if self.every_prefix and reward.KIND == "encoder":
+        if self.every_prefix and not reward.every_prefix:
             raise ValueError("an encoder's forward rewards whole texts, not their prefixes; use make_scorer")
         self.row_sets = row_sets
         self.additive = reward.info.additive
         made = split(reward)
-        whole = VocabularyTop(reward, reward.backbone) if isinstance(reward, TrainedVocabularyReward) else reward
+        whole = reward.top(reward.backbone) if reward.speaks_for_vocabulary else reward
         self.trained = made.top if made else whole
         self.before = bool(made and made.before)
         self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
@@ -101,9 +102,9 @@ class Scorer(nn.Module):
 BATCH_ROWS = 32
 
 
-def make_scorer(reward: RewardModel, data: Sequence[PairSet | RolloutSet]) -> Scorer:
+def make_scorer(reward: TrainedReward, data: Sequence[PairSet | RolloutSet]) -> Scorer:
     """What gives the rewards of some sets of rows in training; the first set is the one trained on."""
-    if isinstance(reward, EncoderReward):
+    if isinstance(reward, EncoderReward):  # the one kind whose texts are read one by one
         return EncoderScorer(reward, [one for one in data if isinstance(one, PairSet)])
     return Scorer(reward, [one.rows for one in data])
 

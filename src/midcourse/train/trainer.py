@@ -16,9 +16,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from midcourse.data.encoded import PairSet, RolloutSet
 from midcourse.errors import MidcourseError
-from midcourse.files import publish_folder, write_text
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.trained import whole_tensor
+from midcourse.files import as_json, publish_folder, write_text
+from midcourse.rewards.trained import TrainedReward, whole_tensor
 from midcourse.train import processes
 from midcourse.train.batches import Batch, pair_rewards, renumber, response_columns
 from midcourse.train.folder import checkpoints, seal
@@ -123,7 +122,7 @@ class Watch(TrainerCallback):
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    return as_json(row) + "\n"
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:
@@ -180,7 +179,7 @@ class WholeCheckpoints(Trainer):
 class PlanTrainer(WholeCheckpoints):
     """A Trainer over a fixed plan of batches."""
 
-    reward: RewardModel
+    reward: TrainedReward
     objective: Objective
     data: PairSet | RolloutSet
     _losses: Tensor
@@ -216,7 +215,7 @@ class PlanTrainer(WholeCheckpoints):
 
         def refuse() -> None:
             batch = described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
-            write_text(out / "bad_batch.json", json.dumps({**found, "batch": batch}, indent=1, ensure_ascii=False))
+            write_text(out / "bad_batch.json", as_json({**found, "batch": batch}, indent=1, ensure_ascii=False))
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
                 f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
@@ -266,7 +265,7 @@ def label_zero(objective: Objective, data: PairSet | RolloutSet) -> float:
 
 
 def make_trainer(
-    reward: RewardModel,
+    reward: TrainedReward,
     scorer: Scorer,
     data: PairSet | RolloutSet,
     objective: Objective,

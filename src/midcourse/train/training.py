@@ -18,7 +18,7 @@ from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accurac
 from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning
-from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trained import TrainedReward
 from midcourse.train import processes
 from midcourse.train.batches import in_turns, padding_share, plan_batches
 from midcourse.train.folder import finish_folder, only_training, prepare_folder
@@ -56,7 +56,7 @@ class Data(NamedTuple):
 
 
 def train(
-    reward: RewardModel,
+    reward: TrainedReward,
     examples: Sequence[Comparison] | Sequence[Rollout],
     out: str | Path,
     settings: Settings,
@@ -93,7 +93,7 @@ def train(
 
 
 def _train(
-    reward: RewardModel,
+    reward: TrainedReward,
     examples: Sequence[Comparison] | Sequence[Rollout],
     out: Path,
     settings: Settings,
@@ -172,7 +172,7 @@ def _train(
     return metrics
 
 
-def checked_objective(reward: RewardModel, settings: Settings) -> Objective:
+def checked_objective(reward: TrainedReward, settings: Settings) -> Objective:
     """The reward's objective; an error where it or the settings do not go with what the reward trains."""
     if settings.gradient_checkpointing and Tuning.parse(reward.info.tune).kind == "head":
         raise TrainingError("gradient checkpointing saves memory of layers that are trained, and tune head trains none")
@@ -182,7 +182,7 @@ def checked_objective(reward: RewardModel, settings: Settings) -> Objective:
 
 
 def encode_all(
-    reward: RewardModel,
+    reward: TrainedReward,
     objective: Objective,
     kept: Sequence[Comparison | Rollout],
     held: Sequence[Comparison | Rollout],
@@ -206,7 +206,7 @@ def encode_all(
 
 
 def encode_parts(
-    reward: RewardModel,
+    reward: TrainedReward,
     objective: Objective,
     kept: Sequence[Comparison | Rollout],
     held: Sequence[Comparison | Rollout],
