@@ -17,19 +17,17 @@ A comment before a block says what is special about it:
 `<!-- given: NAME ... -->` anywhere names files and rewards that a page takes for granted; `Given` makes them.
 """
 
-import contextlib
-import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from midcourse.files import write_text
 
@@ -37,6 +35,21 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE, TEXT = ("python", "sh"), ("text", "json", "csv")
 # Pages that midcourse writes of itself: flags, not code.
 GENERATED = ("docs/command-line.md",)
+
+# Runs blocks of Python in one namespace: reads [page, line, code] and answers [printed, error], a line of JSON each.
+_INTERPRETER = """
+import contextlib, io, json, sys, traceback
+names, answers = {"__name__": "__main__"}, sys.stdout
+for asked in sys.stdin:
+    page, line, code = json.loads(asked)
+    printed, error = io.StringIO(), None
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(compile("\\n" * (line - 1) + code, page, "exec"), names)
+        except BaseException:
+            error = traceback.format_exc()
+    print(json.dumps([printed.getvalue(), error]), file=answers, flush=True)
+"""
 
 _FENCE = re.compile(r"^```(.*)$")
 _MARK = re.compile(r"^<!-- (not run|output)(?:: (.+))? -->$")
@@ -71,13 +84,20 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
-@dataclass
 class Run:
-    """A page's code on its way: its folder, its names, and what its last block printed."""
+    """A page's code on its way, in its folder; `printed` is what the last block printed."""
 
-    folder: Path
-    names: dict[str, Any] = field(default_factory=lambda: {"__name__": "__main__"})
-    printed: str = ""
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.printed = ""
+        self._interpreter: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._interpreter:
+            self._interpreter.communicate()
 
     def step(self, block: Block) -> None:
         """Run a block; DocumentError if it fails."""
@@ -103,10 +123,25 @@ class Run:
         return done.stdout
 
     def _python(self, block: Block) -> str:
-        code = compile("\n" * (block.line - 1) + block.code, block.page, "exec")
-        with contextlib.redirect_stdout(io.StringIO()) as printed, inside(self.folder):
-            exec(code, self.names)
-        return printed.getvalue()
+        # In a process of its own, as a reader's code: nothing that tests do to this one reaches it.
+        if self._interpreter is None:
+            self._interpreter = subprocess.Popen(
+                [sys.executable, "-c", _INTERPRETER],
+                cwd=self.folder,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        assert self._interpreter.stdin
+        assert self._interpreter.stdout
+        print(json.dumps([block.page, block.line, block.code]), file=self._interpreter.stdin, flush=True)
+        answer = self._interpreter.stdout.readline()
+        printed, error = json.loads(answer) if answer else ("", "the interpreter is gone")
+        if error:
+            raise DocumentError(f"{block.place}: {error}")
+        return printed
 
 
 def pages(root: Path = ROOT) -> list[str]:
@@ -162,12 +197,12 @@ def runs(block: Block) -> bool:
 
 def run_page(page: str, text: str, folder: Path) -> Iterator[tuple[Block, str]]:
     """Run a page's code in a folder; yield each block of output and what has been printed in its place."""
-    run = Run(folder)
-    for block in blocks(page, text):
-        if runs(block):
-            run.step(block)
-        elif block.mark == "output":
-            yield block, tidy(run.printed)
+    with Run(folder) as run:
+        for block in blocks(page, text):
+            if runs(block):
+                run.step(block)
+            elif block.mark == "output":
+                yield block, tidy(run.printed)
 
 
 def tidy(printed: str) -> str:
@@ -204,24 +239,10 @@ def given_of(text: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a reader's shell: midcourse in PATH, no network, tables of one width."""
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": search, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"}
-
-
-@contextlib.contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in a folder, whose modules can be imported meanwhile."""
-    known = set(sys.modules)
-    with contextlib.chdir(folder):
-        sys.path.insert(0, str(folder))
-        try:
-            yield
-        finally:
-            sys.path.remove(str(folder))
-            for name in set(sys.modules) - known:
-                if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
-                    del sys.modules[name]
+    """Return the environment of a reader's shell: this midcourse in PATH, no network, tables of one width."""
+    own = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT / "src")}
+    search = {name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in own.items()}
+    return {**os.environ, **search, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
 class Given:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from midcourse.decode.methods import METHODS
+from studies import figures
 from studies.documents import (
     ROOT,
     Block,
@@ -17,6 +19,7 @@ from studies.documents import (
     runs,
     with_output,
 )
+from studies.readme import OF_METHODS, TABLES, settings
 
 # Pages whose code needs tiny models alone; all others load SmolLM2.
 QUICK = ("docs/your-own-reward.md",)
@@ -28,7 +31,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return Given(tmp_path_factory.mktemp("given"))
 
 
-@pytest.mark.filterwarnings("default")  # a reader's interpreter stops at none
 @pytest.mark.parametrize(
     "page", [page if page in QUICK else pytest.param(page, marks=pytest.mark.slow) for page in WITH_CODE]
 )
@@ -44,6 +46,38 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page: str, given:
 def test_every_page_can_be_read_and_the_quick_ones_are_there():
     assert {"README.md", "docs/tutorial.md"} <= set(pages()) and set(QUICK) <= set(WITH_CODE)
     assert len({block.place for page in pages() for block in blocks(page, (ROOT / page).read_text())}) > 30
+
+
+def test_every_method_has_a_page_and_every_table_a_place():
+    for name in METHODS:
+        assert f"methods/{name}.md" in (ROOT / "mkdocs.yml").read_text()
+        assert f"<!-- table: settings-{name} -->" in (ROOT / f"docs/methods/{name}.md").read_text()
+    written = "".join((ROOT / page).read_text() for page in pages())
+    assert [name for name in TABLES | OF_METHODS if f"<!-- table: {name} -->" not in written] == []
+
+
+def test_the_readme_is_short_and_contributing_has_every_file():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    listed = (ROOT / "CONTRIBUTING.md").read_text()
+    modules = [path for path in (ROOT / "src/midcourse").rglob("*.py") if not path.name.startswith("__")]
+    assert sorted(str(path) for path in modules if path.name not in listed) == []
+
+
+def test_settings_are_those_of_the_code_with_what_its_docstrings_say():
+    rows = settings(ROOT, name="best-of-n").splitlines()
+    assert rows[2] == "| `samples` | `--samples` | 16 | n. |"
+    assert rows[3] == "| `top_k` | `--top-k` | 10 | of sampling the LM. |"
+    assert rows[-1].startswith("Source: best of n, as in Stiennon et al.")
+    assert "| `greedy` |  | yes | take the likeliest guided candidate" in settings(ROOT, name="args")
+    assert "| `top_k` | `--top-k` | all |" in settings(ROOT, name="genarm")
+
+
+def test_diagrams_are_drawn_alike_at_every_call(tmp_path: Path):
+    figures.write(tmp_path / "one")
+    figures.write(tmp_path / "two")
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    assert set(drawn) <= {path.name for path in (ROOT / "docs/figures").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +148,7 @@ def test_other_output_is_noticed_and_can_be_written_anew(tmp_path: Path):
 def test_code_that_fails_says_where(tmp_path: Path):
     with pytest.raises(DocumentError, match=r"page.md:2: exit status 3"):
         list(run_page("page.md", "```sh\nexit 3\n```\n", tmp_path))
-    with pytest.raises(NameError, match="unknown"):
+    with pytest.raises(DocumentError, match=r"(?s)page.md:2: .*name 'unknown' is not defined"):
         list(run_page("page.md", "```python\nunknown\n```\n", tmp_path))
 
 
