@@ -186,18 +186,17 @@ def _method(name: str) -> list[str]:
 
 
 def settings(root: Path, *, name: str) -> str:
-    """Return the settings of a method: what each is, its default, and its flag of `midcourse guide`."""
+    """Return the settings of a method: what each is, its default, and whether `midcourse guide` has a flag of it."""
     method = METHODS[name]
     flags = {flag.name for group in groups_of("guide") for flag in group.flags}
     words = attributes_of(type(method))
-    rows = []
+    lines = ["| setting | default | what it is |", "| --- | --- | --- |"]
     for setting, value in settings_of(method).items():
         if setting != "source":
-            flag = "--" + setting.replace("_", "-")
-            rows.append([f"`{setting}`", f"`{flag}`" if flag in flags else "", shown(setting, value), words[setting]])
-    lines = ["| setting | flag | default | what it is |", "| --- | --- | --- | --- |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", f"Source: {method.source}."])
+            only = "" if "--" + setting.replace("_", "-") in flags else " (Python only)"
+            lines.append(f"| `{setting}`{only} | {shown(setting, value)} | {words[setting]} |")
+    told = "In Python by these names; on the command line as flags, such as `--top-k`."
+    return "\n".join([*lines, "", told, "", f"Source: {method.source}."])
 
 
 def shown(setting: str, value: object) -> str:

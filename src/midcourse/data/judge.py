@@ -91,7 +91,7 @@ class Judge:
         retries: of one question, after the first attempt.
         max_tokens: of an answer, its thoughts included.
 
-    Example:
+    Examples:
         >>> judge = Judge("http://localhost:8000/v1", "qwen3-8b", "The more polite response is better.")
         >>> judge.compare("Can you help me?", " No.", " Of course, what is it?").winner
         'b'

@@ -15,7 +15,7 @@ def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, 
     `gold` judges the response alone. The draw of a pair depends on the seed, its place and its two texts, not on which
     of them was preferred before, so labelling twice gives the same labels.
 
-    Example:
+    Examples:
         >>> shorter = draw_labels(comparisons, lambda text: -len(text.split()), scale=1, seed=0)
     """
     return [

@@ -81,7 +81,7 @@ def prefer(
     Raises:
         PreferError: a rollout without a finite reward, no pair at all, or a setting that makes no sense.
 
-    Example:
+    Examples:
         >>> comparisons, summary = prefer(sample(lm, prompts, "rollouts.jsonl", label=len), pairs="best-worst")
     """
     if pairs not in PAIRS:

@@ -71,7 +71,7 @@ def sample(
         RowFileError: another process writes to `out`; it holds rows, and `resume` is not set or they were asked for
             otherwise: with another LM, sampling, prompts, n or seed, or labels of another reward.
 
-    Example:
+    Examples:
         >>> rollouts = sample(lm, ["The ferry was late, and"], "rollouts.jsonl", n=4, label=my_function)
         >>> comparisons, summary = prefer(rollouts)
         >>> train(RewardModel.create("smollm2", template="raw"), comparisons, Path("my-reward"))

@@ -53,7 +53,7 @@ class Engine:
         lm: the language model; it is not changed.
         batch_size: the most rows of the language model at a time. A request that takes more has it for itself.
 
-    Example:
+    Examples:
         >>> engine = Engine(LanguageModel.load())
         >>> first, second = engine.add(Request.of("A ferry", reward)), engine.add(Request.of("A train"))
         >>> events = engine.step()
@@ -178,7 +178,7 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt; `settings` are those of `stream`. Generations come in the order of the prompts.
 
-    Example:
+    Examples:
         >>> generate(lm, ["The ferry was late, and"], reward, max_new_tokens=24, seed=1)[0].text
     """
     done: dict[int, Generation] = {}

@@ -43,7 +43,7 @@ class Request:
     Raises:
         MethodError: when it is made with settings that make no sense, or not together.
 
-    Example:
+    Examples:
         >>> request = Request.of("The ferry was late, and", reward, method="pargs", max_new_tokens=24)
         >>> number = engine.add(request)
     """

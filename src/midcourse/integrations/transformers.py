@@ -89,7 +89,7 @@ class Guide:
         always_offer_eos: EOS is a candidate even where the LM does not rank it among the top k.
         seed: row i uses seed + i; None draws the seed from torch's global generator, so that `set_seed` reproduces.
 
-    Example:
+    Examples:
         >>> guide = Guide(RewardModel.load("runs/demo/reward"), tokenizer, reward_weight=2.0)
         >>> model.generate(**inputs, custom_generate=guided, guide=guide, max_new_tokens=24)
     """
@@ -148,7 +148,7 @@ def guided(
     Raises:
         MethodError, PromptError, RewardError, UnsupportedModelError: what cannot be guided, before any decoding.
 
-    Example:
+    Examples:
         >>> model.generate(**inputs, custom_generate=guided, guide=Guide(reward, tokenizer), max_new_tokens=24)
     """
     if guide is None:
@@ -220,7 +220,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         attention_mask: of the prompts, to know their left padding; the processor is for these prompts then. Without
             it leading padding tokens are taken for padding, which is wrong for prompts that begin with that token.
 
-    Example:
+    Examples:
         >>> processor = GuidedLogitsProcessor(Guide(reward, tokenizer), model)
         >>> model.generate(**inputs, logits_processor=[processor], do_sample=True, max_new_tokens=24)
     """

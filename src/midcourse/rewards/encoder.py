@@ -57,7 +57,7 @@ class EncoderReward(TrainedReward):
     included. A row longer than the context loses the prompt's beginning, as in `ClassifierReward`, and a response that
     is still too long its end. Whether a response is finished makes no difference to it.
 
-    Example:
+    Examples:
         >>> reward = EncoderReward.create("minilm", objective="sequence")
         >>> train(reward, comparisons, "judge", Settings())
         >>> load_reward("judge").bind(lm).score(["The ferry was late, and"], [" we loved it."])[0].rewards[-1]

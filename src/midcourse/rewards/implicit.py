@@ -40,7 +40,7 @@ class ImplicitReward(TokenReward):
         base: what gives those that count against it.
         info: as midcourse.json records it; `objective_settings` has beta.
 
-    Example:
+    Examples:
         >>> reward = ImplicitReward.create("my-dpo-model", "my-sft-model", beta=0.1, template="chat")
         >>> generate(lm, ["How are you?"], reward, method="genarm")[0].text
     """

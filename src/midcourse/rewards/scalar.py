@@ -58,7 +58,7 @@ from midcourse.rewards.trained import Top, TrainedReward, check_tokenizer, check
 class RewardModel(TokenReward, TrainedReward):
     """A scalar prefix reward. Its forward gives the reward at every position of a batch.
 
-    Example:
+    Examples:
         >>> reward = RewardModel.load("runs/demo/reward")
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
@@ -231,7 +231,7 @@ class RewardModel(TokenReward, TrainedReward):
             RewardError: the folder holds no reward, its backbone has other weights or tokens than in training, or it
                 cannot share them.
 
-        Example:
+        Examples:
             >>> lm = LanguageModel.load("smollm2")
             >>> kind, brief = (RewardModel.load(name, share_with=lm) for name in ("kind", "brief"))
         """

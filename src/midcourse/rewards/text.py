@@ -120,7 +120,7 @@ class TextReward(Reward):
         template: how prompts have to be rendered for the language model; None where that makes no difference.
         context_length: the most tokens of the language model that a row may have.
 
-    Example:
+    Examples:
         >>> reward = TextReward(lambda texts: [-abs(len(text.response) - 80) / 20 for text in texts])
         >>> generate(lm, ["The ferry was late, and"], reward)[0].text
     """
@@ -240,7 +240,7 @@ class TextRows(ResponseRows):
 class FunctionReward(TextReward):
     """The reward of a response is a plain function of its text; the prompt plays no part.
 
-    Example:
+    Examples:
         >>> reward = FunctionReward(lambda text: -text.count("!"))
         >>> reward = FunctionReward.load("my_rewards:politeness")
     """

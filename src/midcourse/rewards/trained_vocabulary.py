@@ -59,7 +59,7 @@ class TrainedVocabularyReward(RewardModel):
     The reward of a prefix is that of its last token, read one position before; a lone token has the reward 0. Under
     `autoregressive` that is a log-probability, and the reward of a text is the sum over its tokens (`info.additive`).
 
-    Example:
+    Examples:
         >>> reward = TrainedVocabularyReward.load("my-farma-reward")
         >>> generate(lm, ["The ferry was late, and"], reward, method="farma")[0].text
     """

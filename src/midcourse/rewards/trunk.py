@@ -81,7 +81,7 @@ class TrunkReward(RewardModel):
     It has the first layers of that model itself, to be trained and to score whole texts. Guiding reads the states of
     the model it steers and needs none of them; loaded with `share_with`, it has no tensors of its own but the head's.
 
-    Example:
+    Examples:
         >>> reward = TrunkReward.load("my-trunk-reward")
         >>> generate(lm, ["The ferry was late, and"], reward, max_new_tokens=24)[0].text
     """

@@ -41,7 +41,7 @@ class VocabularyReward(TokenReward):
             otherwise the outputs themselves, as FaRMA's (Rashid et al., 2025, arXiv 2502.04517).
         name: for messages.
 
-    Example:
+    Examples:
         >>> reward = VocabularyReward.load("my-autoregressive-reward", template="raw")
         >>> generate(lm, ["The ferry was late, and"], reward, method="genarm")[0].text
     """
