@@ -6,7 +6,8 @@ Blocks of a page run in order, in one folder and, if they are Python, in one nam
 
     ```python      is run; one that begins with `# NAME.py` is written to that file instead
     ```sh          is run by bash, with midcourse in PATH
-    ```text ...    is not code
+    ```json        is not code, but JSON on every line
+    ```text        is not code
 
 A comment before a block says what is special about it:
 
@@ -32,7 +33,7 @@ from tempfile import TemporaryDirectory
 from midcourse.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE, TEXT = ("python", "sh"), ("text", "json", "csv")
+CODE, TEXT = ("python", "sh"), ("text", "json")
 # Pages that midcourse writes of itself: flags, not code.
 GENERATED = ("docs/command-line.md",)
 
@@ -184,6 +185,12 @@ def _check(block: Block, before: Block | None) -> None:
     """Raise DocumentError if a block's mark makes no sense there."""
     if block.mark == "not run" and not (block.words and block.language in CODE):
         raise DocumentError(f"{block.place}: 'not run' takes a reason, and code below it")
+    if block.language == "json":
+        for line in block.code.splitlines():
+            try:
+                json.loads(line)
+            except ValueError as error:
+                raise DocumentError(f"{block.place}: {line!r} is not JSON ({error})") from error
     if block.mark == "output" and (
         block.language in CODE or block.words not in (None, "varies") or before is None or not runs(before)
     ):

@@ -85,6 +85,7 @@ def test_diagrams_are_drawn_alike_at_every_call(tmp_path: Path):
         ("```rust\nfn main() {}\n```\n", "a block of 'rust'"),
         ("```\nplain\n```\n", "a block of ''"),
         ("```sh\nmidcourse demo\n", "not closed"),
+        ("```json\n{'prompt': 1}\n```\n", "is not JSON"),
         ("<!-- not run -->\n```sh\nmidcourse demo\n```\n", "takes a reason"),
         ("<!-- not run: slow -->\nSo.\n```sh\nmidcourse demo\n```\n", "has to stand before a block"),
         ("<!-- output -->\n```text\n1\n```\n", "after code that is run"),
