@@ -136,7 +136,7 @@ class Rows:
         failures: Failures = {}
         for part in self.guided.values():
             try:
-                part.rows.advance(self.of(part, token_ids))
+                part.rows.advance(at(token_ids, part.places))
             except Exception as error:
                 failures |= dict.fromkeys(part.places, error)
         return failures
@@ -146,10 +146,6 @@ class Rows:
         self.lm.rewind(counts, logprobs)
         for part in self.guided.values():
             part.rows.rewind([counts[place] for place in part.places])
-
-    def of(self, part: Guided, values: Tensor) -> Tensor:
-        """Return what a tensor of the batch holds for a reward's rows."""
-        return values if part.places == list(range(self.count)) else values[part.places]
 
     def ask(
         self,
@@ -195,6 +191,11 @@ class Rows:
     def _anew(self, part: Guided, rows: Sequence[Row], lm: CausalModel) -> RewardRows:
         room = max(row.max_new_tokens - len(row.steps) for row in rows)
         return part.reward.start([row.so_far for row in rows], room, max(_candidates(lm, row) for row in rows))
+
+
+def at(values: Tensor, places: Sequence[int]) -> Tensor:
+    """Return what a tensor holds for these rows of a batch; the tensor itself if they are all of them, in order."""
+    return values if list(places) == list(range(len(values))) else values[list(places)]
 
 
 def _candidates(lm: CausalModel, row: Row) -> int:

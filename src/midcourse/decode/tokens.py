@@ -13,7 +13,7 @@ from torch import Tensor
 from midcourse.decode.blocks import BestOf
 from midcourse.decode.candidates import Candidates
 from midcourse.decode.policy import Group, grouped, no_numbers, processed
-from midcourse.decode.rows import Answers, Guided, Rows, started, weighted
+from midcourse.decode.rows import Answers, Guided, Rows, at, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Row, Step, remaining
 from midcourse.lm.contract import CausalModel
 from midcourse.rewards.contract import RewardRows, VocabularyRows
@@ -95,7 +95,7 @@ class TokenBatch:
         logprobs, failures = processed(self.rows, batch.lm.logprobs)
         spoken = self._vocabulary_rewards(batch, failures)
         said = [_of(group, spoken, group.method.ranked_by == "sum", logprobs.shape[1]) for group in self.groups]
-        offers = [group.offer(logprobs[group.places], its) for group, its in zip(self.groups, said, strict=True)]
+        offers = [group.offer(at(logprobs, group.places), its) for group, its in zip(self.groups, said, strict=True)]
         bases = [group.base(candidates) for group, candidates in zip(self.groups, offers, strict=True)]
         skipped = [group.skippable(b, c) for group, b, c in zip(self.groups, bases, offers, strict=True)]
         rewarded = self._candidate_rewards(batch, offers, skipped, failures)
