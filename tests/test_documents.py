@@ -22,7 +22,7 @@ from studies.documents import (
 from studies.readme import OF_METHODS, TABLES, settings
 
 # Pages whose code needs tiny models alone; all others load SmolLM2.
-QUICK = ("docs/your-own-reward.md",)
+QUICK = ("docs/your-own-reward.md", "docs/methods/index.md")
 WITH_CODE = [page for page in pages() if any(map(runs, blocks(page, (ROOT / page).read_text())))]
 
 

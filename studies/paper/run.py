@@ -311,7 +311,7 @@ def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
     return {arm: np.array([seconds / tokens for seconds, tokens in of.values()]) for arm, of in sums.items()}
 
 
-def tuned(task: Setup, comparison: ComparisonRowsRows, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tuned(task: Setup, comparison: ComparisonRows, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each method at the setting of the highest gold on the pilot's validation prompts, less ARGS and best-of-16."""
     gold = golds(task, read_folder(task.runs / "pilot").responses)
     best = {
@@ -407,7 +407,7 @@ def accuracies(name: str) -> dict[str, Any]:
     return found
 
 
-def scores(comparison: ComparisonRowsRows) -> str:
+def scores(comparison: ComparisonRows) -> str:
     """Every response's scores and KLs, keyed by arm, prompt and seed."""
     judges = sorted({said.judge for said in comparison.judgements if said.score is not None})
     said = {(one.key, one.judge): one.score for one in comparison.judgements}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from rich.console import Console
+from rich.style import Style
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -311,6 +312,8 @@ def test_contrast_is_wcag():
 
 def printed(text: object, **console) -> str:
     out = StringIO()
+    # rich keeps joined styles with the codes of the console that used them first, perhaps one of fewer colours.
+    Style._add.cache_clear()
     Console(file=out, width=200, **console).print(text)
     return out.getvalue()
 

@@ -143,10 +143,14 @@ class BestOf:
         for sample in range(self.count):
             yield replace(self.first.branch(_uniforms(self.first, sample)), guides=(), sample=sample)
 
-    def add(self, row: Row, reason: str) -> bool:
-        """Take a finished sample; return whether it was the last one."""
-        self.finished[row.sample] = row, reason
+    @property
+    def complete(self) -> bool:
+        """Whether all samples are there."""
         return len(self.finished) == self.count
+
+    def add(self, row: Row, reason: str) -> None:
+        """Take a finished sample."""
+        self.finished[row.sample] = row, reason
 
     def compared(self, lm: CausalModel) -> list[Event]:
         """Return the events of the request: the steps of the best sample, and its response."""

@@ -56,16 +56,17 @@ class TokenBatch:
 
     def step(self) -> list[Event]:
         """Draw a token for every row, and let those that are finished or have failed go."""
-        if self.batch is None:
-            return []
-        steps, failures = self._drawn(self.batch)
+        return [*(self._stepped(self.batch) if self.batch is not None else []), *self._compared()]
+
+    def _stepped(self, batch: Rows) -> list[Event]:
+        steps, failures = self._drawn(batch)
         reasons = {place: self.rows[place].push(step, self.lm.eos_token_ids) for place, step in steps.items()}
         drawn = [self.rows[place] for place in steps]
         events: list[Event] = [(row.number, row.steps[-1]) for row in drawn if row.number not in self.best_of]
         finished = {place: reason for place, reason in reasons.items() if reason is not None}
         last = [row.last_token if row.steps else 0 for row in self.rows]
-        failures |= self.batch.advance(torch.tensor(last, device=self.batch.device))
-        endings, gone = self._ended(self.batch, finished, failures)
+        failures |= batch.advance(torch.tensor(last, device=batch.device))
+        endings, gone = self._ended(batch, finished, failures)
         leaving = {place for place, row in enumerate(self.rows) if place in finished or row.number in gone}
         self._keep(remaining(len(self.rows), leaving))
         if self.batch is not None:
@@ -177,13 +178,19 @@ class TokenBatch:
             samples = self.best_of.get(row.number)
             if samples is None:
                 events.append((row.number, row.finished(reason, final[place])))
-            elif samples.add(row, reason):
-                del self.best_of[row.number]
-                try:
-                    events += samples.compared(self.lm)
-                except Exception as error:
-                    failed[row.number] = error
+            else:
+                samples.add(row, reason)
         return [*events, *((number, Failure(error)) for number, error in failed.items())], set(failed)
+
+    def _compared(self) -> list[Event]:
+        """The events of a request for the best of n that has all samples; of one request a step, so as not to stall."""
+        number = next((number for number, samples in self.best_of.items() if samples.complete), None)
+        if number is None:
+            return []
+        try:
+            return self.best_of.pop(number).compared(self.lm)
+        except Exception as error:
+            return [(number, Failure(error))]
 
     def _final_rewards(self, batch: Rows, places: Sequence[int], failures: Failures) -> dict[int, float | None]:
         """The reward of each finished response: its last step's, or if that was skipped, read now.

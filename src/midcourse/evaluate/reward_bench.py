@@ -169,7 +169,7 @@ def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
         if isinstance(reward, TextReward):  # it has templates of its own, if any
             reward.lost(Text(comparison.prompt, "", False))
         else:
-            prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
+            prompt_ids(reward.tokenizer, comparison.prompt, reward.rendering)
     except PromptError as error:
         return str(error)
     return None
@@ -293,7 +293,7 @@ def _of_ids(
 
     def tokens(comparison: Comparison) -> int:
         after = [len(response_ids(reward.tokenizer, text, finished=True)) for text in comparison.responses]
-        return len(prompt_ids(reward.tokenizer, comparison.prompt, reward.template)) + max(after)
+        return len(prompt_ids(reward.tokenizer, comparison.prompt, reward.rendering)) + max(after)
 
     kept = [number for number, comparison in enumerate(comparisons) if tokens(comparison) <= room]
     if not kept:

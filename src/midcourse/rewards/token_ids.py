@@ -18,11 +18,6 @@ class TokenReward(Reward):
 
     tokenizer: PreTrainedTokenizerBase
 
-    @property
-    def template(self) -> Template:
-        """How prompts were rendered in training, and must be at decoding."""
-        return "raw"
-
     @abstractmethod
     def score_ids(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
@@ -35,6 +30,12 @@ class TokenReward(Reward):
         """
 
     @property
+    def rendering(self) -> Template:
+        """The template, which a reward of token ids always has."""
+        assert self.template is not None
+        return self.template
+
+    @property
     def score_tokenizer(self) -> PreTrainedTokenizerBase:
         """Its own."""
         return self.tokenizer
@@ -45,7 +46,7 @@ class TokenReward(Reward):
         Raises:
             PromptError: the prompt does not fit the template, or the row does not fit the context.
         """
-        before = prompt_ids(self.tokenizer, prompt, self.template)
+        before = prompt_ids(self.tokenizer, prompt, self.rendering)
         ids = response_ids(self.tokenizer, response, finished=finished)
         if (length := len(before) + len(ids)) > self.context_length:
             raise PromptError(
@@ -61,7 +62,7 @@ class TokenReward(Reward):
         Raises:
             PromptError: the prompt leaves no room, or there is no response.
         """
-        before = prompt_ids(self.tokenizer, prompt, self.template)
+        before = prompt_ids(self.tokenizer, prompt, self.rendering)
         ids = response_ids(self.tokenizer, response, finished=finished)
         room = max_tokens - len(before)
         if room < 1 or not ids:
@@ -71,7 +72,7 @@ class TokenReward(Reward):
     def prompt_problem(self, prompt: Prompt, max_tokens: int) -> str | None:
         """Return what is wrong with a prompt of a row of at most `max_tokens`; None if nothing is."""
         try:
-            tokens = len(prompt_ids(self.tokenizer, prompt, self.template))
+            tokens = len(prompt_ids(self.tokenizer, prompt, self.rendering))
         except PromptError as error:
             return str(error)
         if tokens < max_tokens:

@@ -71,7 +71,7 @@ def train(
 
     Args:
         reward: what is trained, in place.
-        examples: all of them, comparisons or rollouts; some prompts are held out.
+        examples: all comparisons or rollouts; some prompts are held out.
         out: folder of the reward.
         settings: how.
         resume: go on from the last checkpoint in `out`.
