@@ -28,7 +28,7 @@ from midcourse.compare.judges import JudgedResponse
 from midcourse.compare.report.grouped import GroupedRows
 from midcourse.compare.report.page import write_report
 from midcourse.compare.report.statistics import difference
-from midcourse.compare.rows import ResponseRow, read_folder
+from midcourse.compare.rows import ComparisonRows, ResponseRow, read_folder
 from midcourse.compare.run import compare
 from midcourse.compare.study import Study
 from midcourse.data.encoded import encode
