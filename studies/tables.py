@@ -19,6 +19,12 @@ from typing import Any
 from midcourse.files import write_text
 
 Table = Callable[[Path], str]
+PARADETOX = {
+    "as published": "ParaDetox as published: its originals are tokenised, and that spelling and spacing alone all but "
+    "tell the edited side.",
+    "repaired": "ParaDetox repaired: both sides in lower case with punctuation joined to its words, so that spelling "
+    "and spacing do not tell the edited side.",
+}
 
 _BLOCK = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 _BEGIN = "<!-- table:"
@@ -71,6 +77,11 @@ def with_interval(value: float, interval: Sequence[float], digits: int = 2) -> s
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
+def with_paradetox(table: str, found: dict[str, Any]) -> str:
+    """Return a table with a line below on how its rows of ParaDetox were made, which the results say."""
+    return f"{table}\n\n{PARADETOX[found['paradetox']]}"
+
+
 def read_off(places: Sequence[dict[str, Any]]) -> list[str]:
     """A cell for each place at which a guide's gold was read off: its `gold` and `interval`, if it was reached."""
     return [with_interval(at["gold"], at["interval"]) if at["interval"] else "not reached" for at in places]
@@ -112,29 +123,36 @@ def fill(text: str, root: Path, tables: dict[str, Table]) -> tuple[str, list[str
 
 def fill_readme(root: Path, *, check: bool, tables: dict[str, Table]) -> tuple[int, str]:
     """Fill or check the README of `root`; the exit status and a sentence about it."""
-    readme = root / "README.md"
-    text = readme.read_text() if readme.is_file() else ""
+    return fill_page(root / "README.md", root, check=check, tables=tables)
+
+
+def fill_page(page: Path, root: Path, *, check: bool, tables: dict[str, Table]) -> tuple[int, str]:
+    """Fill or check the tables of a page from the results in `root`; return the exit status and a sentence about it."""
+    text = page.read_text() if page.is_file() else ""
     if _BEGIN not in text:
-        return 0, f"{readme} has no table blocks; nothing to fill"
+        return 0, f"{page} has no table blocks; nothing to fill"
     filled, stale = fill(text, root, tables)
     if not stale:
-        return 0, f"every table in {readme} is up to date"
+        return 0, f"every table in {page} is up to date"
     names = ", ".join(stale)
     if check:
-        return 1, f"{readme} differs from the committed results in: {names}; run: make tables"
-    write_text(readme, filled)
-    return 0, f"filled in {readme}: {names}"
+        return 1, f"{page} differs from the committed results in: {names}; run: make tables"
+    write_text(page, filled)
+    return 0, f"filled in {page}: {names}"
 
 
-def main(arguments: Sequence[str], root: Path, tables: dict[str, Table]) -> int:
-    """Run with the arguments of the command line, for the README of `root`."""
+def main(arguments: Sequence[str], root: Path, tables: dict[str, Table], pages: Sequence[Path] = ()) -> int:
+    """Run with the arguments of the command line, for these pages, by default the README of `root`."""
     if list(arguments) not in ([], ["--check"]):
         print(f"arguments {' '.join(arguments)!r} are unknown; give none, or --check", file=sys.stderr)
         return 2
-    try:
-        status, sentence = fill_readme(root, check=bool(arguments), tables=tables)
-    except TablesError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(sentence, file=sys.stderr if status else sys.stdout)
-    return status
+    worst = 0
+    for page in pages or [root / "README.md"]:
+        try:
+            status, sentence = fill_page(page, root, check=bool(arguments), tables=tables)
+        except TablesError as error:
+            print(f"{page}: {error}", file=sys.stderr)
+            return 2
+        print(sentence, file=sys.stderr if status else sys.stdout)
+        worst = max(worst, status)
+    return worst

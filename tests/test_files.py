@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from midcourse import files
-from midcourse.files import cache_folder, publish_folder, whole_file, whole_folder, write_bytes, write_text
+from midcourse.errors import MidcourseError
+from midcourse.files import as_json, cache_folder, publish_folder, whole_file, whole_folder, write_bytes, write_text
 
 # A process of its own that loads files.py alone: it starts in milliseconds.
 ALONE = f"import runpy, sys; from pathlib import Path; files = runpy.run_path({files.__file__!r})\n"
@@ -205,3 +206,21 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "midcourse"
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"text": "", "tokens": [{"logprob": -1.0}, {"logprob": float("nan")}]}, "tokens.1.logprob = nan"),
+        ([1.0, (2.0, float("-inf"))], "1.1 = -inf"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_json_holds_finite_numbers_only(value, place):
+    with pytest.raises(MidcourseError, match=f"^{place} cannot be written as JSON, which has finite numbers only"):
+        as_json(value)
+
+
+def test_json_is_laid_out_as_asked():
+    assert as_json({"a": [None, "ż", 1e308]}) == '{"a": [null, "\\u017c", 1e+308]}'
+    assert as_json(["ż"], ensure_ascii=False, indent=1) == '[\n "ż"\n]'

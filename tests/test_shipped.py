@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from midcourse.compare.independence import of_reward, why_dependent
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
-from midcourse.rewards.info import read_info
-from midcourse.rewards.named import load_reward, place_of, shipped
+from midcourse.rewards.info import place_of, read_info, shipped
+from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkReward
 

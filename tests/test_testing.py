@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.contract import Reward, RewardRows
 from midcourse.rewards.scalar import RewardModel

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from midcourse.decode.loop import generate, stream
+    from midcourse.decode.engine import generate, stream
     from midcourse.decode.steps import Generation, Step
     from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
     from midcourse.lm.language_model import LanguageModel
@@ -35,7 +35,7 @@ __all__ = [
 
 # Imported when first asked for: torch and transformers take seconds, which `midcourse --help` should not.
 _HOMES = {
-    "midcourse.decode.loop": ("generate", "stream"),
+    "midcourse.decode.engine": ("generate", "stream"),
     "midcourse.decode.steps": ("Generation", "Step"),
     "midcourse.integrations.transformers": ("Guide", "GuidedLogitsProcessor", "guided"),
     "midcourse.lm.language_model": ("LanguageModel",),

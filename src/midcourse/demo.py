@@ -20,7 +20,7 @@ from rich.table import Table
 
 from midcourse.data.comparisons import Comparison, read_comparisons
 from midcourse.data.labels import bayes_accuracy, draw_labels
-from midcourse.decode.loop import stream
+from midcourse.decode.engine import stream
 from midcourse.decode.steps import Generation
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.metrics import perplexity, repeated_bigrams, repeated_words
@@ -29,9 +29,9 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.gold import Gold, load_gold
-from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkReward
-from midcourse.show.page import axis_ticks, cells_of, percent, write_page
+from midcourse.show.page import cells_of, write_page
+from midcourse.show.plots import scatter
 from midcourse.show.tokens import (
     Token,
     by_position,
@@ -130,7 +130,7 @@ def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, 
     return comparisons, json.loads((folder / "demo_prompts.json").read_text())
 
 
-def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> RewardModel:
+def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> TrunkReward:
     """A prefix reward that reads SmolLM2's own states."""
     reward = TrunkReward.create("smollm2", template="raw", layers=LAYERS, tune="head", head=HEAD, seed=seed)
     train(reward, comparisons, folder, Settings(epochs=EPOCHS, seed=seed))
@@ -138,7 +138,7 @@ def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> Rewa
 
 
 def write_texts(
-    lm: LanguageModel, prompts: list[dict[str, str]], reward: RewardModel | None, weight: float, seed: int, name: str
+    lm: LanguageModel, prompts: list[dict[str, str]], reward: TrunkReward | None, weight: float, seed: int, name: str
 ) -> tuple[list[Generation], float]:
     """Responses to the prompts, and the seconds they took."""
     finished: dict[int, Generation] = {}
@@ -165,7 +165,7 @@ def write_texts(
 
 
 def try_weight(
-    lm: LanguageModel, reward: RewardModel, prompts: list[dict[str, str]], weight: float, judge: Gold, seed: int
+    lm: LanguageModel, reward: TrunkReward, prompts: list[dict[str, str]], weight: float, judge: Gold, seed: int
 ) -> dict[str, float]:
     """Gold and KL of one weight on validation prompts, with seeds the test does not use."""
     texts, _ = write_texts(lm, prompts, reward if weight else None, weight, seed + 10_000, f"weight {weight:g}")
@@ -223,7 +223,7 @@ def tokens(texts: list[Generation]) -> int:
 
 def as_pairs(
     lm: LanguageModel,
-    reward: RewardModel,
+    reward: TrunkReward,
     prompts: list[dict[str, str]],
     base: list[Generation],
     guided: list[Generation],
@@ -254,7 +254,7 @@ def as_pairs(
     ]
 
 
-def show_accuracy(console: Console, reward: RewardModel, ceiling: float) -> None:
+def show_accuracy(console: Console, reward: TrunkReward, ceiling: float) -> None:
     metrics = reward.info.metrics
     table = Table(title=f"pair accuracy on {metrics['prompts']} held-out prompts", title_justify="left")
     for column in ("compared at", "accuracy", "95% interval"):
@@ -348,7 +348,12 @@ def write_demo_report(
         title="midcourse demo",
         summary=summary,
         colouring=colouring,
-        scatter=scatter_of(pairs),
+        scatter=scatter(
+            [(pair.base_gold, pair.guided_gold) for pair in pairs],
+            "gold reward, base",
+            "gold reward, guided",
+            "Guided gold by base gold, a point for each prompt; the pairs below have the numbers",
+        ),
         cards=[
             {
                 "pair": pairs[i],
@@ -369,17 +374,3 @@ def pick(pairs: Sequence[DemoPair]) -> dict[str, int]:
         return {}
     lowest = "largest loss" if pairs[order[0]].gold_difference < 0 else "smallest gain"
     return {"largest gain": order[-1], "median": order[len(order) // 2], lowest: order[0]}
-
-
-def scatter_of(pairs: Sequence[DemoPair]) -> dict[str, Any] | None:
-    """Guided by base gold, a point a pair, on equal axes in per cent of the plot."""
-    golds = [(pair.base_gold, pair.guided_gold) for pair in pairs]
-    if len(golds) < 2:
-        return None
-    ticks = axis_ticks([gold for pair in golds for gold in pair])
-    x, y = percent(ticks[0], ticks[-1]), percent(ticks[-1], ticks[0])
-    return {
-        "points": [{"x": x(base), "y": y(guided)} for base, guided in golds],
-        "x_ticks": [(x(tick), f"{tick:.4g}") for tick in ticks],
-        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in ticks],
-    }

@@ -1,19 +1,21 @@
-"""Files that are whole or absent: temporary name, fsync, rename. And folders that one process at a time writes to."""
+"""Files that are whole or absent: temporary name, fsync, rename. And files and folders with one writer at a time."""
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 LOCK = ".lock"
 
 
 class InUse(Exception):
-    """A folder that another process writes to; `process` is its number, or "unknown"."""
+    """A folder or file that another process writes to; `process` is its number, or "unknown"."""
 
     def __init__(self, process: str):
         super().__init__(f"process {process}")
@@ -22,15 +24,9 @@ class InUse(Exception):
 
 @contextlib.contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where it is missing, for this process alone; InUse where another one that is alive holds it.
-
-    The system gives a lock back when its process ends, however it ends: what a dead one left does not block.
-    """
+    """Hold a folder, made if it is missing, for this process alone; InUse if another one that is alive holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / LOCK) as file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with _lock(folder / LOCK):
         try:
             yield
         finally:
@@ -39,12 +35,34 @@ def sole_use(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def sole_use_of_file(path: Path) -> Iterator[None]:
+    """Hold a file, which need not be there yet, for this process alone; InUse if another one that is alive holds it.
+
+    The lock is a hidden file beside it, so that the file itself may be replaced meanwhile.
+    """
+    path = path.resolve()  # all names of a file have one lock
+    lock = path.with_name(f".{path.name}{LOCK}")
+    with _lock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def _lock(path: Path) -> IO[str]:
+    """Open a lock file that is this process's alone, its number in it, until the file is closed.
+
+    The system gives a lock back when its process ends, however it ends: what a dead one left does not block.
+    """
     while True:
         file = path.open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
                 return file
             file.close()  # its holder deleted it in between
         except BlockingIOError as error:
@@ -67,6 +85,38 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, atomically."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def as_json(value: Any, **layout: Any) -> str:
+    """Return a value as JSON, which has no NaN and no infinity.
+
+    Args:
+        layout: of `json.dumps`, such as indent.
+
+    Raises:
+        MidcourseError: a number in it is none of those that JSON has; the sentence says where.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **layout)
+    except ValueError as error:
+        from midcourse.errors import MidcourseError  # tests run this file alone
+
+        found = next(_no_numbers(value, ""), None)
+        if found is None:
+            raise
+        raise MidcourseError(
+            f"{found} cannot be written as JSON, which has finite numbers only; where a model gave it, restore its "
+            "weights or try --dtype float32"
+        ) from error
+
+
+def _no_numbers(value: Any, place: str) -> Iterator[str]:
+    """What is NaN or infinite in a value, such as "tokens.3.reward = nan"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place} = {value}" if place else f"{value}"
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, part in parts:
+        yield from _no_numbers(part, f"{place}.{name}" if place else str(name))
 
 
 @contextlib.contextmanager

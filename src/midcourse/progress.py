@@ -15,7 +15,7 @@ LOG_SECONDS = 10.0
 def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar for `total` units of work; the yielded function says that so many more are done. `quiet` shows none.
 
-    Example:
+    Examples:
         >>> with progress("reading", len(rows)) as advance:
         ...     for row in rows:
         ...         advance(1)

@@ -31,15 +31,17 @@ from transformers import (
     Qwen3Config,
 )
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method
 from midcourse.decode.steps import Generation
-from midcourse.lm.language_model import LanguageModel, LanguageModelRows, chat_fingerprint, tokenizer_fingerprint
+from midcourse.lm.contract import CausalModel, CausalRows
+from midcourse.lm.language_model import LanguageModel, chat_fingerprint, tokenizer_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
 from midcourse.reference import pargs
-from midcourse.rewards.contract import ReadsStates, Reward, RewardError, RewardRows, Score, StateReader
-from midcourse.rewards.info import RewardInfo
-from midcourse.rewards.scalar import RewardModel, Tuning, with_adapter
+from midcourse.rewards.backbone import Tuning, with_adapter
+from midcourse.rewards.contract import FollowedRows, Reward, RewardRows, Score, StateReader
+from midcourse.rewards.info import RewardError, RewardInfo
+from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward
@@ -254,13 +256,16 @@ def position_sum(ids: Sequence[int]) -> float:
     return sum(i * token for i, token in enumerate(ids, 1)) % 17 / 8
 
 
-class KnownReward:
+class KnownReward(Reward):
     """A reward in plain Python: `value` of the token ids of prompt and response. It satisfies `Reward`.
 
     Args:
         value: token ids of a prefix -> its reward. Any EOS is the tokenizer's EOS there.
         more_eos: token ids that end a response besides the tokenizer's EOS.
     """
+
+    speaks_for_vocabulary = True
+    template: Template = "raw"
 
     def __init__(
         self,
@@ -273,9 +278,13 @@ class KnownReward:
         self.tokenizer = tokenizer or byte_tokenizer()
         self.template = template
         self.more_eos = frozenset(more_eos)
-        self.context_length = 2**20
 
-    def bind(self, lm: LanguageModel) -> "KnownReward":
+    @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its own."""
+        return self.tokenizer
+
+    def bind(self, lm: CausalModel) -> "KnownReward":
         """Itself: it can guide any LM with its tokenizer."""
         if tokenizer_fingerprint(self.tokenizer) != lm.tokens:
             raise RewardError(f"this known reward reads other tokens than {lm.name} writes; give it that tokenizer")
@@ -516,6 +525,84 @@ def assert_equals_reference(
                 _assert_close(have, [getattr(step, name) for step in want], tolerance, f"{name} after {prompt!r}")
 
 
+@torch.inference_mode()
+def assert_language_model_laws(
+    lm: CausalModel, prompts: Sequence[Sequence[int]], layers: Sequence[int], *, tolerance: float = 1e-10
+) -> None:
+    """The laws of `lm.contract`: what rows say depends on their own tokens only, however they came about.
+
+    Args:
+        prompts: token ids of at least three prompts of different lengths.
+        layers: whose states are compared too.
+        tolerance: of log-probabilities and states; 1e-10 in float64, 1e-4 in float32.
+    """
+    tokens = [sorted(lm.eos_token_ids)[0], *prompts[0][:2]]
+    alone = [_rows_after(lm, [prompt], tokens, layers) for prompt in prompts]
+    together = _rows_after(lm, prompts, tokens, layers)
+    everywhere = list(range(len(prompts)))
+
+    def assert_rows(rows: CausalRows, which: Sequence[int], what: str) -> None:
+        assert list(rows.lengths) == [len(prompts[row]) + len(tokens) for row in which], f"lengths {what}"
+        for place, row in enumerate(which):
+            _assert_close(rows.logprobs[place].tolist(), alone[row].logprobs[0].tolist(), tolerance, f"logprobs {what}")
+            for layer in layers:
+                for name in ("states", "previous"):
+                    have, want = (getattr(one, name)[layer] for one in (rows, alone[row]))
+                    _assert_close(have[place].tolist(), want[0].tolist(), tolerance, f"{name} {what}")
+
+    assert_rows(together, everywhere, "in a batch and alone")
+    begun = lm.start([[*prompt, *tokens] for prompt in prompts], 4, layers)
+    assert_rows(begun, everywhere, "read at once and step by step")
+    _assert_siblings(lm, prompts, tokens, layers, tolerance)
+    moved = [2, 0, 0]
+    together.select(moved)
+    assert_rows(together, moved, "after rows have moved")
+    together.replace([1], alone[1])
+    assert_rows(together, [2, 1, 0], "after one was replaced")
+    before = together.logprobs.clone()
+    together.step(torch.tensor(tokens, device=lm.device))
+    together.rewind([1] * 3, before)
+    more = torch.tensor(tokens[::-1], device=lm.device)
+    together.step(more)
+    for place, row in enumerate((2, 1, 0)):
+        want = lm.start([[*prompts[row], *tokens, int(more[place])]], 4, layers).logprobs[0].tolist()
+        _assert_close(together.logprobs[place].tolist(), want, tolerance, "logprobs after going back")
+
+
+def _rows_after(
+    lm: CausalModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], layers: Sequence[int]
+) -> CausalRows:
+    """Rows started at some prompts, and stepped by the same tokens."""
+    rows = lm.start(prompts, len(tokens) + 4, layers)
+    for token in tokens:
+        rows.step(torch.tensor([token] * len(prompts), device=lm.device))
+    return rows
+
+
+def _assert_siblings(
+    lm: CausalModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    layers: Sequence[int],
+    tolerance: float,
+) -> None:
+    """Alternative next tokens have the states of single steps, and leave the rows as they were."""
+    rows = lm.start(prompts, len(tokens) + 4, layers)
+    before = rows.logprobs.clone()
+    for layer in layers:
+        found = rows.siblings(torch.tensor([list(tokens)] * len(prompts), device=lm.device), layer)
+        for j, token in enumerate(tokens):
+            stepped = lm.start(prompts, len(tokens) + 4, layers)
+            stepped.step(torch.tensor([token] * len(prompts), device=lm.device))
+            for have, want in zip(found[:, j].tolist(), stepped.states[layer].tolist(), strict=True):
+                _assert_close(have, want, tolerance, f"siblings and single steps at layer {layer}")
+    assert torch.equal(rows.logprobs, before), "asking for siblings has moved the rows"
+    rows.step(torch.tensor([tokens[0]] * len(prompts), device=lm.device))
+    want = lm.start([[*prompt, tokens[0]] for prompt in prompts], 4).logprobs
+    for have, wanted in zip(rows.logprobs.tolist(), want.tolist(), strict=True):
+        _assert_close(have, wanted, tolerance, "logprobs after siblings")
+
+
 def assert_same_generation(have: Generation, want: Generation, *, tolerance: float = 1e-10) -> None:
     """Two generations agree: tokens, texts and reasons exactly, figures to `tolerance`."""
     assert have.finish_reason == want.finish_reason
@@ -535,7 +622,7 @@ def _walk(
     """The rewards of given responses, read step by step beside two other candidates; rows that end leave the batch."""
     longest = max(len(response) for response in responses)
     rows = reward.start(prefixes, longest, 3)
-    lm_rows = _followed(reward, rows, lm, prefixes, longest)
+    lm_rows, followed = _followed(reward, rows, lm, prefixes, longest)
     here = list(range(len(prefixes)))
     found: list[list[float]] = [[] for _ in prefixes]
     device = lm.model.device
@@ -553,24 +640,27 @@ def _walk(
         if len(kept) < len(here):
             here = [here[row] for row in kept]
             rows.select(kept)
-            if lm_rows:
+            if lm_rows is not None and followed is not None:
                 lm_rows.select(kept)
+                followed.places[:] = range(len(kept))
         tokens = torch.tensor([responses[i][t] for i in here], device=device)
         rows.advance(tokens)
-        if lm_rows:
+        if lm_rows is not None:
             lm_rows.step(tokens)
     return found
 
 
 def _followed(
     reward: Reward, rows: RewardRows, lm: LanguageModel, prefixes: Sequence[Prefix], max_new_tokens: int
-) -> LanguageModelRows | None:
-    """The language model's rows that a reward's rows go along with, where they read its states."""
-    if not (isinstance(reward, ReadsStates) and isinstance(rows, StateReader)):
-        return None
+) -> tuple[CausalRows, FollowedRows] | tuple[None, None]:
+    """The language model's rows that a reward's rows go along with, if they read its states."""
+    if reward.layer is None:
+        return None, None
     lm_rows = lm.start([prefix.token_ids for prefix in prefixes], max_new_tokens, [reward.layer])
-    rows.follow(lm_rows)
-    return lm_rows
+    followed = FollowedRows(lm_rows, list(range(len(prefixes))))
+    assert isinstance(rows, StateReader), "a reward with a layer starts rows that follow the language model's"
+    rows.follow(followed)
+    return lm_rows, followed
 
 
 def _prefix(reward: Reward, lm: LanguageModel, prompt: Prompt) -> Prefix:

@@ -19,7 +19,8 @@ from prompts import prompts
 from midcourse import LanguageModel
 from midcourse.data.comparisons import Comparison
 from midcourse.data.labels import bayes_accuracy, draw_labels
-from midcourse.data.sample import Sampled, sample
+from midcourse.data.rollouts import Rollout
+from midcourse.data.sample import sample
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
 from midcourse.rewards.gold import load_gold
@@ -32,7 +33,7 @@ SAMPLES, PAIRS, NEW_TOKENS, TOP_K = 16, 32, 24, 10
 SCALE, SEED = 4.0, 0
 
 
-def sampled() -> list[Sampled]:
+def sampled() -> list[Rollout]:
     """SAMPLES responses to every training prompt, row by row into a file."""
     SAMPLED.parent.mkdir(parents=True, exist_ok=True)
     return sample(
@@ -49,7 +50,7 @@ def sampled() -> list[Sampled]:
     )
 
 
-def pair(rows: list[Sampled]) -> list[Comparison]:
+def pair(rows: list[Rollout]) -> list[Comparison]:
     """PAIRS random pairs of each prompt's distinct, non-empty responses, in no order of preference."""
     rng = random.Random(SEED)
     found = []

@@ -24,6 +24,7 @@ from midcourse.data.comparisons import Comparison, split_by_prompt
 from midcourse.data.encoded import PairSet, encode
 from midcourse.data.rollouts import Rollout
 from midcourse.decode.steps import Generation
+from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import SHARES, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, margins
 from midcourse.evaluate.intervals import mean_interval
@@ -38,7 +39,7 @@ from midcourse.train.scorer import make_scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import checked_objective, encode_all, prefix_rewards, train
 from studies import sentiment
-from studies.data import arguments, command, comparisons, fitting
+from studies.data import PARADETOX, arguments, command, comparisons, fitting, kept_as
 from studies.detox import profane_prompts
 from studies.objectives.grid import GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, Run, left, next_run, pilot_seconds, plan
 from studies.objectives.tables import TABLES, plot, results_of
@@ -113,7 +114,7 @@ class Trained(NamedTuple):
 def trained(run: Run, data: Path) -> Trained:
     """The reward of a run, from runs/objectives/ where it was trained before."""
     learn, _, rollouts = examples(run.set, data)
-    reward, max_tokens, folder = untrained(run), MAX_TOKENS[run.set], RUNS / run.name
+    reward, max_tokens, folder = untrained(run), MAX_TOKENS[run.set], RUNS / kept_as(run.name)
     learn = fitting(reward, learn, max_tokens)[: min(MOST_PAIRS[run.set], run.backbone.pairs)]
     labelled = make_objective(reward.info.objective, **reward.info.objective_settings).of == "labels"
     given: Sequence[Comparison] | Sequence[Rollout] = rollouts if labelled and rollouts else learn
@@ -204,7 +205,7 @@ def guided(row: dict[str, Any], plain: Sequence[Generation], data: Path) -> dict
 def guide_of(row: dict[str, Any], lm: LanguageModel, data: Path) -> Reward:
     """A row's reward on the language model's weights, trained again where it is gone."""
     trained(next(run for run in plan(row["set"]) if run.name == row["name"]), data)
-    return load_reward(RUNS / row["name"], share_with=lm)
+    return load_reward(RUNS / kept_as(row["name"]), share_with=lm)
 
 
 def timed(row: dict[str, Any], data: Path) -> dict[str, Any]:
@@ -252,8 +253,7 @@ def main() -> None:
 
 def study(name: str, data: Path, seconds: float) -> None:
     """A set's pilot, grid, guides and timings; every result is on disk as soon as it is there."""
-    results = results_of(HERE).get(name, {})
-    results = {part: results.get(part, []) for part in ("rows", "guided", "timed", "left_out")}
+    results = begun(name)
 
     def add(part: str, row: dict[str, Any]) -> None:
         results[part].append(row)
@@ -281,6 +281,24 @@ def study(name: str, data: Path, seconds: float) -> None:
         guide(results, data, add)
     publish(name, results)
     plot(results_of(HERE), HERE / "objectives.png")
+
+
+def begun(name: str) -> dict[str, Any]:
+    """Return a set's results so far.
+
+    Raises:
+        MidcourseError: they are of ParaDetox as it was read before.
+    """
+    found = results_of(HERE).get(name, {})
+    results = {part: found.get(part, []) for part in ("rows", "guided", "timed", "left_out")}
+    if name != "paradetox":
+        return results
+    if found and found["paradetox"] != PARADETOX:
+        raise MidcourseError(
+            f"{RESULTS / 'paradetox.json'} is of ParaDetox {found['paradetox']}, which is now read {PARADETOX}; "
+            "move it away to begin anew"
+        )
+    return {"paradetox": PARADETOX, **results}
 
 
 def guide(results: dict[str, Any], data: Path, add: Callable[[str, dict[str, Any]], None]) -> None:

@@ -18,11 +18,30 @@ from midcourse.evaluate.accuracy import SHARES
 from midcourse.files import whole_file
 from studies.objectives.grid import BACKBONES, GUIDED, OBJECTIVES, SETS, TIMED, TRUNK, plan
 from studies.steering import KLS
-from studies.tables import Table, TablesError, load_each, main, markdown, number, read_off, with_interval
+from studies.tables import (
+    Table,
+    TablesError,
+    load,
+    load_each,
+    main,
+    markdown,
+    number,
+    read_off,
+    with_interval,
+    with_paradetox,
+)
 
 HERE = Path(__file__).parent
 COMMAND = "python -m studies.objectives.run --data DIR"
+BASELINES = "results/baselines.json"
+SHARE_NAMES = [f"{share:.0%}" for share in SHARES]
+COMPARED = (TRUNK, "20 layers, head", "10 layers, last:2")
 TITLES = {"sentiment": "sentiment (own samples)", "paradetox": "ParaDetox", "hh": "HH, all four sets"}
+
+
+def told(table: str, found: dict[str, dict[str, Any]]) -> str:
+    """Return a table of the sets found, with a line on how ParaDetox's rows were made if they are there."""
+    return with_paradetox(table, found["paradetox"]) if "paradetox" in found else table
 
 
 def results_of(root: Path) -> dict[str, dict[str, Any]]:
@@ -30,10 +49,77 @@ def results_of(root: Path) -> dict[str, dict[str, Any]]:
     return load_each(root, SETS, COMMAND)
 
 
+def baselines_of(root: Path) -> dict[str, Any]:
+    """Return the baselines of every set, and the rewards on HH's parts."""
+    return load(root, BASELINES, "python -m studies.objectives.baselines --data DIR")
+
+
+def baselines(root: Path) -> str:
+    """A bag of words and length alone, and what splitting HH brings."""
+    found = baselines_of(root)
+    lines = [line for row in found["baselines"] for line in baseline_lines(row)]
+    for row in found["parts"]:
+        words = [row["set"], str(row["train_pairs"]), row["model"], row["objective"]]
+        lines.append([*words, *map(_cell, row["shares"])])
+    return markdown(["set", "pairs", "model", "objective", *SHARE_NAMES], lines)
+
+
+def baseline_lines(row: dict[str, Any]) -> list[list[str]]:
+    """A set's two lines: what a bag of words makes of each share, and what length alone makes of the whole."""
+    name = " ".join([row["set"], *([row["made"]] if "made" in row else [])])
+    of, length = [name, str(row["train_pairs"] or "")], row["length"]
+    return [
+        [*of, "bag of words", "", *map(_cell, row["bag_of_words"])],
+        [*of, f"length: {length['prefers']}", "", *[""] * (len(SHARES) - 1), _cell(length)],
+    ]
+
+
+def _cell(found: dict[str, Any]) -> str:
+    return with_interval(found["accuracy"], found["interval"])
+
+
+def prefixes(root: Path) -> str:
+    """Trained on prefixes and on whole responses: accuracy by share of the response, beside the baselines."""
+    found, base = results_of(root), baselines_of(root)
+    lines = []
+    for name, results in found.items():
+        for (backbone, objective), group in grouped(results["rows"]):
+            if backbone in COMPARED and objective in ("prefix", "sequence"):
+                lines.append([name, str(group[0]["train_examples"]), backbone, objective, *_by_share(group)])
+        made = name, results.get("paradetox")
+        same = [row for row in base["baselines"] if (row["set"], row.get("made")) == made]
+        lines += [line for row in same for line in baseline_lines(row)]
+    return told(markdown(["set", "pairs", "model", "objective", *SHARE_NAMES], lines), found)
+
+
+def _by_share(group: Sequence[dict[str, Any]]) -> list[str]:
+    """The mean over seeds at each share; of a lone run with its interval."""
+    if len(group) == 1:
+        return [_cell(share) for share in group[0]["shares"]]
+    return [number(fmean(row["shares"][i]["accuracy"] for row in group)) for i in range(len(SHARES))]
+
+
+def by_objective(root: Path) -> str:
+    """Guides trained on prefixes and on whole responses, where a backbone has both: gold at equal guidance KL."""
+    found = results_of(root)
+    if not found:
+        raise TablesError(f"{root / 'results'} is missing; make it with: {COMMAND}")
+    rows = [row for results in found.values() for row in results["guided"]]
+    kinds = {(row["set"], row["backbone"], row["objective"]): row for row in rows}
+    lines = [
+        [*kind, str(row["prompts"]), number(row["weights"][0]["gold"]), *read_off(row["at_kl"])]
+        for kind, row in sorted(kinds.items(), key=lambda item: (SETS.index(item[0][0]), item[0][1:]))
+        if kind[2] in ("prefix", "sequence") and all((*kind[:2], both) in kinds for both in ("prefix", "sequence"))
+    ]
+    gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
+    table = markdown(["set", "guide", "objective", "prompts", "gold, plain", *gold], lines)
+    return told(table, found) if any(line[0] == "paradetox" for line in lines) else table
+
+
 def accuracy(root: Path) -> str:
     """Every set, backbone and objective: accuracy by share of the response, honesty and cost; means over the seeds."""
-    lines = []
-    for name, results in results_of(root).items():
+    lines, found = [], results_of(root)
+    for name, results in found.items():
         for (backbone, objective), group in grouped(results["rows"]):
             means = [fmean(row["shares"][i]["accuracy"] for row in group) for i in range(len(SHARES))]
             errors = [row["ece"]["1.0"]["ece"] for row in group if row["ece"] and "1.0" in row["ece"]]
@@ -52,9 +138,18 @@ def accuracy(root: Path) -> str:
                     f"{group[0]['parameters']:,}",
                 ]
             )
-    shares = [f"{share:.0%}" for share in SHARES]
-    header = ["set", "backbone", "objective", "seeds", "trained on", *shares, "ECE", "minutes", "parameters trained"]
-    return markdown(header, lines)
+    header = [
+        "set",
+        "backbone",
+        "objective",
+        "seeds",
+        "trained on",
+        *SHARE_NAMES,
+        "ECE",
+        "minutes",
+        "parameters trained",
+    ]
+    return told(markdown(header, lines), found)
 
 
 def grids(root: Path) -> str:
@@ -68,8 +163,8 @@ def grids(root: Path) -> str:
 
 def best(root: Path) -> str:
     """Of every set and backbone the preferred objective on the test split."""
-    lines = []
-    for name, results in results_of(root).items():
+    lines, of_sets = [], results_of(root)
+    for name, results in of_sets.items():
         chosen = preferred(results["rows"])
         trunk = at_end(chosen[TRUNK][1]) if TRUNK in chosen else None
         for backbone, (objective, group) in sorted(chosen.items(), key=lambda kind: -at_end(kind[1][1])):
@@ -77,7 +172,7 @@ def best(root: Path) -> str:
             found = [with_interval(share["accuracy"], share["interval"]) for share in (half, end)]
             lines.append([name, backbone, objective, *found, "" if trunk is None else f"{at_end(group) - trunk:+.2f}"])
     header = ["set", "backbone", "objective", "at 50%, first seed", "at 100%, first seed", "less trunk's, all seeds"]
-    return markdown(header, lines)
+    return told(markdown(header, lines), of_sets)
 
 
 def backbones(root: Path) -> str:
@@ -104,7 +199,7 @@ def backbones(root: Path) -> str:
         *(f"{name}: accuracy" for name in chosen),
         *(f"{name}: gold at {KLS[1]:g} nats" for name in guides),
     ]
-    return markdown([*header, *(f"times plain, batch {size}" for size in TIMED)], lines)
+    return told(markdown([*header, *(f"times plain, batch {size}" for size in TIMED)], lines), found)
 
 
 def preferred(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[dict[str, Any]]]]:
@@ -131,8 +226,8 @@ def held_out(kind: tuple[str, str, list[dict[str, Any]]]) -> tuple[float, float]
 
 def guided(root: Path) -> str:
     """Gold at equal guidance KL, and the time of a guided token."""
-    lines = []
-    for name, results in results_of(root).items():
+    lines, found = [], results_of(root)
+    for name, results in found.items():
         times = {row["backbone"]: row["ratio"] for row in results["timed"]}
         for row in results["guided"]:
             ratio = times.get(row["backbone"], {})
@@ -150,7 +245,7 @@ def guided(root: Path) -> str:
             )
     gold = [f"gold at {kl:g} nats [95%]" for kl in KLS]
     times_of = [f"times plain, batch {size} [95%]" for size in TIMED]
-    return markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines)
+    return told(markdown(["set", "backbone", "objective", "gold, plain", *gold, *times_of], lines), found)
 
 
 def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -215,6 +310,7 @@ TABLES: dict[str, Table] = {
     "backbones": backbones,
     "best": best,
     "accuracy": accuracy,
+    "baselines": baselines,
     "guided": guided,
 }
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from midcourse import LanguageModel
 from midcourse.compare.independence import of_policy, of_reward
-from midcourse.compare.study import Guide, Policy
+from midcourse.compare.study import GuidingReward, Policy
 from midcourse.data.comparisons import Comparison
 from midcourse.integrations.trl import train_policy
 from midcourse.lm.policy import load_policy
@@ -16,7 +16,7 @@ from midcourse.train.objectives import make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from studies.data import fitting
-from studies.paper.tasks import RUNS, Setup
+from studies.paper.tasks import Setup
 
 PAIRS, EPOCHS, LAYERS, TUNE = 3000, 2, 10, "last:2"
 # A step of DPO takes about ten times as long as one of a guide: one epoch, of no more tokens than this.
@@ -46,7 +46,7 @@ GUIDES = {
 
 def guide(task: Setup, name: str) -> Path:
     """The folder of a guide, trained where it is not there yet."""
-    folder, kind = RUNS / task.name / name, GUIDES[name]
+    folder, kind = task.runs / name, GUIDES[name]
     if (folder / "midcourse.json").is_file():
         return folder
     trunk = kind.head == "trunk"
@@ -66,13 +66,13 @@ def guide(task: Setup, name: str) -> Path:
     return folder
 
 
-def guides(task: Setup, lm: LanguageModel) -> dict[str, Guide]:
+def guides(task: Setup, lm: LanguageModel) -> dict[str, GuidingReward]:
     """All guides of a task, on the language model's own weights where they may be."""
     found = {}
     for name in GUIDES:
         folder = guide(task, name)
         reward = load_reward(folder, share_with=lm if shareable(folder, lm) else None)
-        found[name] = Guide(reward, of_reward(str(folder), name))
+        found[name] = GuidingReward(reward, of_reward(str(folder), name))
     return found
 
 
@@ -84,7 +84,7 @@ def texts(pair: Comparison) -> list[str]:
 
 def policies(task: Setup, lm: LanguageModel) -> dict[str, Policy]:
     """The policy that DPO trains on the same pairs."""
-    folder = RUNS / task.name / "dpo"
+    folder = task.runs / "dpo"
     if not (folder / "midcourse_policy.json").is_file():
         settings = Settings(1, batch_size=8, max_tokens=task.max_tokens, weight_decay=0.0)
         fresh = LanguageModel.load("smollm2")  # training leaves the adapter's layers inside

@@ -6,9 +6,10 @@ Three tasks (sentiment, detox, hh). For each: train judges and guides on disjoin
 and 12 nats on validation prompts, time every method there, cut the test's size by a written rule (`affordable`), write
 every response through midcourse.compare.run, and read off the answers. Tasks may run side by side, one process
 each. Everything is resumable: what runs/paper/ holds is not done again. Texts stay there; committed are
-results/TASK.json, results/TASK-scores.csv and plots.
+results/TASK.json, results/TASK-scores.csv.gz and plots.
 """
 
+import gzip
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,11 @@ import numpy as np
 
 from midcourse import LanguageModel
 from midcourse.compare.arms import PLAIN, Base
-from midcourse.compare.judges import Response
+from midcourse.compare.judges import JudgedResponse
 from midcourse.compare.report.grouped import GroupedRows
 from midcourse.compare.report.page import write_report
 from midcourse.compare.report.statistics import difference
-from midcourse.compare.rows import Comparison, read_folder
-from midcourse.compare.rows import Response as Row
+from midcourse.compare.rows import ComparisonRows, ResponseRow, read_folder
 from midcourse.compare.run import compare
 from midcourse.compare.study import Study
 from midcourse.data.encoded import encode
@@ -36,18 +36,18 @@ from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
-from midcourse.files import write_bytes, write_text
+from midcourse.files import write_bytes
 from midcourse.lm.prompt import Prompt, prompt_ids
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.info import read_info
 from midcourse.train.scorer import Scorer
 from midcourse.train.training import prefix_rewards
-from studies.data import arguments, command, fitting, kept
+from studies.data import PARADETOX, arguments, command, fitting, kept
 from studies.detox import profane_shares
 from studies.paper.guides import GUIDES, guides, policies
 from studies.paper.plot import plot
 from studies.paper.tables import ARGS, SIXTEEN, TABLES, TASKS
-from studies.paper.tasks import RUNS, Setup, setup
+from studies.paper.tasks import Setup, runs_of, setup
 from studies.steering import KLS, weights_at, write
 from studies.tables import fill_readme
 
@@ -159,7 +159,7 @@ def weights(task: Setup, study: Study) -> Weights:
 
 def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
     """Seconds of a response of each entry, all its settings together, and the spread of paired differences in gold."""
-    small, folder = replace(study, tasks=task.validation[:TIMED_ON]), RUNS / task.name / "pilot"
+    small, folder = replace(study, tasks=task.validation[:TIMED_ON]), task.runs / "pilot"
     for entry in ENTRIES:
         compare(small, [entry.name], folder, sweep=found[entry.name], resume=True)
     taken: dict[str, float] = defaultdict(float)
@@ -180,9 +180,9 @@ def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
     return {"seconds": seconds, "spread": spread, "prompts_for_half_width": needed}
 
 
-def golds(task: Setup, rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+def golds(task: Setup, rows: Sequence[ResponseRow]) -> dict[str, dict[int, float]]:
     """By arm and prompt, the gold of a comparison's responses."""
-    rated = task.gold.rate([Response(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
+    rated = task.gold.rate([JudgedResponse(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for row, gold in zip(rows, rated, strict=True):
         found[row.arm][row.prompt_id] = gold
@@ -258,7 +258,7 @@ def futures(task: Setup, study: Study) -> tuple[list[Stem], list[float]]:
         for number, (prompt, ids) in enumerate(begun):
             stem = Stem(prompt, decode(ids), share)
             texts = [stem.text + end.text for end in ends[number * FROM_EACH : (number + 1) * FROM_EACH]]
-            gold = task.gold.rate([Response("", "", prompt, text, False) for text in texts])
+            gold = task.gold.rate([JudgedResponse("", "", prompt, text, False) for text in texts])
             stems.append(stem)
             worth.append(fmean(gold))
     return stems, worth
@@ -311,9 +311,9 @@ def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
     return {arm: np.array([seconds / tokens for seconds, tokens in of.values()]) for arm, of in sums.items()}
 
 
-def tuned(task: Setup, comparison: Comparison, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tuned(task: Setup, comparison: ComparisonRows, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each method at the setting of the highest gold on the pilot's validation prompts, less ARGS and best-of-16."""
-    gold = golds(task, read_folder(RUNS / task.name / "pilot").responses)
+    gold = golds(task, read_folder(task.runs / "pilot").responses)
     best = {
         curve["name"]: max((arm for arm in curve["arms"] if arm != PLAIN), key=lambda arm: fmean(gold[arm].values()))
         for curve in summary["curves"]
@@ -341,7 +341,7 @@ def candidates(task: Setup, study: Study, found: Weights) -> None:
         other = replace(study, tasks=study.tasks[:K_PROMPTS], base=Base(top_k=k))
         for name in ("pargs@prefix", "pargs@trunk"):
             sweep = {"reward_weight": found[name]["reward_weight"][: len(AIMS)]}
-            compare(other, [name], RUNS / task.name / f"k{k}", sweep=sweep, judges=task.judges, resume=True)
+            compare(other, [name], task.runs / f"k{k}", sweep=sweep, judges=task.judges, resume=True)
 
 
 # The study
@@ -350,7 +350,7 @@ def candidates(task: Setup, study: Study, found: Weights) -> None:
 def studied(name: str, data: Path, hours: float) -> None:
     """A task from data to results/NAME.json; what is done already is not done again."""
     task, lm = setup(name, data), LanguageModel.load("smollm2")
-    study, folder = made(task, lm), RUNS / name
+    study, folder = made(task, lm), task.runs
     rule = kept(folder / "rule.json", lambda: profane_shares(lm, data)) if name == "detox" else {}
     found = kept(folder / "weights.json", lambda: weights(task, study))
     timed = kept(folder / "pilot.json", lambda: pilot(task, study, found))
@@ -380,19 +380,18 @@ def studied(name: str, data: Path, hours: float) -> None:
 
 def publish(name: str, task: Setup, about: dict[str, Any]) -> None:
     """results/NAME.json, its per-prompt scores, its curves, and README.md's tables and picture: figures, no texts."""
-    folder = RUNS / name / "compared"
+    folder = task.runs / "compared"
     comparison = read_folder(folder)
     summary = write_report(folder)
-    sizes = {
-        str(k): write_report(RUNS / name / f"k{k}")["arms"] for k in SIZES_OF_K if (RUNS / name / f"k{k}").is_dir()
-    }
+    sizes = {str(k): write_report(task.runs / f"k{k}")["arms"] for k in SIZES_OF_K if (task.runs / f"k{k}").is_dir()}
     for arms in (summary["arms"], *sizes.values()):
         for arm in arms.values():
             del arm["looping"]
     about = {**about, "judge_accuracy": task.judge_accuracy, "guide_accuracy": accuracies(name), "top_k": sizes}
     about["tuned"] = tuned(task, comparison, summary)
+    about |= {"paradetox": PARADETOX} if name == "detox" else {}
     write_results(RESULTS / f"{name}.json", {**about, "summary": summary})
-    write_text(RESULTS / f"{name}-scores.csv", scores(comparison))
+    write_bytes(RESULTS / f"{name}-scores.csv.gz", gzip.compress(scores(comparison).encode(), mtime=0))
     if (folder / "curves.png").is_file():
         write_bytes(RESULTS / f"{name}.png", (folder / "curves.png").read_bytes())
     plot(HERE, HERE / "paper.png")
@@ -403,12 +402,12 @@ def accuracies(name: str) -> dict[str, Any]:
     """Held-out pair accuracies that training reported, by guide."""
     found = {}
     for guide in GUIDES:
-        metrics = read_info(RUNS / name / guide).metrics
+        metrics = read_info(runs_of(name) / guide).metrics
         found[guide] = {"shares": metrics.get("shares"), "pairs": metrics.get("pairs")}
     return found
 
 
-def scores(comparison: Comparison) -> str:
+def scores(comparison: ComparisonRows) -> str:
     """Every response's scores and KLs, keyed by arm, prompt and seed."""
     judges = sorted({said.judge for said in comparison.judgements if said.score is not None})
     said = {(one.key, one.judge): one.score for one in comparison.judgements}

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from midcourse.compare.rows import REFERENCE_RESPONSES
-from studies.tables import Table, TablesError, load_each, main, markdown, number, with_interval
+from studies.tables import Table, TablesError, load_each, main, markdown, number, with_interval, with_paradetox
 
 HERE = Path(__file__).parent
 COMMAND = "python -m studies.paper.run --data DIR"
@@ -27,6 +27,12 @@ SIXTEEN = f"{BEST_OF} n=16"
 def results(root: Path) -> dict[str, Found]:
     """By task, what was found."""
     return load_each(root, TASKS, COMMAND)
+
+
+def told(table: str, root: Path) -> str:
+    """Return a table of the tasks found, with a line on what the guides of detox learned from if it is among them."""
+    found = results(root)
+    return with_paradetox(table, found["detox"]) if "detox" in found else table
 
 
 def tasks_and_judges(root: Path) -> Iterator[tuple[str, Found, str]]:
@@ -98,7 +104,7 @@ def done(root: Path) -> str:
             ]
         )
     header = ["task", "prompts x seeds", "prompts for 0.05", "half-width", "responses", "judges (accuracy)", "left out"]
-    return markdown(header, rows)
+    return told(markdown(header, rows), root)
 
 
 def half_width(summary: Found) -> float:
@@ -129,7 +135,7 @@ def accuracy(root: Path) -> str:
         for task, found in results(root).items()
         for name, shares in found["prefixes"]["accuracy"].items()
     ]
-    return markdown(["task", "reward", "10%", "25%", "50%", "75%", "100% [95%]"], rows)
+    return told(markdown(["task", "reward", "10%", "25%", "50%", "75%", "100% [95%]"], rows), root)
 
 
 def of_all(share: Found) -> str:
@@ -160,7 +166,7 @@ def at_kl(root: Path) -> str:
                 scores = [entry["scores"][name] for entry in places]
                 rows.append([task, judge, name, *(estimate(score) or "not reached" for score in scores)])
         rows.append([task, judge, "plain, at 0 nats", estimate(plain), "", ""])
-    return markdown(["task", "judge", "method", "2 nats", "5 nats", "10 nats"], rows)
+    return told(markdown(["task", "judge", "method", "2 nats", "5 nats", "10 nats"], rows), root)
 
 
 def against_args(root: Path) -> str:
@@ -361,7 +367,7 @@ def targets(root: Path) -> str:
         time = found["times"].get(own_arms(found["summary"], TRUNK)[0])
         target = f"{task}: a token of trunk PARGS takes at most 1.05x plain"
         rows.append([target, estimate(time) or "not timed", met(time and time["mean"] <= 1.05)])
-    return markdown(["target", "measured [95%]", "met"], rows)
+    return told(markdown(["target", "measured [95%]", "met"], rows), root)
 
 
 def met(found: Any) -> str:
@@ -382,7 +388,7 @@ def headline(root: Path) -> str:
         found += [gap(entry, TRUNK, BEST_OF) for entry in entries(summary, judge, why=f"the bound of {SIXTEEN}")]
         rows.append([task, judge, estimate(score), *map(tested, found)])
     claims = [*(f"PARGS - ARGS at {kl} nats" for kl in (2, 5, 10)), "trunk PARGS - best-of-16 at its KL"]
-    return markdown(["task", "judge", "plain [95%]", *claims], rows)
+    return told(markdown(["task", "judge", "plain [95%]", *claims], rows), root)
 
 
 TABLES: dict[str, Table] = {

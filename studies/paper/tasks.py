@@ -28,9 +28,9 @@ from midcourse.rewards.named import head_of
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from studies import sentiment as reviews
-from studies.data import HARMLESS, HELPFUL, comparisons, human, read
+from studies.data import HARMLESS, HELPFUL, comparisons, human, kept_as, of_split, read
 from studies.detox import profane_prompts
-from studies.shipped.run import cut, of_split, shuffled
+from studies.shipped.run import cut, shuffled
 
 RUNS = Path(__file__).parents[2] / "runs/paper"
 BEYOND = (2.0, 4.0)  # to see where over-optimisation begins
@@ -65,8 +65,18 @@ class Setup:
     judge_accuracy: dict[str, Any]
 
     @property
+    def runs(self) -> Path:
+        """The folder of what is kept of the task."""
+        return runs_of(self.name)
+
+    @property
     def gold(self) -> NumberJudge:
         return self.judges[0]
+
+
+def runs_of(name: str) -> Path:
+    """Return the folder of what is kept of a task."""
+    return RUNS / kept_as(name)
 
 
 @cache
@@ -150,7 +160,7 @@ def detox(data: Path) -> Setup:
 def hh(data: Path) -> Setup:
     """Guides learn from half of the dialogues; two judges from the other half, one of the helpful, one of the harmless.
 
-    Two, since what makes an answer helpful often makes it harmful: studies/rewards has what splitting them brings.
+    Two, since what makes an answer helpful often makes it harmful: studies/objectives has what splitting them brings.
     """
     sets = {"helpful": HELPFUL, "harmless": HARMLESS}
     rows = {name: [row for part in parts for row in read(data, f"preference/{part}")] for name, parts in sets.items()}

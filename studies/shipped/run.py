@@ -24,7 +24,8 @@ from typing import Any
 from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.data.encoded import encode
 from midcourse.data.learned import write_learned_rows
-from midcourse.data.sample import Sampled, sample
+from midcourse.data.rollouts import Rollout
+from midcourse.data.sample import sample
 from midcourse.evaluate.accuracy import outcome, pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
@@ -36,7 +37,7 @@ from midcourse.rewards.trunk import TrunkReward
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
-from studies.data import arguments, command, read
+from studies.data import arguments, command, of_split, read, rewritten
 from studies.steering import figures, judged, write
 
 HERE = Path(__file__).parent
@@ -74,10 +75,6 @@ class Shipped:
     about: str
     misuse: str
     new_tokens: int = 24
-
-
-def of_split(rows: Sequence[dict[str, Any]], split: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["split"] == split]
 
 
 def shuffled(rows: Sequence[Any], most: int | None = None) -> list[Any]:
@@ -143,19 +140,6 @@ def civil(data: Path) -> Shipped:
     )
 
 
-def rewritten(rows: Sequence[dict[str, Any]]) -> list[Comparison]:
-    """ParaDetox pairs, both sides spelt alike: the originals are tokenised, which alone would tell them from edits."""
-    pairs = [(spelt_alike(row["edited"]), spelt_alike(row["original"])) for row in rows]
-    return [Comparison("", a, b) for a, b in pairs if a != b and a and b]
-
-
-def spelt_alike(text: str) -> str:
-    """Lower-case, with punctuation and contractions joined to their words, without a last full stop."""
-    text = re.sub(r"\s+([.,!?;:%)\]}'\u2019]|n't)", r"\1", text.lower().strip())
-    text = re.sub(r"([(\[{])\s+", r"\1", re.sub(r"(\w)\s?'\s?(\w)", r"\1'\2", text))
-    return re.sub(r"\s+", " ", text).strip().rstrip(".!? ")
-
-
 def cut(rows: Sequence[dict[str, Any]], *, words: int = 40, share: float = 0.3) -> list[Comparison]:
     """Posts without their toxic spans, preferred to the posts. Long posts, and mostly toxic ones, are left out."""
     found = []
@@ -217,7 +201,7 @@ def coleman_liau(text: str) -> float:
     return 100 * (0.0588 * letters - 0.296 * sentences) / len(words) - 15.8
 
 
-def answers(prompts: Sequence[Prompt], part: str) -> list[Sampled]:
+def answers(prompts: Sequence[Prompt], part: str) -> list[Rollout]:
     """SAMPLES answers of the plain LM to each prompt, kept in runs/shipped/."""
     RUNS.mkdir(parents=True, exist_ok=True)
     return sample(
@@ -232,7 +216,7 @@ def answers(prompts: Sequence[Prompt], part: str) -> list[Sampled]:
     )
 
 
-def by_grade(samples: Sequence[Sampled], gold: Callable[[str], float]) -> list[Comparison]:
+def by_grade(samples: Sequence[Rollout], gold: Callable[[str], float]) -> list[Comparison]:
     """Answers to one prompt, the plainer one preferred where they are more than GAP apart; short ones are left out."""
     found = []
     for _, group in groupby(samples, key=lambda s: json.dumps(s.prompt)):

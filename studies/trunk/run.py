@@ -1,6 +1,6 @@
 """Which head on the steered model's own states learns and guides best: form, layer, rank, steps, number of pairs.
 
-    python -m studies.trunk.run --data DIR        (or MIDCOURSE_DATA=DIR)
+    python -m studies.trunk.run --data DIR [SET ...]        (or MIDCOURSE_DATA=DIR)
 
 Three sets: sentiment (SmolLM2's own continuations of film review openings, ordered by VADER), ParaDetox, and HH's
 helpful pairs. Every head is trained on states that one pass per text computes for all layers, with three seeds, and
@@ -13,6 +13,7 @@ tables here. Texts of the data sets are not committed.
 """
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from midcourse import LanguageModel
 from midcourse.data.comparisons import Comparison, split_by_prompt
-from midcourse.data.encoded import PairSet, Row, encode, encode_rollouts
+from midcourse.data.encoded import EncodedRow, PairSet, encode, encode_rollouts
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
@@ -42,7 +43,7 @@ from midcourse.rewards.trunk import TrunkReward
 from midcourse.train.batches import pair_rewards
 from midcourse.train.objectives import prefix, sequence
 from studies import sentiment
-from studies.data import arguments, command, comparisons, fitting, kept
+from studies.data import PARADETOX, arguments, command, comparisons, fitting, kept, kept_as
 from studies.steering import steered, write
 from studies.tables import fill_readme
 from studies.trunk.forms import EVERYWHERE, FORMS, GUIDES, NATS, SETS, Fit
@@ -97,7 +98,7 @@ def embeddings() -> Tensor:
 class Texts:
     """Responses, and what the LM computed before each of their tokens, in a file of one tensor per layer."""
 
-    rows: list[Row]
+    rows: list[EncodedRow]
     path: Path
 
     @cached_property
@@ -133,9 +134,9 @@ def texts(name: str, part: str, data: Path) -> tuple[PairSet, Texts]:
     return pairs, with_states(pairs.rows, f"{name} {part}")
 
 
-def with_states(rows: list[Row], title: str) -> Texts:
+def with_states(rows: list[EncodedRow], title: str) -> Texts:
     """The rows with their states, which are computed once and kept in runs/trunk/."""
-    path = RUNS / f"{title.replace(' ', '-')}.safetensors"
+    path = RUNS / f"{kept_as(title).replace(' ', '-')}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         with whole_file(path) as temporary:
@@ -144,7 +145,7 @@ def with_states(rows: list[Row], title: str) -> Texts:
 
 
 @torch.inference_mode()
-def computed(rows: Sequence[Row], title: str) -> dict[str, Tensor]:
+def computed(rows: Sequence[EncodedRow], title: str) -> dict[str, Tensor]:
     """The states of every layer before each response token, one forward of each row."""
     found: list[dict[int, Tensor]] = [{} for _ in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
@@ -309,7 +310,7 @@ def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 # Results
 
 
-def publish(results: dict[str, list]) -> None:
+def publish(results: dict[str, Any]) -> None:
     """Write results.json, and the tables made from it."""
     write_results(HERE / "results.json", results)
     fill_readme(HERE, check=False, tables=TABLES)
@@ -317,13 +318,29 @@ def publish(results: dict[str, list]) -> None:
 
 def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns, from runs/trunk/ where it was made before."""
-    return kept(RUNS / f"{name}.json", make)
+    return kept(RUNS / f"{kept_as(name)}.json", make)
+
+
+def begun(names: Sequence[str]) -> dict[str, Any]:
+    """Return the results that these sets are added to: what is there of the other sets."""
+    path = HERE / "results.json"
+    found = json.loads(path.read_text()) if path.is_file() else {"paradetox": PARADETOX, "sweep": [], "guided": []}
+    return {
+        "paradetox": PARADETOX if "paradetox" in names else found["paradetox"],
+        "sweep": [row for row in found["sweep"] if row["set"] not in names],
+        "guided": [] if "sentiment" in names else found["guided"],
+    }
 
 
 def main() -> None:
-    data = arguments(__doc__).parse_args().data
-    results: dict[str, list] = {"sweep": [], "guided": []}
-    for name in SETS:
+    parser = arguments(__doc__)
+    parser.add_argument(
+        "sets", nargs="*", choices=[*SETS, []], metavar="SET", help=f"{', '.join(SETS)}; all by default"
+    )
+    flags = parser.parse_args()
+    data, names = flags.data, flags.sets or SETS
+    results = begun(names)
+    for name in names:
         forms = FORMS if name == "sentiment" else EVERYWHERE
         with progress(f"heads, {name}", len(forms) * len(SEEDS)) as advance:
             for form in forms:
@@ -331,7 +348,7 @@ def main() -> None:
                     results["sweep"].append(once(f"{name}-{fit.name}", partial(judged, name, fit, data)))
                     advance(1)
         publish(results)
-    for fit in GUIDES:
+    for fit in GUIDES if "sentiment" in names else ():
         results["guided"].append(once(f"guided-{fit.name}", partial(guided, fit, data)))
         publish(results)
 

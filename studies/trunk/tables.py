@@ -12,7 +12,7 @@ from typing import Any
 
 from midcourse.evaluate.accuracy import SHARES
 from studies.steering import KLS
-from studies.tables import Table, load, main, markdown, number, read_off, with_interval
+from studies.tables import Table, load, main, markdown, number, read_off, with_interval, with_paradetox
 from studies.trunk.forms import FORMS, NATS, SETS, Fit
 
 HERE = Path(__file__).parent
@@ -24,7 +24,8 @@ VARIED = ("objective", "parts", "layers", "rank", "mlp", "attention", "lr", "epo
 
 def sweep(root: Path) -> str:
     """One line per form, one block per set: means over the seeds."""
-    rows = load(root, "results.json", COMMAND)["sweep"]
+    found = load(root, "results.json", COMMAND)
+    rows = found["sweep"]
     order = {fit_key(asdict(fit)): place for place, fit in enumerate(FORMS)}
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -44,7 +45,7 @@ def sweep(root: Path) -> str:
     shares = [f"{share:.0%}" for share in SHARES]
     header = ["set", "objective", "parts", "layers", "rank", "mlp", "attention", "lr", "epochs", "pairs"]
     last = f"worth at {NATS:g} nats: mean (first seed [95%])"
-    return markdown([*header, "parameters", "seeds", *shares, last], lines)
+    return with_paradetox(markdown([*header, "parameters", "seeds", *shares, last], lines), found)
 
 
 def fit_key(row: dict[str, Any]) -> str:

@@ -1,34 +1,12 @@
-"""midcourse sample and midcourse prefer, as a user would call them, down to midcourse train."""
+"""midcourse prefer, as a user would call it: from midcourse sample down to midcourse train."""
 
 import json
-from pathlib import Path
 
 import pytest
-import torch
 
 from midcourse.data.comparisons import read_comparisons
-from midcourse.data.sample import read_samples
+from midcourse.data.rollouts import read_samples
 from tests.chat_server import KEY, longer
-
-
-@pytest.fixture
-def lm_folder(model_folder) -> str:
-    return model_folder(dtype=torch.float32)
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"text {i}"}) + "\n" for i in range(6)))
-    return path
-
-
-@pytest.fixture
-def taste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_data_taste.py").write_text(
-        "def length(text):\n    return len(text)\n\ndef broken(text):\n    raise KeyError('no such word')\n"
-    )
 
 
 def test_from_prompts_to_a_reward(midcourse, lm_folder, prompts, taste, tmp_path):
@@ -87,39 +65,6 @@ def test_a_judge_decides_and_is_asked_once(midcourse, lm_folder, prompts, tmp_pa
     assert (out.read_bytes(), len(server.requests)) == (before, asked_for)
 
 
-def test_the_whole_vocabulary_and_a_label_for_rows_that_are_there(midcourse, lm_folder, prompts, taste, tmp_path):
-    out = tmp_path / "rollouts.jsonl"
-    asked = ("sample", "--lm", lm_folder, "--prompts", prompts, "--out", out, "--n", 1, "--max-new-tokens", 4,
-             "--top-k", 0)  # fmt: skip
-    assert midcourse(*asked)[0] == 0
-    before = [rollout.response for rollout in read_samples(out)]
-    code, _, err = midcourse(*asked, "--resume", "--label-with-function", "my_data_taste:length")
-    assert code == 0, err
-    assert [(r.response, r.reward) for r in read_samples(out)] == [(text, len(text)) for text in before]
-
-
-@pytest.mark.parametrize(
-    ("flags", "problem"),
-    [
-        (("--label-with-function", "my_data_taste:broken"), "row 0, sample 0: reward function broken raised KeyError"),
-        (("--label-with-function", "my_data_taste:missing"), "no reward function"),
-        (("--label-with", "nothing-here"), "nothing-here is no reward"),
-        (("--label-with", "a", "--label-with-function", "b:c"), "leave one out"),
-        (("--n", 0), "n 0 asks for no sample"),
-        (("--top-p", 2), "top-p 2.0"),
-        (("--prompts", "missing.jsonl"), "missing.jsonl cannot be read"),
-    ],
-)
-def test_sample_refuses_in_one_sentence(midcourse, lm_folder, prompts, taste, tmp_path, flags, problem):
-    code, _, err = midcourse(
-        "sample", "--lm", lm_folder, "--prompts", prompts, "--out", tmp_path / "out.jsonl", "--max-new-tokens", 4,
-        "--batch-size", 1, *flags,
-    )  # fmt: skip
-    assert code == 2
-    assert problem in err
-    assert "Traceback" not in err
-
-
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -144,3 +89,15 @@ def test_prefer_refuses_in_one_sentence(midcourse, taste, tmp_path, flags, probl
     assert code == 2
     assert problem in err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("flag", ["--by-reward", "--by-function"])
+def test_gold_names_decide(midcourse, tmp_path, flag):
+    rollouts, out = tmp_path / "rollouts.jsonl", tmp_path / "comparisons.jsonl"
+    texts = ("A horrible, sad evening.", "A lovely, wonderful evening.")
+    lines = [json.dumps({"prompt": "p", "finished": True, "response": text}) + "\n" for text in texts]
+    rollouts.write_text("".join(lines))
+    code, _, err = midcourse("prefer", rollouts, "--out", out, "--pairs", "all", flag, "vader")
+    assert code == 0, err
+    (comparison,) = read_comparisons(out)
+    assert (comparison.rejected, comparison.chosen) == texts

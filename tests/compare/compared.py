@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from midcourse.compare.independence import of_reward
-from midcourse.compare.study import Guide, Study, Task
+from midcourse.compare.study import GuidingReward, Study, Task
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.named import load_reward, shareable
@@ -46,7 +46,7 @@ def study_of(lm_folder: str, rewards: dict[str, str] | None = None, **settings) 
     guides = {}
     for name, source in (rewards or {}).items():
         share = lm if shareable(source, lm) else None
-        guides[name] = Guide(load_reward(source, dtype="float64", share_with=share), of_reward(source, name))
+        guides[name] = GuidingReward(load_reward(source, dtype="float64", share_with=share), of_reward(source, name))
     tasks = [Task(prompt) for prompt in PROMPTS]
     chosen = {"tasks": tasks, "max_new_tokens": 6, "batch_size": 3, **settings}
     return Study(lm, weights_fingerprint(lm_folder), guides, chosen.pop("policies", {}), **chosen)

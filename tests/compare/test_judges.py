@@ -16,9 +16,10 @@ from midcourse.compare.study import Policy, Task
 from midcourse.data.comparisons import Comparison
 from midcourse.data.judge import Judge, JudgeError
 from midcourse.data.learned import read_learned_rows, row_hash, write_learned_rows
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method
 from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import ModelError
 from midcourse.lm.policy import load_policy
 from midcourse.lm.prompt import prompt_ids
 from midcourse.rewards.scalar import RewardModel
@@ -137,11 +138,11 @@ def test_a_prefix_reward_is_no_judge_of_whole_texts(lm_folder, other_folder, gui
 
 def test_a_function_that_guides_is_no_judge(lm_folder, tmp_path):
     from midcourse.compare.independence import of_function
-    from midcourse.compare.study import Guide
+    from midcourse.compare.study import GuidingReward
     from midcourse.rewards.text import FunctionReward
 
     study = study_of(lm_folder)
-    study = replace(study, guides={"len": Guide(FunctionReward(len), of_function("builtins:len"))})
+    study = replace(study, guides={"len": GuidingReward(FunctionReward(len), of_function("builtins:len"))})
     with pytest.raises(CompareError, match="is the guide builtins:len itself"):
         compare(study, ["pargs"], tmp_path / "out", sweep={}, judges=[gold_judge("builtins:len")])
     compare(study, ["pargs"], tmp_path / "out", sweep={}, judges=[gold_judge("builtins:hash")])
@@ -316,16 +317,16 @@ def test_policies_that_cannot_be_used(lm_folder, policy_folder, tmp_path):
     other = write_model(tmp_path / "bytes")
     config = json.loads(Path(other, "generation_config.json").read_text())
     Path(other, "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [7]}))
-    with pytest.raises(CompareError, match="ends texts with the token ids"):
+    with pytest.raises(ModelError, match="ends texts with the token ids"):
         load_policy(other, lm)
     tokenizer = json.loads(Path(other, "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] = {token: (i + 1) % 256 for token, i in tokenizer["model"]["vocab"].items()}
     Path(other, "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(CompareError, match="other tokens"):
+    with pytest.raises(ModelError, match="other tokens"):
         load_policy(other, lm)
     Path(policy_folder, "adapter_model.safetensors").rename(Path(policy_folder, "adapter_model.bin"))
-    with pytest.raises(CompareError, match="save the adapter as safetensors"):
+    with pytest.raises(ModelError, match="save the adapter as safetensors"):
         load_policy(policy_folder, lm)
     Path(policy_folder, "adapter_config.json").write_text("{}")
-    with pytest.raises(CompareError, match="names no base_model_name_or_path"):
+    with pytest.raises(ModelError, match="names no base_model_name_or_path"):
         load_policy(policy_folder, lm)

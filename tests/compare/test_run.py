@@ -14,13 +14,14 @@ import pytest
 from midcourse.compare.arms import CompareError, parse_sweep
 from midcourse.compare.independence import of_function
 from midcourse.compare.judges import NumberJudge, gold_judge
-from midcourse.compare.run import Tuning, compare
+from midcourse.compare.run import SettingSearch, compare
 from midcourse.compare.study import Task, read_tasks
 from midcourse.compare.writing import row_seed
-from midcourse.decode.loop import generate
+from midcourse.data.formats import DataError
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from tests.compare.compared import PROMPTS, by_key, read_rows, study_of, write_prompts
 
 METHODS = ["pargs", "args", "args-stochastic", "pargs-greedy", "rad", "fudge", "best-of-n:3", "cd-blockwise:2"]
@@ -321,7 +322,7 @@ def test_prompts_with_references(tmp_path):
         read_tasks(path, 0)
     for bad in (3, ["x"], "\ud83d"):
         write_prompts(path, [{"prompt": "a"}, {"prompt": "a", "reference": bad}])
-        with pytest.raises(CompareError, match="line 2, field reference"):
+        with pytest.raises(DataError, match="line 2, field reference"):
             read_tasks(path)
 
 
@@ -330,12 +331,12 @@ def test_prompts_with_references(tmp_path):
 CALL = """
 import os, signal, sys
 from pathlib import Path
-from midcourse.evaluate import compare as module
+from midcourse.compare import run, writing
 from midcourse.compare.judges import gold_judge
 from tests.compare.compared import study_of
 
 lm, reward, out, then, rows = sys.argv[1:]
-append, left = module.append_row, int(rows)
+append, left = writing.append_row, int(rows)
 
 def append_and_stop(file, row):
     global left
@@ -347,10 +348,10 @@ def append_and_stop(file, row):
         print("written", flush=True)
         sys.stdin.read()
 
-module.append_row = append_and_stop
+writing.append_row = append_and_stop
 study = study_of(lm, {"kind": reward}, seeds=3, max_new_tokens=16, batch_size=2)
 judges = [gold_judge("builtins:len")]
-module.compare(study, ["pargs", "best-of-n:2"], Path(out), sweep={}, judges=judges, resume=True)
+run.compare(study, ["pargs", "best-of-n:2"], Path(out), sweep={}, judges=judges, resume=True)
 """
 
 
@@ -502,7 +503,7 @@ def test_settings_are_chosen_on_other_prompts(lm_folder, rewards, tmp_path):
     scores |= {f"best-of-n kind n={n}": score for n, score in ((2, 0.1), (4, 0.3))} | {"plain": 0.0}
     judge = fixed_judge(scores)
     sweep = {"reward_weight": (1, 2, 4), "samples": (2, 4)}
-    tuning = Tuning([Task("validate"), Task("me")])
+    tuning = SettingSearch([Task("validate"), Task("me")])
     record = compare(study, ["pargs", "best-of-n"], tmp_path, sweep=sweep, judges=[judge], tuning=tuning)
     assert list(record["arms"]) == ["plain", "pargs kind w=2", "best-of-n kind n=4"]
     assert {row["arm"] for row in read_rows(tmp_path)} == set(record["arms"])
@@ -522,7 +523,7 @@ def test_tuning_keeps_to_a_kl(lm_folder, rewards, tmp_path):
     scores = {f"pargs kind w={w:g}": w for w in weights} | {"plain": 0.0}
     free = compare(
         study, ["pargs"], tmp_path / "free", sweep={"reward_weight": weights}, judges=[fixed_judge(scores)],
-        tuning=Tuning([Task("validate")]),
+        tuning=SettingSearch([Task("validate")]),
     )  # fmt: skip
     kls = [one["kl"] for one in free["tuned"][1]["tried"]]
     assert free["tuned"][1]["chosen"] == "pargs kind w=8"
@@ -531,7 +532,7 @@ def test_tuning_keeps_to_a_kl(lm_folder, rewards, tmp_path):
     for limit, (chosen, within) in limits.items():
         record = compare(
             study, ["pargs"], tmp_path / chosen, sweep={"reward_weight": weights}, judges=[fixed_judge(scores)],
-            tuning=Tuning([Task("validate")], limit),
+            tuning=SettingSearch([Task("validate")], limit),
         )  # fmt: skip
         assert (record["tuned"][1]["chosen"], record["tuned"][1]["within_limit"]) == (chosen, within)
 
@@ -539,9 +540,9 @@ def test_tuning_keeps_to_a_kl(lm_folder, rewards, tmp_path):
 def test_tuning_that_would_not_be_honest(lm_folder, rewards, tmp_path, longest):
     study = study_of(lm_folder, {"kind": rewards["kind"]})
     for tuning, judges, said in (
-        (Tuning([Task("new"), Task(PROMPTS[0])]), [longest], "1 of the 2 prompts"),
-        (Tuning([Task("new")]), [], "needs a judge"),
-        (Tuning([Task("new")], -1.0), [longest], "tune-kl -1"),
+        (SettingSearch([Task("new"), Task(PROMPTS[0])]), [longest], "1 of the 2 prompts"),
+        (SettingSearch([Task("new")]), [], "needs a judge"),
+        (SettingSearch([Task("new")], -1.0), [longest], "tune-kl -1"),
     ):
         with pytest.raises(CompareError, match=said):
             compare(study, ["pargs"], tmp_path / "out", judges=judges, tuning=tuning)

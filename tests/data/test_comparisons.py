@@ -157,7 +157,7 @@ def test_bom_windows_line_ends_and_blank_lines_are_accepted_and_still_counted(tm
     good = write_lines(tmp_path / name, bom, "", TEXTS[1], "  ", TEXTS[2], "", end="\r\n")
     assert read_comparisons(good) == TEXTS_WANT
     bad = write_lines(tmp_path / f"bad-{name}", bom, "", TEXTS[1], "{", end="\r\n")
-    with pytest.raises(DataError, match="line 4, row: not JSON"):
+    with pytest.raises(DataError, match="line 4: not JSON"):
         read_comparisons(bad)
 
 
@@ -278,7 +278,8 @@ def test_a_bad_line_is_refused_by_file_line_and_field(tmp_path, row, field, prob
     with pytest.raises(DataError) as caught:
         read_comparisons(path)
     have = str(caught.value)
-    assert have.startswith(f"{path}, line 3, {field}: ") and problem in have
+    at = "" if field == "row" else f", field {field}"
+    assert have.startswith(f"{path}, line 3{at}: ") and problem in have
     assert "--skip-bad-rows" in have and "\n" not in have and len(have) < len(str(path)) + 300
 
 
@@ -289,7 +290,7 @@ def test_a_bad_line_is_left_out_where_rejects_are_asked_for(tmp_path, row, field
     assert read_comparisons(path, rejects=rejects) == TEXTS_WANT[:1] * 2
     [have] = rejects
     raw = path.read_bytes().split(b"\n")[1].decode(errors="backslashreplace")
-    assert (have.line, have.field, have.row) == (2, field, raw)
+    assert (have.file, have.line, have.field, have.row) == (str(path), 2, field, raw)
     assert problem in have.problem and "--skip-bad-rows" not in have.problem
 
 
@@ -308,7 +309,7 @@ def test_a_bad_csv_row_is_refused_by_file_row_and_field(tmp_path, row, field, pr
     path = write_csv(tmp_path / "pairs.csv", rows)
     with pytest.raises(DataError) as caught:
         read_comparisons(path)
-    assert str(caught.value).startswith(f"{path}, row 2, {field}: ") and problem in str(caught.value)
+    assert str(caught.value).startswith(f"{path}, row 2, field {field}: ") and problem in str(caught.value)
     rejects = []
     assert read_comparisons(path, rejects=rejects) == [TEXTS_WANT[2], TEXTS_WANT[0]]
     [have] = rejects
@@ -320,7 +321,7 @@ def test_a_csv_row_that_is_not_utf8_is_refused_alone(tmp_path):
     path.write_bytes(b"prompt,chosen,rejected,\xe9t\xe9\n" + "ğ,c,r,1\n".encode() + b"p,c,caf\xe9,2\n")
     with pytest.raises(DataError) as caught:
         read_comparisons(path)
-    assert f"{path}, row 2, rejected: not UTF-8 (byte 4 is 0xe9)" in str(caught.value)
+    assert f"{path}, row 2, field rejected: not UTF-8 (byte 4 is 0xe9)" in str(caught.value)
     rejects = []
     assert read_comparisons(path, rejects=rejects) == [Comparison("ğ", "c", "r")]
     assert json.loads(rejects[0].row) == {"prompt": "p", "chosen": "c", "rejected": r"caf\xe9"}
@@ -329,13 +330,13 @@ def test_a_csv_row_that_is_not_utf8_is_refused_alone(tmp_path):
 def test_a_csv_row_that_ends_early_has_an_empty_response(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("prompt,chosen,rejected\np,c,r\np,c\n")
-    with pytest.raises(DataError, match="row 2, rejected: the response '' is empty"):
+    with pytest.raises(DataError, match="row 2, field rejected: the response '' is empty"):
         read_comparisons(path)
 
 
 def test_a_csv_without_a_response_column_is_refused_by_its_name(tmp_path):
     path = write_csv(tmp_path / "pairs.csv", [{"prompt": "p", "rejected": "r"}])
-    with pytest.raises(DataError, match=r"pairs\.csv, row 1, chosen: the field is missing among 'prompt', 'rejected'"):
+    with pytest.raises(DataError, match=r"row 1, field chosen: the field is missing among 'prompt', 'rejected'"):
         read_comparisons(path)
 
 
@@ -343,7 +344,7 @@ def test_a_bad_parquet_row_is_refused_by_file_row_and_field(tmp_path):
     path = write_parquet(tmp_path / "pairs.parquet", [GOOD, GOOD | {"chosen": None}])
     with pytest.raises(DataError) as caught:
         read_comparisons(path)
-    assert str(caught.value).startswith(f"{path}, row 2, chosen: None is neither a text nor a list")
+    assert str(caught.value).startswith(f"{path}, row 2, field chosen: None is neither a text nor a list")
     rejects = []
     assert read_comparisons(path, rejects=rejects) == TEXTS_WANT[:1]
     assert [(bad.line, bad.field, json.loads(bad.row)) for bad in rejects] == [(2, "chosen", GOOD | {"chosen": None})]
@@ -357,7 +358,7 @@ def test_what_limit_returns_is_a_problem_of_the_prompt(tmp_path):
     path = write_lines(tmp_path / "pairs.jsonl", GOOD, GOOD | {"prompt": "p" * 30}, TEXTS[1])
     with pytest.raises(DataError) as caught:
         read_comparisons(path, limit=limit)
-    assert str(caught.value).startswith(f"{path}, line 2, prompt: prompt has 30 tokens; raise --max-tokens")
+    assert str(caught.value).startswith(f"{path}, line 2, field prompt: prompt has 30 tokens; raise --max-tokens")
     rejects = []
     assert read_comparisons(path, limit=limit, rejects=rejects) == TEXTS_WANT[:2]
     assert [(bad.line, bad.field, bad.problem) for bad in rejects] == [
@@ -464,7 +465,7 @@ def test_a_file_of_bad_rows_only_is_refused_and_names_the_first(tmp_path):
     rejects = []
     with pytest.raises(DataError) as caught:
         read_comparisons(path, rejects=rejects)
-    assert f"{path} has no usable row, the first bad one being {path}, line 1, row: not JSON" in str(caught.value)
+    assert f"{path} has no usable row, the first bad one being {path}, line 1: not JSON" in str(caught.value)
     assert [bad.line for bad in rejects] == [1, 2]
 
 

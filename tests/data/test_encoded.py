@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midcourse.data.encoded import Row
+from midcourse.data.encoded import EncodedRow
 from midcourse.train.batches import padding_share, pair_rewards, plan_batches, renumber, response_columns
 from midcourse.train.objectives import prefix, prefix_past_end, sequence
 
@@ -84,8 +84,8 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_a_finished_response_has_one_token_more_than_its_text():
-    assert Row((0,), (5, 6, 1), True).text_length == 2
-    assert Row((0,), (5, 6, 1), False).text_length == 3
+    assert EncodedRow((0,), (5, 6, 1), True).text_length == 2
+    assert EncodedRow((0,), (5, 6, 1), False).text_length == 3
 
 
 def test_renumber_by_hand():
@@ -102,7 +102,7 @@ def test_renumber_names_each_row_once(pairs):
 
 
 def test_response_columns_by_hand():
-    rows = [Row((0, 0, 0), (1, 2, 3), True), Row((0,), (1,), False), Row((), (1, 2), True)]
+    rows = [EncodedRow((0, 0, 0), (1, 2, 3), True), EncodedRow((0,), (1,), False), EncodedRow((), (1, 2), True)]
     have = response_columns(rows, [3, 1, 0])
     assert have.tolist() == [[3, 4, 5], [1, 1, 1], [0, 1, 1]]
 
@@ -122,7 +122,7 @@ def test_pair_rewards_by_hand():
 @pytest.mark.parametrize("objective", [sequence, prefix, prefix_past_end])
 def test_prompts_and_padding_are_never_read(objective):
     """Through columns and pairs, only rewards at response tokens reach the loss and its gradient."""
-    rows = [Row((0, 0), (1, 2, 3), True), Row((0,), (1,), True), Row((0, 0, 0), (1, 2), False)]
+    rows = [EncodedRow((0, 0), (1, 2, 3), True), EncodedRow((0,), (1,), True), EncodedRow((0, 0, 0), (1, 2), False)]
     starts, lengths = [2, 1, 3], torch.tensor([3, 1, 2])
     read = torch.zeros(3, 6, dtype=torch.bool)
     for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):

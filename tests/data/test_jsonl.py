@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from midcourse.data.jsonl import ForeignRow, RowFileError, append_row, written_rows
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import RowFileError, append_row, appending, written_rows
 
 
 def key_of(row: dict) -> int:
     if row["number"] > 9:
-        raise ForeignRow("has a large number")
+        raise Problem("row", "has a large number")
     return row["number"]
 
 
@@ -24,7 +25,10 @@ def test_rows_are_found_again_and_a_torn_line_is_dropped(tmp_path):
     for torn in (b"", b"{", whole[:30], "żó".encode()[:-1]):
         path.write_bytes(whole + torn)
         assert list(written_rows(path, True, key_of).values()) == rows
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == whole + torn  # whoever writes it may go on
+        with appending(path) as file:
+            append_row(file, {"number": 2})
+        assert path.read_bytes() == whole + b'{"number": 2}\n'
 
 
 def test_what_is_not_there_holds_nothing(tmp_path):
@@ -36,7 +40,7 @@ def test_what_is_not_there_holds_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"number": 10}', "line 1 has a large number; name another file"),
+        ('{"number": 10}', "line 1: has a large number; name another file"),
         ("[1]", "is no row of this run"),
         ("7", "is no row of this run"),
         ("{}", "is no row of this run"),

@@ -154,7 +154,7 @@ def test_many_questions_are_answered_in_order_and_kept(serve, tmp_path):
     assert len(server.requests) == 18  # nothing was asked twice
     with pytest.raises(RowFileError, match="exists already; add --resume"):
         judge_all(judge_of(server), QUESTIONS, path)
-    with pytest.raises(RowFileError, match="line 1 is the verdict of another model or rubric"):
+    with pytest.raises(RowFileError, match="line 1: is the verdict of another model or rubric"):
         judge_all(Judge(server.url, "m", "The shorter."), QUESTIONS, path, resume=True)
     path.write_text(path.read_text().replace('"a_first": "', '"a_first": "x'))
     with pytest.raises(RowFileError, match="is no verdict"):

@@ -8,17 +8,17 @@ import pytest
 from midcourse.data.comparisons import Comparison, read_comparisons
 from midcourse.data.judge import Judge
 from midcourse.data.prefer import PreferError, prefer, prefer_by_judge, write_comparisons
-from midcourse.data.sample import Sampled
+from midcourse.data.rollouts import Rollout
 from tests.chat_server import completion, longer, texts
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ROLLOUTS = [
-    Sampled("p", "low", True, -1.0),
-    Sampled("p", "high", False, 2.0),
-    Sampled(MESSAGES, "x", True, 0.0),
-    Sampled("p", "middle", True, 0.5),
-    Sampled(MESSAGES, "y", False, 0.25),
-    Sampled("lonely", "z", True, 5.0),
+    Rollout("p", "low", True, -1.0),
+    Rollout("p", "high", False, 2.0),
+    Rollout(MESSAGES, "x", True, 0.0),
+    Rollout("p", "middle", True, 0.5),
+    Rollout(MESSAGES, "y", False, 0.25),
+    Rollout("lonely", "z", True, 5.0),
 ]
 
 
@@ -37,7 +37,7 @@ def test_all_pairs_are_in_the_order_of_their_rewards():
 
 
 def test_draws_follow_the_rewards_and_their_ceiling_is_stated():
-    pool = [Sampled(f"p{i}", text, True, reward) for i in range(3000) for text, reward in (("a", 0.0), ("b", 0.5))]
+    pool = [Rollout(f"p{i}", text, True, reward) for i in range(3000) for text, reward in (("a", 0.0), ("b", 0.5))]
     comparisons, summary = prefer(pool, scale=2.0, seed=3)
     want = 1 / (1 + math.exp(-1))
     wins = sum(c.chosen == "b" for c in comparisons) / 3000
@@ -48,7 +48,7 @@ def test_draws_follow_the_rewards_and_their_ceiling_is_stated():
 
 
 def test_draws_take_the_finished_flags_along():
-    pool = [Sampled(f"p{i}", text, text == "a", 0.1 * (text == "a")) for i in range(50) for text in "ab"]
+    pool = [Rollout(f"p{i}", text, text == "a", 0.1 * (text == "a")) for i in range(50) for text in "ab"]
     comparisons, _ = prefer(pool)
     assert {c.chosen for c in comparisons} == {"a", "b"}
     assert all((c.chosen_finished, c.rejected_finished) == (c.chosen == "a", c.rejected == "a") for c in comparisons)
@@ -61,12 +61,12 @@ def test_other_rewards_than_the_stored_ones():
 
 def test_what_teaches_nothing_is_left_out_and_counted():
     pool = [
-        Sampled("p", "", True, 9.0),
-        Sampled("p", " \n", False, -9.0),
-        Sampled("p", "a", True, 1.0),
-        Sampled("p", "a", False, 7.0),
-        Sampled("p", "b", True, 1.0),
-        Sampled("p", "c", True, 2.0),
+        Rollout("p", "", True, 9.0),
+        Rollout("p", " \n", False, -9.0),
+        Rollout("p", "a", True, 1.0),
+        Rollout("p", "a", False, 7.0),
+        Rollout("p", "b", True, 1.0),
+        Rollout("p", "c", True, 2.0),
     ]
     comparisons, summary = prefer(pool, pairs="all")
     assert [(c.chosen, c.rejected) for c in comparisons] == [("c", "a"), ("c", "b")]
@@ -74,7 +74,7 @@ def test_what_teaches_nothing_is_left_out_and_counted():
 
 
 def test_at_most_so_many_pairs_of_a_prompt():
-    pool = [Sampled(f"p{i}", f"{j}", True, float(j)) for i in range(20) for j in range(5)]
+    pool = [Rollout(f"p{i}", f"{j}", True, float(j)) for i in range(20) for j in range(5)]
     comparisons, summary = prefer(pool, pairs="all", pairs_per_prompt=3, seed=1)
     for _, group in itertools.groupby(comparisons, key=lambda c: c.prompt):
         assert len({(c.chosen, c.rejected) for c in group}) == 3
@@ -93,7 +93,7 @@ def test_at_most_so_many_pairs_of_a_prompt():
         (ROLLOUTS, {"pairs_per_prompt": 0}, "pairs-per-prompt 0 asks for none"),
         (ROLLOUTS, {"rewards": [1.0]}, "1 rewards for 6 rollouts"),
         (ROLLOUTS, {"rewards": [1.0, float("nan")] * 3}, r"rollout 2 \('high'\) has the reward nan, no finite number"),
-        ([Sampled("p", "a", True)], {}, r"rollout 1 \('a'\) has no reward; label it with midcourse sample"),
+        ([Rollout("p", "a", True)], {}, r"rollout 1 \('a'\) has no reward; label it with midcourse sample"),
         (ROLLOUTS[-1:], {}, "no response is preferred to another: 0 pairs of 1 prompts are ties"),
         (ROLLOUTS, {"min_gap": 9.0}, "4 pairs of 3 prompts are ties; sample more, or lower --min-gap"),
         ([], {}, "no response is preferred to another"),
@@ -106,7 +106,7 @@ def test_what_gives_no_comparisons_says_so(rollouts, settings, problem):
 
 def test_train_reads_what_is_written(tmp_path):
     pool = [
-        Sampled(p, t, t == "a", float(len(t)))
+        Rollout(p, t, t == "a", float(len(t)))
         for p in ("żółć \u2028 🙂\r\n", MESSAGES, "")
         for t in ("a", "\u2029bb\x00")
     ]
@@ -127,8 +127,8 @@ def test_a_judge_orders_the_pairs_and_its_doubts_are_counted(serve, tmp_path):
             return 200, completion("VERDICT: A")
         return longer(request)
 
-    pool = [Sampled("p", text, len(text) > 1, None) for text in ("a", "ccc", "dd", "ee")]
-    pool += [Sampled("q", text, True, None) for text in ("silent", "x", "biased")]
+    pool = [Rollout("p", text, len(text) > 1, None) for text in ("a", "ccc", "dd", "ee")]
+    pool += [Rollout("q", text, True, None) for text in ("silent", "x", "biased")]
     judge = Judge(serve(reply).url, "m", "The longer response is better.")
     comparisons, summary = prefer_by_judge(pool, judge, tmp_path / "verdicts.jsonl")
     assert [(c.chosen, c.rejected) for c in comparisons] == [

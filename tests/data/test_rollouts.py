@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from midcourse.data.comparisons import Comparison, prompt_groups, split_by_prompt
-from midcourse.data.encoded import RolloutSet, Row, encode_rollouts, pairs_by_label
+from midcourse.data.encoded import EncodedRow, RolloutSet, encode_rollouts, pairs_by_label
 from midcourse.data.formats import BadRow, DataError
 from midcourse.data.rollouts import Rollout, are_rollouts, label_comparisons, read_rollouts
 from midcourse.evaluate.accuracy import label_fit
@@ -39,17 +39,17 @@ def test_rows_of_midcourse_sample_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"prompt": "p", "response": "r"}, "line 2, reward: the field is missing"),
-        ({**ROW, "reward": True}, "line 2, reward: True is not a finite number"),
-        ({**ROW, "reward": "high"}, "line 2, reward: 'high' is not a finite number"),
-        ('{"prompt": "p", "response": "r", "reward": NaN}', "line 2, reward: nan is not a finite number"),
-        ({**ROW, "response": ["r"]}, r"line 2, response: \['r'\] is not a text"),
-        ({**ROW, "response": ""}, "line 2, response: the response is empty and was cut"),
-        ({**ROW, "prompt": []}, "line 2, prompt: the list of messages is empty"),
-        ({**ROW, "finished": 1}, "line 2, finished: 1 is not a boolean"),
-        ('{"prompt": "p", "response": "\\ud83d", "reward": 1}', "line 2, response: character 1 is half a surrogate"),
-        ("{", "line 2, row: not JSON"),
-        ("[]", "line 2, row: .* is not an object"),
+        ({"prompt": "p", "response": "r"}, "line 2, field reward: the field is missing"),
+        ({**ROW, "reward": True}, "line 2, field reward: True is not a finite number"),
+        ({**ROW, "reward": "high"}, "line 2, field reward: 'high' is not a finite number"),
+        ('{"prompt": "p", "response": "r", "reward": NaN}', "line 2, field reward: nan is not a finite number"),
+        ({**ROW, "response": ["r"]}, r"line 2, field response: \['r'\] is not a text"),
+        ({**ROW, "response": ""}, "line 2, field response: the response is empty and was cut"),
+        ({**ROW, "prompt": []}, "line 2, field prompt: the list of messages is empty"),
+        ({**ROW, "finished": 1}, "line 2, field finished: 1 is not a boolean"),
+        ('{"prompt": "p", "response": "\\ud83d", "reward": 1}', "line 2, field response: character 1 is half"),
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: .* is not an object"),
     ],
 )
 def test_bad_rows_are_named_by_file_line_and_field(tmp_path, row, problem):
@@ -62,9 +62,9 @@ def test_bad_rows_are_named_by_file_line_and_field(tmp_path, row, problem):
 
 
 def test_files_that_hold_no_rollouts(tmp_path):
-    (tmp_path / "r.csv").write_text("prompt,response,reward\np,r,1\n")
-    with pytest.raises(DataError, match=r"r\.csv has an unknown extension; use one of: \.jsonl, \.json"):
-        read_rollouts(tmp_path / "r.csv")
+    (tmp_path / "r.txt").write_text("p\n")
+    with pytest.raises(DataError, match=r"r\.txt has an unknown extension; use one of: \.jsonl, \.json"):
+        read_rollouts(tmp_path / "r.txt")
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError, match="is empty; add rollouts to it"):
         read_rollouts(tmp_path / "empty.jsonl")
@@ -95,7 +95,7 @@ def test_rollouts_of_a_prompt_stay_together():
 
 
 def rollout_set(labels: list[float], prompts: str, items: list[int]) -> RolloutSet:
-    rows = [Row((0,), tuple(range(10, 14 + i)), True) for i in range(max(items) + 1)]
+    rows = [EncodedRow((0,), tuple(range(10, 14 + i)), True) for i in range(max(items) + 1)]
     return RolloutSet(rows, [(i,) for i in items], labels, list(prompts))
 
 

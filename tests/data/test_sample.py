@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from midcourse.data.formats import DataError
 from midcourse.data.jsonl import RowFileError
 from midcourse.data.prefer import prefer
-from midcourse.data.prompts import PromptFileError, read_prompts
-from midcourse.data.sample import Sampled, SampleError, read_samples, rewards_of, sample
-from midcourse.decode.loop import generate
+from midcourse.data.prompts import read_prompts
+from midcourse.data.rollouts import Rollout, read_samples
+from midcourse.data.sample import SampleError, rewards_of, sample
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method, MethodError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import PromptError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import TextReward
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward
@@ -54,7 +57,7 @@ def test_rows_have_the_stated_fields_and_come_back_by_prompt_and_sample(tmp_path
         assert row["prompt"] == PROMPTS[row["row"]]
         assert row["seed"] == 3 * row["row"] + row["sample"]
         assert row["reward"] == letters(row["response"])
-        assert found[row["seed"]] == Sampled(row["prompt"], row["response"], row["finished"], row["reward"])
+        assert found[row["seed"]] == Rollout(row["prompt"], row["response"], row["finished"], row["reward"])
     assert read_samples(tmp_path / "out.jsonl") == found
     assert {rollout.finished for rollout in found} == {True, False}
 
@@ -114,7 +117,7 @@ def test_every_kind_of_reward_tells_finished_from_cut(kind):
         "text": lambda: TextReward(lambda texts: [len(t.response) + 0.5 * t.finished for t in texts]),
     }[kind]()
     ended, cut, empty = rewards_of(
-        reward, [Sampled("a", "bcd", True), Sampled("a", "bcd", False), Sampled("a", "", 0 > 1)]
+        reward, [Rollout("a", "bcd", True), Rollout("a", "bcd", False), Rollout("a", "", 0 > 1)]
     )
     assert ended != cut
     assert empty == empty
@@ -131,8 +134,11 @@ def test_rows_without_a_label_get_one_and_their_texts_stay(tmp_path):
     labelled = sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=letters, resume=True)
     assert [r.response for r in labelled] == [r.response for r in plain]
     assert [r.reward for r in labelled] == [letters(r.response) for r in plain]
-    # A label that is there stays, whatever is asked for later.
-    assert sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=lambda text: -1.0, resume=True) == labelled
+    # A label that is there stays, and no other reward labels rows beside it.
+    assert sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, resume=True) == labelled
+    with pytest.raises(RowFileError, match=r"holds rows with label '.*:letters', not 'builtins:len'; resume with"):
+        sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=len, resume=True)
+    assert read_samples(out) == labelled
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,7 @@ def test_a_label_that_fails_names_the_row_and_keeps_those_before(tmp_path, label
         sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=third_time)
     before = rows(out)
     assert len(before) == 2
-    found = sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=letters, resume=True)
+    found = sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=third_time, resume=True)
     assert len(found) == 8 and rows(out)[:2] == before
 
 
@@ -163,19 +169,20 @@ def test_labels_of_rows_that_are_there_are_asked_for_together_and_outlive_a_mist
     plain = sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8)
     written = rows(out)
     number, bad = next((n, row) for n, row in enumerate(written) if n > 2 and row["response"])
-
-    def letters_but(text: str) -> float:
-        if text == bad["response"]:
-            raise ValueError("no idea")
-        return letters(text)
-
-    with pytest.raises(SampleError, match=rf"^row {bad['row']}, sample {bad['sample']}: reward function letters_but"):
-        sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=letters_but, resume=True)
-    assert [row.get("reward") for row in rows(out)] == [
-        letters(row["response"]) if n < number else None for n, row in enumerate(written)
-    ]
     reward = tiny_reward()
     score = reward.score
+
+    def score_but(prompts: list, texts: list[str]) -> list:
+        if bad["response"] in texts:
+            raise RewardError("no idea")
+        return score(prompts, texts)
+
+    monkeypatch.setattr(reward, "score", score_but)
+    with pytest.raises(SampleError, match=rf"^row {bad['row']}, sample {bad['sample']}: no idea"):
+        sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=reward, resume=True)
+    whole = rewards_of(tiny_reward(), plain)
+    want = [whole[2 * row["row"] + row["sample"]] if n < number else None for n, row in enumerate(written)]
+    assert [row.get("reward") for row in rows(out)] == [one and pytest.approx(one) for one in want]
     monkeypatch.setattr(reward, "score", lambda prompts, texts: asked.append(len(prompts)) or score(prompts, texts))
     found = sample(lm_of(), PROMPTS, out, n=2, max_new_tokens=8, label=reward, resume=True)
     assert asked == [len(plain) - number]
@@ -203,6 +210,7 @@ def label(text):
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return float(sum(character.isalpha() for character in text))
+label.__module__, label.__qualname__ = {letters.__module__!r}, "letters"
 sample(tiny_language_model(more_eos={eos}), {prompts!r}, sys.argv[1], n=2, label=label, max_new_tokens=8, batch_size=3)
 """
 
@@ -210,7 +218,7 @@ sample(tiny_language_model(more_eos={eos}), {prompts!r}, sys.argv[1], n=2, label
 def test_killed_in_the_middle_it_goes_on_to_the_same_file(tmp_path):
     whole = sample(lm_of(), PROMPTS, tmp_path / "whole.jsonl", n=2, label=letters, max_new_tokens=8, batch_size=3)
     out = tmp_path / "out.jsonl"
-    script = KILLED.format(eos=MORE_EOS, prompts=PROMPTS)
+    script = KILLED.format(eos=MORE_EOS, prompts=PROMPTS, letters=letters)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", script, str(out)], env=environment, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -276,21 +284,21 @@ GOOD = {"row": 0, "sample": 0, "prompt": "A", "response": "b", "finished": True,
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b"[1]", "line 2 is no object"),
-        (b'{"row": 0', "line 2 is not JSON"),
-        (b"\xff", "line 2 is not JSON"),
-        (json.dumps({**GOOD, "prompt": None}).encode(), "line 2 has the prompt None"),
-        (json.dumps({**GOOD, "response": ["b"]}).encode(), r"line 2 has the response \['b'\]"),
-        (json.dumps({**GOOD, "finished": 1}).encode(), "line 2 has the finished 1"),
-        (json.dumps({**GOOD, "reward": float("nan")}).encode(), "line 2 has the reward nan, no finite number"),
-        (json.dumps({**GOOD, "reward": True}).encode(), "line 2 has the reward True"),
-        (json.dumps({**GOOD, "response": "\ud83d"}).encode(), "line 2 has half a surrogate pair"),
+        (b"[1]", r"line 2: \[1\] is not an object"),
+        (b'{"row": 0', "line 2: not JSON"),
+        (b"\xff", "line 2: not UTF-8"),
+        (json.dumps({**GOOD, "prompt": None}).encode(), "line 2, field prompt: None is neither"),
+        (json.dumps({**GOOD, "response": ["b"]}).encode(), r"line 2, field response: \['b'\] is not a text"),
+        (json.dumps({**GOOD, "finished": 1}).encode(), "line 2, field finished: 1 is not a boolean"),
+        (json.dumps({**GOOD, "reward": float("nan")}).encode(), "line 2, field reward: nan is not a finite number"),
+        (json.dumps({**GOOD, "reward": True}).encode(), "line 2, field reward: True is not a finite number"),
+        (json.dumps({**GOOD, "response": "\ud83d"}).encode(), "line 2, field response: character 1 is half"),
     ],
 )
 def test_bad_rows_are_refused_with_their_line(tmp_path, line, problem):
     path = tmp_path / "rollouts.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
-    with pytest.raises(SampleError, match=problem):
+    with pytest.raises(DataError, match=problem):
         read_samples(path)
 
 
@@ -301,17 +309,17 @@ def test_files_joined_are_read_as_one(tmp_path):
     both.write_bytes((tmp_path / "a.jsonl").read_bytes() + (tmp_path / "b.jsonl").read_bytes())
     found = read_samples(both)
     assert [r.prompt for r in found] == ["A"] * 4 + ["B"] * 4
-    with pytest.raises(SampleError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_samples(tmp_path / "missing.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(SampleError, match="has no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_samples(tmp_path / "empty.jsonl")
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_refused_with_its_line(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": "\\ud83d"}\n')
-    with pytest.raises(PromptFileError, match="line 2, field prompt: half a surrogate pair"):
+    with pytest.raises(DataError, match="line 2, field prompt: character 1 is half a surrogate pair"):
         read_prompts(path)
 
 

@@ -11,13 +11,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from midcourse.decode.blocks import Samples, best_of_n_samples, threshold
-from midcourse.decode.loop import generate, stream
-from midcourse.decode.methods import BestOfN, Blockwise, Cards, Limits, MethodError
-from midcourse.decode.steps import Generation, Row, Step
+from midcourse.decode.blocks import Samples, threshold
+from midcourse.decode.engine import generate, stream
+from midcourse.decode.methods import BestOfN, Blockwise, Cards, MethodError
+from midcourse.decode.steps import Generation, Step
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.prompt import Prefix
-from midcourse.lm.text import TextStream
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     CONTEXT,
@@ -73,12 +71,13 @@ def rewards_of(reward: RewardModel, prompt: str, responses: list[list[int]]) -> 
 
 
 def samples_of(prompts: list[str], reward, n: int, batch_size: int = 16, **settings) -> dict[int, Samples]:
-    lm = lm_of()
-    queue = [
-        Row.begin(i, Prefix(prompt, list(prompt.encode())), 3 + i, TextStream(lm.tokenizer), 16)
-        for i, prompt in enumerate(prompts)
-    ]
-    return dict(best_of_n_samples(lm, queue, [(reward, 1.0)], BestOfN(n, **settings), Limits(), 16, batch_size))
+    method = BestOfN(n, **settings)
+    asked = {"seed": 3, "max_new_tokens": 16, "batch_size": batch_size, "keep_all": True}
+    found = {}
+    for i, row in enumerate(generate(lm_of(), prompts, reward, method=method, **asked)):
+        best = [(sample.reward, tokens(sample)) for sample in row.samples].index((row.reward, tokens(row)))
+        found[i] = Samples(row.samples, best)
+    return found
 
 
 # One in one

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from midcourse.decode.guidance import add_reward
+from midcourse.decode.guidance import add_clamped, add_log_sigmoid, add_reward
 
 LOGPROBS = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
 REWARDS = torch.tensor([[0.0, 1.0, -2.0]], dtype=torch.float64)
@@ -25,3 +25,12 @@ def test_weight_0_is_the_language_model():
 def test_impossible_stays_impossible(reward, weight):
     logprobs = torch.tensor([[0.0, NOTHING]])
     assert add_reward(logprobs, torch.tensor([[1.0, reward]]), weight).tolist() == [[weight, NOTHING]]
+
+
+@pytest.mark.parametrize("guide", [add_reward, add_clamped, add_log_sigmoid])
+def test_rewards_of_another_shape_are_noticed(guide):
+    """The annotations name no class of torch, which would have to be imported; the shapes are checked all the same."""
+    with pytest.raises(TypeError, match="candidates"):
+        guide(LOGPROBS, REWARDS[:, :1], 1.0)
+    with pytest.raises(TypeError, match="rewards"):
+        guide(LOGPROBS, REWARDS.tolist(), 1.0)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from midcourse import reference
+from midcourse.decode.engine import generate, stream
 from midcourse.decode.guidance import add_clamped, add_log_sigmoid, add_reward
-from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import METHODS, Method, MethodError
 from midcourse.decode.steps import Generation
-from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError
 from midcourse.testing import (
     KnownReward,
     assert_same_generation,
@@ -392,8 +393,8 @@ def test_places_are_refilled_at_once():
     order = [(i, "end" if isinstance(event, Generation) else event.text) for i, event in events]
     assert order == [
         (0, ""), (1, "x"), (0, "end"),
-        (2, ""), (1, "x"), (2, "end"),
-        (3, "x"), (1, "x"), (1, "end"),
+        (1, "x"), (2, ""), (2, "end"),
+        (1, "x"), (3, "x"), (1, "end"),
         (3, "x"), (3, "x"), (3, "end"),
     ]  # fmt: skip
 

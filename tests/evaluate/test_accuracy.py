@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from midcourse.data.encoded import PairSet, Row
+from midcourse.data.encoded import EncodedRow, PairSet
 from midcourse.evaluate.accuracy import SHARES, length_baseline, pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
 
 EOS = 9
 
 
-def row(text_length: int, finished: bool = True) -> Row:
+def row(text_length: int, finished: bool = True) -> EncodedRow:
     """A response of so many tokens, and its EOS."""
-    return Row((0,), (1,) * text_length + (EOS,) * finished, finished)
+    return EncodedRow((0,), (1,) * text_length + (EOS,) * finished, finished)
 
 
-def pair_set(*pairs: tuple[Row, Row], prompts: list[str] | None = None) -> PairSet:
+def pair_set(*pairs: tuple[EncodedRow, EncodedRow], prompts: list[str] | None = None) -> PairSet:
     """Each pair with rows of its own: rows 2n (chosen) and 2n + 1 (rejected), which share no token."""
     numbers = [(2 * n, 2 * n + 1) for n in range(len(pairs))]
     sides = [
@@ -84,7 +84,9 @@ def test_a_tie_counts_one_half():
 
 def test_equal_prefixes_are_ties_whatever_rounding_makes_of_them():
     """Two responses of 4 tokens that share the first 2: rounding may not decide at 10, 25 and 50%."""
-    pairs = PairSet([Row((0,), (1, 2, 3, 4, EOS), True), Row((0,), (1, 2, 5, 6, EOS), True)], [(0, 1)], ["a"])
+    pairs = PairSet(
+        [EncodedRow((0,), (1, 2, 3, 4, EOS), True), EncodedRow((0,), (1, 2, 5, 6, EOS), True)], [(0, 1)], ["a"]
+    )
     metrics = pair_accuracy(pairs, rewards_of([1e-7, 1e-7, 1.0, 1.0, 1.0], [0.0] * 5))
     assert column(metrics, "accuracy") == [0.5, 0.5, 0.5, 1.0, 1.0]
     assert column(metrics, "ties") == [1.0, 1.0, 1.0, 0.0, 0.0]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from test_accuracy import pair_set, rewards_of, row
 
 from midcourse.evaluate.accuracy import SHARES
 from midcourse.evaluate.calibration import (
@@ -21,6 +20,7 @@ from midcourse.evaluate.calibration import (
     margins,
 )
 from midcourse.rewards.calibration import Calibration, CalibrationError
+from tests.evaluate.test_accuracy import pair_set, rewards_of, row
 
 NINE = math.log(9)  # sigmoid: 0.9
 

@@ -3,18 +3,16 @@
 import math
 
 import pytest
-import sacrebleu
 
-from midcourse.decode.loop import Generation, Step
+from midcourse.decode.steps import Generation, Step
 from midcourse.evaluate.metrics import (
     distinct,
     diversity,
     perplexity,
+    repeated,
     repeated_bigrams,
     repeated_words,
     repetition_loop,
-    rouge_l_between,
-    self_bleu,
 )
 
 
@@ -36,6 +34,12 @@ def test_repeated_bigrams(words, want):
     assert repeated_bigrams(words) == pytest.approx(want)
 
 
+def test_rep_n_by_hand():
+    # a b a b a: 2-grams ab ba ab ba, 3-grams aba bab aba, 4-grams abab baba.
+    assert [repeated("a b a b a", n) for n in (1, 2, 3, 4, 5, 6)] == pytest.approx([3 / 5, 2 / 4, 1 / 3, 0, 0, 0])
+    assert repeated("no, no, no no", 1) == 0.5  # "no," and "no": words are what stands between spaces
+
+
 # ARGS
 
 
@@ -46,9 +50,12 @@ def test_diversity_by_hand():
     assert diversity("three words only") == diversity("") == 0.0
 
 
-def test_diversity_has_nltks_words():
+def test_a_contraction_is_two_words_and_a_mark_is_one():
     assert diversity("Don't stop") == diversity("Do n't stop") == 0.0
     assert diversity("we don't stop") == pytest.approx((3 / 4) * (2 / 3) * (1 / 2))
+    assert diversity("WE DON\u2019T STOP") == diversity("it's a cat") == diversity("stop. stop!") > 0
+    # it 's , it 's ,: 2-grams 4 of 5 differ, 3-grams 3 of 4, 4-grams 3 of 3.
+    assert diversity("it's, it's,") == pytest.approx((3 / 6) * (3 / 5) * (3 / 4))
 
 
 # Samples of one prompt
@@ -58,26 +65,6 @@ def test_distinct_pools_the_samples():
     assert distinct(["a b a", "a b"], 1) == 2 / 5
     assert distinct(["a b a", "a b"], 2) == 2 / 5  # ab, ba; no bigram across samples
     assert distinct(["", " "], 1) is None
-
-
-def test_rouge_l_by_hand():
-    # Longest common subsequence "the cat" of 3 and 4 words: P 2/4, R 2/3.
-    assert rouge_l_between(["the cat sat", "the black cat ran"]) == pytest.approx(
-        2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)
-    )
-    assert rouge_l_between(["a b", "a b", "c d"]) == pytest.approx(1 / 3)
-    assert rouge_l_between(["alone"]) is None and rouge_l_between(["", ""]) == 0.0
-
-
-def test_self_bleu_is_sacrebleus():
-    texts = ["the cat sat on the mat", "the cat lay on the mat", "a dog ran"]
-    want = [
-        sacrebleu.sentence_bleu(text, [t for t in texts if t != text], use_effective_order=True).score / 100
-        for text in texts
-    ]
-    assert self_bleu(texts) == pytest.approx(sum(want) / 3)
-    assert self_bleu(["the same words again", "the same words again"]) == pytest.approx(1.0)
-    assert self_bleu(["alone"]) is None
 
 
 # Loops

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
 from midcourse.testing import KnownReward, byte_tokenizer, tiny_language_model
 

@@ -23,13 +23,13 @@ from transformers import (
     set_seed,
 )
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import UnsupportedModelError
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (
     ARCHITECTURES,

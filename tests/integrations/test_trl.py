@@ -23,8 +23,7 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import prompt_ids, response_ids
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.vocabulary import VocabularyReward
-from midcourse.train.folder import TrainingError
-from midcourse.train.settings import Settings
+from midcourse.train.settings import Settings, TrainingError
 from midcourse.train.stopping import Interrupted
 
 SETTINGS = Settings(epochs=3, lr=1e-2, batch_size=4, max_tokens=64, held_out=0.25, weight_decay=0.0, save_steps=2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.prefix_cache import compile_steps
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward
 

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import LanguageModel, context_length, eos_token_ids, tokenizer_fingerprint
 from midcourse.lm.load import ModelError, load_config, load_generation_config, resolve_device, resolve_dtype
 from midcourse.lm.weights import weights_fingerprint
-from midcourse.testing import ARCHITECTURES, CONTEXT, byte_tokenizer, tiny_language_model
+from midcourse.testing import ARCHITECTURES, CONTEXT, assert_language_model_laws, byte_tokenizer, tiny_language_model
 
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under")]
 
@@ -217,3 +218,24 @@ def test_config_is_that_of_the_text_model(model_folder):
     (Path(folder) / "config.json").write_text(json.dumps({"model_type": "unheard"}))
     with pytest.raises(ModelError):
         load_config(folder)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_contract_is_kept(architecture):
+    lm = tiny_language_model(architecture, more_eos=(65,))
+    assert isinstance(lm, CausalModel)
+    prompts = [list(text.encode()) for text in ("The ferry was late, and", "A", "under")]
+    assert_language_model_laws(lm, prompts, [1, 3])
+    assert (lm.vocab_size, lm.device) == (259, lm.model.device)
+
+
+def test_rows_with_states_join_rows_without():
+    lm = tiny_language_model()
+    plain, followed = lm.start([[65], [66, 67]], 4), lm.start([[68, 69]], 4, [2])
+    plain.replace([0], followed)
+    assert torch.equal(plain.states[2][0], followed.states[2][0])
+    plain.step(torch.tensor([70, 70]))
+    for place, ids in enumerate(([68, 69, 70], [66, 67, 70])):
+        want = lm.start([ids], 4, [2])
+        torch.testing.assert_close(plain.states[2][place], want.states[2][0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(plain.logprobs[place], want.logprobs[0], rtol=0, atol=1e-10)

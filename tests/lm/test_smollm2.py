@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import (

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from midcourse import cli
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import load_config
 from midcourse.lm.prefix_cache import compile_steps
 from midcourse.lm.weights import loaded_fingerprint, weights_fingerprint
 from midcourse.rewards.backbone import shared_backbone
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkReward

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.calibration import Calibration, CalibrationError
 from midcourse.rewards.scalar import RewardModel

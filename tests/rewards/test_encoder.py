@@ -9,15 +9,15 @@ from tokenizers import processors
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from midcourse.cli import main
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.embedded import EmbeddedModelError
 from midcourse.lm.load import ModelError
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.contract import Text
 from midcourse.rewards.encoder import EncoderReward, is_encoder
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import head_of, kind_of, load_reward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import Text
 from midcourse.testing import assert_laws, randomise, tiny_config, tiny_language_model
 from tests.encoders import CONFIGS, encoder_folder, word_tokenizer
 
@@ -42,12 +42,21 @@ def test_which_models_are_encoders():
     assert not is_encoder(BertConfig(is_decoder=True))
 
 
+def within(reward: EncoderReward, prompt: str, response: str, max_tokens: int) -> tuple[list[int], list[int]]:
+    """The ids of a row, whose response counts as finished whatever is said of it."""
+    (before, after, finished), other = (
+        reward.encode_within(prompt, response, finished=said, max_tokens=max_tokens) for said in (True, False)
+    )
+    assert (before, after, finished) == other and finished
+    return before, after
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("tune", ["head", "last:1", "lora:2", "all"])
 def test_training_reads_the_ids_that_guiding_reads(tmp_path, kind, tune):
     reward = made(encoder_folder(tmp_path, kind), tune=tune)
     classifier = reward.classifier()
-    rows = [reward.encode_within(text.prompt, text.response, 99) for text in TEXTS]
+    rows = [within(reward, text.prompt, text.response, 99) for text in TEXTS]
     for (before, after), text in zip(rows, TEXTS, strict=True):
         ids, types = classifier.encode(text)
         assert ids == [*before, *after]
@@ -69,7 +78,7 @@ def test_training_reads_the_ids_that_guiding_reads(tmp_path, kind, tune):
 def test_what_enters_the_head_says_all(tmp_path, kind):
     """Of a head that does more than its parts in turn (DistilBERT's) nothing is kept."""
     reward = made(encoder_folder(tmp_path, kind), tune="head")
-    inputs = reward.inputs([reward.encode_within(text.prompt, text.response, 99) for text in TEXTS])
+    inputs = reward.inputs([within(reward, text.prompt, text.response, 99) for text in TEXTS])
     entering = reward.read_frozen(inputs)
     assert (entering is None) == (kind == "distilbert")
     if entering is not None:
@@ -89,11 +98,11 @@ def test_only_what_the_tuning_names_is_trained(tmp_path):
 
 def test_a_response_too_long_loses_its_end_and_the_prompt_all(tmp_path):
     reward = made(encoder_folder(tmp_path))
-    before, after = reward.encode_within("the ferry", "no " * 50, 12)
+    before, after = within(reward, "the ferry", "no " * 50, 12)
     word = reward.tokenizer("no")["input_ids"][1]
     assert (before, after) == ([2, 3], [*[word] * 9, 3])
     with pytest.raises(RewardError, match="max-tokens 3 leaves no room for a response; use 16 or more"):
-        reward.encode_within("the ferry", "no", 3)
+        within(reward, "the ferry", "no", 3)
 
 
 @pytest.mark.parametrize("tune", ["head", "last:1", "lora:2", "all"])
@@ -216,7 +225,7 @@ def test_a_masked_model_without_a_classifier_is_refused(tmp_path):
     config = {"model_type": "layoutlm", "hidden_size": 32, "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "vilt"}))
     with pytest.raises(ModelError, match="transformers has no sequence classification for vilt"):
-        EncoderReward.pretrained(str(tmp_path), None, "cpu", "auto")
+        EncoderReward.create(str(tmp_path))
 
 
 def test_exporting_on_the_command_line(tmp_path, monkeypatch):

@@ -6,7 +6,11 @@ import sys
 
 import pytest
 
-from midcourse.rewards.gold import GoldError, load_gold
+from midcourse.rewards.contract import Text
+from midcourse.rewards.gold import load_gold
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.named import load_reward
+from midcourse.rewards.text import FunctionReward
 
 
 def test_vader_tells_good_from_bad():
@@ -68,7 +72,7 @@ def test_profanity_is_loaded_only_when_asked_for():
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "profanity_check", None)
-    with pytest.raises(GoldError, match="run: pip install alt-profanity-check"):
+    with pytest.raises(RewardError, match="run: pip install alt-profanity-check"):
         load_gold("profanity")
 
 
@@ -89,7 +93,7 @@ def test_any_function_of_a_text(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_loaded_says_so(name, message):
-    with pytest.raises(GoldError, match=message):
+    with pytest.raises(RewardError, match=message):
         load_gold(name)
 
 
@@ -98,5 +102,18 @@ def test_only_finite_numbers_are_rewards(function, tmp_path, monkeypatch):
     (tmp_path / "test_gold_values.py").write_text("def nan(text):\n    return float('nan')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(GoldError, match="return a finite number"):
+    with pytest.raises(RewardError, match="return a finite number"):
         load_gold(function)("a")
+
+
+@pytest.mark.parametrize("name", ["vader", "profanity"])
+def test_a_reward_of_a_gold_name_is_called_by_it(name):
+    reward = FunctionReward.load(name)
+    assert reward.name == f"reward function {name}"
+    assert reward.ask([Text("p", "What a lovely day.", True)]) == pytest.approx([load_gold(name)("What a lovely day.")])
+
+
+@pytest.mark.parametrize("function", ["builtins:str", "builtins:list"])
+def test_rewards_are_numbers_whichever_way_they_are_named(function):
+    with pytest.raises(RewardError, match=r"reward function .* returned .* return a number"):
+        load_reward(function).ask([Text("p", "a", True)])

@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from midcourse.data.sample import Sampled, rewards_of
-from midcourse.decode.loop import generate
+from midcourse.data.rollouts import Rollout
+from midcourse.data.sample import rewards_of
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.contract import Reward, RewardError
+from midcourse.rewards.contract import Reward
 from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.vocabulary import VocabularyReward
@@ -115,7 +117,7 @@ def test_labels_are_sums(kinds, kind):
     (score,) = kinds[kind].score(["ab"], ["cd"])
     assert score.additive
     assert score.whole == pytest.approx(sum(score.rewards)) != score.rewards[-1]
-    ended, cut = rewards_of(kinds[kind], [Sampled("ab", "cd", True), Sampled("ab", "cd", False)])
+    ended, cut = rewards_of(kinds[kind], [Rollout("ab", "cd", True), Rollout("ab", "cd", False)])
     assert (ended, cut) == pytest.approx((sum(score.rewards), sum(score.rewards[:-1])))
 
 

@@ -7,10 +7,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError
-from midcourse.rewards.named import kind_of_head, load_reward
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.named import (
+    is_function,
+    kind_of,
+    kind_of_head,
+    load_label,
+    load_reward,
+    named_rewards,
+    other_backbone,
+    weighted,
+)
 from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.text import FunctionReward
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.testing import byte_tokenizer, tiny_config
 
@@ -83,3 +94,83 @@ def test_damaged_and_foreign_folders_are_refused(model_folder, tmp_path, head, d
     with pytest.raises(RewardError, match=said) as caught:
         load_reward(tmp_path / "reward")
     assert "\n" not in str(caught.value)
+
+
+def test_functions_are_rewards_by_name():
+    for name in ("vader", "profanity", "builtins:len"):
+        assert is_function(name)
+        assert kind_of(name) is FunctionReward
+        assert isinstance(load_reward(name), FunctionReward)
+    assert not any(is_function(name) for name in ("civil", "smollm2", "org/model", "http://localhost:8000/v1"))
+    for load in (load_reward, kind_of):
+        with pytest.raises(RewardError, match="no reward function 'nowhere:at_all'"):
+            load("nowhere:at_all")
+
+
+def test_a_folder_comes_before_a_function_and_a_shipped_reward_of_its_name(model_folder, tmp_path, monkeypatch):
+    reward = RewardModel.create(model_folder(), template="raw", tune="head", device="cpu")
+    for name in ("vader", "my:reward", "civil"):
+        reward.save(tmp_path / name)
+    assert isinstance(load_reward("vader"), FunctionReward)
+    monkeypatch.chdir(tmp_path)
+    for name in ("vader", "my:reward", "civil"):
+        assert not is_function(name)
+        assert type(load_reward(name)) is kind_of(name) is RewardModel
+    # A flag for functions leaves no doubt.
+    assert isinstance(load_label(None, "vader"), FunctionReward)
+    assert isinstance(load_label("vader", None), RewardModel)
+
+
+def test_a_label_is_one_reward_one_function_or_none():
+    assert load_label(None, None) is None
+    with pytest.raises(RewardError, match="cannot both give the numbers; leave one out"):
+        load_label("vader", "vader")
+
+
+def test_rewards_for_a_model_are_in_order_and_share_its_weights_if_asked(model_folder):
+    folder = model_folder()
+    trained = {}
+    for head in ("scalar", "trunk:4"):
+        trained[head] = f"{folder}-{head.partition(':')[0]}"
+        kind_of_head(head).create(folder, head=head, template="raw", tune="head", device="cpu").save(trained[head])
+    lm, other = LanguageModel.load(folder), LanguageModel.load(model_folder(name="other", seed=3))
+    names = [trained["trunk:4"], "builtins:len", trained["scalar"]]
+
+    def shares(reward, lm) -> bool:
+        return (
+            reward.backbone.get_input_embeddings().weight.data_ptr()
+            == lm.model.get_input_embeddings().weight.data_ptr()
+        )
+
+    trunk, function, scalar, last = named_rewards(lm, names, ["vader"])
+    assert [type(one).__name__ for one in (trunk, function, scalar)] == ["TrunkReward", "FunctionReward", "RewardModel"]
+    assert last.name == "reward function vader"
+    assert other_backbone(trained["scalar"], lm) is None and other_backbone(trained["scalar"], other) == folder
+    assert not shares(scalar, lm)
+    assert shares(named_rewards(lm, names, share_weights=True)[2], lm)
+    with pytest.raises(RewardError, match="was trained on the weights of"):
+        named_rewards(other, [trained["scalar"]], share_weights=True)
+    (elsewhere,) = named_rewards(other, [trained["trunk:4"]], allow_other_weights=True)
+    assert type(elsewhere).__name__ == "TrunkReward"
+
+
+@pytest.mark.parametrize(
+    ("own", "common", "tokenwise", "want"),
+    [
+        ([None], None, True, ([1.0], None)),  # the reward's own weight, or the method's
+        ([None], 3.0, True, ([1.0], 3.0)),
+        ([1.5], None, True, ([1.0], 1.5)),
+        ([1.5], 2.0, True, ([1.0], 3.0)),
+        ([None, None], None, True, ([1.0, 1.0], None)),
+        ([None, -2.0], None, True, ([1.0, -2.0], 1.0)),
+        ([2.0, None], 3.0, True, ([2.0, 1.0], 3.0)),
+        ([], 2.0, True, ([], 2.0)),
+        ([1.5], None, False, ([1.5], None)),
+        ([None, 2.0], 3.0, False, ([1.0, 2.0], 3.0)),
+    ],
+)
+def test_weights(own, common, tokenwise, want):
+    rewards = [FunctionReward(len) for _ in own]
+    pairs, weight = weighted(rewards, own, common, tokenwise=tokenwise)
+    assert [reward for reward, _ in pairs] == rewards
+    assert ([w for _, w in pairs], weight) == want

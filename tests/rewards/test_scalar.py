@@ -15,8 +15,9 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import ModelError
 from midcourse.lm.prefix_cache import UnsupportedModelError, pad
 from midcourse.lm.prompt import Prefix, PromptError
-from midcourse.rewards.info import RewardInfo
-from midcourse.rewards.scalar import RewardError, RewardModel, Tuning, final_norm_of, layers_of, padding_token
+from midcourse.rewards.backbone import Tuning, final_norm_of, layers_of
+from midcourse.rewards.info import RewardError, RewardInfo
+from midcourse.rewards.scalar import RewardModel, padding_token
 from midcourse.testing import (
     ARCHITECTURES,
     CONTEXT,

@@ -23,17 +23,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel, tokenizer_fingerprint
 from midcourse.lm.load import ModelError
 from midcourse.lm.prompt import Prefix, prompt_ids, response_ids
 from midcourse.lm.text import ResponseText, TextStream
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import Reward, RewardError
-from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.contract import Reward, Text
+from midcourse.rewards.gold import load_function
+from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import FunctionReward, Text, TextReward, load_function
+from midcourse.rewards.text import FunctionReward, TextReward
 from midcourse.testing import (
     BOS,
     CONTEXT,

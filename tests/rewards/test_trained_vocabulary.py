@@ -7,12 +7,13 @@ import torch
 
 from midcourse.data.comparisons import Comparison
 from midcourse.data.encoded import encode
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import POSITIONS, TrainedVocabularyReward
+from midcourse.rewards.vocabulary import PLACES, best_tokens
 from midcourse.testing import (
     assert_equals_reference,
     assert_laws,
@@ -23,7 +24,6 @@ from midcourse.testing import (
     tiny_trained_vocabulary_reward,
 )
 from midcourse.train.scorer import Scorer
-from midcourse.train.states import PLACES, best_tokens
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under"]
 RESPONSES = [" we loved it.", " no", "x", " the bridge at noon"]

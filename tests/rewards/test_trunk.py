@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkHead, TrunkReward, normed
 from midcourse.testing import (

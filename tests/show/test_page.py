@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from rich.console import Console
+from rich.style import Style
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -311,6 +312,8 @@ def test_contrast_is_wcag():
 
 def printed(text: object, **console) -> str:
     out = StringIO()
+    # rich keeps joined styles with the codes of the console that used them first, perhaps one of fewer colours.
+    Style._add.cache_clear()
     Console(file=out, width=200, **console).print(text)
     return out.getvalue()
 
@@ -537,6 +540,7 @@ first.focus();
 seen.tip = document.getElementById("tip").textContent;
 first.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
 seen.second = document.getElementById("tip").textContent.split("\\n")[0];
+seen.lit = [...document.querySelectorAll(".dot.on")].map(dot => dot.dataset.cell);
 const filter = document.getElementById("filter"), sort = document.getElementById("sort");
 if (filter) {
   sort.value = "topic";
@@ -558,6 +562,7 @@ def test_pages_work_in_a_browser(tmp_path, tokenizer, name):
     assert seen["prompt"] == HOSTILE
     assert seen["tip"].startswith("'<', position 1\nreward 0.000") and seen["tip"].endswith(HOSTILE)
     assert seen["second"] == "'s', position 2"
+    assert seen["lit"] == (["1"] if name == "score.html" else [])  # the token's point in the plot
     if name == "demo.html":
         assert seen["title"] == "midcourse demo"
         assert seen["sorted"] == [HOSTILE, "home"] and seen["left"] == "1 of 2 prompts"

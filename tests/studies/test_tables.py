@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from studies import readme
+from studies.objectives import tables
 from studies.tables import TablesError, fill, fill_readme, main, markdown
 
 KNOWN = {"one": lambda root: "| 1 |", "two": lambda root: "| 2 |"}
@@ -232,33 +233,62 @@ def accuracies(*values: float) -> list[dict]:
     return [{"accuracy": value, "interval": [value - 0.1, value + 0.1]} for value in values]
 
 
+def baseline(name: str, accuracy: float, **fields) -> dict:
+    length = {"prefers": "shorter", "accuracy": 0.75, "interval": [0.7, 0.8]}
+    words = accuracies(0.5, 0.5, 0.5, 0.5, accuracy)
+    return {"set": name, "train_pairs": 100, "bag_of_words": words, "length": length, **fields}
+
+
 def test_rewards_average_over_seeds_and_show_a_lone_run_with_its_interval(tmp_path):
-    run = {"set": "sentiment", "train_pairs": 100, "model": "head of 20", "objective": "prefix"}
+    run = {"train_examples": 100, "backbone": "20 layers, head", "objective": "prefix"}
     rows = [
         run | {"seed": 0, "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.6)},
         run | {"seed": 1, "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.7)},
         run | {"seed": 0, "objective": "sequence", "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.6)},
+        run | {"seed": 0, "objective": "farma", "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.9)},
     ]
-    length = {"prefers": "shorter", "accuracy": 0.75, "interval": [0.7, 0.8]}
-    baseline = {"set": "sentiment", "bag_of_words": accuracies(0.5, 0.5, 0.5, 0.5, 0.8), "length": length}
-    write_json(tmp_path / "studies/rewards/results.json", {"rows": rows, "baselines": [baseline]})
+    folder = tmp_path / "studies/objectives/results"
+    write_json(folder / "sentiment.json", {"rows": rows})
+    write_json(folder / "baselines.json", {"baselines": [baseline("sentiment", 0.8), baseline("hh", 0.9)], "parts": []})
     table = cells(readme.rewards(tmp_path))
     assert [line[:4] + line[-1:] for line in table[2:]] == [
-        ["sentiment", "100", "head of 20", "prefix", "0.65"],
-        ["sentiment", "100", "head of 20", "sequence", "0.60 [0.50, 0.70]"],
-        ["sentiment", "", "bag of words", "", "0.80 [0.70, 0.90]"],
-        ["sentiment", "", "length: shorter", "", "0.75 [0.70, 0.80]"],
+        ["sentiment", "100", "20 layers, head", "prefix", "0.65"],
+        ["sentiment", "100", "20 layers, head", "sequence", "0.60 [0.50, 0.70]"],
+        ["sentiment", "100", "bag of words", "", "0.80 [0.70, 0.90]"],
+        ["sentiment", "100", "length: shorter", "", "0.75 [0.70, 0.80]"],
     ]
     assert table[-1][4:8] == [""] * 4
 
 
-def test_steering(tmp_path):
-    row = {"gold": 0.5, "gold_standard_error": 0.04, "guidance_kl": 3.0, "total_kl": 12.0}
-    rows = [row | {"guide": "plain", "weight": 0.0}, row | {"guide": "prefix", "weight": 2.0}]
-    write_json(tmp_path / "studies/rewards/results.json", {"guided": rows})
+@pytest.mark.parametrize("made", ["as published", "repaired"])
+def test_rewards_stand_beside_the_baselines_of_the_same_data(tmp_path, made):
+    run = {"train_examples": 100, "backbone": "trunk, head", "objective": "prefix"}
+    rows = [run | {"seed": 0, "shares": accuracies(0.5, 0.5, 0.5, 0.5, 0.6)}]
+    folder = tmp_path / "studies/objectives/results"
+    write_json(folder / "paradetox.json", {"paradetox": made, "rows": rows})
+    both = [baseline("paradetox", 0.9, made="as published"), baseline("paradetox", 0.7, made="repaired")]
+    part = {"set": "hh_helpful", "model": "last:2 of 16", "objective": "prefix", "train_pairs": 50}
+    part["shares"] = accuracies(0.5, 0.5, 0.5, 0.5, 0.6)
+    write_json(folder / "baselines.json", {"baselines": both, "parts": [part]})
+    table, _, told = readme.rewards(tmp_path).partition("\n\n")
+    words = {"as published": "0.90 [0.80, 1.00]", "repaired": "0.70 [0.60, 0.80]"}[made]
+    assert [line[-1] for line in cells(table)[3:]] == [words, "0.75 [0.70, 0.80]"]
+    assert told.startswith(f"ParaDetox {made}: ")
+    every = cells(tables.baselines(tmp_path / "studies/objectives"))[2:]
+    assert [line[0] for line in every] == ["paradetox as published"] * 2 + ["paradetox repaired"] * 2 + ["hh_helpful"]
+    assert every[-1][1:4] == ["50", "last:2 of 16", "prefix"]
+
+
+def test_steering_shows_backbones_that_guide_by_both_objectives(tmp_path):
+    at = [{"kl": kl, "gold": 0.5, "interval": [0.4, 0.6]} for kl in (2, 5)]
+    at.append({"kl": 10, "gold": None, "interval": None})
+    row = {"set": "sentiment", "backbone": "trunk, head", "prompts": 7, "weights": [{"gold": 0.1}], "at_kl": at}
+    rows = [row | {"objective": name} for name in ("sequence", "prefix", "farma")]
+    rows.append(row | {"objective": "prefix", "backbone": "20 layers, head"})
+    write_json(tmp_path / "studies/objectives/results/sentiment.json", {"guided": rows})
     assert cells(readme.steering(tmp_path))[2:] == [
-        ["none", "0", "0.50 (0.04)", "3.0", "12.0"],
-        ["prefix objective", "2", "0.50 (0.04)", "3.0", "12.0"],
+        ["sentiment", "trunk, head", name, "7", "0.10", "0.50 [0.40, 0.60]", "0.50 [0.40, 0.60]", "not reached"]
+        for name in ("prefix", "sequence")
     ]
 
 

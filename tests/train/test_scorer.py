@@ -15,10 +15,10 @@ from midcourse.files import publish_folder
 from midcourse.lm.embedded import EmbeddedModelError, minilm_folder
 from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.contract import Text
 from midcourse.rewards.encoder import EncoderReward
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
-from midcourse.rewards.text import Text
 from midcourse.train import trainer
 from midcourse.train.folder import checkpoints
 from midcourse.train.scorer import Scorer, make_scorer

@@ -18,18 +18,20 @@ from safetensors.torch import load_file
 from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.data.encoded import encode
 from midcourse.data.rollouts import Rollout
-from midcourse.decode.loop import generate
+from midcourse.decode.engine import generate
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.lm.language_model import LanguageModel
-from midcourse.rewards.contract import RewardError
+from midcourse.rewards.backbone import layers_of
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import head_of, load_reward
-from midcourse.rewards.scalar import RewardModel, layers_of
+from midcourse.rewards.scalar import RewardModel
 from midcourse.testing import tiny_language_model, tiny_reward
 from midcourse.train import trainer
-from midcourse.train.folder import TrainingError, checkpoints
+from midcourse.train.folder import checkpoints
 from midcourse.train.objectives import ObjectiveError, make_objective
+from midcourse.train.precision import master_weights
 from midcourse.train.scorer import Scorer
-from midcourse.train.settings import Settings, check_reports, master_weights
+from midcourse.train.settings import Settings, TrainingError, check_reports
 from midcourse.train.stopping import Interrupted
 from midcourse.train.training import train
 

@@ -25,7 +25,8 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from midcourse import reference
-from midcourse.decode import loop
+from midcourse.compare.cost import parameters
+from midcourse.decode import engine, policy, tokens
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import whole_file
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows
@@ -43,7 +44,7 @@ STREAM_BYTES = 2**29  # read again and again to measure the memory's bandwidth
 
 
 @dataclass(frozen=True)
-class Case:
+class DecodeCase:
     """One way to decode. `run` returns the times of its start and of every new token of its first row.
 
     Attributes:
@@ -87,7 +88,7 @@ def bench_decode(json: Path | None = None, quick: bool = False, rounds: int = 5,
                 case.run()
             first[case] = time.perf_counter() - start
             advance(1)
-    times: dict[Case, list[list[float]]] = {case: [] for case in cases}
+    times: dict[DecodeCase, list[list[float]]] = {case: [] for case in cases}
     with progress("timing", rounds * len(cases)) as advance:
         for _ in range(rounds):
             for case in cases:
@@ -137,12 +138,14 @@ class Models:
         if name is None:
             return total
         reward = self.rewards[name]
-        if isinstance(reward, TrunkReward):
-            return total + weight_bytes(reward.head)
-        if isinstance(reward, RewardModel):
-            # Of the embedding only the tokens' rows are read.
-            return total + weight_bytes(reward) - weight_bytes(reward.backbone.get_input_embeddings())
-        return total + weight_bytes(reward.model) if isinstance(reward, VocabularyReward) else total
+        head = getattr(reward, "head", None)  # of what midcourse train writes
+        return total + sum(map(_bytes_read, reward.models)) + (weight_bytes(head) if head is not None else 0)
+
+
+def _bytes_read(model: nn.Module) -> int:
+    """Bytes of weights that a step reads: of input embeddings that are no outputs only the tokens' rows."""
+    numbers = sum(p.numel() for p in model.parameters())
+    return weight_bytes(model) * parameters(model) // numbers
 
 
 def _never_ending() -> LanguageModel:
@@ -158,12 +161,12 @@ def _reward(layers: int | None) -> RewardModel:
     return reward
 
 
-def _trunk() -> TrunkReward:
+def _trunk() -> RewardModel:
     """A trunk reward with random weights in its head."""
     reward = TrunkReward.create("smollm2", template="raw", tune="head", head=f"trunk:{TRUNK_RANK}").eval()
     for weight in reward.head.parameters():
         torch.nn.init.normal_(weight, std=0.02)
-    assert isinstance(reward, TrunkReward)
+
     return reward
 
 
@@ -183,42 +186,42 @@ def memory_bandwidth() -> float:
     return median(found[1:])
 
 
-def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[Case]:
+def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[DecodeCase]:
     lm, rewards = models.lm, models.rewards
     prompt = _prompt(lm, 64)
     loaded = rewards["30 layers"]
-    yield Case(
+    yield DecodeCase(
         "speed", "generate", "none", 64, new_tokens, partial(_generate, lm, [prompt], new_tokens), reads=models.reads()
     )
     zero = partial(_stream, lm, [prompt], loaded, new_tokens, reward_weight=0.0)
-    yield Case("speed", "weight 0", "30 layers", 64, new_tokens, zero, reads=models.reads())
+    yield DecodeCase("speed", "weight 0", "30 layers", 64, new_tokens, zero, reads=models.reads())
     for name, reward in rewards.items():
         run = partial(_stream, lm, [prompt], reward, new_tokens)
-        yield Case("speed", "pargs", name, 64, new_tokens, run, reads=models.reads(name))
+        yield DecodeCase("speed", "pargs", name, 64, new_tokens, run, reads=models.reads(name))
     if quick:
         return
     assert models.compiled is not None
     run = partial(_stream, models.compiled[0], [prompt], models.compiled[1], new_tokens)
-    yield Case("speed", "pargs, compiled", "30 layers", 64, new_tokens, run, reads=models.reads("30 layers"))
+    yield DecodeCase("speed", "pargs, compiled", "30 layers", 64, new_tokens, run, reads=models.reads("30 layers"))
     naive = partial(_naive, lm, loaded, prompt)
-    yield Case("speed", "naive", "30 layers", 64, NAIVE_TOKENS, naive)
+    yield DecodeCase("speed", "naive", "30 layers", 64, NAIVE_TOKENS, naive)
     for run, method, guide in (
         (partial(_generate, lm, [prompt] * BATCH, new_tokens), "generate", "none"),
         (partial(_stream, lm, [prompt] * BATCH, loaded, new_tokens), "pargs", "30 layers"),
         (partial(_stream, lm, [prompt] * BATCH, rewards["trunk"], new_tokens), "pargs", "trunk"),
         (partial(_stream, lm, [prompt], loaded, new_tokens, method=f"best-of-n:{BATCH}"), "best-of-n", "30 layers"),
     ):
-        yield Case("speed", method, guide, 64, new_tokens, run, batch=BATCH)
+        yield DecodeCase("speed", method, guide, 64, new_tokens, run, batch=BATCH)
     for top_k in GROWING_K:
         run = partial(_stream, lm, [prompt], loaded, GROWTH_TOKENS, top_k=top_k)
-        yield Case("candidates", "pargs", "30 layers", 64, GROWTH_TOKENS, run, top_k=top_k)
+        yield DecodeCase("candidates", "pargs", "30 layers", 64, GROWTH_TOKENS, run, top_k=top_k)
     for context in GROWING_CONTEXT:
         longer = [_prompt(lm, context)]
         run = partial(_generate, lm, longer, GROWTH_TOKENS)
-        yield Case("context", "generate", "none", context, GROWTH_TOKENS, run)
+        yield DecodeCase("context", "generate", "none", context, GROWTH_TOKENS, run)
         for name in ("30 layers", "10 layers"):
             run = partial(_stream, lm, longer, rewards[name], GROWTH_TOKENS)
-            yield Case("context", "pargs", name, context, GROWTH_TOKENS, run)
+            yield DecodeCase("context", "pargs", name, context, GROWTH_TOKENS, run)
 
 
 def _prompt(lm: LanguageModel, tokens: int) -> str:
@@ -233,9 +236,9 @@ def _stream(lm: LanguageModel, prompts: Sequence[str], reward: Reward, new_token
     if "method" not in settings:
         settings = {"reward_weight": WEIGHT, "top_k": TOP_K, **settings}
     times = [time.perf_counter()]
-    events = loop.stream(lm, prompts, reward, max_new_tokens=new_tokens, batch_size=BATCH, **settings)
+    events = engine.stream(lm, prompts, reward, max_new_tokens=new_tokens, batch_size=BATCH, **settings)
     for row, event in events:
-        if row == 0 and isinstance(event, loop.Step):
+        if row == 0 and isinstance(event, engine.Step):
             times.append(time.perf_counter())
     times[-1] = time.perf_counter()
     return times
@@ -277,13 +280,13 @@ def _naive(lm: LanguageModel, reward: Reward, prompt: str) -> list[float]:
     return [start, time.perf_counter()]
 
 
-def _plain_of(case: Case, cases: Sequence[Case]) -> Case:
+def _plain_of(case: DecodeCase, cases: Sequence[DecodeCase]) -> DecodeCase:
     """The case of transformers of the same batch and context; the short one where there is one."""
     plain = [other for other in cases if other.method == "generate" and other.shape == case.shape]
     return next((other for other in plain if other.new_tokens == case.new_tokens), plain[0])
 
 
-def _row(case: Case, times: list[list[float]], plain: list[list[float]], bandwidth: float) -> dict[str, Any]:
+def _row(case: DecodeCase, times: list[list[float]], plain: list[list[float]], bandwidth: float) -> dict[str, Any]:
     """Medians over rounds. The whole call counts, reading the prompt included; `after_first` is without it."""
     other = _plain_tokens(plain, case)
     ratios = [((a[-1] - a[0]) / case.new_tokens) / ((b[-1] - b[0]) / other) for a, b in zip(times, plain, strict=True)]
@@ -309,7 +312,7 @@ def _row(case: Case, times: list[list[float]], plain: list[list[float]], bandwid
     }
 
 
-def _plain_tokens(plain: list[list[float]], case: Case) -> int:
+def _plain_tokens(plain: list[list[float]], case: DecodeCase) -> int:
     """New tokens of the plain case: one time each for a single row, otherwise as many as the case's."""
     return len(plain[0]) - 1 if len(plain[0]) > 2 else case.new_tokens
 
@@ -341,10 +344,10 @@ _PARTS = (
     (ScalarRows, "candidate_rewards", "reward, all candidates"),
     (PrefixCache, "_masks", "masks (within the two)"),
     (PrefixCache, "keep", "keeping the chosen candidate"),
-    (loop, "offer", "short list"),
-    (loop, "policy_of", "guided policy"),
-    (loop, "draw", "draw"),
-    (loop, "as_steps", "figures of the step"),
+    (policy.Group, "offer", "short list"),
+    (policy.Group, "policy", "guided policy"),
+    (policy.Group, "steps", "draw, and figures of the step"),
+    (tokens.TokenBatch, "step", "the whole step"),
 )
 
 

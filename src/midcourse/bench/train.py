@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from midcourse.bench.decode import peak_megabytes
 from midcourse.data.comparisons import Comparison, read_comparisons
-from midcourse.data.encoded import PairSet, Row, encode
+from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.evaluate.provenance import write_results
 from midcourse.progress import progress
 from midcourse.rewards.scalar import RewardModel
@@ -38,7 +38,7 @@ WAYS = ("prefix", "sequence", "a row per prefix")
 
 
 @dataclass(frozen=True)
-class Case:
+class TrainCase:
     """One way to train on some pairs. `run` takes one step on `pairs` pairs."""
 
     tune: str
@@ -58,7 +58,7 @@ def bench_train(json: Path | None = None, quick: bool = False, rounds: int = 5) 
             if case.way != WAYS[2]:
                 case.run()
             advance(1)
-    seconds: dict[Case, list[float]] = {case: [] for case in cases}
+    seconds: dict[TrainCase, list[float]] = {case: [] for case in cases}
     with progress("timing", rounds * len(cases)) as advance:
         for _ in range(rounds):
             for case in cases:
@@ -66,7 +66,7 @@ def bench_train(json: Path | None = None, quick: bool = False, rounds: int = 5) 
                 case.run()
                 seconds[case].append((perf_counter() - start) / case.pairs)
                 advance(1)
-    peaks: dict[Case, list[float]] = {case: [] for case in cases}
+    peaks: dict[TrainCase, list[float]] = {case: [] for case in cases}
     with progress("memory", PEAKS * len(cases)) as advance:
         for _ in range(PEAKS):
             for case in cases:
@@ -84,7 +84,7 @@ def bench_train(json: Path | None = None, quick: bool = False, rounds: int = 5) 
     return rows
 
 
-def _cases(quick: bool) -> Iterator[Case]:
+def _cases(quick: bool) -> Iterator[TrainCase]:
     for tune in ("last:1",) if quick else ("last:2", "all"):
         reward = _reward(tune, quick)
         for name, comparisons in _data(reward, quick).items():
@@ -94,10 +94,10 @@ def _cases(quick: bool) -> Iterator[Case]:
             optimizer = torch.optim.AdamW([p for p in scorer.parameters() if p.requires_grad], lr=1e-5)
             for way in WAYS[:2]:
                 run = partial(step, scorer, pairs, make_objective(way), optimizer)
-                yield Case(tune, name, way, len(comparisons), length, run)
+                yield TrainCase(tune, name, way, len(comparisons), length, run)
             few = encode(reward, comparisons[:2], max_tokens=512)
             run = partial(published_step, reward, few, optimizer)
-            yield Case(tune, name, WAYS[2], 2, fmean(len(row.response) for row in few.rows), run)
+            yield TrainCase(tune, name, WAYS[2], 2, fmean(len(row.response) for row in few.rows), run)
 
 
 def _reward(tune: str, quick: bool) -> RewardModel:
@@ -154,7 +154,7 @@ def published_step(reward: RewardModel, pairs: PairSet, optimizer: torch.optim.O
     _update(reward, optimizer)
 
 
-def _last_rewards(reward: RewardModel, row: Row, lengths: Sequence[int]) -> Tensor:
+def _last_rewards(reward: RewardModel, row: EncodedRow, lengths: Sequence[int]) -> Tensor:
     """The rewards of a response's prefixes of those lengths, each from a row of its own."""
     width = len(row.prompt) + lengths[-1]
     ids = torch.zeros(len(lengths), width, dtype=torch.long)
@@ -174,7 +174,7 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _row(
-    case: Case, seconds: list[float], base: list[float], peaks: list[float], base_peaks: list[float]
+    case: TrainCase, seconds: list[float], base: list[float], peaks: list[float], base_peaks: list[float]
 ) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(seconds, base, strict=True)]
     memory = [a / b for a, b in zip(peaks, base_peaks, strict=False) if b > 0]

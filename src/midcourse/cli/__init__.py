@@ -7,41 +7,15 @@ import os
 import signal
 import sys
 import warnings
-from typing import Annotated
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import NoReturn
 
-import tyro
+from rich.console import Console
 
-from midcourse.cli.bench import Bench
-from midcourse.cli.compare import Compare
-from midcourse.cli.demo import Demo
-from midcourse.cli.dpo import Dpo
-from midcourse.cli.export import Export
-from midcourse.cli.guide import Guide
-from midcourse.cli.methods import Methods
-from midcourse.cli.prefer import Prefer
-from midcourse.cli.reward_bench import RewardBench
-from midcourse.cli.rewards import Rewards
-from midcourse.cli.sample import Sample
-from midcourse.cli.score import ScoreText
-from midcourse.cli.train import Train
+from midcourse.cli.console import UsageError
+from midcourse.cli.verbs import ALL, VERBS, about, complete, parse
 from midcourse.errors import MidcourseError
-
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Dpo, tyro.conf.subcommand("dpo")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[Prefer, tyro.conf.subcommand("prefer")]
-    | Annotated[Guide, tyro.conf.subcommand("guide")]
-    | Annotated[Methods, tyro.conf.subcommand("methods")]
-    | Annotated[Rewards, tyro.conf.subcommand("rewards")]
-    | Annotated[ScoreText, tyro.conf.subcommand("score")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[RewardBench, tyro.conf.subcommand("reward-bench")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-)
-STYLE = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def main() -> None:
@@ -49,17 +23,54 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # peft and TRL ask transformers by the setting's old name, which is nothing to whoever reads this log.
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
-    command = tyro.cli(Command, prog="midcourse", description="A reward for every token.", config=STYLE)
     try:
-        sys.exit(command.run())
+        status = _main(*(sys.argv[1:] or ["--help"]))
+        sys.stdout.flush()  # a closed pipe is noticed here
+        sys.exit(status)
     except MidcourseError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read what is printed has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room or name a place you can write to")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
 
-def _fail(message: str) -> None:
+def _main(verb: str, *arguments: str) -> int:
+    if verb in ("-h", "--help"):
+        _print_help()
+    elif verb == "--version":
+        print(f"midcourse {version('midcourse')}")
+    elif verb.startswith("--tyro-"):
+        complete([verb, *arguments])
+    elif verb in ALL:
+        return parse(verb, arguments).run()
+    else:
+        raise UsageError(_unknown(verb))
+    return 0
+
+
+def _print_help() -> None:
+    """Print a line for each verb, grouped by what people do."""
+    console = Console(highlight=False)
+    console.print("usage: [bold]midcourse[/bold] VERB ... (or --help, --version)\n")
+    console.print("A reward for every token: learn it, and guide a language model with it.\n")
+    width = max(map(len, ALL)) + 2
+    for group, verbs in VERBS.items():
+        console.print(f"[bold]{group}[/bold]")
+        for verb in verbs:
+            console.print(f"  [cyan]{verb:<{width}}[/cyan]{about(verb).splitlines()[0]}")
+    console.print("\n[cyan]midcourse VERB --help[/cyan] explains a verb and its flags.")
+
+
+def _unknown(verb: str) -> str:
+    close = get_close_matches(verb, ALL, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(ALL)}"
+    return f"verb {verb!r} is unknown; {hint} (midcourse --help explains them)"
+
+
+def _fail(message: str) -> NoReturn:
     print(f"midcourse: {message}", file=sys.stderr)
     sys.exit(2)

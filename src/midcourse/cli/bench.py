@@ -6,23 +6,34 @@ from typing import Annotated, Literal
 
 import tyro
 
+from midcourse.cli.console import UsageError
 
-@dataclass
+NEW_TOKENS = 64
+
+
+@dataclass(kw_only=True)
 class Bench:
-    """Time guided decoding against plain generation of transformers, or training on prefixes against training on whole
-    responses, interleaved."""
+    """Time guided decoding, or training on prefixes.
+
+    decode: guided decoding against plain generation of transformers. train: training on all prefixes against training
+    on whole responses. All cases take turns, so that a machine whose speed drifts slows them alike.
+    """
 
     what: Annotated[Literal["decode", "train"], tyro.conf.Positional]
+    """What to time."""
     json: Path | None = None
-    """Write the rows here."""
+    """Write the measured rows to this file as JSON."""
     quick: bool = False
-    """decode: 32 new tokens, 3 rounds, no reference: under a minute. train: a tiny model, to see that it works."""
+    """Only see that it works. decode: 32 new tokens, 3 rounds, no reference, under a minute. train: a tiny model."""
     rounds: int = 5
-    new_tokens: int = 64
-    """Of decode."""
+    """How often each case is timed; the median counts."""
+    new_tokens: int = NEW_TOKENS
+    """Tokens that each case of decode writes."""
 
     def run(self) -> int:
         if self.what == "train":
+            if self.new_tokens != NEW_TOKENS:
+                raise UsageError(f"--new-tokens {self.new_tokens} is for bench decode; leave it out")
             from midcourse.bench.train import bench_train
 
             bench_train(self.json, quick=self.quick, rounds=self.rounds)

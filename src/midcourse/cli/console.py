@@ -1,11 +1,16 @@
 """What verbs share: refusing arguments, texts in files, and tables."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from midcourse.errors import MidcourseError
+
+if TYPE_CHECKING:
+    from midcourse.data.formats import BadRow
 
 
 class UsageError(MidcourseError):
@@ -38,3 +43,19 @@ def read_text(text: str, flag: str) -> str:
         return Path(text).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag} {text} cannot be read ({error}); write it as UTF-8") from error
+
+
+@contextmanager
+def bad_rows(file: Path | None, *, tell: bool = True) -> Iterator["list[BadRow] | None"]:
+    """Give readers a list for bad rows, and write it to `file` at the end; None, so that they stop, without a file.
+
+    Args:
+        tell: write the file and say so; another reading of the same rows does.
+    """
+    rejects: list[BadRow] | None = [] if file else None
+    yield rejects
+    if file and rejects and tell:
+        from midcourse.data.formats import write_bad_rows
+
+        write_bad_rows(file, rejects)
+        print(f"skipped {len(rejects)} bad rows, written to {file}", file=sys.stderr)

@@ -4,16 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Demo:
-    """Train the shipped preference set, steer SmolLM2 with it, and judge the result."""
+    """Learn a small reward, guide SmolLM2 with it, judge the result.
+
+    Trains on the preferences that come with midcourse; needs no network. See its report in --out.
+    """
 
     out: Path = Path("runs/demo")
     """Folder for the report, the reward and the summary; what an earlier demo left there is replaced."""
     gold: str = "vader-once"
-    """What judges, and draws the labels: vader-once (sentiment, in which a repeated word counts once), vader, profanity
-    (1 - its probability), or any MODULE:FUNCTION from a text to a number."""
+    """Function of a text that judges, and draws the labels: vader-once (sentiment, a repeated word counted once), vader,
+    profanity (1 - its probability), or any MODULE:FUNCTION that returns a number."""
     seed: int = 0
+    """Seed of the training and of the responses."""
 
     def run(self) -> int:
         from midcourse.demo import run_demo

@@ -1,153 +1,257 @@
 """midcourse guide."""
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from midcourse.cli.console import UsageError
+from midcourse.cli import groups
+from midcourse.cli.console import UsageError, bad_rows
+from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
+    from midcourse.decode.methods import AnyMethod
     from midcourse.decode.steps import Generation
     from midcourse.lm.language_model import LanguageModel
     from midcourse.lm.prompt import Prompt
     from midcourse.rewards.contract import Reward
 
 
-@dataclass
-class Guide:
-    """Write with a language model, steered by one or several rewards."""
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What to write on from: --prompt or --prompts."""
+
+    prompt: str | None = None
+    """The prompt, a text."""
+    prompts: Path | None = None
+    """Rows with a field "prompt" (text or messages): JSONL (also .gz), CSV or Parquet."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows of --prompts to this file and go on, instead of stopping at the first."""
+    template: TemplateName | None = None
+    """chat: a prompt is the user's message. raw: it is continued. mixed: texts are continued, message lists are chats.
+    By default the reward's; without one that has its own, raw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """What guides. Several rewards add up."""
 
     reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """What guides: a folder that midcourse train wrote, a sequence classifier of one label, or a causal LM (a reward
-    of the vocabulary); with =WEIGHT if you like (my-reward=2.5). Give the flag again for more: they add up."""
+    """A shipped reward, a folder that midcourse train wrote, a function of the response (vader, profanity,
+    MODULE:FUNCTION), a sequence classifier of one label, or a causal LM (a reward of the vocabulary); with =WEIGHT if
+    you like (my-reward=2.5)."""
     reward_function: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A Python function from the response to a number, as MODULE:NAME, with =WEIGHT if you like."""
+    """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
+    MODULE:FUNCTION; with =WEIGHT if you like."""
+    share_weights: bool = False
+    """Build the rewards on the language model's own weights: one copy in memory for it and all of them. It saves
+    memory, not time: a scalar head still costs a pass over the candidates. Trunk rewards share anyway."""
+    allow_other_weights: bool = False
+    """Let a trunk reward guide a language model of the same shape and tokens whose weights are not those of its
+    training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowToGuide:
+    """How to guide, and settings that a method has; by default those of its paper."""
+
     method: str | None = None
-    """How to guide; midcourse methods lists them. best-of-n:N and cd-blockwise:N set the number of samples. By default
+    """The method; midcourse methods lists them. best-of-n:N and cd-blockwise:N set the number of samples. By default
     pargs, or for a lone soft value soft-value, which refuses any other weight than its own."""
-    lm: str = "smollm2"
-    """Causal LM: smollm2, a folder, or a Hub id."""
-    prompt: str | None = None
-    prompts: Path | None = None
-    """JSONL with a field "prompt" (text or messages) per row."""
-    out: Path | None = None
-    """JSONL to append finished rows to."""
-    resume: bool = False
-    """Skip the rows that --out already holds."""
     reward_weight: float | None = None
-    """Multiplier of all rewards; by default 1 where one has a weight of its own, else the reward's or the method's."""
-    top_k: int | None = None
-    """Candidates per token; by default the method's."""
-    top_p: float | None = None
-    """Of the candidates only the likeliest that hold this probability; 1 by default."""
-    temperature: float | None = None
-    kl_per_token: float | None = None
-    """Nats of guidance KL that a token may have: the largest weight within them is used."""
-    kl_budget: float | None = None
-    """Nats of guidance KL that a response may have."""
-    skip_tolerance: float | None = None
-    """Ask no reward where none in the range seen so far could change the choice by more than this (total variation)."""
+    """Multiplier of all rewards; by default 1 if one has a weight of its own, else the reward's or the method's."""
     samples: int | None = None
     """Samples of best-of-n, or of a block in cd-blockwise."""
     block_tokens: int | None = None
     """Tokens of a block in cd-blockwise."""
     reward_threshold: float | None = None
-    """The reward that a good response has, for cards."""
+    """The reward that a good response has, on the reward's own scale, for cards."""
     entropy_threshold: float | None = None
-    """Where a segment of cards ends, in nats."""
-    keep_all: bool = False
-    """Write all samples of best-of-n, not the best alone (rows of --out and --json)."""
-    max_new_tokens: int = 64
+    """Entropy in nats above which a segment of cards ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How far the rewards may pull, and when they need not be asked."""
+
+    kl_per_token: float | None = None
+    """Nats of guidance KL that a token may have: the largest weight within them is used. No limit by default."""
+    kl_budget: float | None = None
+    """Nats of guidance KL that a response may have. No limit by default."""
+    skip_tolerance: float | None = None
+    """Ask no reward where none in the range seen so far could change the choice by more than this (total variation).
+    By default every step asks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(groups.Responses):
+    """How tokens are drawn, and when a response ends."""
+
+    top_k: int | None = None
+    """Candidates per token; by default the method's."""
+    top_p: float | None = None
+    """Share of the probability to keep: of the candidates only the likeliest that hold this much. By default the
+    method's, which is all of it."""
+    temperature: float | None = None
+    """Divides the guided log-probabilities: below 1 the likely becomes likelier still, 0 takes the likeliest token. By
+    default the method's."""
     stop: tuple[str, ...] = ()
     """Strings that end a response."""
-    template: Literal["chat", "raw", "mixed"] | None = None
-    """chat: a prompt is the user's message. raw: it is continued. mixed: texts are continued, message lists are chats.
-    By default the reward's; without one that has its own, raw."""
     always_offer_eos: bool = False
-    """Let the end of the text be a candidate even where the LM ranks it below the top k."""
+    """Let the end of the text be a candidate even if the language model ranks it below the top k."""
     seed: int = 0
-    """Row i uses seed + i."""
-    batch_size: int = 16
-    """Rows written side by side; a finished row's place goes to the next prompt."""
-    share_weights: bool = False
-    """Build the rewards on the LM's own weights: one copy in memory for the LM and all of them. It saves memory, not
-    time: a scalar head still costs a pass over the candidates. Trunk rewards share anyway."""
-    allow_other_weights: bool = False
-    """Let a trunk reward guide an LM of the same shape and tokens whose weights are not those of its training."""
-    compile: bool = False
-    """Compile the steps of the LM and the rewards: about a minute at first, then faster. For many prompts."""
-    device: str = "auto"
-    dtype: str = "auto"
+    """Seed of the first row; row i uses seed + i."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What to write, and where; by default the text to the terminal."""
+
+    out: Path | None = None
+    """JSONL to append finished rows to. What was asked is kept beside it, in OUT.asked.json."""
+    resume: bool = False
+    """Keep the rows of --out, which have to be asked for as they were, and write the missing ones."""
+    keep_all: bool = False
+    """Write all samples of best-of-n, not the best alone (rows of --out and --json)."""
     json: bool = False
     """Print rows as JSON."""
     stream: bool = False
     """Print text as it is written (one prompt)."""
 
-    def run(self) -> int:
-        from midcourse.data.prompts import append_rows, guided_row, read_prompts, rows_done
-        from midcourse.decode.methods import BestOfN, Method, method
-        from midcourse.lm.language_model import LanguageModel
-        from midcourse.rewards.named import kind_of
-        from midcourse.rewards.trunk import TrunkReward
 
-        named = [parse_reward(text) for text in self.reward]
-        functions = [parse_reward(text) for text in self.reward_function]
-        name = self.method or default_method([name for name, _ in named], functions)
+@dataclass(frozen=True, kw_only=True)
+class Compiled(Model):
+    """The language model, and what computes."""
+
+    compile: bool = False
+    """Compile the steps of the language model and the rewards: about a minute at first, then faster. For many
+    prompts."""
+
+
+@dataclass(kw_only=True)
+class GuideCommand:
+    """Write with a language model that rewards steer."""
+
+    read: Read = field(default_factory=Read)
+    rewards: Rewards = field(default_factory=Rewards)
+    method: HowToGuide = field(default_factory=HowToGuide)
+    budget: Budget = field(default_factory=Budget)
+    sampling: Sampling = field(default_factory=Sampling)
+    write: Write = field(default_factory=Write)
+    model: Compiled = field(default_factory=Compiled)
+
+    def run(self) -> int:
+        from midcourse.data.prompts import check_out, write_guided
+        from midcourse.decode.methods import Method, method
+
+        rewards, out = self.rewards, self.write.out
+        given = [parse_reward(text) for text in rewards.reward]
+        functions = [parse_reward(text) for text in rewards.reward_function]
+        name = self.method.method or default_method([name for name, _ in given], functions)
         chosen = method(name)
-        if (self.prompt is None) == (self.prompts is None):
+        self._check(chosen)
+        prompts = self._prompts()
+        if out:
+            check_out(out, self.write.resume)
+        self._check_kinds([name for name, _ in given], [name for name, _ in functions])
+        lm = self.model.load()
+        guides, weight = self._guides(lm, given, functions, tokenwise=isinstance(chosen, Method))
+        if self.model.compile:
+            _compile(lm, guides)
+        settings: dict[str, Any] = asdict(self.method) | asdict(self.budget) | asdict(self.sampling)
+        settings |= {
+            "method": name,
+            "reward_weight": weight,
+            "template": self.read.template,
+            "keep_all": self.write.keep_all,
+        }
+        if out:
+            written, there = write_guided(out, lm, prompts, guides, settings, resume=self.write.resume)
+            before = f", {there} were there already" if there else ""
+            print(f"{written} rows written to {out}{before}", file=sys.stderr)
+            return 0
+        _print_rows(lm, prompts, guides, settings, self.write)
+        return 0
+
+    def _prompts(self) -> "Sequence[Prompt]":
+        from midcourse.data.prompts import read_prompts
+
+        with bad_rows(self.read.skip_bad_rows) as rejects:
+            return read_prompts(self.read.prompts, rejects=rejects) if self.read.prompts else [self.read.prompt or ""]
+
+    def _check(self, chosen: "AnyMethod") -> None:
+        """Refuse flags that do not go together."""
+        from midcourse.decode.methods import BestOfN
+
+        read, write = self.read, self.write
+        if (read.prompt is None) == (read.prompts is None):
             raise UsageError("give either --prompt TEXT or --prompts FILE.jsonl")
-        if self.stream and (self.prompt is None or self.json):
+        if read.skip_bad_rows and not read.prompts:
+            raise UsageError("--skip-bad-rows is for the rows of --prompts; name that file")
+        if write.stream and (read.prompt is None or write.json):
             raise UsageError(
                 "--stream prints the text of one --prompt as it is written; leave --prompts and --json away"
             )
-        if self.resume and not self.out:
+        if write.resume and not write.out:
             raise UsageError("--resume goes on with the rows of --out; name that file")
-        if self.keep_all and not (isinstance(chosen, BestOfN) and (self.out or self.json)):
+        if write.keep_all and not (isinstance(chosen, BestOfN) and (write.out or write.json)):
             raise UsageError("--keep-all writes the samples of --method best-of-n as JSON; add --out FILE or --json")
-        prompts: Sequence[Prompt] = read_prompts(self.prompts) if self.prompts else [self.prompt or ""]
-        done = rows_done(self.out, prompts, self.resume) if self.out else set()
-        left = [row for row in range(len(prompts)) if row not in done]
-        kinds = [kind_of(name) for name, _ in named]  # unknown names are refused before the LM is loaded
-        if self.share_weights and not kinds:
+
+    def _check_kinds(self, names: Sequence[str], functions: Sequence[str]) -> None:
+        """Refuse unknown rewards and functions, and flags that do not suit them, before the LM is loaded."""
+        from midcourse.rewards.named import kind_of
+        from midcourse.rewards.text import FunctionReward
+        from midcourse.rewards.trunk import TrunkReward
+
+        for name in functions:
+            FunctionReward.load(name)
+        kinds = [kind_of(name) for name in names]
+        if self.rewards.share_weights and all(kind is FunctionReward for kind in kinds):
             raise UsageError("--share-weights is for rewards that midcourse train wrote; name one with --reward")
-        if self.allow_other_weights and TrunkReward not in kinds:
+        if self.rewards.allow_other_weights and TrunkReward not in kinds:
             raise UsageError("--allow-other-weights is for trunk rewards; name one with --reward, or leave it out")
-        lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
-        guides, weight = load_guides(lm, named, functions, self, tokenwise=isinstance(chosen, Method))
-        if self.compile:
-            _compile(lm, guides)
-        settings: dict[str, Any] = {
-            "method": name,
-            "reward_weight": weight,
-            "max_new_tokens": self.max_new_tokens,
-            "keep_all": self.keep_all,
-            "seed": [self.seed + row for row in left],
-        }
-        passed_on = (
-            "top_k top_p temperature template stop always_offer_eos batch_size kl_per_token kl_budget skip_tolerance "
-            "samples block_tokens reward_threshold entropy_threshold"
+
+    def _guides(
+        self,
+        lm: "LanguageModel",
+        given: Sequence[tuple[str, float | None]],
+        functions: Sequence[tuple[str, float | None]],
+        *,
+        tokenwise: bool,
+    ) -> "tuple[list[tuple[Reward, float]], float | None]":
+        """Load the rewards, with their weights and the common one; warn of those from other weights than the LM's."""
+        from midcourse.rewards.named import kind_of, named_rewards, other_backbone, weighted
+        from midcourse.rewards.trunk import TrunkReward
+
+        names = [name for name, _ in given]
+        rewards = named_rewards(
+            lm,
+            names,
+            [name for name, _ in functions],
+            template=self.read.template,
+            share_weights=self.rewards.share_weights,
+            allow_other_weights=self.rewards.allow_other_weights,
+            **asdict(self.model.machine),
         )
-        settings |= {name: getattr(self, name) for name in passed_on.split()}
-        if self.out:
-            append_rows(self.out, lm, prompts, left, guides, settings, guided_row)
-            print(
-                f"{len(left)} rows written to {self.out}" + (f", {len(done)} were there already" if done else ""),
-                file=sys.stderr,
-            )
-            return 0
-        _print_rows(lm, prompts, guides, settings, self)
-        return 0
+        for name in names if self.rewards.allow_other_weights else ():
+            if kind_of(name) is TrunkReward and (backbone := other_backbone(name, lm)):
+                print(
+                    f"warning: {name} was trained on the states of {backbone}, and {lm.name} has other weights; "
+                    "its rewards may mean less here",
+                    file=sys.stderr,
+                )
+        own = [weight for _, weight in (*given, *functions)]
+        return weighted(rewards, own, self.method.reward_weight, tokenwise=tokenwise)
 
 
 def default_method(rewards: Sequence[str], functions: Sequence[Any]) -> str:
-    """soft-value for a lone soft value, which guides exactly at its own weight; pargs for all else."""
-    from midcourse.rewards.info import read_info
-    from midcourse.rewards.named import kind_of, place_of
+    """Return soft-value for a lone soft value, which guides exactly at its own weight, and pargs for all else."""
+    from midcourse.rewards.info import place_of, read_info
+    from midcourse.rewards.named import kind_of
     from midcourse.rewards.scalar import RewardModel
 
     if len(rewards) == 1 and not functions and issubclass(kind_of(rewards[0]), RewardModel):
@@ -157,79 +261,13 @@ def default_method(rewards: Sequence[str], functions: Sequence[Any]) -> str:
     return "pargs"
 
 
-def load_guides(
-    lm: "LanguageModel",
-    named: Sequence[tuple[str, float | None]],
-    functions: Sequence[tuple[str, float | None]],
-    flags: Guide,
-    tokenwise: bool,
-) -> "tuple[list[tuple[Reward, float]], float | None]":
-    """The rewards with their own weights, and what multiplies them all (None: a lone reward's weight or the method's).
-
-    A lone reward's weight is the common one, so that its rewards are reported as they are.
-    """
-    from midcourse.rewards.text import FunctionReward
-
-    rewards = [_load_reward(lm, name, flags) for name, _ in named]
-    rewards += [FunctionReward.load(name) for name, _ in functions]
-    own = [weight for _, weight in (*named, *functions)]
-    common = flags.reward_weight
-    if not tokenwise:
-        return [
-            (reward, 1.0 if weight is None else weight) for reward, weight in zip(rewards, own, strict=True)
-        ], common
-    if common is None and any(weight is not None for weight in own):
-        common = 1.0
-    if len(rewards) == 1:
-        return [(rewards[0], 1.0)], common if own[0] is None or common is None else common * own[0]
-    return _weighted(rewards, own), common
-
-
-def _load_reward(lm: "LanguageModel", name: str, flags: Guide) -> "Reward":
-    """The reward of that name; on the LM's weights where asked for, and a trunk reward wherever they are its own."""
-    from midcourse.lm.weights import loaded_fingerprint
-    from midcourse.rewards.info import read_info
-    from midcourse.rewards.named import kind_of, load_reward, place_of
-    from midcourse.rewards.trunk import TrunkReward
-
-    share, other = flags.share_weights, False
-    if kind_of(name) is TrunkReward:
-        trained = read_info(Path(place_of(name)))
-        same = loaded_fingerprint(lm.model) == trained.backbone_fingerprint
-        other = flags.allow_other_weights and not same
-        share = share or same or other
-    reward = load_reward(
-        name,
-        template=flags.template,
-        device=flags.device,
-        dtype=flags.dtype,
-        share_with=lm if share else None,
-        allow_other_weights=other,
-    )
-    if other:
-        print(
-            f"warning: {name} was trained on the states of {trained.backbone}, and {lm.name} has other weights; "
-            "its rewards may mean less here",
-            file=sys.stderr,
-        )
-    return reward
-
-
 def _compile(lm: "LanguageModel", guides: "list[tuple[Reward, float]]") -> None:
     from midcourse.lm.prefix_cache import compile_steps
-    from midcourse.rewards.scalar import RewardModel
-    from midcourse.rewards.vocabulary import VocabularyReward
 
     compile_steps(lm.model)
     for reward, _ in guides:
-        if isinstance(reward, RewardModel):
-            compile_steps(reward.decoder)
-        elif isinstance(reward, VocabularyReward):
-            compile_steps(reward.model)
-
-
-def _weighted(rewards: "list[Reward]", own: Sequence[float | None]) -> "list[tuple[Reward, float]]":
-    return [(reward, 1.0 if weight is None else weight) for reward, weight in zip(rewards, own, strict=True)]
+        for model in reward.models:
+            compile_steps(model)
 
 
 def _print_rows(
@@ -237,28 +275,28 @@ def _print_rows(
     prompts: "Sequence[Prompt]",
     guides: "list[tuple[Reward, float]]",
     settings: dict[str, Any],
-    flags: Guide,
+    write: Write,
 ) -> None:
     from midcourse.data.prompts import guided_row
-    from midcourse.decode.loop import stream
+    from midcourse.decode.engine import stream
     from midcourse.decode.steps import Step
     from midcourse.progress import progress
 
     finished = {}
-    if flags.stream:
+    if write.stream:
         for _, event in stream(lm, prompts, guides, **settings):
             print(event.text, end="", flush=True) if isinstance(event, Step) else print()
         return
-    with progress("writing", len(prompts) * flags.max_new_tokens) as advance:
+    with progress("writing", len(prompts) * settings["max_new_tokens"]) as advance:
         for row, event in stream(lm, prompts, guides, **settings):
             if isinstance(event, Step):
                 advance(1)
             else:
                 finished[row] = event
-                advance(flags.max_new_tokens - len(event.steps))
+                advance(settings["max_new_tokens"] - len(event.steps))
     for row in sorted(finished):
-        if flags.json:
-            print(json.dumps(guided_row(row, finished[row]), ensure_ascii=False))
+        if write.json:
+            print(as_json(guided_row(row, finished[row]), ensure_ascii=False))
         else:
             _show(finished[row])
 
@@ -277,7 +315,7 @@ def _show(generation: "Generation") -> None:
 
 
 def parse_reward(text: str) -> tuple[str, float | None]:
-    """("my-reward", 2.5) from "my-reward=2.5"; None where no weight is given."""
+    """Return ("my-reward", 2.5) for "my-reward=2.5"; the weight is None if none is given."""
     folder, mark, weight = text.rpartition("=")
     if not mark or Path(text).is_dir():
         return text, None

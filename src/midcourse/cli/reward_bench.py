@@ -1,115 +1,135 @@
 """midcourse reward-bench."""
 
-import json
-import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from midcourse.cli.console import UsageError, table
+from midcourse.cli.console import UsageError, bad_rows, table
+from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from midcourse.data.formats import BadRow
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What to read."""
+
+    comparisons: tuple[Path, ...]
+    """Files of comparisons: JSONL (also .gz), CSV or Parquet. A row's field "subset" names its subset, otherwise the
+    file's name does."""
+    subset_field: str = "subset"
+    """The field that names a row's subset."""
+    limit: int | None = None
+    """At most so many comparisons of each subset, at random; all by default."""
+    max_tokens: int | None = None
+    """Longest prompt and response together, in the reward's tokens; by default what it can read, at most 2048. Longer
+    comparisons are left out and counted. A classifier reads the end of a long prompt."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What to measure: --reward or --reward-function."""
+
+    reward: str | None = None
+    """A shipped reward, a folder that midcourse train wrote, a function (vader, profanity, MODULE:FUNCTION), a sequence
+    classifier of one label, or a causal LM whose log-probabilities are rewards."""
+    reward_function: str | None = None
+    """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
+    MODULE:FUNCTION."""
+    template: TemplateName | None = None
+    """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
+    template by default, if it has one). Other rewards know theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What to write besides the tables."""
+
+    out: Path | None = None
+    """Write the figures to this file as JSON, with the versions they were made with."""
+    plot: Path | None = None
+    """Write the accuracy by share of the response to this file, as a PNG."""
+    json: bool = False
+    """Print the figures as JSON instead of tables."""
+
+
+@dataclass(kw_only=True)
 class RewardBench:
-    """Measure how well a reward orders pairs of responses, from their first tokens to their ends.
+    """Measure how well a reward orders pairs of responses.
 
     Pair accuracy at 10, 25, 50, 75 and 100% of the response (both cut to that share of the shorter one), by subset,
     with 95% intervals over prompts, beside the baseline that looks at lengths only, and the calibration of the
     probabilities. RewardBench's files (prompt, chosen, rejected, subset) also give its section scores.
     """
 
-    comparisons: tuple[Path, ...]
-    """Files of comparisons: JSONL (also .gz), CSV or Parquet. A row's field "subset" names its subset, otherwise the
-    file's name does."""
-    reward: str | None = None
-    """Folder of a reward, a sequence classifier of one label, or a causal LM whose log-probabilities are rewards."""
-    reward_function: str | None = None
-    """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment) or profanity
-    (1 - its probability)."""
-    max_tokens: int | None = None
-    """Longest prompt and response together, in the reward's tokens; by default what it can read, at most 2048. Longer
-    comparisons are left out and counted. A classifier reads the end of a long prompt."""
-    limit: int | None = None
-    """At most so many comparisons of each subset, at random."""
-    subset_field: str = "subset"
-    """The field that names a row's subset."""
+    read: Read
+    reward: Measured = field(default_factory=Measured)
+    write: Write = field(default_factory=Write)
+    model: Model = field(default_factory=Model)
+    """What computes; and for a reward that reads texts (a classifier, a function) the language model whose tokens the
+    prefixes end with."""
     batch_tokens: int = 2048
-    """Tokens of one forward; more are faster on a GPU."""
-    json: bool = False
-    """Print the figures as JSON."""
-    out: Path | None = None
-    """Write the figures here as JSON, with the versions they were made with."""
-    plot: Path | None = None
-    """Write the accuracy by share of the response here, as a PNG."""
-    skip_bad_rows: Path | None = None
-    """Write bad rows to this file and go on, instead of stopping at the first."""
-    lm: str = "smollm2"
-    """For a classifier or a function: the causal LM whose tokens the prefixes end with."""
-    template: Literal["chat", "raw", "mixed"] | None = None
-    """For a causal LM: how prompts were rendered in its training; raw by default. Other rewards know theirs."""
-    device: str = "auto"
-    dtype: str = "auto"
+    """Tokens of one forward pass; more are faster on a GPU."""
 
     def run(self) -> int:
         self._check()
-        from midcourse.cli.prefer import load_label
-        from midcourse.data.formats import write_bad_rows
         from midcourse.evaluate.provenance import write_results
         from midcourse.evaluate.reward_bench import plot_shares, read_benchmark, reward_bench
-        from midcourse.rewards.text import TextReward
+        from midcourse.rewards.named import load_label
 
-        reward: Any = load_label(self.reward, self.reward_function, self.template, self.device, self.dtype)
-        rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
-        benchmark = read_benchmark(
-            self.comparisons, reward=reward, subset_field=self.subset_field, limit=self.limit, rejects=rejects
+        read, write, measured = self.read, self.write, self.reward
+        reward: Any = load_label(
+            measured.reward, measured.reward_function, template=measured.template, **asdict(self.model.machine)
         )
-        if rejects and self.skip_bad_rows:
-            write_bad_rows(self.skip_bad_rows, rejects)
-            print(f"skipped {len(rejects)} bad rows, written to {self.skip_bad_rows}", file=sys.stderr)
+        with bad_rows(read.skip_bad_rows) as rejects:
+            benchmark = read_benchmark(
+                read.comparisons, reward=reward, subset_field=read.subset_field, limit=read.limit, rejects=rejects
+            )
         figures = {
-            "reward": self.reward or self.reward_function,
-            "files": [str(path) for path in self.comparisons],
+            "reward": measured.reward or measured.reward_function,
+            "files": [str(path) for path in read.comparisons],
             **reward_bench(
                 reward,
                 benchmark,
-                tokenizer=self._tokenizer() if isinstance(reward, TextReward) else None,
-                max_tokens=self.max_tokens,
+                tokenizer=self._tokenizer() if not reward.every_prefix else None,
+                max_tokens=read.max_tokens,
                 batch_tokens=self.batch_tokens,
             ),
         }
-        if self.out:
-            write_results(self.out, figures)
-        if self.plot:
-            plot_shares(figures, self.plot)
-        if self.json:
-            print(json.dumps(figures, indent=1))
+        if write.out:
+            write_results(write.out, figures)
+        if write.plot:
+            plot_shares(figures, write.plot)
+        if write.json:
+            print(as_json(figures, indent=1))
         else:
             _print(figures)
         return 0
 
     def _check(self) -> None:
         """Refuse what can be refused before anything is loaded."""
-        if (self.reward is None) == (self.reward_function is None):
+        read, write = self.read, self.write
+        if (self.reward.reward is None) == (self.reward.reward_function is None):
             raise UsageError("give --reward or --reward-function, one of them")
-        if not self.comparisons:
+        if not read.comparisons:
             raise UsageError("--comparisons names no file; name one or more")
-        for flag in ("max_tokens", "limit", "batch_tokens"):
-            if (value := getattr(self, flag)) is not None and value < 1:
-                raise UsageError(f"--{flag.replace('_', '-')} is {value}; use 1 or more")
-        if self.plot and self.plot.suffix != ".png":
-            raise UsageError(f"--plot {self.plot} is no PNG; name a file that ends in .png")
-        if self.out and self.out.suffix != ".json":
-            raise UsageError(f"--out {self.out} is no JSON; name a file that ends in .json")
+        counts = {"max-tokens": read.max_tokens, "limit": read.limit, "batch-tokens": self.batch_tokens}
+        for flag, value in counts.items():
+            if value is not None and value < 1:
+                raise UsageError(f"--{flag} is {value}; use 1 or more")
+        if write.plot and write.plot.suffix != ".png":
+            raise UsageError(f"--plot {write.plot} is no PNG; name a file that ends in .png")
+        if write.out and write.out.suffix != ".json":
+            raise UsageError(f"--out {write.out} is no JSON; name a file that ends in .json")
 
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         from midcourse.lm.load import load_tokenizer, resolve
 
-        return load_tokenizer(resolve(self.lm))
+        return load_tokenizer(resolve(self.model.lm))
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -1,39 +1,29 @@
 """midcourse rewards."""
 
-import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from midcourse.cli.console import table
+from midcourse.files import as_json
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Rewards:
-    """List the rewards that come with midcourse; --reward takes their names."""
+    """List the rewards that come with midcourse.
+
+    --reward of midcourse guide takes their names, and so does every other flag that takes a reward.
+    """
 
     json: bool = False
+    """Print the list as JSON, with the paths of the cards."""
 
     def run(self) -> int:
-        from midcourse.rewards.info import read_info
-        from midcourse.rewards.named import shipped
+        from midcourse.rewards.info import shipped
 
-        rows = []
-        for name, folder in shipped().items():
-            info, card = read_info(folder), folder / "README.md"
-            end = info.metrics["shares"][-1]
-            rows.append(
-                {
-                    "name": name,
-                    "about": card.read_text(encoding="utf-8").partition(f"# {name}\n\n")[2].partition(". ")[0] + ".",
-                    "backbone": info.backbone,
-                    "head": info.head,
-                    "reward_weight": info.reward_weight,
-                    "accuracy": end["accuracy"],
-                    "interval": end["interval"],
-                    "card": str(card),
-                }
-            )
+        rows = [_described(name, folder) for name, folder in shipped().items()]
         if self.json:
-            print(json.dumps(rows, indent=1))
+            print(as_json(rows, indent=1))
             return 0
         table(
             "rewards that come with midcourse",
@@ -52,3 +42,21 @@ class Rewards:
         )
         print("what each was trained on, and what not to use it for: the README.md beside it (--json has the paths)")
         return 0
+
+
+def _described(name: str, folder: Path) -> dict[str, Any]:
+    """Return what is known of a reward: its description, and the first sentence of its card."""
+    from midcourse.rewards.info import read_info
+
+    info, card = read_info(folder), folder / "README.md"
+    end = info.metrics["shares"][-1]
+    return {
+        "name": name,
+        "about": card.read_text(encoding="utf-8").partition(f"# {name}\n\n")[2].partition(". ")[0] + ".",
+        "backbone": info.backbone,
+        "head": info.head,
+        "reward_weight": info.reward_weight,
+        "accuracy": end["accuracy"],
+        "interval": end["interval"],
+        "card": str(card),
+    }

@@ -1,79 +1,100 @@
 """midcourse sample."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from midcourse.cli.prefer import load_label
+from midcourse.cli import groups
+from midcourse.cli.console import bad_rows
+from midcourse.cli.groups import Model, TemplateName
 
 
-@dataclass
-class Sample:
-    """Write several responses to every prompt with the plain language model, and give each its reward.
-
-    The defaults are the policy that midcourse guide steers, the model's top 10 at temperature 1: an objective that
-    learns a value has to see what that policy writes.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What to write on from."""
 
     prompts: Path
-    """JSONL with a field "prompt" (text or messages) per row."""
+    """Rows with a field "prompt" (text or messages): JSONL (also .gz), CSV or Parquet."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
+    template: TemplateName | None = None
+    """How prompts are rendered. chat: as the user's message. raw: as they are, to be continued. mixed: texts raw, lists
+    of messages by the chat template. By default that of --label-with; if it has none of its own, raw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What to write, and where."""
+
     out: Path
-    """JSONL to append finished rows to."""
-    lm: str = "smollm2"
-    """Causal LM: smollm2, a folder, or a Hub id."""
+    """JSONL to append finished rows to. What was asked is kept beside it, in OUT.asked.json."""
+    resume: bool = False
+    """Keep the rows of --out, which have to be asked for as they were, label those that lack a reward, and write the
+    missing ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What gives each response its reward, if anything."""
+
+    label_with: str | None = None
+    """A shipped reward, a folder that midcourse train wrote, a function (vader, profanity, MODULE:FUNCTION), a sequence
+    classifier of one label, or a causal LM. A response that was cut at --max-new-tokens has the reward of a prefix."""
+    label_with_function: str | None = None
+    """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
+    MODULE:FUNCTION."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(groups.Sampling):
+    """How the plain language model writes. The defaults are the policy that midcourse guide steers."""
+
     n: int = 8
     """Responses to each prompt."""
-    label_with: str | None = None
-    """The reward of each response: a folder that midcourse train wrote, a sequence classifier of one label, or a
-    causal LM. A response that was cut at --max-new-tokens has that of a prefix."""
-    label_with_function: str | None = None
-    """Or a Python function from the response to a number, as MODULE:NAME; or vader (sentiment) or profanity
-    (1 - its probability)."""
-    resume: bool = False
-    """Keep the rows of --out, label those that lack a reward, and write the missing ones."""
-    max_new_tokens: int = 64
-    top_k: int = 10
-    """Candidates per token; 0 for the whole vocabulary."""
-    top_p: float = 1.0
-    """Of the candidates only the likeliest that hold this probability."""
-    temperature: float = 1.0
-    template: Literal["chat", "raw", "mixed"] | None = None
-    """By default that of --label-with; without one that has its own, raw."""
     seed: int = 0
-    """Sample s of prompt r uses seed + n r + s."""
-    batch_size: int = 16
-    """Rows written side by side; a finished row's place goes to the next."""
-    device: str = "auto"
-    dtype: str = "auto"
+    """Seed of the first sample; sample s of prompt r uses seed + n r + s."""
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """Write several responses to every prompt, and label them.
+
+    The plain language model writes: its top 10 at temperature 1 by default, the policy that midcourse guide steers. An
+    objective that learns a value has to see what that policy writes.
+    """
+
+    read: Read
+    write: Write
+    label: Label = field(default_factory=Label)
+    sampling: Sampling = field(default_factory=Sampling)
+    model: Model = field(default_factory=Model)
 
     def run(self) -> int:
-        from midcourse.data.prompts import read_prompts
+        from midcourse.data.prompts import check_out, read_prompts
         from midcourse.data.sample import sample
-        from midcourse.lm.language_model import LanguageModel
+        from midcourse.rewards.named import load_label
 
-        prompts = read_prompts(self.prompts)
-        label = load_label(self.label_with, self.label_with_function, self.template, self.device, self.dtype)
+        template = self.read.template
+        with bad_rows(self.read.skip_bad_rows) as rejects:
+            prompts = read_prompts(self.read.prompts, rejects=rejects)
+        check_out(self.write.out, self.write.resume)
+        label = load_label(
+            self.label.label_with, self.label.label_with_function, template=template, **asdict(self.model.machine)
+        )
         rollouts = sample(
-            LanguageModel.load(self.lm, device=self.device, dtype=self.dtype),
+            self.model.load(),
             prompts,
-            self.out,
-            n=self.n,
+            self.write.out,
             label=label,
-            max_new_tokens=self.max_new_tokens,
-            top_k=self.top_k or None,
-            top_p=self.top_p,
-            temperature=self.temperature,
-            template=self.template,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            resume=self.resume,
+            template=template,
+            resume=self.write.resume,
+            **asdict(self.sampling) | {"top_k": self.sampling.top_k or None},
         )
         finished = sum(rollout.finished for rollout in rollouts)
         rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
         mean = f", mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""
         print(
-            f"{len(rollouts)} responses to {len(prompts)} prompts in {self.out}: {finished} finished{mean}",
+            f"{len(rollouts)} responses to {len(prompts)} prompts in {self.write.out}: {finished} finished{mean}",
             file=sys.stderr,
         )
         return 0

@@ -1,13 +1,14 @@
 """midcourse score."""
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError
+from midcourse.cli.groups import Model, TemplateName
+from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
     from midcourse.show.tokens import Token
 
 
-@dataclass
-class ScoreText:
-    """Show the reward of every prefix of a text, and how likely it is to be preferred."""
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What to score, and by which reward."""
 
     reward: str
-    """A shipped reward, a folder of one, a sequence classifier of one label, or a causal LM (its log-probabilities)."""
+    """A shipped reward, a folder that midcourse train wrote, a function (vader, profanity, MODULE:FUNCTION), a sequence
+    classifier of one label, or a causal LM (its log-probabilities)."""
     prompt: str
+    """The prompt that the text answers or continues."""
     text: str
     """The response, without the prompt."""
     against: str | None = None
@@ -31,49 +34,69 @@ class ScoreText:
     unfinished: bool = False
     """Do not end the text: the last reward is that of a prefix. With --against both are compared at the shorter
     one's length."""
+    template: TemplateName | None = None
+    """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
+    template by default, if it has one). Other rewards know theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What to write besides the text, coloured by the rewards."""
+
     table: bool = False
     """Print a row of numbers for every token."""
     html: Path | None = None
-    """Write a page with every token coloured."""
-    lm: str = "smollm2"
-    """For a classifier: the causal LM whose tokens the prefixes end with."""
-    template: Literal["chat", "raw", "mixed"] | None = None
-    """For a causal LM: how prompts were rendered in its training; raw by default. Other rewards know theirs."""
-    device: str = "auto"
-    dtype: str = "auto"
+    """Write a page with every token coloured to this file."""
     json: bool = False
+    """Print the rewards of all prefixes as JSON instead."""
+
+
+@dataclass(kw_only=True)
+class ScoreText:
+    """Show the reward of every prefix of a text.
+
+    If the reward was calibrated in training, also how likely the text is to be preferred to an average one, or to that
+    of --against.
+    """
+
+    read: Read
+    write: Write = field(default_factory=Write)
+    model: Model = field(default_factory=Model)
+    """What computes; and for a reward that reads texts (a classifier, a function) the language model whose tokens the
+    prefixes end with."""
 
     def run(self) -> int:
         from midcourse.show.page import write_score_page
         from midcourse.show.tokens import chance, tokens_of_score
 
-        if self.html and self.against is not None:
+        read, html = self.read, self.write.html
+        if html and read.against is not None:
             raise UsageError("--html shows one text; leave out --against")
-        texts = [self.text] if self.against is None else [self.text, self.against]
-        if self.unfinished and "" in texts:
+        texts = [read.text] if read.against is None else [read.text, read.against]
+        if read.unfinished and "" in texts:
             raise UsageError("an empty text that is --unfinished has no token to reward; give some text")
         reward, tokenizer = self._load()
-        calibration: Calibration | None = getattr(reward, "calibration", None)
-        finished = not self.unfinished
-        scores = reward.score([self.prompt] * len(texts), texts)
-        if self.unfinished:
+        calibration = reward.calibration
+        finished = not read.unfinished
+        scores = reward.score([read.prompt] * len(texts), texts)
+        if read.unfinished:
             scores = [score.without_end() for score in scores]
-        preferred = _preferred(scores, calibration, finished) if self.against is not None else None
+        preferred = _preferred(scores, calibration, finished) if read.against is not None else None
         tokens = [tokens_of_score(score, tokenizer, calibration, finished=finished) for score in scores]
-        if self.html:
-            write_score_page(self.html, self.prompt, tokens[0], title="midcourse score")
-        if self.json:
+        if html:
+            write_score_page(html, read.prompt, tokens[0], title="midcourse score")
+        if self.write.json:
             first, *others = (
                 {"text": text, **_figures(score, calibration, finished)}
                 for text, score in zip(texts, scores, strict=True)
             )
             names = ("temperature", "finished_temperature")
-            row = {"prompt": self.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
-            print(json.dumps({**row, "against": others[0], "preferred": preferred} if others else row))
+            row = {"prompt": read.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
+            print(as_json({**row, "against": others[0], "preferred": preferred} if others else row))
         else:
             self._print(scores, tokens)
             if preferred is not None:
-                cut = f", both cut to {min(len(score.rewards) for score in scores)} tokens" if self.unfinished else ""
+                cut = f", both cut to {min(len(score.rewards) for score in scores)} tokens" if read.unfinished else ""
                 print(f"A is preferred to B with probability {chance(preferred)}{cut}")
             if calibration is None:
                 print(
@@ -83,25 +106,19 @@ class ScoreText:
                 print(
                     "no finished text was seen in calibration, so none is compared with; --unfinished compares prefixes"
                 )
-        if self.html:
-            print(f"page: {self.html}", file=sys.stderr)
+        if html:
+            print(f"page: {html}", file=sys.stderr)
         return 0
 
     def _load(self) -> "tuple[Reward, PreTrainedTokenizerBase]":
-        """The reward and the tokenizer of its scores."""
-        from midcourse.lm.language_model import LanguageModel
-        from midcourse.rewards.implicit import ImplicitReward
+        """Return the reward and the tokenizer of its scores."""
         from midcourse.rewards.named import load_reward
-        from midcourse.rewards.scalar import RewardModel
-        from midcourse.rewards.text import TextReward
-        from midcourse.rewards.vocabulary import VocabularyReward
 
-        reward = load_reward(self.reward, template=self.template, device=self.device, dtype=self.dtype)
-        if isinstance(reward, TextReward):
-            lm = LanguageModel.load(self.lm, device=self.device, dtype=self.dtype)
-            return reward.bind(lm), lm.tokenizer
-        assert isinstance(reward, RewardModel | VocabularyReward | ImplicitReward)
-        return reward, reward.tokenizer
+        reward = load_reward(self.read.reward, template=self.read.template, **asdict(self.model.machine))
+        if reward.score_tokenizer is None:
+            reward = reward.bind(self.model.load())
+        assert reward.score_tokenizer is not None
+        return reward, reward.score_tokenizer
 
     def _print(self, scores: "Sequence[Score]", texts: "list[list[Token]]") -> None:
         from rich.console import Console
@@ -109,7 +126,7 @@ class ScoreText:
         from midcourse.show.tokens import by_change, chance, number, score_legend, score_line, score_table
 
         console, colouring = Console(), by_change(*texts)
-        end = "the prefix" if self.unfinished else "the finished text"
+        end = "the prefix" if self.read.unfinished else "the finished text"
         names = ("A: ", "B: ") if len(texts) > 1 else ("",)
         for name, score, tokens in zip(names, scores, texts, strict=True):
             console.print(name, score_line(tokens, colouring), sep="")
@@ -122,21 +139,21 @@ class ScoreText:
             if last.probability is not None:
                 shown += f", preferred to an average one with probability {chance(last.probability)}"
             print(shown)
-            if self.table:
+            if self.write.table:
                 console.print(score_table(tokens))
         if console.color_system:
             console.print(score_legend(colouring))
 
 
 def _preferred(scores: "list[Score]", calibration: "Calibration | None", finished: bool) -> float | None:
-    """The probability that the first text is preferred to the second: at their ends, or cut to the shorter one."""
+    """Return the probability that the first text is preferred: at their ends, or cut to the shorter one."""
     first, second = (score.prefixes for score in scores)
     at = -1 if finished else min(len(first), len(second)) - 1
     return calibration.probability(first[at] - second[at], finished=finished) if calibration else None
 
 
 def _figures(score: "Score", calibration: "Calibration | None", finished: bool) -> dict[str, Any]:
-    """A score's rewards, centred rewards and probabilities: of the whole, and of every token."""
+    """Return a score's rewards, centred rewards and probabilities: of the whole, and of every token."""
     nothing: list[float | None] = [None] * len(score.rewards)
     centred = calibration.centred(score.prefixes, finished=finished) if calibration else nothing
     probabilities = calibration.against_mean(score.prefixes, finished=finished) if calibration else nothing

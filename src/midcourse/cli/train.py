@@ -1,58 +1,51 @@
 """midcourse train."""
 
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, table
+from midcourse.cli.console import UsageError, bad_rows, table
+from midcourse.cli.groups import Machine, TemplateName
+from midcourse.files import as_json
+from midcourse.train.settings import Report, Settings
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison, Example
-    from midcourse.data.formats import BadRow
     from midcourse.data.rollouts import Rollout
+    from midcourse.rewards.encoder import EncoderReward
     from midcourse.rewards.scalar import RewardModel
 
 
-@dataclass
-class Train:
-    """Learn a reward of prefixes or tokens from comparisons or rollouts.
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """How to read the examples."""
 
-    Objectives, what each learns from (comparisons: prompt, chosen, rejected; rollouts: prompt, response, reward, as
-    midcourse sample writes them), and its heads:
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
 
-    - prefix: comparisons; Bradley-Terry on equal-length prefixes (PARGS). Any head.
-    - sequence: comparisons; Bradley-Terry on whole responses (ARGS). Any head.
-    - value: rollouts; the final reward that a prefix foretells, counted from the mean label (CD-FUDGE, Q#). Any head.
-    - cumulative: rollouts; a label, later prefixes weighing more (RAD). Scalar.
-    - farma: comparisons; whole responses, and prefixes as good as their best next token (FaRMA). Vocabulary, trunk.
-    - autoregressive: comparisons; token log-probabilities that add up to a reward (GenARM). Vocabulary.
-    - implicit: the log-ratio of --backbone and --reference (DPO); nothing is trained, comparisons measure it.
 
-    Of comparisons, value and cumulative learn the labels 1 (chosen) and 0 (rejected).
-    """
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What to write, and where."""
 
     out: Path
     """Folder of the new reward."""
-    data: Annotated[Path | None, tyro.conf.Positional] = None
-    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
-    backbone: str = "smollm2"
-    """Pretrained causal LM: smollm2, a folder, or a Hub id. For implicit, the aligned model. For sequence also an
-    encoder, a reward of whole texts: minilm, a folder or a Hub id of a BERT, RoBERTa, DeBERTa, ModernBERT, ..."""
-    layers: int | None = None
-    """Use only the first N layers (fewer are faster at every token); all by default."""
-    head: str | None = None
-    """scalar: a number for every prefix, by a pass of the reward's own over the candidates. vocabulary: one for every
-    next token, by a pass of its own over one token. trunk[:RANK]: from the hidden states that the steered model
-    computes anyway, without a pass; --layers says after how many layers (two thirds by default). By default the first
-    of these that the objective trains."""
-    tune: str | None = None
-    """What is trained: head, last:N layers, lora[:RANK], or all; last:2 by default, of other heads than scalar the
-    head. What lies below is computed once and cached (of an encoder only what lies below its head)."""
+    resume: bool = False
+    """Go on from the last whole checkpoint in --out."""
+    report_to: Annotated[tuple[Report, ...], tyro.conf.UseAppendAction] = ()
+    """Send loss, learning rate and accuracies there too, as the library of that name is set up."""
+    json: bool = False
+    """Print the metrics as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is learned, and settings of single objectives."""
+
     objective: Literal["prefix", "sequence", "value", "cumulative", "farma", "autoregressive", "implicit"] = "prefix"
     """What is learned; see above."""
     past_end: Literal["drop", "paper"] | None = None
@@ -73,79 +66,81 @@ class Train:
     """farma: the best next token's value is a target (stop, the default), or learns too (the authors' code)."""
     reference: str | None = None
     """implicit: the model that --backbone was aligned from."""
-    template: Literal["chat", "raw", "mixed"] = "chat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the reward is made of."""
+
+    backbone: str = "smollm2"
+    """Pretrained causal LM: smollm2, a folder, or a Hub id. For implicit, the aligned model. For sequence also an
+    encoder, a reward of whole texts: minilm, a folder or a Hub id of a BERT, RoBERTa, DeBERTa, ModernBERT, ..."""
+    layers: int | None = None
+    """Use only the first N layers (fewer are faster at every token); all by default."""
+    head: str | None = None
+    """scalar: a number for every prefix, by a pass of the reward's own over the candidates. vocabulary: one for every
+    next token, by a pass of its own over one token. trunk[:RANK]: from the hidden states that the steered model
+    computes anyway, without a pass; --layers says after how many layers (two thirds by default). By default the first
+    of these that the objective trains."""
+    tune: str | None = None
+    """What is trained: head, last:N layers, lora[:RANK], or all; last:2 by default, of other heads than scalar the
+    head. What lies below is computed once and cached (of an encoder only what lies below its head)."""
+    template: TemplateName = "chat"
     """How prompts are rendered, stored with the reward. chat: by the chat template. raw: as they are, to be continued.
     mixed: texts raw, message lists by the chat template; such a reward guides both. An encoder reads texts as they are
     and the contents of messages, whatever this says."""
-    epochs: int = 2
-    lr: float | None = None
-    """Peak learning rate; by default one that suits --tune."""
-    batch_size: int = 32
-    """Pairs or rollouts per step."""
-    max_tokens: int = 512
-    """Longest prompt and response together; longer responses are cut, longer prompts are bad rows (an encoder reads
-    the end of such a prompt)."""
-    held_out: float = 0.1
-    """Share of the prompts kept for the accuracies."""
-    save_steps: int | None = None
-    """Steps between checkpoints; a tenth of the run by default."""
-    eval_steps: int | None = None
-    """Steps between evaluations on held-out prompts; an epoch by default."""
-    patience: int | None = None
-    """Stop after so many evaluations without a better held-out prefix accuracy, and keep the best weights. One half of
-    the held-out prompts decides, the other reports."""
-    gradient_checkpointing: bool = False
-    """Train in less memory and more time: what the backward pass needs is computed again."""
-    precision: Literal["auto", "full", "bfloat16"] = "auto"
-    """bfloat16: compute in it where that loses nothing, with float32 weights; full: all in --dtype. auto is bfloat16
-    on GPUs that have it."""
-    report_to: Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], tyro.conf.UseAppendAction] = ()
-    """Send loss, learning rate and accuracies there too, as the library of that name is set up."""
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    resume: bool = False
-    """Go on from the last whole checkpoint in --out."""
-    skip_bad_rows: Path | None = None
-    """Write bad rows to this file and go on, instead of stopping at the first."""
-    json: bool = False
-    """Print the metrics as JSON."""
+
+
+@dataclass(kw_only=True)
+class Train:
+    """Learn a reward of prefixes or tokens.
+
+    Objectives, what each learns from (comparisons: prompt, chosen, rejected; rollouts: prompt, response, reward, as
+    midcourse sample writes them), and its heads:
+
+    - prefix: comparisons; Bradley-Terry on equal-length prefixes (PARGS). Any head.
+    - sequence: comparisons; Bradley-Terry on whole responses (ARGS). Any head.
+    - value: rollouts; the final reward that a prefix foretells, counted from the mean label (CD-FUDGE, Q#). Any head.
+    - cumulative: rollouts; a label, later prefixes weighing more (RAD). Scalar.
+    - farma: comparisons; whole responses, and prefixes as good as their best next token (FaRMA). Vocabulary, trunk.
+    - autoregressive: comparisons; token log-probabilities that add up to a reward (GenARM). Vocabulary.
+    - implicit: the log-ratio of --backbone and --reference (DPO); nothing is trained, comparisons measure it.
+
+    Of comparisons, value and cumulative learn the labels 1 (chosen) and 0 (rejected).
+    """
+
+    data: Annotated[Path | None, tyro.conf.Positional] = None
+    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
+    read: Read = field(default_factory=Read)
+    write: Write
+    objective: Objective = field(default_factory=Objective)
+    reward: Parts = field(default_factory=Parts)
+    training: Settings = field(default_factory=Settings)
+    machine: Machine = field(default_factory=Machine)
 
     def run(self) -> int:
         from midcourse.lm.load import resolve_device
         from midcourse.train import processes
 
         # Before any model is loaded: of several processes, each has to know its own GPU.
-        with processes.joined(resolve_device(self.device)):
+        with processes.joined(resolve_device(self.machine.device)):
             return self._train()
 
     def _train(self) -> int:
         from midcourse.data.encoded import prompt_limit
         from midcourse.train import processes
-        from midcourse.train.settings import Settings, check_settings
+        from midcourse.train.settings import check_settings
         from midcourse.train.stopping import Interrupted
         from midcourse.train.training import train
 
-        settings = Settings(
-            self.epochs,
-            self.lr,
-            self.batch_size,
-            self.max_tokens,
-            self.held_out,
-            save_steps=self.save_steps,
-            seed=self.seed,
-            eval_steps=self.eval_steps,
-            patience=self.patience,
-            gradient_checkpointing=self.gradient_checkpointing,
-            precision=self.precision,
-        )
+        settings, write = self.training, self.write
         processes.everywhere(lambda: check_settings(settings))
-        if self.objective == "implicit":
+        if self.objective.objective == "implicit":
             return processes.once(self._implicit)
         reward = processes.everywhere(self._reward)
-        examples = processes.everywhere(lambda: self._read(prompt_limit(reward, self.max_tokens)))
+        examples = processes.everywhere(lambda: self._read(prompt_limit(reward, settings.max_tokens)))
         try:
-            metrics = train(reward, examples, self.out, settings, resume=self.resume, report_to=self.report_to)
+            metrics = train(reward, examples, write.out, settings, resume=write.resume, report_to=write.report_to)
         except Interrupted as stop:
             if processes.first():
                 print(f"midcourse: {stop}", file=sys.stderr)
@@ -153,87 +148,84 @@ class Train:
         if not processes.first():
             return 0
         self._print(metrics, "Held-out pair accuracy")
-        if not self.json:
+        if not write.json:
             padding, stop_at = metrics["padding"], metrics.get("early_stopping")
             print(f"padding: {padding['share']:.1%} of tokens, {padding['without_buckets']:.1%} without length buckets")
             if stop_at:
                 print(f"stopped after step {stop_at['stopped']} of {stop_at['planned']}, kept step {stop_at['step']}")
-            print(f"reward, card and curves: {self.out}")
+            print(f"reward, card and curves: {write.out}")
         return 0
 
-    def _reward(self) -> "RewardModel":
-        """The untrained reward; whatever can be refused is refused before its model is loaded."""
+    def _reward(self) -> "RewardModel | EncoderReward":
+        """Make the untrained reward; whatever can be refused is refused before its model is loaded."""
         from midcourse.data.rollouts import Rollout
         from midcourse.rewards.named import head_of
         from midcourse.train.objectives import check_data, check_head, make_objective
 
+        asked, parts = self.objective, self.reward
         if self.data is None:
-            raise UsageError(f"objective {self.objective} learns from a file; name one with comparisons or rollouts")
-        if self.reference is not None:
-            raise UsageError(f"objective {self.objective} has no reference, which is for implicit; leave it out")
+            raise UsageError(f"objective {asked.objective} learns from a file; name one with comparisons or rollouts")
+        if asked.reference is not None:
+            raise UsageError(f"objective {asked.objective} has no reference, which is for implicit; leave it out")
         flags = ("past_end", "value", "value_weight", "expectile", "beta", "alternations", "farma_gradient")
-        objective = make_objective(self.objective, **{flag: getattr(self, flag) for flag in flags})
-        make, head = head_of(self.head or objective.heads[0], self.backbone)
+        objective = make_objective(asked.objective, **{flag: getattr(asked, flag) for flag in flags})
+        make, head = head_of(parts.head or objective.heads[0], parts.backbone)
         check_head(objective, head)
         check_data(objective, isinstance(self._read(None)[0], Rollout))
         return make.create(
-            self.backbone,
-            template=self.template,
+            parts.backbone,
+            template=parts.template,
             objective=objective.name,
             objective_settings=objective.settings,
-            layers=self.layers,
-            tune=self.tune or ("last:2" if head in ("scalar", "encoder") else "head"),
+            layers=parts.layers,
+            tune=parts.tune or ("last:2" if head in ("scalar", "encoder") else "head"),
             head=head,
-            seed=self.seed,
-            device=self.device,
-            dtype=self.dtype,
+            seed=self.training.seed,
+            **asdict(self.machine),
         )
 
     def _read(self, limit: "Callable[[Example], str | None] | None") -> "list[Comparison] | list[Rollout]":
-        """The file's rows. With a limit, bad ones are reported."""
+        """Read the file's rows. With a limit, bad ones are reported."""
         from midcourse.data.comparisons import read_comparisons
-        from midcourse.data.formats import write_bad_rows
         from midcourse.data.rollouts import are_rollouts, read_rollouts
         from midcourse.train import processes
 
         assert self.data is not None
-        rejects: list[BadRow] | None = [] if self.skip_bad_rows else None
         read = read_rollouts if are_rollouts(self.data) else read_comparisons
-        examples = read(self.data, limit=limit, rejects=rejects)
-        if rejects and self.skip_bad_rows and limit and processes.first():
-            write_bad_rows(self.skip_bad_rows, rejects)
-            print(f"skipped {len(rejects)} bad rows, written to {self.skip_bad_rows}", file=sys.stderr)
-        return examples
+        with bad_rows(self.read.skip_bad_rows, tell=limit is not None and processes.first()) as rejects:
+            return read(self.data, limit=limit, rejects=rejects)
 
     def _implicit(self) -> int:
-        """Two models' names become a reward; comparisons, where given, are all for its accuracy."""
+        """Make a reward of two models' names; comparisons, if there are any, only measure it."""
         from midcourse.data.comparisons import Comparison
         from midcourse.data.encoded import prompt_limit
         from midcourse.rewards.implicit import ImplicitReward
         from midcourse.train.implicit import check_new, write_implicit
 
-        if self.reference is None:
+        asked, parts, out = self.objective, self.reward, self.write.out
+        if asked.reference is None:
             raise UsageError("objective implicit needs two models; name the one to compare with by --reference")
         flags = ("past_end", "value", "value_weight", "expectile", "alternations", "farma_gradient")
-        for flag in (*flags, "head", "tune", "layers", "lr"):
-            if getattr(self, flag) is not None:
+        given = {flag: getattr(asked, flag) for flag in flags}
+        given |= {"head": parts.head, "tune": parts.tune, "layers": parts.layers, "lr": self.training.lr}
+        for flag, value in given.items():
+            if value is not None:
                 raise UsageError(f"objective implicit trains nothing and has no {flag.replace('_', '-')}; leave it out")
-        check_new(self.out)
+        check_new(out)
         if self.data is not None and not all(isinstance(one, Comparison) for one in self._read(None)):
             raise UsageError(f"{self.data} holds rollouts; objective implicit is measured on comparisons")
         reward = ImplicitReward.create(
-            self.backbone,
-            self.reference,
-            beta=0.1 if self.beta is None else self.beta,
-            template=self.template,
-            device=self.device,
-            dtype=self.dtype,
+            parts.backbone,
+            asked.reference,
+            beta=0.1 if asked.beta is None else asked.beta,
+            template=parts.template,
+            **asdict(self.machine),
         )
-        found = self._read(prompt_limit(reward, self.max_tokens)) if self.data else []
+        found = self._read(prompt_limit(reward, self.training.max_tokens)) if self.data else []
         comparisons = [one for one in found if isinstance(one, Comparison)]
-        self._print(write_implicit(reward, comparisons, self.out, self.max_tokens), "Pair accuracy")
-        if not self.json:
-            print(f"reward: {self.out}")
+        self._print(write_implicit(reward, comparisons, out, self.training.max_tokens), "Pair accuracy")
+        if not self.write.json:
+            print(f"reward: {out}")
         return 0
 
     def _print(self, metrics: dict[str, Any], title: str) -> None:
@@ -246,8 +238,8 @@ class Train:
             temperature_lines,
         )
 
-        if self.json:
-            print(json.dumps(metrics, indent=1))
+        if self.write.json:
+            print(as_json(metrics, indent=1))
             return
         if rows := accuracy_table(metrics):
             table(f"{title} ({pairs_title(metrics)})", ("compared at", "accuracy", "interval"), rows)

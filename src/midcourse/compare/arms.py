@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from midcourse.decode.loop import check_vocabulary
 from midcourse.decode.methods import (
     METHODS,
     AnyMethod,
@@ -26,8 +25,8 @@ from midcourse.decode.methods import (
 from midcourse.decode.methods import method as named_method
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.prompt import Prefix
-from midcourse.rewards.contract import ReadsStates, Reward, RewardError
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError
 
 PLAIN, POLICY = "plain", "policy"
 LIMITS = ("kl_per_token", "kl_budget", "skip_tolerance")
@@ -269,9 +268,7 @@ def _own_setting(chosen: AnyMethod, reward: Reward) -> dict[str, Number]:
     """What stands in an arm's name though it is not swept."""
     if not isinstance(chosen, Method):
         return {"samples": chosen.samples} if isinstance(chosen, BestOfN | Blockwise) else {}
-    weight: float | None = getattr(getattr(reward, "info", None), "reward_weight", None)
-    if chosen.soft_value:
-        weight = getattr(reward, "soft_value_weight", None)
+    weight = reward.soft_value_weight if chosen.soft_value else reward.reward_weight
     return {"reward_weight": chosen.reward_weight if weight is None else weight}
 
 
@@ -291,17 +288,14 @@ def policy_name(text: str) -> str:
 
 def why_not(lm: LanguageModel, chosen: AnyMethod, reward: Reward) -> str | None:
     """Why a method cannot use a reward; None where it can."""
-    if isinstance(reward, ReadsStates) and not isinstance(chosen, Method):
+    if reward.layer is not None and not isinstance(chosen, Method):
         return "a trunk reward guides tokens, and this method judges blocks"
-    if isinstance(chosen, Method) and chosen.soft_value and getattr(reward, "soft_value_weight", None) is None:
+    if isinstance(chosen, Method) and chosen.soft_value and reward.soft_value_weight is None:
         return "it is no soft value"
-    try:
-        bound = reward.bind(lm)
-        if isinstance(chosen, Method) and chosen.ranked_by == "sum":
-            start = [lm.tokenizer.bos_token_id or 0]
-            check_vocabulary(chosen, [bound.start([Prefix("", start)], 1, 1)])
-    except MethodError:
+    if isinstance(chosen, Method) and chosen.ranked_by == "sum" and not reward.speaks_for_vocabulary:
         return "it does not speak for the whole vocabulary"
+    try:
+        reward.bind(lm)
     except RewardError as error:
         return str(error)
     return None

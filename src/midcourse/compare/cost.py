@@ -13,13 +13,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from midcourse.decode.steps import Generation, Step
-from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import ReadsStates
-from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.retokenised import Retokenised
-from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.contract import Reward
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
-from midcourse.rewards.vocabulary import VocabularyReward
 
 Event = TypeVar("Event")
 
@@ -109,21 +104,9 @@ class Meter:
             yield row, event, cost
 
 
-def models_of(reward: Any) -> list[nn.Module]:
-    """What a reward runs forwards of when it guides: none for functions and trunk rewards."""
-    if isinstance(reward, Retokenised):
-        return models_of(reward.reward)
-    if isinstance(reward, ImplicitReward):
-        return [reward.aligned.model, reward.base.model]
-    if isinstance(reward, RewardModel):
-        return [] if isinstance(reward, ReadsStates) else [reward.decoder]
-    return [reward.model] if isinstance(reward, ClassifierReward | VocabularyReward) else []
-
-
-def reward_parameters(reward: Any) -> int:
-    """The numbers that each of a reward's positions is multiplied by; the mean of its models where it has two."""
-    models = models_of(reward)
-    found = sum(map(parameters, models)) // max(len(models), 1)
+def reward_parameters(reward: Reward) -> int:
+    """Return the numbers that each of a reward's positions is multiplied by; the mean of its models if it has two."""
+    found = sum(map(parameters, reward.models)) // max(len(reward.models), 1)
     return found + (reward.outputs.numel() if isinstance(reward, TrainedVocabularyReward) else 0)
 
 

@@ -13,8 +13,8 @@ from midcourse.data.learned import read_learned_rows
 from midcourse.lm.policy import ADAPTER, ADAPTER_WEIGHTS, adapter_base
 from midcourse.lm.weights import files_fingerprint, matrix_hashes, weight_files, weights_fingerprint
 from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.info import read_info
-from midcourse.rewards.named import kind_of, place_of
+from midcourse.rewards.info import place_of, read_info
+from midcourse.rewards.named import is_function, kind_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ def of_function(name: str) -> Origin:
 
 
 def of_reward(source: str, name: str) -> Origin:
-    """That of what `load_reward` loads."""
+    """Return the origin of a reward that `load_reward` can load."""
+    if is_function(source):
+        return of_function(source)
     folder = Path(source := str(place_of(source)))
     if not (folder / "midcourse.json").is_file():
         files = weight_files(source)

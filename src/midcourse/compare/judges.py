@@ -3,7 +3,6 @@
 Their judgements are rows of a file of their own, so that a judge can be added when the responses are there already.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -15,16 +14,15 @@ from midcourse.compare.independence import Origin, of_function, of_reward, unkno
 from midcourse.compare.rows import REFERENCE_RESPONSES
 from midcourse.compare.study import Study
 from midcourse.compare.writing import key_of
-from midcourse.data.jsonl import ForeignRow, append_row, append_rows, written_rows
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import append_row, append_rows, appending, written_rows
 from midcourse.data.judge import Judge, Verdict
-from midcourse.data.sample import Sampled, rewards_of
 from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
-from midcourse.rewards.contract import Reward
-from midcourse.rewards.gold import GOLDS, load_gold
-from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.info import read_info
-from midcourse.rewards.named import load_reward, place_of
+from midcourse.rewards.contract import Text
+from midcourse.rewards.gold import load_gold
+from midcourse.rewards.info import place_of, read_info
+from midcourse.rewards.named import is_function, load_reward
 
 BATCH = 32  # responses judged between two writes to disk
 JUDGEMENTS = "judgements.jsonl"
@@ -32,7 +30,7 @@ _OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: None}
 
 
 @dataclass(frozen=True)
-class Response:
+class JudgedResponse:
     """What is judged. `key` is that of its row, "reference/3" for the reference response of prompt 3."""
 
     key: str
@@ -54,7 +52,7 @@ class NumberJudge:
     name: str
     kind: str
     origin: Origin
-    rate: Callable[[Sequence[Response]], list[float]]
+    rate: Callable[[Sequence[JudgedResponse]], list[float]]
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -88,13 +86,20 @@ def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def is_function(text: str) -> bool:
-    """Whether a name is that of a function of the text rather than of a folder or model."""
-    return not os.path.exists(text) and not is_address(text) and (text in GOLDS or ":" in text)
+def named_judge(source: str, name: str, *, device: str = "auto", dtype: str = "auto") -> NumberJudge:
+    """Return the judge that a name stands for: a function of the text, or a reward of any other kind.
+
+    Args:
+        name: what a reward is called in the tables; a function keeps its own name.
+
+    Raises:
+        RewardError, ModelError: no reward or function has that name.
+    """
+    return gold_judge(source) if is_function(source) else reward_judge(source, name, device=device, dtype=dtype)
 
 
 def gold_judge(name: str) -> NumberJudge:
-    """A function of the response's text; GoldError where there is none of that name."""
+    """Return a function of the response's text as a judge; RewardError if there is none of that name."""
     gold = load_gold(name)
     return NumberJudge(name, "gold", of_function(name), lambda responses: [gold(one.text) for one in responses])
 
@@ -113,19 +118,13 @@ def reward_judge(source: str, name: str, *, device: str = "auto", dtype: str = "
         record["objective"] = info.objective
         if whole is not None:
             record |= {"accuracy": whole["accuracy"], "interval": whole["interval"], "pairs": info.metrics["pairs"]}
-    return NumberJudge(name, "reward", of_reward(source, name), lambda them: _rated(reward, them), record)
-
-
-def _rated(reward: Reward, responses: Sequence[Response]) -> list[float]:
-    """The reward of each response, of what adds up over tokens the sum."""
-    info = getattr(reward, "info", None)
-    if isinstance(reward, ImplicitReward) or (info is not None and info.additive):
-        scores = reward.score([one.prompt for one in responses], [one.text for one in responses])
-        return [
-            sum(score.rewards if one.finished else score.rewards[:-1])
-            for score, one in zip(scores, responses, strict=True)
-        ]
-    return rewards_of(reward, [Sampled(one.prompt, one.text, one.finished) for one in responses])
+    return NumberJudge(
+        name,
+        "reward",
+        of_reward(source, name),
+        lambda them: reward.rate([Text(one.prompt, one.text, one.finished) for one in them]),
+        record,
+    )
 
 
 # Judging
@@ -133,8 +132,8 @@ def _rated(reward: Reward, responses: Sequence[Response]) -> list[float]:
 
 def judge_all(
     judges: Sequence[AnyJudge],
-    responses: Sequence[Response],
-    rivals: Mapping[str, Sequence[Response]],
+    responses: Sequence[JudgedResponse],
+    rivals: Mapping[str, Sequence[JudgedResponse]],
     folder: Path,
     *,
     resume: bool = False,
@@ -153,13 +152,13 @@ def judge_all(
 
     def key_of(row: dict[str, Any]) -> tuple[str, str, str | None]:
         if row["key"] not in known:
-            raise ForeignRow(f"judges {row['key']!r}, which is no response here")
+            raise Problem("row", f"judges {row['key']!r}, which is no response here")
         return row["key"], row["judge"], row.get("versus")
 
     path = folder / JUDGEMENTS
     found = written_rows(path, resume, key_of)
     for judge in judges:
-        with path.open("ab") as file:
+        with appending(path) as file:
             if isinstance(judge, NumberJudge):
                 left = [one for one in responses if (one.key, judge.name, None) not in found]
                 with progress(f"judging by {judge.name}", len(left)) as advance:
@@ -182,7 +181,7 @@ def judge_all(
     return list(found.values())
 
 
-def _numbers(judge: NumberJudge, responses: Sequence[Response]) -> Iterator[list[dict[str, Any]]]:
+def _numbers(judge: NumberJudge, responses: Sequence[JudgedResponse]) -> Iterator[list[dict[str, Any]]]:
     order = sorted(responses, key=lambda one: len(one.text))
     for begin in range(0, len(order), BATCH):
         part = order[begin : begin + BATCH]
@@ -197,7 +196,7 @@ def _numbers(judge: NumberJudge, responses: Sequence[Response]) -> Iterator[list
 
 
 def _verdicts(
-    judge: VersusJudge, pairs: Sequence[tuple[Response, Response]], concurrency: int
+    judge: VersusJudge, pairs: Sequence[tuple[JudgedResponse, JudgedResponse]], concurrency: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each pair as its verdicts are there. Equal texts are a tie, and nobody is asked."""
     pool = ThreadPoolExecutor(concurrency)
@@ -214,7 +213,7 @@ def _verdicts(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _versus(judge: VersusJudge, one: Response, rival: Response, verdict: Verdict) -> dict[str, Any]:
+def _versus(judge: VersusJudge, one: JudgedResponse, rival: JudgedResponse, verdict: Verdict) -> dict[str, Any]:
     return {
         "key": one.key,
         "judge": judge.name,
@@ -232,7 +231,7 @@ def judge_rows(
 ) -> list[dict[str, Any]]:
     """Have all rows judged; the judgements. A judge that compares does so with plain and the reference responses."""
     responses = {
-        key: Response(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
+        key: JudgedResponse(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
         for key, row in rows.items()
     }
     rivals = {}

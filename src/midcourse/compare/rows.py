@@ -4,20 +4,18 @@ A folder of `midcourse compare` holds results.jsonl (a row for each method, sett
 and compare.json (what was asked). This reads them; the figures are made of nothing else.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from midcourse.data.jsonl import RowFileError
+from midcourse.data.jsonl import whole_rows
+from midcourse.data.record import read_record
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Prompt
 
 RESULTS, JUDGEMENTS, ASKED = "results.jsonl", "judgements.jsonl", "compare.json"
 REFERENCE_RESPONSES = "reference"  # the arm that holds the data set's own responses
-
-Row = TypeVar("Row")
 
 
 class ComparisonError(MidcourseError):
@@ -39,7 +37,7 @@ class TokenRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StoredCost:
     """What a response cost.
 
     Attributes:
@@ -59,7 +57,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class ResponseRow:
     """A row of results.jsonl.
 
     Attributes:
@@ -93,7 +91,7 @@ class Response:
     kl_bound: float | None = None
     greedy: bool = False
     tokens: tuple[TokenRow, ...] = ()
-    cost: Cost | None = None
+    cost: StoredCost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +116,15 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonRows:
     """All rows of a folder, and what was asked."""
 
-    responses: Sequence[Response]
+    responses: Sequence[ResponseRow]
     judgements: Sequence[Judgement]
     asked: Mapping[str, Any]
 
 
-def read_folder(folder: Path) -> Comparison:
+def read_folder(folder: Path) -> ComparisonRows:
     """The rows of a comparison, finished or not; a torn last line is left out.
 
     Of rows with the same key (and judge, and other side) the last one counts.
@@ -137,43 +135,29 @@ def read_folder(folder: Path) -> Comparison:
     """
     if not (folder / RESULTS).exists():
         raise ComparisonError(f"{folder} has no {RESULTS}; give the folder that midcourse compare wrote")
-    responses = {row.key: row for row in _rows(folder / RESULTS, _response)}
+    what, remedy = "a comparison", "remove it and resume"
+    responses = {row.key: row for row in whole_rows(folder / RESULTS, _response, what, remedy)}
     if not responses:
         raise ComparisonError(f"{folder / RESULTS} has no rows yet; run midcourse compare with --resume to write some")
-    judgements = {(row.key, row.judge, row.versus): row for row in _rows(folder / JUDGEMENTS, _judgement)}
-    return Comparison(list(responses.values()), list(judgements.values()), _asked(folder / ASKED))
-
-
-def _rows(path: Path, read: Callable[[Any], Row]) -> list[Row]:
-    data = path.read_bytes() if path.exists() else b""
-    found = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
-        try:
-            found.append(read(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RowFileError(
-                f"{path}, line {number} is no row of a comparison ({error!r}); remove it and resume"
-            ) from error
-    return found
+    judged = whole_rows(folder / JUDGEMENTS, _judgement, what, remedy)
+    judgements = {(row.key, row.judge, row.versus): row for row in judged}
+    return ComparisonRows(list(responses.values()), list(judgements.values()), _asked(folder / ASKED))
 
 
 def _asked(path: Path) -> Mapping[str, Any]:
     """compare.json; {} where there is none."""
     if not path.exists():
         return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ComparisonError(f"{path} is not a JSON object ({error}); restore it or run the comparison anew") from None
+    return read_record(path, ComparisonError, "restore it or run the comparison anew")
 
 
-def _response(row: Mapping[str, Any]) -> Response:
+def _response(row: Mapping[str, Any]) -> ResponseRow:
     cost = row.get("cost")
-    return Response(
-        **_known(Response, row)
+    return ResponseRow(
+        **_known(ResponseRow, row)
         | {
             "tokens": tuple(TokenRow(**_known(TokenRow, token)) for token in row.get("tokens") or ()),
-            "cost": Cost(**_known(Cost, cost)) if cost else None,
+            "cost": StoredCost(**_known(StoredCost, cost)) if cost else None,
         }
     )
 

@@ -15,8 +15,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -28,14 +27,15 @@ from midcourse.compare.judges import AnyJudge, check_judges, judge_rows
 from midcourse.compare.rows import ASKED, RESULTS
 from midcourse.compare.study import Study, Task
 from midcourse.compare.writing import _places, key_of, write_rows
+from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.evaluate.provenance import provenance
-from midcourse.files import LOCK, InUse, sole_use, write_text
+from midcourse.files import LOCK
 
 VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
-class Tuning:
+class SettingSearch:
     """Settings are chosen on these prompts: of each method and reward that with the best mean of the first judge.
 
     Attributes:
@@ -55,7 +55,7 @@ def compare(
     sweep: Mapping[str, Sequence[Number]] | None = None,
     judges: Sequence[AnyJudge] = (),
     force_judges: bool = False,
-    tuning: Tuning | None = None,
+    tuning: SettingSearch | None = None,
     resume: bool = False,
     concurrency: int = 8,
 ) -> dict[str, Any]:
@@ -65,7 +65,8 @@ def compare(
         What compare.json says, and as "incomplete" the arms of earlier calls that lack rows, with how many.
 
     Args:
-        methods, sweep: see `arms.plan`.
+        methods: see `arms.plan`.
+        sweep: see `arms.plan`.
         judges: what rates the responses; the first one also tunes.
         force_judges: take judges that are not independent of the guides.
         tuning: run only the settings that are best on other prompts.
@@ -83,22 +84,19 @@ def compare(
     notes = check_judges(judges, study, force_judges)
     if tuning is not None:
         _check_tuning(tuning, study, judges)
-    with _alone(out):
+    with only_writer(out, "folder", "comparison", CompareError):
         record = _begun(out, study, tuning, judges, notes, resume)
         record["left_out"] += [one for one in map(vars, left_out) if one not in record["left_out"]]
         if tuning is not None:
             record["tried"] |= {arm.name: _arm_record(study, arm) for arm in arms}
-            _write(record, out)
+            write_record(out / ASKED, record)
             arms, chosen = _tuned(study, arms, tuning, judges[0], out / VALIDATION, record["tried"], concurrency)
             record["tuned"] = [*_others(record["tuned"], chosen), *chosen]
         record["arms"] |= {arm.name: _arm_record(study, arm) for arm in arms}
-        _write(record, out)
+        write_record(out / ASKED, record)
         rows = write_rows(study, arms, out / RESULTS, record["arms"])
         judge_rows(judges, rows, out, concurrency)
     return record | {"incomplete": _incomplete(study, record["arms"], rows)}
-
-
-# Prompts
 
 
 # Rows
@@ -110,13 +108,10 @@ def _incomplete(study: Study, arms: Iterable[str], rows: Mapping[str, Any]) -> d
     return {name: count for name, count in lacking.items() if count}
 
 
-# Judges
-
-
 # Tuning
 
 
-def _check_tuning(tuning: Tuning, study: Study, judges: Sequence[AnyJudge]) -> None:
+def _check_tuning(tuning: SettingSearch, study: Study, judges: Sequence[AnyJudge]) -> None:
     if not judges:
         raise CompareError("tuning needs a judge to say which setting is best; name one in --judges")
     if tuning.kl is not None and not (tuning.kl > 0 and math.isfinite(tuning.kl)):
@@ -132,7 +127,7 @@ def _check_tuning(tuning: Tuning, study: Study, judges: Sequence[AnyJudge]) -> N
 def _tuned(
     study: Study,
     arms: Sequence[Arm],
-    tuning: Tuning,
+    tuning: SettingSearch,
     judge: AnyJudge,
     folder: Path,
     known: Iterable[str],
@@ -180,7 +175,7 @@ def _scores(rows: Mapping[str, Any], judgements: Iterable[Mapping[str, Any]], ju
 
 
 def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
-    """Each arm's mean KL as `Tuning` defines it; none for an arm whose KL is not known."""
+    """Each arm's mean KL as `SettingSearch` defines it; none for an arm whose KL is not known."""
     found = defaultdict(list)
     for row in rows.values():
         found[row["arm"]].append(row)
@@ -202,25 +197,10 @@ def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
 # compare.json
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder for this comparison alone."""
-    if out.exists() and not out.is_dir():
-        raise CompareError(f"{out} is a file; name a folder for --out")
-    try:
-        with sole_use(out):
-            yield
-    except InUse as use:
-        raise CompareError(
-            f"another comparison (process {use.process}) is writing to {out}; "
-            "wait for it, or name another folder for --out"
-        ) from use
-
-
 def _begun(
     out: Path,
     study: Study,
-    tuning: Tuning | None,
+    tuning: SettingSearch | None,
     judges: Sequence[AnyJudge],
     notes: Mapping[str, list[str]],
     resume: bool,
@@ -235,7 +215,7 @@ def _begun(
     rated = {one.name: {"fingerprint": one.origin.fingerprint, "kind": one.kind, **one.record} for one in judges}
     earlier = _earlier(out, resume)
     if earlier:
-        _check_same(earlier, asked, guides, rated, out)
+        _check_comparable(earlier, asked, guides, rated, out)
     return {
         "asked": asked,
         "lm": study.lm.name,
@@ -254,7 +234,7 @@ def _begun(
     }
 
 
-def _asked(study: Study, tuning: Tuning | None) -> dict[str, Any]:
+def _asked(study: Study, tuning: SettingSearch | None) -> dict[str, Any]:
     """What no later call may change."""
     return {
         "lm_fingerprint": study.lm_fingerprint,
@@ -284,13 +264,10 @@ def _earlier(out: Path, resume: bool) -> dict[str, Any]:
         return {}
     if not resume:
         raise CompareError(f"{out} holds a comparison; add --resume to go on with it, or name another folder for --out")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise CompareError(f"{path} is damaged ({error}); restore it, or name another folder for --out") from error
+    return read_record(path, CompareError, "restore it, or name another folder for --out")
 
 
-def _check_same(
+def _check_comparable(
     earlier: Mapping[str, Any],
     asked: Mapping[str, Any],
     guides: Mapping[str, str],
@@ -298,11 +275,8 @@ def _check_same(
     out: Path,
 ) -> None:
     """Raise CompareError where a folder's rows would not be comparable with those that are asked for."""
+    check_same(earlier.get("asked", {}), asked, out, "a comparison", CompareError)
     remedy = "resume with the same arguments, or name another folder for --out"
-    have = earlier.get("asked", {})
-    for name, want in asked.items():
-        if have.get(name) != want:
-            raise CompareError(f"{out} holds a comparison with {name} {have.get(name)!r}, not {want!r}; {remedy}")
     for name, fingerprint in guides.items():
         if earlier["guides"].get(name, fingerprint) != fingerprint:
             raise CompareError(f"{out} holds rows of {name} with other weights than it has now; {remedy}")
@@ -328,7 +302,3 @@ def _arm_record(study: Study, arm: Arm) -> dict[str, Any]:
         "lm_parameters": parameters(lm.model),
         "reward_parameters": reward_parameters(study.guides[arm.reward].reward) if arm.reward else 0,
     }
-
-
-def _write(record: Mapping[str, Any], out: Path) -> None:
-    write_text(out / ASKED, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

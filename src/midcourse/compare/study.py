@@ -1,14 +1,14 @@
 """What is the same for every row of a comparison: the models, the prompts, the base policy."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from midcourse.compare.arms import POLICY, Arm, Base, CompareError, LeftOut, Number, plan
 from midcourse.compare.independence import Origin
-from midcourse.data.prompts import read_prompts
-from midcourse.decode.loop import agreed_template, encode
+from midcourse.data.formats import BadRow, optional_text, prompt_of, read_rows
+from midcourse.decode.request import agreed_template, encode
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template
 from midcourse.rewards.contract import Reward
@@ -23,7 +23,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Guide:
+class GuidingReward:
     """A reward to guide with, and where it comes from."""
 
     reward: Reward
@@ -56,7 +56,7 @@ class Study:
 
     lm: LanguageModel
     lm_fingerprint: str
-    guides: Mapping[str, Guide]
+    guides: Mapping[str, GuidingReward]
     policies: Mapping[str, Policy]
     tasks: Sequence[Task]
     base: Base = field(default_factory=Base)
@@ -99,25 +99,21 @@ class Study:
         return arms, left_out
 
 
-def read_tasks(path: Path, limit: int | None = None) -> list[Task]:
-    """The prompts of a JSONL file (field "prompt"), with their reference responses where they have a "reference".
+def read_tasks(path: Path, limit: int | None = None, *, rejects: list[BadRow] | None = None) -> list[Task]:
+    """Read the prompts of a file, with their reference responses if they have a field "reference".
+
+    Args:
+        limit: only the first so many.
+        rejects: bad rows are appended to it and reading goes on.
 
     Raises:
-        PromptFileError, CompareError: a file or row that cannot be used.
+        CompareError: a limit that leaves none.
+        DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
     if limit is not None and limit < 1:
         raise CompareError(f"limit-prompts {limit} leaves no prompt; use 1 or more")
-    prompts = read_prompts(path)
-    lines = [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line.strip()]
-    tasks = []
-    for prompt, (number, line) in zip(prompts, lines, strict=True):
-        reference = json.loads(line).get("reference")
-        if reference is not None and not (isinstance(reference, str) and _whole(reference)):
-            raise CompareError(f"{path}, line {number}, field reference: not a text; write one or leave it out")
-        tasks.append(Task(prompt, reference))
-    return tasks[:limit]
+    return read_rows(path, _task, "prompts", ("prompt", "reference"), rejects=rejects)[:limit]
 
 
-def _whole(text: str) -> bool:
-    """Whether a text has no half surrogate pair, which JSON can spell and no tokenizer takes."""
-    return text.encode(errors="replace").decode() == text
+def _task(fields: dict[str, Any]) -> Task:
+    return Task(prompt_of(fields), optional_text(fields, "reference"))

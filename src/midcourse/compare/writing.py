@@ -11,14 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from midcourse.compare.arms import POLICY, Arm
-from midcourse.compare.cost import Meter, models_of
+from midcourse.compare.cost import Meter
 from midcourse.compare.rows import ASKED, REFERENCE_RESPONSES
 from midcourse.compare.study import Study
-from midcourse.data.jsonl import ForeignRow, append_row, written_rows
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import append_row, appending, written_rows
 from midcourse.data.prompts import token_row
 from midcourse.decode.candidates import nucleus, short_list
 from midcourse.decode.choice import kl_divergence, normalise
-from midcourse.decode.loop import stream
+from midcourse.decode.engine import stream
 from midcourse.decode.methods import BestOfN, Method
 from midcourse.decode.steps import Generation
 from midcourse.lm.language_model import LanguageModel
@@ -50,18 +51,18 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
 
     def mine(row: dict[str, Any]) -> str:
         if row["arm"] not in known:
-            raise ForeignRow(f"is of {row['arm']!r}, which {ASKED} does not list")
+            raise Problem("row", f"is of {row['arm']!r}, which {ASKED} does not list")
         number = row["prompt_id"]
         if not 0 <= number < len(study.tasks) or study.tasks[number].prompt != row["prompt"]:
-            raise ForeignRow(f"answers another prompt than prompt {number}")
+            raise Problem("row", f"answers another prompt than prompt {number}")
         if row["key"] != key_of(row["arm"], number, row["seed"]):
-            raise ForeignRow(f"has the key {row['key']!r}")
+            raise Problem("row", f"has the key {row['key']!r}")
         return row["key"]
 
     rows = written_rows(path, True, mine)
     total = len(arms) * len(study.tasks) * study.seeds
     done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in _places(study))
-    with path.open("ab") as file, progress("responses", total - done) as advance:
+    with appending(path) as file, progress("responses", total - done) as advance:
         for row in _references(study):
             if row["key"] not in rows:
                 append_row(file, row)
@@ -113,7 +114,7 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) 
             **arm.limits,
         )
         meter, best_of_n = Meter(), isinstance(arm.chosen, BestOfN)
-        with meter.reading(lm.model, models_of(reward)):
+        with meter.reading(lm.model, reward.models if reward else ()):
             for place, generation, cost in meter.shared(events, len(part), rated_at_end=best_of_n):
                 if arm.method == POLICY:
                     assert isinstance(arm.chosen, Method)

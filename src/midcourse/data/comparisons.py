@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from midcourse.data.formats import (
-    TABLES,
     BadRow,
     DataError,
     Problem,
@@ -24,6 +23,8 @@ from midcourse.data.formats import (
     text_or_messages,
 )
 from midcourse.lm.prompt import Message, Prompt, split_transcript
+
+COLUMNS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished")
 
 
 @runtime_checkable
@@ -81,7 +82,7 @@ def read_comparisons(
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
-    return read_rows(path, _comparison, "comparisons", TABLES, limit=limit, rejects=rejects)
+    return read_rows(path, _comparison, "comparisons", COLUMNS, limit=limit, rejects=rejects)
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -129,7 +130,7 @@ def split_by_prompt(
         raise DataError(
             f"{len(prompts)} distinct prompts cannot be split into kept and held out; add rows of other prompts"
         )
-    ordered = sorted(prompts, key=lambda key: (_digest([seed, key]), key))
+    ordered = sorted(prompts, key=lambda key: (digest([seed, key]), key))
     aside = set(ordered[: min(max(round(held_out * len(prompts)), 1), len(prompts) - 1)])
     sides: tuple[list[AnyExample], list[AnyExample]] = ([], [])
     for example, group in zip(examples, groups, strict=True):
@@ -138,11 +139,12 @@ def split_by_prompt(
 
 
 def fingerprint(examples: Iterable[Any]) -> str:
-    """16 hexadecimal digits that name these comparisons or rollouts in this order."""
-    return _digest([asdict(example) for example in examples])[:16]
+    """Return 16 hexadecimal digits that name these comparisons or rollouts in this order."""
+    return digest([asdict(example) for example in examples])[:16]
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a value's JSON, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

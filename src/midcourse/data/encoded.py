@@ -7,17 +7,16 @@ from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
 from midcourse.data.comparisons import Comparison, Example, prompt_groups
+from midcourse.data.formats import DataError
 from midcourse.data.rollouts import Rollout
-from midcourse.lm.prompt import Prompt, PromptError, prompt_ids, response_ids
-from midcourse.rewards.encoder import EncoderReward
-from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.lm.prompt import Prompt
+from midcourse.rewards.token_ids import TokenReward
+from midcourse.rewards.trained import TrainedReward
 
-Encoder: TypeAlias = RewardModel | ImplicitReward | VocabularyReward  # its tokenizer and template
+Encoder: TypeAlias = TokenReward | TrainedReward  # turns prompts and responses into ids
 
 
-class Row(NamedTuple):
+class EncodedRow(NamedTuple):
     """A prompt and a response in token ids; a finished response ends with EOS."""
 
     prompt: tuple[int, ...]
@@ -40,7 +39,7 @@ class PairSet:
         prompts: what each pair belongs to; see `comparisons.prompt_groups`.
     """
 
-    rows: list[Row]
+    rows: list[EncodedRow]
     pairs: list[tuple[int, int]]
     prompts: list[str]
 
@@ -61,7 +60,7 @@ class RolloutSet:
         prompts: what each belongs to.
     """
 
-    rows: list[Row]
+    rows: list[EncodedRow]
     items: list[tuple[int, ...]]
     labels: list[float]
     prompts: list[str]
@@ -77,39 +76,21 @@ class RolloutSet:
         return fmean(self.labels)
 
 
-def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> Row:
+def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> EncodedRow:
     """A prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
-    if isinstance(reward, EncoderReward):
-        prompted, written = reward.encode_within(prompt, response, max_tokens)
-        return Row(tuple(prompted), tuple(written), True)
-    before = prompt_ids(reward.tokenizer, prompt, reward.template)
-    ids = response_ids(reward.tokenizer, response, finished=finished)
-    room = max_tokens - len(before)
-    if room < 1 or not ids:
-        raise PromptError(f"{len(before)} prompt and {len(ids)} response tokens leave no prefix in {max_tokens}")
-    return Row(tuple(before), tuple(ids[:room]), finished and len(ids) <= room)
+    before, ids, whole = reward.encode_within(prompt, response, finished=finished, max_tokens=max_tokens)
+    return EncodedRow(tuple(before), tuple(ids), whole)
 
 
 def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | None]:
     """What is wrong with a row's prompt, if anything: the check that `read_comparisons` and `read_rollouts` take."""
 
-    def problem(example: Example) -> str | None:
-        if isinstance(reward, EncoderReward):
-            return None  # it reads a prompt's end
-        try:
-            tokens = len(prompt_ids(reward.tokenizer, example.prompt, reward.template))
-        except PromptError as error:
-            return str(error)
-        if tokens < max_tokens:
-            return None
-        return f"the prompt has {tokens} tokens and leaves no room in {max_tokens}; raise --max-tokens or shorten it"
-
-    return problem
+    return lambda example: reward.prompt_problem(example.prompt, max_tokens)
 
 
 def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
     """Token ids of the comparisons, each distinct row once."""
-    numbers: dict[Row, int] = {}
+    numbers: dict[EncodedRow, int] = {}
     pairs = []
     for c in comparisons:
         chosen = encode_row(reward, c.prompt, c.chosen, c.chosen_finished, max_tokens)
@@ -119,11 +100,25 @@ def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) 
 
 
 def encode_rollouts(reward: Encoder, rollouts: Sequence[Rollout], max_tokens: int) -> RolloutSet:
-    """Token ids of the rollouts, each distinct row once. One that is cut here keeps the label of the whole."""
-    numbers: dict[Row, int] = {}
+    """Return token ids of the rollouts, each distinct row once. One that is cut here keeps the label of the whole.
+
+    Raises:
+        DataError: a rollout has no reward.
+    """
+    labels = [_label(number, rollout) for number, rollout in enumerate(rollouts, 1)]
+    numbers: dict[EncodedRow, int] = {}
     rows = [encode_row(reward, r.prompt, r.response, r.finished, max_tokens) for r in rollouts]
     items: list[tuple[int, ...]] = [(numbers.setdefault(row, len(numbers)),) for row in rows]
-    return RolloutSet(list(numbers), items, [r.reward for r in rollouts], prompt_groups(rollouts))
+    return RolloutSet(list(numbers), items, labels, prompt_groups(rollouts))
+
+
+def _label(number: int, rollout: Rollout) -> float:
+    if rollout.reward is None:
+        raise DataError(
+            f"rollout {number} ({rollout.response[:40]!r}) has no reward; label it with midcourse sample "
+            "--label-with REWARD --resume"
+        )
+    return rollout.reward
 
 
 def pairs_by_label(data: RolloutSet) -> PairSet:

@@ -1,12 +1,15 @@
-"""Files of rows: formats to fields, and what is wrong with a row, said with file, line and field.
+"""Read files of rows: JSON Lines (also gzipped), CSV and Parquet, for every kind of row.
 
-JSON Lines (also gzipped) for any kind of row; CSV and Parquet besides for rows of texts.
+A kind of row is a function from fields to what they are. What is wrong with a row is said in one form:
+
+    FILE, line N, field F: what is wrong; what to do
 """
 
 import codecs
 import contextlib
 import gzip
 import json
+import math
 import re
 import tempfile
 import zlib
@@ -20,80 +23,89 @@ from midcourse.errors import MidcourseError
 from midcourse.files import write_text
 from midcourse.lm.prompt import Message, Prompt
 
-_FIELDS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished")  # the columns of tables
 _MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 Item = TypeVar("Item")
 
 
 class DataError(MidcourseError):
-    """A file of training data, or a row of it, that cannot be used."""
+    """A file of rows, or a row of it, that cannot be used."""
+
+
+class Problem(Exception):
+    """What is wrong with a row, and in which field ("row" if it is the row itself)."""
+
+    def __init__(self, field: str, text: str):
+        super().__init__(text)
+        self.field = field
+
+    def at(self, path: Path, unit: str, number: int) -> str:
+        """Say where it is: the beginning of the one form that messages about rows have."""
+        field = "" if self.field == "row" else f", field {self.field}"
+        return f"{path}, {unit} {number}{field}: {self}"
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that was left out: its 1-based number (line of JSON Lines, row of a table), the field, and its text."""
+    """A row that was left out: its number from 1 (a line of JSON Lines, a row of a table), field, text and file."""
 
     line: int
     field: str
     problem: str
     row: str
+    file: str = ""
 
 
-class Problem(Exception):
-    """What is wrong with a row, and in which field ("row" where it is the row itself)."""
-
-    def __init__(self, field: str, text: str):
-        super().__init__(text)
-        self.field = field
+class CsvCell(str):
+    """A cell of CSV: a text, from which numbers and booleans are read. A blank one may count as absent."""
 
 
 def read_rows(
     path: str | Path,
     parse: Callable[[dict[str, Any]], Item],
     what: str,
-    readers: "dict[str, Reader]",
+    columns: Sequence[str],
     *,
-    limit: Callable[[Any], str | None] | None,
-    rejects: list[BadRow] | None,
+    limit: Callable[[Any], str | None] | None = None,
+    rejects: list[BadRow] | None = None,
 ) -> list[Item]:
-    """The rows of a file, parsed, in order.
+    """Return the parsed rows of a file, in order.
 
     Args:
-        parse: fields to what they are, or Problem.
-        what: the rows are called in messages.
-        readers: the formats by file ending: JSON_LINES or TABLES.
-        limit: what is wrong with the length of a row, or None.
+        parse: turns fields into what they are, or raises Problem.
+        what: what the rows are called in messages.
+        columns: the fields that matter: of CSV and Parquet only these columns are read.
+        limit: says what is wrong with the length of a row, or None.
         rejects: bad rows are appended to it and reading goes on.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
     path = Path(path)
-    reader = _reader(path, what, readers)
-    found: list[Item] = []
+    reader = _reader(path, what)
+    kept: list[Item] = []
     first = None
-    for number, row in reader.rows(path):
+    for number, row in reader.rows(path, columns):
         try:
-            found.append(_within(limit, parse(reader.fields(row))))
+            kept.append(_within(limit, parse(reader.fields(row))))
         except Problem as problem:
-            message = f"{path}, {reader.unit} {number}, {problem.field}: {problem}"
+            message = problem.at(path, reader.unit, number)
             if rejects is None:
                 raise DataError(f"{message} (--skip-bad-rows leaves bad rows out)") from None
-            rejects.append(BadRow(number, problem.field, str(problem), reader.text(row)))
+            rejects.append(BadRow(number, problem.field, str(problem), reader.text(row), str(path)))
             first = first or message
-    if not found:
+    if not kept:
         why = f"has no usable row, the first bad one being {first}" if first else f"has no rows; add {what} to it"
         raise DataError(f"{path} {why}")
-    return found
+    return kept
 
 
-def first_fields(path: str | Path) -> set[str]:
-    """The fields of a JSON Lines file's first row: what kind of rows it has. Empty where that cannot be said."""
+def field_names(path: str | Path, columns: Sequence[str]) -> set[str]:
+    """Return the fields of a file's first row, of a table those among `columns`; none if they cannot be read."""
     path = Path(path)
     try:
-        reader = _reader(path, "rows", JSON_LINES)
-        _, row = next(reader.rows(path))
+        reader = _reader(path, "rows")
+        _, row = next(reader.rows(path, columns))
         return set(reader.fields(row))
     except (DataError, Problem, StopIteration):
         return set()
@@ -106,7 +118,7 @@ def _within(limit: Callable[[Any], str | None] | None, item: Item) -> Item:
 
 
 def write_bad_rows(path: str | Path, rejects: Iterable[BadRow]) -> None:
-    """Write the rows that were left out to `path`, one JSON object a line; its folder is made where it is missing."""
+    """Write the rows that were left out to `path`, one JSON object a line; its folder is made if it is missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(asdict(bad), ensure_ascii=False) + "\n" for bad in rejects))
@@ -116,7 +128,9 @@ def write_bad_rows(path: str | Path, rejects: Iterable[BadRow]) -> None:
 
 
 def prompt_of(fields: dict[str, Any]) -> Prompt:
-    """The prompt field: a text, or a list of messages that is not empty."""
+    """Return the prompt: a text, or a list of messages that is not empty."""
+    if "prompt" not in fields:
+        raise Problem("prompt", f"the field is missing among {names(fields)}; each row needs a prompt")
     prompt = text_or_messages(fields, "prompt")
     if not isinstance(prompt, str) and not prompt:
         raise Problem("prompt", "the list of messages is empty; write a message or leave the field out")
@@ -124,7 +138,7 @@ def prompt_of(fields: dict[str, Any]) -> Prompt:
 
 
 def text_of(fields: dict[str, Any], field: str) -> str:
-    """A field that is a text."""
+    """Return a field that is a text."""
     value = fields[field]
     if not isinstance(value, str):
         raise Problem(field, f"{short(value)} is not a text; write one")
@@ -132,13 +146,56 @@ def text_of(fields: dict[str, Any], field: str) -> str:
 
 
 def text_or_messages(fields: dict[str, Any], field: str) -> str | list[Message]:
-    """A field that is a text or a list of {role, content}."""
+    """Return a field that is a text or a list of {role, content}."""
     value = fields[field]
     if isinstance(value, list):
         return [_message(field, number, message) for number, message in enumerate(value, 1)]
     if not isinstance(value, str):
         raise Problem(field, f"{short(value)} is neither a text nor a list of messages; write one of them")
     return _whole(field, value)
+
+
+def flag(fields: dict[str, Any], field: str) -> bool:
+    """Return a field that is true unless it says false."""
+    value = _given(fields, field)
+    if isinstance(value, CsvCell):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    if value is not None and not isinstance(value, bool):
+        raise Problem(field, f"{short(value)} is not a boolean; write true or false or leave it out")
+    return value is not False
+
+
+def number_of(fields: dict[str, Any], field: str, remedy: str) -> float | None:
+    """Return a field that is a finite number; None if it is absent.
+
+    Args:
+        remedy: what to do about anything else.
+    """
+    value = _given(fields, field)
+    if value is None:
+        return None
+    try:
+        if isinstance(value, CsvCell) or (isinstance(value, int | float) and not isinstance(value, bool)):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+    except (ValueError, OverflowError):  # a cell of other text, an integer beyond all floats
+        pass
+    raise Problem(field, f"{short(value)} is not a finite number; {remedy}")
+
+
+def optional_text(fields: dict[str, Any], field: str) -> str | None:
+    """Return a field that is a text; None if it is absent."""
+    value = _given(fields, field)
+    if value is not None and not isinstance(value, str):
+        raise Problem(field, f"{short(value)} is not a text; write one or leave it out")
+    return None if value is None else _whole(field, value)
+
+
+def _given(fields: dict[str, Any], field: str) -> Any:
+    """The value of a field, None if it is absent: a table has every column in every row."""
+    value = fields.get(field)
+    return None if isinstance(value, CsvCell) and not value.strip() else value
 
 
 def _message(field: str, number: int, message: Any) -> Message:
@@ -151,20 +208,14 @@ def _message(field: str, number: int, message: Any) -> Message:
 
 
 def _whole(field: str, text: str) -> str:
-    # JSON can spell half a surrogate pair ("\ud83d"), which no tokenizer takes.
+    """The text as a plain str. JSON can spell half a surrogate pair ("\\ud83d"), which no tokenizer takes."""
+    if isinstance(text, CsvCell) and _MESSAGES_AS_TEXT.match(text):
+        raise Problem(field, "CSV cannot hold lists of messages; write them as JSON Lines or Parquet")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise Problem(field, f"character {error.start + 1} is half a surrogate pair; write it whole") from None
-    return text
-
-
-def flag(fields: dict[str, Any], field: str) -> bool:
-    """A field that is true unless it says false."""
-    value = fields.get(field)
-    if value is not None and not isinstance(value, bool):
-        raise Problem(field, f"{short(value)} is not a boolean; write true or false or leave it out")
-    return value is not False
+    return str(text)
 
 
 def names(fields: Iterable[str]) -> str:
@@ -185,28 +236,28 @@ class Reader(NamedTuple):
     """How one format is read: numbered raw rows, the fields of one, and its text for people."""
 
     unit: str
-    rows: Callable[[Path], Iterator[tuple[int, Any]]]
+    rows: Callable[[Path, Sequence[str]], Iterator[tuple[int, Any]]]
     fields: Callable[[Any], dict[str, Any]]
     text: Callable[[Any], str]
 
 
-def _reader(path: Path, what: str, readers: dict[str, Reader]) -> Reader:
+def _reader(path: Path, what: str) -> Reader:
     try:
         size = path.stat().st_size
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
     if path.is_dir():
         raise DataError(f"{path} is a folder; name one file in it")
-    ending = next((ending for ending in readers if path.name.lower().endswith(ending)), None)
+    ending = next((ending for ending in FORMATS if path.name.lower().endswith(ending)), None)
     if ending is None:
-        raise DataError(f"{path} has an unknown extension; use one of: {', '.join(readers)}")
+        raise DataError(f"{path} has an unknown extension; use one of: {', '.join(FORMATS)}")
     if not size:
         raise DataError(f"{path} is empty; add {what} to it")
-    return readers[ending]
+    return FORMATS[ending]
 
 
-def _lines(path: Path, opener: Callable[..., Any]) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines without their ends; blank ones are counted but left out."""
+def _lines(path: Path, columns: Sequence[str], *, opener: Callable[..., Any]) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines without their ends; blank ones are counted but left out, and no field is."""
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -225,7 +276,8 @@ def _open_gzip(path: Path, mode: str) -> Any:
     return gzip.open(path, mode)
 
 
-def _json_fields(line: bytes) -> dict[str, Any]:
+def json_fields(line: bytes) -> dict[str, Any]:
+    """Return the fields of a line; Problem if it is no JSON object."""
     try:
         fields = json.loads(_utf8("row", line))
     except json.JSONDecodeError as error:
@@ -251,12 +303,12 @@ def _utf8(field: str, data: bytes) -> str:
 
 
 def _table_rows(
-    path: Path, kind: str, load: Callable[[str, str], Any], remedy: str, wanted: Sequence[str]
+    path: Path, columns: Sequence[str], *, kind: str, load: Callable[[str, str], Any], remedy: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     from datasets.exceptions import DatasetsError
 
     try:
-        yield from enumerate(_table(path, load, wanted), 1)
+        yield from enumerate(_table(path, load, columns), 1)
     except (DatasetsError, ValueError, OSError, NotImplementedError) as error:
         # What datasets says of a table with a header and no row; the caller reports that there are none.
         if "corresponds to no data" not in str(error):
@@ -264,17 +316,17 @@ def _table_rows(
             raise DataError(f"{path} cannot be read as {kind} ({reason}); {remedy}") from error
 
 
-def _table(path: Path, load: Callable[[str, str], Any], wanted: Sequence[str]) -> Any:
+def _table(path: Path, load: Callable[[str, str], Any], columns: Sequence[str]) -> Any:
     """The columns of a table that matter, in memory."""
     with tempfile.TemporaryDirectory() as folder, _quiet_datasets():
         # A link with a plain name: datasets takes "pairs[1].csv" for a pattern.
         link = Path(folder) / f"rows{path.suffix.lower()}"
         link.symlink_to(path.resolve())
         table = load(str(link), folder)
-        columns = [name for name in table.column_names if name in wanted]
-        if not columns:
-            raise ValueError(f"its columns are {names(table.column_names)}, none of {', '.join(wanted)}")
-        return table.select_columns(columns)
+        wanted = [name for name in table.column_names if name in columns]
+        if not wanted:
+            raise ValueError(f"its columns are {names(table.column_names)}, none of {', '.join(columns)}")
+        return table.select_columns(wanted)
 
 
 def _load_parquet(path: str, cache: str) -> Any:
@@ -288,8 +340,7 @@ def _load_csv(path: str, cache: str) -> Any:
     import pandas
     from datasets import Dataset
 
-    header = pandas.read_csv(path, nrows=0, encoding_errors="backslashreplace")
-    names = list(header.columns)
+    names = list(pandas.read_csv(path, nrows=0, encoding_errors="backslashreplace").columns)
     table = Dataset.from_csv(
         path,
         cache_dir=cache,
@@ -308,13 +359,7 @@ def _load_csv(path: str, cache: str) -> Any:
 
 
 def _csv_fields(row: dict[str, str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: _utf8(name, cell.encode("latin-1")) for name, cell in row.items()}
-    for name in fields.keys() & {"chosen_finished", "rejected_finished"}:
-        fields[name] = {"true": True, "false": False, "": None}.get(fields[name].strip().lower(), fields[name])
-    for name in ("prompt", "chosen", "rejected"):
-        if _MESSAGES_AS_TEXT.match(fields.get(name, "")):
-            raise Problem(name, "CSV cannot hold lists of messages; write them as JSON Lines or Parquet")
-    return fields
+    return {name: CsvCell(_utf8(name, cell.encode("latin-1"))) for name, cell in row.items()}
 
 
 def _csv_text(row: dict[str, str]) -> str:
@@ -342,27 +387,16 @@ def _quiet_datasets() -> Iterator[None]:
             enable_progress_bars()
 
 
-_LINES = Reader("line", partial(_lines, opener=open), _json_fields, _json_text)
+_LINES = Reader("line", partial(_lines, opener=open), json_fields, _json_text)
 _GZIPPED_LINES = _LINES._replace(rows=partial(_lines, opener=_open_gzip))
 _CSV_REMEDY = "put texts that hold commas, quotes or line ends between double quotes"
-JSON_LINES = {
+_CSV = partial(_table_rows, kind="CSV", load=_load_csv, remedy=_CSV_REMEDY)
+_PARQUET = partial(_table_rows, kind="Parquet", load=_load_parquet, remedy="write it again")
+FORMATS = {
     ".jsonl": _LINES,
     ".json": _LINES,
     ".jsonl.gz": _GZIPPED_LINES,
     ".json.gz": _GZIPPED_LINES,
+    ".csv": Reader("row", _CSV, _csv_fields, _csv_text),
+    ".parquet": Reader("row", _PARQUET, dict, _row_text),
 }
-
-
-def tables(*more: str) -> dict[str, Reader]:
-    """All formats, by file ending; of CSV and Parquet the columns of comparisons and those named here are read."""
-    wanted = (*_FIELDS, *more)
-    csv = partial(_table_rows, kind="CSV", load=_load_csv, remedy=_CSV_REMEDY, wanted=wanted)
-    parquet = partial(_table_rows, kind="Parquet", load=_load_parquet, remedy="write it again", wanted=wanted)
-    return {
-        **JSON_LINES,
-        ".csv": Reader("row", csv, _csv_fields, _csv_text),
-        ".parquet": Reader("row", parquet, dict, _row_text),
-    }
-
-
-TABLES = tables()

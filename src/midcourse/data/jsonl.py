@@ -1,52 +1,84 @@
 """Rows of JSON that outlive a crash: each is on disk as soon as it is appended, and a second run finds it again."""
 
-import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from midcourse.data.formats import Problem, json_fields
 from midcourse.errors import MidcourseError
+from midcourse.files import as_json
 
 Key = TypeVar("Key")
+Item = TypeVar("Item")
 
 
 class RowFileError(MidcourseError):
-    """A file of rows that cannot be gone on with; names file and line."""
+    """A file of rows that cannot be gone on with."""
 
 
-class ForeignRow(Exception):
-    """What is wrong with a row of somebody else's, such as "answers another prompt than row 3"."""
+def whole_rows(path: Path, parse: Callable[[dict[str, Any]], Item], what: str, remedy: str) -> list[Item]:
+    """Return the parsed rows that midcourse wrote into a file; none if there is no file.
 
-
-def written_rows(path: Path, resume: bool, key_of: Callable[[Any], Key]) -> dict[Key, Any]:
-    """The rows that `path` already holds, by their keys; a torn last line is dropped from the file.
+    A last line without its end is left out: somebody is writing it, or was killed. The file stays as it is.
 
     Args:
-        key_of: names a row. Raises ForeignRow (or what a value of the wrong kind raises) for one that is not ours;
-            then the file stays as it is.
+        parse: turns a row into what it is. Raises Problem (or what a value of the wrong kind raises) if it is not ours.
+        what: what the rows are of, for messages.
+        remedy: what to do about a row that is not ours.
 
     Raises:
-        RowFileError: the file has rows and `resume` is not set, or one of them is not ours.
+        RowFileError: a row that is not ours.
     """
-    if not path.exists() or not path.stat().st_size:
-        return {}
-    if not resume:
-        raise RowFileError(f"{path} exists already; add --resume to go on with it, or name another file for --out")
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    found = {}
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+    data = path.read_bytes() if path.exists() else b""
+    kept = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            row = json.loads(line)
-            found[key_of(row)] = row
-        except ForeignRow as problem:
-            raise RowFileError(f"{path}, line {number} {problem}; name another file") from None
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-            raise RowFileError(f"{path}, line {number} is no row of this run ({error!r}); name another file") from error
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    return found
+            kept.append(parse(_row(line, what)))
+        except Problem as problem:
+            raise RowFileError(f"{problem.at(path, 'line', number)}; {remedy}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            strange = Problem("row", f"is no row of {what} ({error!r})")
+            raise RowFileError(f"{strange.at(path, 'line', number)}; {remedy}") from error
+    return kept
+
+
+def _row(line: bytes, what: str) -> dict[str, Any]:
+    try:
+        return json_fields(line)
+    except Problem as problem:
+        raise Problem("row", f"is no row of {what} ({str(problem).partition(';')[0]})") from None
+
+
+def written_rows(path: Path, resume: bool, key_of: Callable[[Any], Key]) -> dict[Key, dict[str, Any]]:
+    """Return the rows that a file already holds, by their keys.
+
+    Args:
+        key_of: names a row. Raises Problem for one that is not ours.
+
+    Raises:
+        RowFileError: the file is not empty and `resume` is not set, or a row is not ours.
+    """
+    if not resume:
+        check_unwritten(path)
+    return dict(whole_rows(path, lambda row: (key_of(row), row), "this run", "name another file"))
+
+
+def check_unwritten(path: Path) -> None:
+    """Raise RowFileError if a file holds something already."""
+    if path.exists() and path.stat().st_size:
+        raise RowFileError(f"{path} exists already; add --resume to go on with it, or name another file for --out")
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to append rows to; a torn last line is cut off. Only its one writer may (see `record`)."""
+    with path.open("ab+") as file:
+        file.seek(0)
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
+        yield file
 
 
 def append_row(file: BinaryIO, row: dict[str, Any]) -> None:
@@ -62,5 +94,5 @@ def append_rows(file: BinaryIO, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def as_line(row: dict[str, Any]) -> bytes:
-    """A row as its line."""
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    """Return a row as its line."""
+    return as_json(row, ensure_ascii=False).encode() + b"\n"

@@ -10,11 +10,14 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from midcourse.data.jsonl import ForeignRow, append_row, written_rows
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import append_row, appending, written_rows
+from midcourse.data.record import only_writer
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
@@ -88,7 +91,7 @@ class Judge:
         retries: of one question, after the first attempt.
         max_tokens: of an answer, its thoughts included.
 
-    Example:
+    Examples:
         >>> judge = Judge("http://localhost:8000/v1", "qwen3-8b", "The more polite response is better.")
         >>> judge.compare("Can you help me?", " No.", " Of course, what is it?").winner
         'b'
@@ -189,7 +192,7 @@ def judge_all(
         concurrency: pairs asked about at a time.
 
     Raises:
-        JudgeError: as `Judge.compare`; the verdicts until then are kept.
+        JudgeError: as `Judge.compare`; the verdicts until then are kept. Also if another process writes to `path`.
         RowFileError: `path` holds verdicts, and `resume` is not set or they are of another judge.
     """
     if concurrency < 1:
@@ -197,14 +200,17 @@ def judge_all(
 
     def key_of(row: dict[str, Any]) -> str:
         if row["judge"] != judge.fingerprint:
-            raise ForeignRow("is the verdict of another model or rubric")
+            raise Problem("row", "is the verdict of another model or rubric")
         _verdict(row)
         return _key(Question(row["prompt"], row["a"], row["b"]))
 
-    known = {key: _verdict(row) for key, row in written_rows(path, resume, key_of).items()}
-    left = {_key(question): question for question in questions if _key(question) not in known}
-    # Opened first: a place that cannot be written to should cost no question.
-    with path.open("ab") as file, progress("judging", len(left)) as advance, ThreadPoolExecutor(concurrency) as pool:
+    with ExitStack() as stack:
+        stack.enter_context(only_writer(path, "file", "run", JudgeError))
+        known = {key: _verdict(row) for key, row in written_rows(path, resume, key_of).items()}
+        left = {_key(question): question for question in questions if _key(question) not in known}
+        file = stack.enter_context(appending(path))
+        advance = stack.enter_context(progress("judging", len(left)))
+        pool = stack.enter_context(ThreadPoolExecutor(concurrency))
         asked = {pool.submit(judge.compare, *question): key for key, question in left.items()}
         try:
             for future in as_completed(asked):
@@ -224,7 +230,7 @@ def _key(question: Question) -> str:
 
 def _verdict(row: dict[str, Any]) -> Verdict:
     if not {row["a_first"], row["b_first"]} <= {"a", "b", "tie", None}:
-        raise ForeignRow("is no verdict")
+        raise Problem("row", "is no verdict")
     return Verdict(row["a_first"], row["b_first"])
 
 

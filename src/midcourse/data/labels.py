@@ -2,12 +2,11 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from midcourse.data.comparisons import Comparison
-
-Gold = Callable[[str], float]
+from midcourse.rewards.gold import Gold
 
 
 def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, seed: int) -> list[Comparison]:
@@ -16,7 +15,7 @@ def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, 
     `gold` judges the response alone. The draw of a pair depends on the seed, its place and its two texts, not on which
     of them was preferred before, so labelling twice gives the same labels.
 
-    Example:
+    Examples:
         >>> shorter = draw_labels(comparisons, lambda text: -len(text.split()), scale=1, seed=0)
     """
     return [

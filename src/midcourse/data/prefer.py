@@ -12,7 +12,7 @@ from midcourse.data.comparisons import Comparison, prompt_key
 from midcourse.data.jsonl import as_line
 from midcourse.data.judge import Judge, Question, judge_all
 from midcourse.data.labels import draw_label, label_ceiling, swapped
-from midcourse.data.sample import Sampled
+from midcourse.data.rollouts import Rollout
 from midcourse.errors import MidcourseError
 from midcourse.files import write_bytes
 
@@ -59,7 +59,7 @@ class Summary:
 
 
 def prefer(
-    rollouts: Sequence[Sampled],
+    rollouts: Sequence[Rollout],
     rewards: Sequence[float] | None = None,
     *,
     pairs: str = "bradley-terry",
@@ -81,7 +81,7 @@ def prefer(
     Raises:
         PreferError: a rollout without a finite reward, no pair at all, or a setting that makes no sense.
 
-    Example:
+    Examples:
         >>> comparisons, summary = prefer(sample(lm, prompts, "rollouts.jsonl", label=len), pairs="best-worst")
     """
     if pairs not in PAIRS:
@@ -116,7 +116,7 @@ def prefer(
 
 
 def prefer_by_judge(
-    rollouts: Sequence[Sampled],
+    rollouts: Sequence[Rollout],
     judge: Judge,
     verdicts: Path,
     *,
@@ -162,7 +162,7 @@ def write_comparisons(path: str | Path, comparisons: Iterable[Comparison]) -> No
     write_bytes(Path(path), b"".join(as_line(asdict(comparison)) for comparison in comparisons))
 
 
-def _finite(rollouts: Sequence[Sampled], rewards: Sequence[float] | None) -> list[float]:
+def _finite(rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> list[float]:
     if rewards is not None and len(rewards) != len(rollouts):
         raise PreferError(f"{len(rewards)} rewards for {len(rollouts)} rollouts; give one for each")
     found = []
@@ -179,7 +179,7 @@ def _finite(rollouts: Sequence[Sampled], rewards: Sequence[float] | None) -> lis
     return found
 
 
-def _distinct(rollouts: Sequence[Sampled]) -> tuple[list[Group], Summary]:
+def _distinct(rollouts: Sequence[Rollout]) -> tuple[list[Group], Summary]:
     """Each prompt's rollouts with a text of their own, and what was left out."""
     groups: dict[str, dict[str, int]] = {}
     empty = repeated = 0
@@ -207,7 +207,7 @@ def _combinations(groups: Sequence[Group], pairs_per_prompt: int | None, seed: i
     return found
 
 
-def _comparison(rollouts: Sequence[Sampled], pair: tuple[int, int]) -> Comparison:
+def _comparison(rollouts: Sequence[Rollout], pair: tuple[int, int]) -> Comparison:
     a, b = (rollouts[place] for place in pair)
     return Comparison(a.prompt, a.response, b.response, a.finished, b.finished)
 

@@ -1,85 +1,97 @@
 """Files of prompts in, files of responses out: one JSON row each, appended as soon as it is finished."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from midcourse.data.jsonl import ForeignRow, append_row, written_rows
-from midcourse.decode.loop import Guides, stream
-from midcourse.decode.steps import Generation, Step
-from midcourse.errors import MidcourseError
+from midcourse.data.comparisons import digest
+from midcourse.data.formats import BadRow, Problem, prompt_of, read_rows
+from midcourse.data.jsonl import RowFileError, append_row, appending, check_unwritten, written_rows
+from midcourse.data.record import check_same, only_writer, read_record, write_record
+from midcourse.decode.engine import stream
+from midcourse.decode.methods import settings_of
+from midcourse.decode.request import Request
+from midcourse.decode.steps import Generation, Guides, Step
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt
+from midcourse.lm.weights import tensors_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
+from midcourse.rewards.fingerprint import reward_fingerprint
 
 
-class PromptFileError(MidcourseError):
-    """A file of prompts that cannot be used; names file and line."""
+def read_prompts(path: str | Path, *, rejects: list[BadRow] | None = None) -> list[Prompt]:
+    """Read the field `prompt` of every row of a file in one of the formats of `read_comparisons`.
 
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """The field "prompt" of every line: a text or a list of messages."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise PromptFileError(f"{path} cannot be read ({error.strerror}); name a JSONL file of prompts") from error
-    prompts = [_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise PromptFileError(f'{path} holds no prompts; write one JSON object with a field "prompt" per line')
-    return prompts
-
-
-def _prompt(path: Path, number: int, line: bytes) -> Prompt:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PromptFileError(f'{path}, line {number}: no JSON object with a field "prompt" ({error})') from error
-    messages = isinstance(prompt, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
-    )
-    if not (isinstance(prompt, str) or (prompt and messages)):
-        raise PromptFileError(f"{path}, line {number}, field prompt: neither a text nor a list of messages")
-    try:
-        json.dumps(prompt, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:  # JSON can spell it ("\\ud83d"), no tokenizer takes it
-        raise PromptFileError(
-            f"{path}, line {number}, field prompt: half a surrogate pair; write the character whole"
-        ) from error
-    return prompt
-
-
-def rows_done(path: Path, prompts: Sequence[Prompt], resume: bool) -> set[int]:
-    """The rows an output file already holds; a torn last line is dropped from it.
+    A prompt is a text or, except in CSV, a list of {role, content}. With `rejects`, bad rows are appended to it and
+    reading goes on.
 
     Raises:
-        RowFileError: the file has rows and `resume` is not set, or they answer other prompts.
+        DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
-    return set(written_rows(path, resume, lambda row: answered(row, prompts)))
+    return read_rows(path, prompt_of, "prompts", ("prompt",), rejects=rejects)
+
+
+# Guided responses
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Raise RowFileError, before anything is loaded, if another process writes to a file or it exists already."""
+    with only_writer(out, "file", "run", RowFileError):
+        if not resume:
+            check_unwritten(out)
+
+
+def write_guided(
+    out: Path,
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    reward: Reward | Guides | None,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool = False,
+) -> tuple[int, int]:
+    """Write a guided response to every prompt into a file; return how many rows were written, how many there before.
+
+    Args:
+        settings: those of `midcourse.stream`; row i uses `seed` + i.
+        resume: keep the rows of the file, and add the missing ones.
+
+    Raises:
+        RowFileError: another process writes to the file; it holds rows, and `resume` is not set or they were asked for
+            otherwise.
+        MethodError, PromptError, RewardError: as `midcourse.stream`.
+    """
+    with only_writer(out, "file", "run", RowFileError):
+        there = set(written_rows(out, resume, lambda row: answered(row, prompts)))
+        begin_record(out, what_is_asked(lm, reward, **settings), prompts, recorded(out) if there else {})
+        left = [row for row in range(len(prompts)) if row not in there]
+        seeds = [settings.get("seed", 0) + row for row in left]
+        append_responses(out, lm, prompts, left, reward, {**settings, "seed": seeds}, guided_row)
+    return len(left), len(there)
 
 
 def answered(row: dict[str, Any], prompts: Sequence[Prompt]) -> int:
-    """The number of the prompt that a row answers; ForeignRow where that prompt is another."""
+    """Return the number of the prompt that a row answers; Problem if that prompt is another."""
     number = row["row"]
     if not 0 <= number < len(prompts):
-        raise ForeignRow(f"is row {number} of other prompts, here are {len(prompts)}")
+        raise Problem("row", f"is row {number} of other prompts, here are {len(prompts)}")
     if prompts[number] != row["prompt"]:
-        raise ForeignRow(f"answers another prompt than row {number}")
+        raise Problem("row", f"answers another prompt than row {number}")
     return number
 
 
-def append_rows(
+def append_responses(
     path: Path,
     lm: LanguageModel,
     prompts: Sequence[Prompt],
     left: Sequence[int],
     reward: Reward | Guides | None,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     as_row: Callable[[int, Generation], dict[str, Any]],
 ) -> None:
     """Decode the rows in `left` and append what `as_row` makes of each to `path` when it is finished."""
-    with path.open("ab") as file, progress("writing", len(left) * settings["max_new_tokens"]) as advance:
+    with appending(path) as file, progress("writing", len(left) * settings["max_new_tokens"]) as advance:
         for place, event in stream(lm, [prompts[row] for row in left], reward, **settings):
             if isinstance(event, Step):
                 advance(1)
@@ -89,7 +101,10 @@ def append_rows(
 
 
 def guided_row(row: int, generation: Generation) -> dict[str, Any]:
-    """A response as its JSON row. A token's text is what became certain with it; their texts joined are `text`."""
+    """Return a response as its JSON row.
+
+    A token's text is what became certain with it; their texts joined are `text`.
+    """
     found = {"row": row, "prompt": generation.prompt, **_response(generation)}
     if generation.samples:
         found["samples"] = [_response(sample) for sample in generation.samples]
@@ -114,6 +129,68 @@ def _response(generation: Generation) -> dict[str, Any]:
 
 
 def token_row(step: Step) -> dict[str, Any]:
-    """A token of a response as JSON."""
+    """Return a token of a response as JSON."""
     names = ("token_id", "text", "logprob", "reference_logprob", "reward", "weight")
     return {name: getattr(step, name) for name in names}
+
+
+# What was asked for
+
+
+def what_is_asked(
+    lm: LanguageModel, reward: Reward | Guides | None, *, batch_size: int = 16, **settings: Any
+) -> dict[str, Any]:
+    """Return what decides the responses of `midcourse.stream`, besides the prompts, as JSON.
+
+    `batch_size` decides nothing, and neither do device and dtype, but for rounding.
+    """
+    request = Request.of("", reward, **settings)
+    method = {name: value for name, value in settings_of(request.method).items() if name != "source"}
+    limits = {name: value for name, value in vars(request.limits).items() if name != "logits_processor"}
+    return {
+        "lm_fingerprint": tensors_fingerprint(lm.model),
+        "rewards": [reward_fingerprint(one) for one, _ in request.guides],
+        "reward_weights": [weight for _, weight in request.guides],
+        "method": {"kind": type(request.method).__name__, **method},
+        **limits,
+        "template": request.template,
+        "max_new_tokens": request.max_new_tokens,
+        "stop": list(request.stop),
+        "seed": request.seed,
+        "keep_all": request.keep_all,
+    }
+
+
+def begin_record(out: Path, asked: Mapping[str, Any], prompts: Sequence[Prompt], earlier: Mapping[str, Any]) -> None:
+    """Keep what is asked of a file of rows beside it; prompts may be added at the end of those of an earlier call.
+
+    Args:
+        earlier: what was asked for the rows that the file holds; empty if it holds none.
+
+    Raises:
+        RowFileError: these rows were asked for otherwise.
+    """
+    if earlier:
+        count = earlier.get("prompts")
+        known = prompts[:count] if isinstance(count, int) and count <= len(prompts) else prompts
+        check_same(earlier, {**asked, **_named(known)}, out, "rows", RowFileError)
+    write_record(record_of(out), {**asked, **_named(prompts)})
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """Return what was asked for the rows of a file; RowFileError if nothing says so."""
+    remedy = "name another file for --out, and join both if you know that they belong together"
+    path = record_of(out)
+    if not path.is_file():
+        raise RowFileError(f"{out} has no {path.name} beside it to say how its rows were made; {remedy}")
+    return read_record(path, RowFileError, remedy)
+
+
+def record_of(out: Path) -> Path:
+    """Return where what was asked for a file of rows is kept."""
+    return out.with_name(f"{out.name}.asked.json")
+
+
+def _named(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    listed = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    return {"prompts": len(prompts), "prompts_fingerprint": digest(listed)[:16]}

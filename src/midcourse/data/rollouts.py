@@ -1,24 +1,41 @@
-"""Rollouts to train on: responses with a final reward, as `midcourse sample` writes them; bad rows refused by line."""
+"""Rollouts: responses that a language model wrote, and the reward of each if it has one."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from midcourse.data.comparisons import Comparison
-from midcourse.data.formats import JSON_LINES, BadRow, Problem, first_fields, flag, prompt_of, read_rows, short, text_of
+from midcourse.data.formats import (
+    BadRow,
+    CsvCell,
+    Problem,
+    field_names,
+    flag,
+    number_of,
+    prompt_of,
+    read_rows,
+    short,
+    text_of,
+)
 from midcourse.lm.prompt import Prompt
+
+COLUMNS = ("row", "sample", "prompt", "response", "finished", "reward")
+_REMEDY = "write one, or label the rollouts again"
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A response and its reward R. One that was cut at a length limit is not finished: it gets no EOS."""
+    """A response that a language model wrote, and its reward R if it has one.
+
+    A response that was cut at a length limit is not finished: it gets no EOS, and its reward is that of a prefix.
+    """
 
     prompt: Prompt
     response: str
     finished: bool
-    reward: float
+    reward: float | None = None
 
     @property
     def responses(self) -> tuple[str, ...]:
@@ -32,21 +49,35 @@ def read_rollouts(
     limit: Callable[[Rollout], str | None] | None = None,
     rejects: list[BadRow] | None = None,
 ) -> list[Rollout]:
-    """The rollouts of a .jsonl, .json (one object a line), .jsonl.gz or .json.gz file, in order.
+    """Read the rollouts to train on from a file in one of the formats of `read_comparisons`, in order.
 
-    Fields: `prompt` (a text or a list of {role, content}), `response` (a text; empty only if finished), `reward` (a
-    finite number) and optionally `finished` (true where absent); others, such as midcourse sample's `row`, `sample` and
-    `seed`, are ignored. `limit` and `rejects` are as in `read_comparisons`.
+    Fields: `prompt` (a text or, except in CSV, a list of {role, content}), `response` (a text; empty only if finished),
+    `reward` (a finite number) and optionally `finished` (true if absent); others are ignored. `limit` and `rejects` are
+    as in `read_comparisons`.
 
     Raises:
-        DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
+        DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row, such as one
+            without a reward.
     """
-    return read_rows(path, _rollout, "rollouts", JSON_LINES, limit=limit, rejects=rejects)
+    return read_rows(path, _labelled, "rollouts", COLUMNS, limit=limit, rejects=rejects)
+
+
+def read_samples(path: str | Path, *, rejects: list[BadRow] | None = None) -> list[Rollout]:
+    """Read the rollouts of a file that `midcourse sample` wrote, or of several of them joined, labelled or not.
+
+    They come by prompt and sample (the fields `row` and `sample`), since a file has them as they were finished; rows of
+    other tools need no such fields and stay as they are.
+
+    Raises:
+        DataError: as `read_rollouts`, but a reward may be missing.
+    """
+    placed = read_rows(path, lambda fields: (_place(fields), rollout_of(fields)), "rollouts", COLUMNS, rejects=rejects)
+    return [rollout for _, rollout in sorted(placed, key=itemgetter(0))]
 
 
 def are_rollouts(path: str | Path) -> bool:
-    """Whether a file's first row has the fields of a rollout, and not those of a comparison."""
-    fields = first_fields(path)
+    """Say whether a file's first row has the fields of a rollout, and not those of a comparison."""
+    fields = field_names(path, (*COLUMNS, "chosen", "rejected"))
     return bool(fields & {"response", "reward"}) and not fields & {"chosen", "rejected"}
 
 
@@ -62,15 +93,34 @@ def label_comparisons(comparisons: Iterable[Comparison]) -> list[Rollout]:
     ]
 
 
-def _rollout(fields: dict[str, Any]) -> Rollout:
+def rollout_of(fields: dict[str, Any]) -> Rollout:
+    """Return the rollout in a row's fields, with or without a reward; Problem if there is none."""
+    for field in ("prompt", "response"):
+        if field not in fields:
+            raise Problem(field, "the field is missing; each row needs prompt and response")
+    response, finished = text_of(fields, "response"), flag(fields, "finished")
+    return Rollout(prompt_of(fields), response, finished, number_of(fields, "reward", _REMEDY))
+
+
+def _labelled(fields: dict[str, Any]) -> Rollout:
     for field in ("prompt", "response", "reward"):
         if field not in fields:
             raise Problem(field, "the field is missing; each row needs prompt, response and reward")
-    prompt, response = prompt_of(fields), text_of(fields, "response")
-    finished = flag(fields, "finished")
-    if not response and not finished:
+    rollout = rollout_of(fields)
+    if not rollout.response and not rollout.finished:
         raise Problem("response", "the response is empty and was cut; remove the row")
-    reward = fields["reward"]
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-        raise Problem("reward", f"{short(reward)} is not a finite number; write one, or label the rollouts again")
-    return Rollout(prompt, response, finished, float(reward))
+    if rollout.reward is None:
+        raise Problem("reward", f"{short(fields['reward'])} is not a finite number; {_REMEDY}")
+    return rollout
+
+
+def _place(fields: dict[str, Any]) -> tuple[int, int]:
+    row, sample = (fields.get(name) for name in ("row", "sample"))
+    return _count(row), _count(sample)
+
+
+def _count(value: Any) -> int:
+    """A number, also as a cell of CSV spells it; 0 for whatever else other tools may have put there."""
+    if isinstance(value, CsvCell) and value.isdecimal():
+        return int(value)
+    return value if isinstance(value, int) else 0

@@ -4,17 +4,17 @@ A value of the text that a policy will write has to be learned from what that po
 of guided decoding, the LM's top 10 at temperature 1.
 """
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from operator import itemgetter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from midcourse.data.jsonl import ForeignRow, as_line, written_rows
-from midcourse.data.prompts import answered, append_rows
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import RowFileError, as_line, written_rows
+from midcourse.data.prompts import answered, append_responses, begin_record, recorded, what_is_asked
+from midcourse.data.record import only_writer
+from midcourse.data.rollouts import Rollout, rollout_of
 from midcourse.decode.methods import Method
 from midcourse.decode.steps import Generation
 from midcourse.errors import MidcourseError
@@ -22,31 +22,17 @@ from midcourse.files import write_bytes
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template
 from midcourse.progress import progress
-from midcourse.rewards.contract import Reward
-from midcourse.rewards.text import FunctionReward, Text, TextReward
+from midcourse.rewards.contract import Reward, Text
+from midcourse.rewards.fingerprint import reward_fingerprint
+from midcourse.rewards.text import FunctionReward
 
 LABEL_ROWS = 32  # that are labelled together
-_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Label: TypeAlias = Reward | Callable[[str], float]
 
 
 class SampleError(MidcourseError):
-    """Rollouts that cannot be made, labelled or read; names the row."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A response that a language model wrote, and its reward where it has one.
-
-    One that was cut at a length limit is not finished; its reward is that of the prefix it is. With a reward it is a
-    rollout to train on.
-    """
-
-    prompt: Prompt
-    response: str
-    finished: bool
-    reward: float | None = None
+    """Rollouts that cannot be made or labelled; names the row."""
 
 
 def sample(
@@ -64,7 +50,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 16,
     resume: bool = False,
-) -> list[Sampled]:
+) -> list[Rollout]:
     """Write `n` responses to every prompt into `out`, and return all that it holds, by prompt and sample.
 
     A row is on disk as soon as it is finished: {"row", "sample", "prompt", "response", "finished", "reward", "seed"},
@@ -82,9 +68,10 @@ def sample(
 
     Raises:
         SampleError: a label function that raises, or a reward that is no finite number; the rows before it are kept.
-        RowFileError: `out` holds rows, and `resume` is not set or they are of other prompts, another n or seed.
+        RowFileError: another process writes to `out`; it holds rows, and `resume` is not set or they were asked for
+            otherwise: with another LM, sampling, prompts, n or seed, or labels of another reward.
 
-    Example:
+    Examples:
         >>> rollouts = sample(lm, ["The ferry was late, and"], "rollouts.jsonl", n=4, label=my_function)
         >>> comparisons, summary = prefer(rollouts)
         >>> train(RewardModel.create("smollm2", template="raw"), comparisons, Path("my-reward"))
@@ -95,35 +82,46 @@ def sample(
     if seed < 0:
         raise SampleError(f"seed {seed} is negative; use 0 or more")
     reward = as_reward(label)
-    found = written_rows(out, resume, lambda row: _index(row, prompts, n, seed))
-    if reward is not None:
-        _label_file(out, found, reward)
     asked = [prompt for prompt in prompts for _ in range(n)]
-    left = [i for i in range(len(asked)) if i not in found]
+    with only_writer(out, "file", "run", RowFileError):
+        there = written_rows(out, resume, lambda row: _index(row, prompts, n, seed))
+        earlier = recorded(out) if there else {}
+        settings: dict[str, Any] = {
+            # Not a named method: there no top_k means the method's own.
+            "method": Method(None, reward_weight=0.0, top_k=top_k, top_p=top_p, temperature=temperature),
+            "max_new_tokens": max_new_tokens,
+            "template": template or earlier.get("template") or (reward.template if reward else None),
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        policy = what_is_asked(lm, None, **settings)
+        label_name = reward_fingerprint(reward) if reward else earlier.get("label")
+        if there and all(row.get("reward") is None for row in there.values()):
+            earlier |= {"label": label_name}  # no row has a label yet: any reward may give them
+        begin_record(out, {**policy, "label": label_name}, prompts, earlier)
+        if reward is not None:
+            _label_file(out, there, reward)
+        left = [i for i in range(len(asked)) if i not in there]
 
-    def as_row(index: int, generation: Generation) -> dict[str, Any]:
-        found[index] = _row(index, n, generation, reward)
-        return found[index]
+        def as_row(index: int, generation: Generation) -> dict[str, Any]:
+            there[index] = _row(index, n, generation, reward)
+            return there[index]
 
-    settings = {
-        # Not a named method: there no top_k means the method's own.
-        "method": Method(None, reward_weight=0.0, top_k=top_k, top_p=top_p, temperature=temperature),
-        "max_new_tokens": max_new_tokens,
-        "template": template or (reward.template if reward else None),
-        "seed": [seed + i for i in left],
-        "batch_size": batch_size,
-    }
-    append_rows(out, lm, asked, left, None, settings, as_row)
-    return [as_sampled(found[i]) for i in range(len(asked))]
+        append_responses(out, lm, asked, left, None, {**settings, "seed": [seed + i for i in left]}, as_row)
+    return [_rollout(there[i]) for i in range(len(asked))]
 
 
 def _index(row: dict[str, Any], prompts: Sequence[Prompt], n: int, seed: int) -> int:
-    """The place of a written row among all; ForeignRow where this run would write another there."""
+    """The place of a written row among all; Problem if this run would write another there."""
     index = answered(row, prompts) * n + row["sample"]
     if not 0 <= row["sample"] < n or row["seed"] != seed + index:
-        raise ForeignRow(f"was sampled with another --n or --seed than {n} and {seed}")
-    as_sampled(row)
+        raise Problem("row", f"was sampled with another --n or --seed than {n} and {seed}")
+    _rollout(row)
     return index
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    return replace(rollout_of(row), prompt=row["prompt"])
 
 
 def _row(index: int, n: int, generation: Generation, reward: Reward | None) -> dict[str, Any]:
@@ -138,92 +136,25 @@ def _row(index: int, n: int, generation: Generation, reward: Reward | None) -> d
     return row if reward is None else _labelled(row, reward)
 
 
-# Reading
-
-
-def read_samples(path: str | Path) -> list[Sampled]:
-    """The rollouts of a file that `sample` wrote, or of several of them joined, by prompt and sample.
-
-    Raises:
-        SampleError: a file that cannot be read or has no rows; the first bad row, with its line.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise SampleError(
-            f"{path} cannot be read ({error.strerror}); name a file that midcourse sample wrote"
-        ) from error
-    found = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            found.append((_place(row), as_sampled(row)))
-        except ForeignRow as problem:
-            raise SampleError(f"{path}, line {number} {problem}; write rows as midcourse sample does") from None
-        except (ValueError, RecursionError) as error:
-            raise SampleError(
-                f"{path}, line {number} is not JSON; where the last line is torn, midcourse sample --resume mends it"
-            ) from error
-    if not found:
-        raise SampleError(f"{path} has no rows; write some with midcourse sample")
-    return [rollout for _, rollout in sorted(found, key=itemgetter(0))]
-
-
-def as_sampled(row: Any) -> Sampled:
-    """A row's rollout; ForeignRow, with the field and a remedy, where it holds none."""
-    if not isinstance(row, dict):
-        raise ForeignRow("is no object")
-    for field, kind in (("prompt", str | list), ("response", str), ("finished", bool)):
-        if not isinstance(row.get(field), kind):
-            raise ForeignRow(f"has the {field} {_short(row.get(field))}")
-    reward = row.get("reward")
-    number = isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward)
-    if reward is not None and not number:
-        raise ForeignRow(f"has the reward {_short(reward)}, no finite number")
-    if _HALF_SURROGATE.search(json.dumps([row["prompt"], row["response"]], ensure_ascii=False)):
-        raise ForeignRow("has half a surrogate pair in its texts")
-    return Sampled(row["prompt"], row["response"], row["finished"], None if reward is None else float(reward))
-
-
-def _place(row: Any) -> tuple[int, ...]:
-    """(row, sample): a file has them as they were finished. Other tools' rows need none, and stay as they are."""
-    numbers = [row.get(name) if isinstance(row, dict) else None for name in ("row", "sample")]
-    return tuple(number if isinstance(number, int) else 0 for number in numbers)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]} ..."
-
-
 # Labels
 
 
 def as_reward(label: Label | None) -> Reward | None:
     """A reward as it is, a function as the reward of the response."""
-    return label if label is None or isinstance(label, Reward) else FunctionReward(label)
+    if label is None or hasattr(label, "start"):  # models are callable too
+        return cast(Reward | None, label)
+    return FunctionReward(label)
 
 
-def rewards_of(reward: Reward, rollouts: Sequence[Sampled]) -> list[float]:
-    """The reward of each response: of the finished text, or where it was cut of the prefix.
-
-    An empty response has that of the finished text in any case: it has no other prefix.
-    """
-    if isinstance(reward, TextReward):  # it would read every prefix of a text for its score, though one is wanted
-        return reward.ask([Text(r.prompt, r.response, r.finished) for r in rollouts])
-    scores = reward.score([r.prompt for r in rollouts], [r.response for r in rollouts])
-    return [
-        score.whole if rollout.finished or len(score.rewards) == 1 else score.without_end().whole
-        for rollout, score in zip(rollouts, scores, strict=True)
-    ]
+def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:
+    """Return the reward of each response: of the finished text, or if it was cut of the prefix."""
+    return reward.rate([Text(r.prompt, r.response, r.finished) for r in rollouts])
 
 
 def _labelled(row: dict[str, Any], reward: Reward) -> dict[str, Any]:
     """The row with its reward, before the seed."""
     try:
-        (value,) = rewards_of(reward, [as_sampled(row)])
+        (value,) = rewards_of(reward, [_rollout(row)])
     except MidcourseError as error:
         raise SampleError(f"row {row['row']}, sample {row['sample']}: {error}; then go on with --resume") from error
     return _with_reward(row, value)
@@ -256,7 +187,7 @@ def _label_file(path: Path, found: dict[int, dict[str, Any]], reward: Reward) ->
 def _labelled_rows(rows: Sequence[dict[str, Any]], reward: Reward) -> Iterator[dict[str, Any]]:
     """The rows with their rewards, read together; one by one where that fails, to name the row."""
     try:
-        values = rewards_of(reward, [as_sampled(row) for row in rows])
+        values = rewards_of(reward, [_rollout(row) for row in rows])
     except MidcourseError:
         for row in rows:
             yield _labelled(row, reward)

@@ -9,10 +9,8 @@ derived from the row's seed: nothing depends on which rows share a batch.
 """
 
 import math
-from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +18,77 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from midcourse.decode.candidates import nucleus, short_list
-from midcourse.decode.choice import draw, kl_divergence, normalise, uniforms_now
-from midcourse.decode.methods import BestOfN, BlockMethod, Blockwise, Cards, Limits, Method
-from midcourse.decode.steps import Generation, Row, Step, as_steps, processed, remaining
-from midcourse.lm.language_model import LanguageModel, LanguageModelRows
-from midcourse.lm.prompt import Prefix
-from midcourse.rewards.contract import Reward, adds_up
+from midcourse.decode.choice import kl_divergence
+from midcourse.decode.methods import BestOfN, Blockwise, Cards
+from midcourse.decode.policy import plain_steps
+from midcourse.decode.rows import Answers, Rows, started, weighted
+from midcourse.decode.steps import Event, Failure, Failures, Generation, Guides, Row, remaining
+from midcourse.lm.contract import CausalModel
+from midcourse.rewards.contract import RewardRows
+from midcourse.rewards.info import RewardError
 
 _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count from 1
+
+
+# What all three share
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    """A row's stream of random numbers of that number, independent of its other streams and of its own uniforms."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
+
+
+def _uniforms(row: Row, stream: int) -> np.ndarray:
+    """A uniform number in [0, 1) for every step: of stream 0 the row's own, of another derived from its seed."""
+    return row.uniforms if stream == 0 else _generator(row.seed, stream).random(len(row.uniforms))
+
+
+def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
+    """The events of the row's steps from `begin` on, a block that was kept: the reward at its end.
+
+    Args:
+        exact: the block is a plain draw, whose KL is known; that of a choice among several is not.
+    """
+    if not exact:
+        row.steps[begin:] = [replace(step, guidance_kl=None, total_kl=None) for step in row.steps[begin:]]
+    row.steps[-1] = replace(row.steps[-1], reward=reward)
+    return [(row.number, step) for step in row.steps[begin:]]
+
+
+def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[float], Failures]:
+    """The reward of each row's text so far, and the places of rows whose reward raises something or is not finite."""
+    found: Answers = {}
+    failures: Failures = {}
+    for key, part in list(batch.guided.items()):
+        places = list(part.places)
+        answer, bad = batch.ask(part, lambda asked, which: asked.prefix_rewards(), rows, lm)
+        failures |= bad
+        if answer is not None:
+            found[key] = places, answer
+    values = [0.0 if place in failures else weighted(found, row, place) for place, row in enumerate(rows)]
+    for place, value in enumerate(values):
+        if not math.isfinite(value):
+            failures[place] = RewardError(
+                f"the reward of prompt {rows[place].number + 1} is {value} after {len(rows[place].steps)} tokens; "
+                "it has to be a finite number"
+            )
+    return values, failures
+
+
+def _failed(failures: Failures, rows: Sequence[Row]) -> list[Event]:
+    """The events of requests some of whose rows have failed."""
+    errors: dict[int, Exception] = {}
+    for place, error in sorted(failures.items()):
+        errors.setdefault(rows[place].number, error)
+    return [(number, Failure(error)) for number, error in errors.items()]
+
+
+def _last_tokens(rows: Sequence[Row], batch: Rows) -> Tensor:
+    """The newest token of each row; any for one that failed before it had one."""
+    return torch.tensor([row.last_token if row.steps else 0 for row in rows], device=batch.device)
+
+
+# Best of n
 
 
 @dataclass(frozen=True)
@@ -57,342 +117,240 @@ class Samples:
         return replace(found, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None, rated=n)
 
 
-def stream_blocks(
-    lm: LanguageModel,
-    queue: Sequence[Row],
-    guides: Sequence[tuple[Reward, float]],
-    chosen: BlockMethod,
-    limits: Limits,
-    max_new_tokens: int,
-    batch_size: int,
-    keep_all: bool = False,
-) -> Iterator[tuple[int, Step | Generation]]:
-    """Yield (row, Step) for every token as soon as its block is chosen, and (row, Generation) for a finished row.
-
-    Args:
-        guides: rewards bound to `lm`, with their weights; their weighted sum is the reward of a text.
-        batch_size: rows of the language model that are decoded together.
-        keep_all: the Generation of best-of-n holds all its samples.
-    """
-    if not queue:
-        return
-    if isinstance(chosen, BestOfN):
-        for number, samples in best_of_n_samples(lm, queue, guides, chosen, limits, max_new_tokens, batch_size):
-            winner = replace(samples.winner, samples=samples.generations if keep_all else ())
-            for step in winner.steps:
-                yield number, step
-            yield number, winner
-        return
-    call = _Call(lm, guides, chosen, limits, max_new_tokens, batch_size)
-    if isinstance(chosen, Blockwise):
-        yield from _blockwise(call, queue, chosen)
-    else:
-        yield from _cards(call, queue, chosen)
-
-
-# What all three share
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What holds for every row of a call."""
-
-    lm: LanguageModel
-    guides: Sequence[tuple[Reward, float]]
-    chosen: BlockMethod
-    limits: Limits
-    max_new_tokens: int
-    batch_size: int
-
-    def draw(self, rows: Sequence[Row], logprobs: Float[Tensor, "batch vocab"]) -> list[str | None]:
-        """Continue every row by a token of the plain policy; why each is finished with it, if it is."""
-        logprobs = processed(self.limits.logits_processor, rows, logprobs)
-        steps = plain_steps(logprobs, [row.uniform for row in rows], self.chosen)
-        return [
-            row.push(
-                step,
-                ended=step.token_id in self.lm.eos_token_ids,
-                last=len(row.steps) + 1 == self.max_new_tokens,
-            )
-            for row, step in zip(rows, steps, strict=True)
-        ]
-
-    def start(self, prefixes: Sequence[Prefix]) -> "_States":
-        return _States(
-            self.lm.start([prefix.token_ids for prefix in prefixes], self.max_new_tokens), self.rewards(prefixes)
-        )
-
-    def rewards(self, prefixes: Sequence[Prefix]) -> "_Rewards":
-        return _Rewards(self.guides, prefixes, self.max_new_tokens)
-
-
-class _Rewards:
-    """A batch of rows under all rewards."""
-
-    def __init__(self, guides: Sequence[tuple[Reward, float]], prefixes: Sequence[Prefix], max_new_tokens: int):
-        self.rows = [guide.start(prefixes, max_new_tokens, 1) for guide, _ in guides]
-        self.weights = [weight for _, weight in guides]
-
-    def now(self) -> list[float]:
-        """The reward of each row's text so far: the weighted sum of all rewards."""
-        parts = [found.prefix_rewards().tolist() for found in self.rows]
-        return [sum(w * part for w, part in zip(self.weights, row, strict=True)) for row in zip(*parts, strict=True)]
-
-    def advance(self, token_ids: Tensor) -> None:
-        for found in self.rows:
-            found.advance(token_ids)
-
-    def rewind(self, counts: Sequence[int]) -> None:
-        for found in self.rows:
-            found.rewind(counts)
-
-    def select(self, places: Sequence[int]) -> None:
-        for found in self.rows:
-            found.select(places)
-
-    def replace(self, places: Sequence[int], other: "_Rewards") -> None:
-        for found, theirs in zip(self.rows, other.rows, strict=True):
-            found.replace(places, theirs)
-
-
 @dataclass
-class _States:
-    """A batch of rows under the language model and the rewards, moved together."""
+class BestOf:
+    """The samples of a request for the best of n: rows that nothing guides, collected as they are finished.
 
-    lm: LanguageModelRows
-    rewards: _Rewards
-
-    def step(self, token_ids: Sequence[int]) -> None:
-        tokens = torch.tensor(token_ids, device=self.lm.logprobs.device)
-        self.lm.step(tokens)
-        self.rewards.advance(tokens)
-
-    def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        self.lm.rewind(counts, logprobs)
-        self.rewards.rewind(counts)
-
-    def select(self, places: Sequence[int]) -> None:
-        self.lm.select(places)
-        self.rewards.select(places)
-
-    def replace(self, places: Sequence[int], other: "_States") -> None:
-        self.lm.replace(places, other.lm)
-        self.rewards.replace(places, other.rewards)
-
-
-def plain_steps(logprobs: Float[Tensor, "batch vocab"], uniforms: Sequence[float], chosen: BlockMethod) -> list[Step]:
-    """Each row's next step as plain decoding draws and reports it, its text still to come.
-
-    Args:
-        uniforms: one number in [0, 1) a row.
-        chosen: its top_k, top_p and temperature; at temperature 0 the likeliest token.
+    Attributes:
+        first: what the request begins with; its guides are the rewards that compare.
+        keep_all: the winner holds all samples.
+        together: how many responses the rewards read at a time.
     """
-    plain = Method(None, greedy=chosen.temperature == 0, temperature=chosen.temperature, top_k=chosen.top_k)
-    candidates = nucleus(short_list(logprobs, chosen.top_k), chosen.top_p, plain.policy_temperature)
-    base = normalise(candidates.logprobs, plain.policy_temperature)
-    index = base.argmax(1) if plain.greedy else draw(base, uniforms_now(uniforms, base.device))
-    return as_steps(candidates, None, base, base, index, [0.0] * len(base), [], plain)
+
+    first: Row
+    keep_all: bool
+    together: int
+    finished: dict[int, tuple[Row, str]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """n."""
+        assert isinstance(self.first.block, BestOfN)
+        return self.first.block.samples
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the n samples as rows to be drawn."""
+        for sample in range(self.count):
+            yield replace(self.first.branch(_uniforms(self.first, sample)), guides=(), sample=sample)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all samples are there."""
+        return len(self.finished) == self.count
+
+    def add(self, row: Row, reason: str) -> None:
+        """Take a finished sample."""
+        self.finished[row.sample] = row, reason
+
+    def compared(self, lm: CausalModel) -> list[Event]:
+        """Return the events of the request: the steps of the best sample, and its response."""
+        found = self.samples(lm)
+        winner = replace(found.winner, samples=found.generations if self.keep_all else ())
+        return [*((self.first.number, step) for step in winner.steps), (self.first.number, winner)]
+
+    def samples(self, lm: CausalModel) -> Samples:
+        """Return all samples with their rewards, the weighted sums of all rewards.
+
+        Raises:
+            RewardError: a reward that is not a finite number.
+        """
+        rows = [row for _, (row, _) in sorted(self.finished.items())]
+        rewards = [0.0] * len(rows)
+        for adding in (False, True):
+            if guides := [guide for guide in self.first.guides if guide[0].additive == adding]:
+                parts = _read_responses(lm, guides, rows, adding, self.together)
+                rewards = [one + other for one, other in zip(rewards, parts, strict=True)]
+        if broken := [reward for reward in rewards if not math.isfinite(reward)]:
+            raise RewardError(
+                f"the reward of a sample for prompt {self.first.number + 1} is {broken[0]}; "
+                "it has to be a finite number"
+            )
+        for row, reward in zip(rows, rewards, strict=True):
+            _settle(row, 0, reward, exact=True)
+            row.rated = 1
+        reasons = [reason for _, (_, reason) in sorted(self.finished.items())]
+        generations = [row.finished(*end) for row, end in zip(rows, zip(reasons, rewards, strict=True), strict=True)]
+        return Samples(tuple(generations), rewards.index(max(rewards)))
 
 
-def _generator(seed: int, stream: int) -> np.random.Generator:
-    """A row's stream of random numbers of that number, independent of its other streams and of its own uniforms."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
+def _read_responses(lm: CausalModel, guides: Guides, rows: Sequence[Row], adding: bool, together: int) -> list[float]:
+    """The rewards at the ends of whole responses to one prompt, or with `adding` the sums of their tokens'.
 
-
-def _uniforms(row: Row, stream: int) -> np.ndarray:
-    """A uniform number in [0, 1) for every step: of stream 0 the row's own, of another derived from its seed."""
-    return row.uniforms if stream == 0 else _generator(row.seed, stream).random(len(row.uniforms))
-
-
-def _branch(row: Row, uniforms: np.ndarray) -> Row:
-    """The row as it stands, to be continued apart from it."""
-    return replace(row, text=row.text.copy(), uniforms=uniforms, steps=list(row.steps))
-
-
-def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Step]:
-    """The row's steps from `begin` on as a block that was kept: the reward at its end.
-
-    Args:
-        exact: the block is a plain draw, whose KL is known; that of a choice among several is not.
-    """
-    if not exact:
-        row.steps[begin:] = [replace(step, guidance_kl=None, total_kl=None) for step in row.steps[begin:]]
-    row.steps[-1] = replace(row.steps[-1], reward=reward)
-    return row.steps[begin:]
-
-
-# Best of n
-
-
-def best_of_n_samples(
-    lm: LanguageModel,
-    queue: Sequence[Row],
-    guides: Sequence[tuple[Reward, float]],
-    chosen: BestOfN,
-    limits: Limits,
-    max_new_tokens: int,
-    batch_size: int,
-) -> Iterator[tuple[int, Samples]]:
-    """Yield (row, its n plain samples) as rows are finished; see `stream_blocks`.
-
-    A finished sample's place goes to the next one, of the same prompt or the next.
-    """
-    if not queue:
-        return
-    call = _Call(lm, guides, chosen, limits, max_new_tokens, batch_size)
-    waiting = ((j, _branch(row, _uniforms(row, j))) for row in queue for j in range(chosen.samples))
-    active = list(islice(waiting, batch_size))
-    finished: dict[int, dict[int, tuple[Row, str]]] = defaultdict(dict)
-    read: tuple[int, LanguageModelRows] | None = None  # the prompt of the newest sample, to be copied for the next
-    prompts = {row.number: row.prefix.token_ids for _, row in active}
-    lm_rows = lm.start(list(prompts.values()), max_new_tokens)
-    lm_rows.select([list(prompts).index(row.number) for _, row in active])
-
-    while active:
-        reasons = call.draw([row for _, row in active], lm_rows.logprobs)
-        ended = []
-        for place, ((j, row), reason) in enumerate(zip(active, reasons, strict=True)):
-            if reason is None:
-                continue
-            ended.append(place)
-            finished[row.number][j] = row, reason
-            if len(finished[row.number]) == chosen.samples:
-                yield row.number, _compared(call, [sample for _, sample in sorted(finished.pop(row.number).items())])
-        if len(ended) < len(active):
-            tokens = [row.steps[-1].token_id for _, row in active]
-            lm_rows.step(torch.tensor(tokens, device=lm_rows.logprobs.device))
-        successors = list(islice(waiting, len(ended)))
-        for place, (j, row) in zip(ended, successors, strict=False):
-            if read is None or read[0] != row.number:
-                read = row.number, lm.start([row.prefix.token_ids], max_new_tokens)
-            lm_rows.replace([place], read[1])
-            active[place] = j, row
-        if leaving := ended[len(successors) :]:
-            kept = remaining(len(active), set(leaving))
-            active = [active[place] for place in kept]
-            if kept:
-                lm_rows.select(kept)
-
-
-def _compared(call: _Call, samples: Sequence[tuple[Row, str]]) -> Samples:
-    """One prompt's samples with their rewards."""
-    rewards = _response_rewards(call, [row for row, _ in samples])
-    for (row, _), reward in zip(samples, rewards, strict=True):
-        _settle(row, 0, reward, exact=True)
-        row.rated = 1
-    generations = [row.finished(reason, reward) for (row, reason), reward in zip(samples, rewards, strict=True)]
-    return Samples(tuple(generations), rewards.index(max(rewards)))
-
-
-def _response_rewards(call: _Call, rows: Sequence[Row]) -> list[float]:
-    """The reward of each whole response to one prompt: the weighted sum of all rewards."""
-    found = [0.0] * len(rows)
-    for adding in (False, True):
-        if guides := [guide for guide in call.guides if adds_up(guide[0]) == adding]:
-            parts = _read_responses(replace(call, guides=guides), rows, adding)
-            found = [one + other for one, other in zip(found, parts, strict=True)]
-    return found
-
-
-def _read_responses(call: _Call, rows: Sequence[Row], adding: bool) -> list[float]:
-    """The rewards at the ends of whole responses, or with `adding` the sums of their tokens'.
-
-    A forward for several responses of about equal length, and where rewards add up one for each of their tokens.
+    A forward for several responses of about equal length, and if rewards add up one for each of their tokens.
     """
     responses = [[step.token_id for step in row.steps] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(responses[i]))
     rewards = [math.nan] * len(rows)
-    for begin in range(0, len(order), call.batch_size):
-        part = [responses[i] for i in order[begin : begin + call.batch_size]]
+    for begin in range(0, len(order), together):
+        part = [responses[i] for i in order[begin : begin + together]]
         longest = len(part[-1])
         # The responses follow as tokens, not as begun ones: only then is every EOS the one of training.
-        found = call.rewards([rows[0].prefix])
-        found.select([0] * len(part))
+        found = [reward.start([rows[0].prefix], longest, 1) for reward, _ in guides]
+
+        for one in found:
+            one.select([0] * len(part))
         sums = [0.0] * len(part)
         for place, column in enumerate(zip(*(ids + ids[-1:] * (longest - len(ids)) for ids in part), strict=True)):
-            found.advance(torch.tensor(column, device=call.lm.model.device))
+            for one in found:
+                one.advance(torch.tensor(column, device=lm.device))
             if adding:
-                now = zip(sums, found.now(), part, strict=True)
-                sums = [total + reward if place < len(ids) else total for total, reward, ids in now]
+                step = zip(sums, _weighted_now(found, guides), part, strict=True)
+                sums = [total + reward if place < len(ids) else total for total, reward, ids in step]
         if not adding:
-            found.rewind([longest - len(ids) for ids in part])
-            sums = found.now()
-        for i, reward in zip(order[begin : begin + call.batch_size], sums, strict=True):
+            for one in found:
+                one.rewind([longest - len(ids) for ids in part])
+            sums = _weighted_now(found, guides)
+        for i, reward in zip(order[begin : begin + together], sums, strict=True):
             rewards[i] = reward
     return rewards
+
+
+def _weighted_now(rows: Sequence[RewardRows], guides: Guides) -> list[float]:
+    """The weighted sum of all rewards of each row's prefix."""
+    parts = [
+        [weight * reward for reward in one.prefix_rewards().tolist()]
+        for one, (_, weight) in zip(rows, guides, strict=True)
+    ]
+    return [sum(row) for row in zip(*parts, strict=True)]
 
 
 # Blockwise controlled decoding
 
 
-def _blockwise(call: _Call, queue: Sequence[Row], chosen: Blockwise) -> Iterator[tuple[int, Step | Generation]]:
-    """K rows of every prompt draw a block; all K go on from the one of the highest value."""
-    count = chosen.samples
-    waiting = deque(queue)
-    prompts = [waiting.popleft() for _ in range(min(max(1, call.batch_size // count), len(waiting)))]
-    states = _repeated(call, prompts, count)
-    groups = [_candidates(row, row, count) for row in prompts]
+@dataclass
+class _Blocks:
+    """A request's K rows, which draw a block from the same place.
 
-    while groups:
-        begins = [len(group[0].steps) for group in groups]
-        rows = [row for group in groups for row in group]
-        reasons = _draw_block(call, rows, states, chosen.block_tokens)
-        values = states.rewards.now()
-        going: list[list[Row]] = []
+    Attributes:
+        first: whose uniform numbers the first of them has, block after block.
+        begin: how many tokens came before the block.
+        reasons: why each row is finished, if it is.
+    """
+
+    rows: list[Row]
+    first: Row
+    begin: int
+    reasons: list[str | None]
+
+    @classmethod
+    def follow(cls, row: Row, first: Row) -> "_Blocks":
+        """K rows that continue `row`."""
+        assert isinstance(first.block, Blockwise)
+        count = first.block.samples
+        rows = [row.branch(_uniforms(first, j)) for j in range(count)]
+        return cls(rows, first, len(row.steps), [None] * count)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row has drawn a whole block or is finished."""
+        assert isinstance(self.first.block, Blockwise)
+        end = self.begin + self.first.block.block_tokens
+        return all(reason or len(row.steps) == end for row, reason in zip(self.rows, self.reasons, strict=True))
+
+
+class BlockwiseBatch:
+    """The rows of an engine that draw blocks: K of every request."""
+
+    def __init__(self, lm: CausalModel):
+        self.lm = lm
+        self.requests: list[_Blocks] = []
+        self.batch: Rows | None = None
+
+    @property
+    def size(self) -> int:
+        """How many rows of the language model it holds."""
+        return len(self.rows)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows."""
+        return [row for request in self.requests for row in request.rows]
+
+    def enter(self, rows: Sequence[Row]) -> list[Event]:
+        """Read each row's prompt once for all of its K rows; a row whose reward cannot begin fails."""
+        begun, good, bad = started(self.lm, rows)
+        new = [_Blocks.follow(row, row) for row in good]
+        if begun is not None:
+            begun.select([place for place, request in enumerate(new) for _ in request.rows])
+            self.batch = begun if self.batch is None else self.batch.joined(begun)
+        self.requests += new
+        return [(row.number, Failure(error)) for row, error in bad]
+
+    def leave(self, number: int) -> None:
+        """Let go of a request's rows."""
+        places = [place for place, row in enumerate(self.rows) if row.number != number]
+        self.requests = [request for request in self.requests if request.first.number != number]
+        self._select(places)
+
+    def step(self) -> list[Event]:
+        """Draw a token for every row, and choose among blocks that are complete."""
+        if self.batch is None:
+            return []
+        rows, failures = self.rows, self._draw(self.batch)
+        values: list[float] = []
+        bad: Failures = {}
+        if any(request.complete for request in self.requests):
+            values, bad = _values(self.batch, rows, self.lm)
+        failures |= bad
+        failed = {rows[place].number for place in failures}
+        events = _failed(failures, rows)
+        going: list[_Blocks] = []
         sources: list[int] = []  # whose state each row goes on with
-        entering: list[tuple[int, Row]] = []  # (first place, row) of prompts that take a finished one's places
-        for first, begin, group in zip(range(0, len(rows), count), begins, groups, strict=True):
-            places = range(first, first + count)
-            best = max(places, key=values.__getitem__)
-            kept, reason = rows[best], reasons[best]
-            kept.rated += count
-            for step in _settle(kept, begin, values[best], exact=count == 1):
-                yield kept.number, step
-            if reason is None:
-                going.append(_candidates(kept, group[0], count))
-                sources += [best] * count
+        first = 0
+        for request in self.requests:
+            places = range(first, first := first + len(request.rows))
+            if request.first.number in failed:
                 continue
-            yield kept.number, kept.finished(reason, values[best])
-            if waiting:
-                successor = waiting.popleft()
-                entering.append((len(sources), successor))
-                going.append(_candidates(successor, successor, count))
+            if not request.complete:
+                going.append(request)
                 sources += places
-        groups = going
-        if groups:
-            states.select(sources)
-        if entering:
-            places_taken = [place for first, _ in entering for place in range(first, first + count)]
-            states.replace(places_taken, _repeated(call, [row for _, row in entering], count))
+                continue
+            best = max(places, key=values.__getitem__)
+            kept, reason = request.rows[best - places[0]], request.reasons[best - places[0]]
+            kept.rated += len(places)
+            events += _settle(kept, request.begin, values[best], exact=len(places) == 1)
+            if reason is not None:
+                events.append((kept.number, kept.finished(reason, values[best])))
+                continue
+            going.append(_Blocks.follow(kept, request.first))
+            sources += [best] * len(places)
+        self.requests = going
+        self._select(sources)
+        return events
 
+    def _draw(self, batch: Rows) -> Failures:
+        """Continue every row by a token; a row that has ended reads its last token again, and stays where it is."""
+        rows = self.rows
+        ended = [reason is not None for request in self.requests for reason in request.reasons]
+        live = [place for place, over in enumerate(ended) if not over]
+        steps, failures = plain_steps([rows[place] for place in live], batch.lm.logprobs[live], self.lm)
+        if any(ended):
+            batch.rewind([int(over) for over in ended], batch.lm.logprobs)
+        reasons = [reason for request in self.requests for reason in request.reasons]
+        for number, step in steps.items():
+            reasons[live[number]] = rows[live[number]].push(step, self.lm.eos_token_ids)
+        token_ids = _last_tokens(rows, batch)
+        batch.step(token_ids)
+        failures = {live[number]: error for number, error in failures.items()} | batch.advance(token_ids)
+        for request in self.requests:
+            request.reasons, reasons = reasons[: len(request.rows)], reasons[len(request.rows) :]
+        return failures
 
-def _repeated(call: _Call, rows: Sequence[Row], count: int) -> _States:
-    """The states after the rows' prompts, each read once and repeated."""
-    states = call.start([row.prefix for row in rows])
-    states.select([place for place in range(len(rows)) for _ in range(count)])
-    return states
-
-
-def _candidates(row: Row, first: Row, count: int) -> list[Row]:
-    """`count` rows that continue `row`; the first with the uniform numbers that `first` had."""
-    return [_branch(row, _uniforms(first, j)) for j in range(count)]
-
-
-def _draw_block(call: _Call, rows: Sequence[Row], states: _States, tokens: int) -> list[str | None]:
-    """Continue every row by a block of tokens; why each finished inside it, if it did."""
-    reasons: list[str | None] = [None] * len(rows)
-    for _ in range(tokens):
-        live = [place for place, reason in enumerate(reasons) if reason is None]
-        if not live:
-            break
-        found = call.draw([rows[place] for place in live], states.lm.logprobs[live])
-        if len(live) < len(rows):
-            # A row that has ended reads its last token again: it stays where it is.
-            states.rewind([int(reason is not None) for reason in reasons], states.lm.logprobs)
-        states.step([row.steps[-1].token_id for row in rows])
-        for place, reason in zip(live, found, strict=True):
-            reasons[place] = reason
-    return reasons
+    def _select(self, places: Sequence[int]) -> None:
+        if not places:
+            self.batch = None
+        elif self.batch is not None:
+            self.batch.select(places)
 
 
 # Cascade reward sampling
@@ -435,21 +393,34 @@ class _Segments:
 
     @classmethod
     def begin(cls, row: Row, start: Float[Tensor, " vocab"], prompt_reward: float) -> "_Segments":
-        return cls(row, start.clone(), prompt_reward, _generator(row.seed, _ACCEPTANCE), _branch(row, row.uniforms))
+        return cls(row, start.clone(), prompt_reward, _generator(row.seed, _ACCEPTANCE), row.branch(row.uniforms))
 
     @property
     def length(self) -> int:
         """Tokens proposed."""
         return len(self.trial.steps) - len(self.kept.steps)
 
-    def complete(self, entropy: float, chosen: Cards) -> bool:
-        """Whether the segment ends before the next token, whose distribution has this entropy."""
+    @property
+    def chosen(self) -> Cards:
+        """How segments end and are accepted."""
+        assert isinstance(self.kept.block, Cards)
+        return self.kept.block
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is accepted, so that its KL is known."""
+        return self.chosen.reward_threshold == -math.inf
+
+    def complete(self, entropy: float) -> bool:
+        """Return whether the segment ends before the next token, whose distribution has this entropy."""
+        chosen = self.chosen
         unsure = self.length >= chosen.least_tokens and entropy >= chosen.entropy_threshold
         return unsure or self.length >= chosen.segment_tokens
 
-    def judge(self, trial: _Trial, chosen: Cards, max_new_tokens: int) -> _Trial | None:
-        """The trial that is kept: this one, after the last rejection the best, or None, and another is drawn."""
-        tau = threshold(chosen, self.prompt_reward, len(trial.row.steps), max_new_tokens)
+    def judge(self, trial: _Trial) -> _Trial | None:
+        """Return the trial that is kept: this one, after the last rejection the best, or None, and another is drawn."""
+        chosen = self.chosen
+        tau = threshold(chosen, self.prompt_reward, len(trial.row.steps), trial.row.max_new_tokens)
         self.rated += 1
         # Accepted with probability min(1, exp((r - tau) / T)).
         if trial.reward >= tau or self.acceptance.random() < math.exp((trial.reward - tau) / chosen.temperature):
@@ -460,14 +431,14 @@ class _Segments:
             self.best = trial
         if self.rejected_here == chosen.retries:
             return self.best
-        self.trial = _branch(self.kept, _uniforms(self.kept, self.rejected))
+        self.trial = self.kept.branch(_uniforms(self.kept, self.rejected))
         return None
 
     def accept(self, row: Row, start: Float[Tensor, " vocab"]) -> None:
         """Go on from here."""
         self.kept, self.start = row, start.clone()
         self.best, self.rejected_here = None, 0
-        self.trial = _branch(row, _uniforms(row, self.rejected))
+        self.trial = row.branch(_uniforms(row, self.rejected))
 
 
 def threshold(chosen: Cards, prompt_reward: float, tokens: int, max_new_tokens: int) -> float:
@@ -485,79 +456,111 @@ def threshold(chosen: Cards, prompt_reward: float, tokens: int, max_new_tokens: 
     return min(goal, first + tokens * (goal - first) / max_new_tokens)
 
 
-def _cards(call: _Call, queue: Sequence[Row], chosen: Cards) -> Iterator[tuple[int, Step | Generation]]:
-    """Every row draws and judges its segments at its own pace; all of them read a token a step."""
-    waiting = deque(queue)
-    rows = [waiting.popleft() for _ in range(min(call.batch_size, len(waiting)))]
-    states = call.start([row.prefix for row in rows])
-    active = [_Segments.begin(*of) for of in zip(rows, states.lm.logprobs, states.rewards.now(), strict=True)]
-    exact = chosen.reward_threshold == -math.inf  # everything is accepted
+class CardsBatch:
+    """The rows of an engine that draw segments: each draws and judges its own, all read a token a step."""
 
-    while active:
-        reasons = call.draw([row.trial for row in active], states.lm.logprobs)
-        states.step([row.trial.steps[-1].token_id for row in active])
-        entropies = _entropy(states.lm.logprobs).tolist()
+    def __init__(self, lm: CausalModel):
+        self.lm = lm
+        self.active: list[_Segments] = []
+        self.batch: Rows | None = None
+
+    @property
+    def size(self) -> int:
+        """How many rows of the language model it holds."""
+        return len(self.active)
+
+    def enter(self, rows: Sequence[Row]) -> list[Event]:
+        """Read the rows' prompts; a row whose reward cannot begin fails."""
+        begun, good, bad = started(self.lm, rows)
+        if begun is None:
+            return [(row.number, Failure(error)) for row, error in bad]
+        rewards, failures = _values(begun, good, self.lm)
+        kept = [place for place in range(len(good)) if place not in failures]
+        starts = begun.lm.logprobs
+        self.active += [_Segments.begin(good[place], starts[place], rewards[place]) for place in kept]
+        if kept:
+            begun.select(kept)
+            self.batch = begun if self.batch is None else self.batch.joined(begun)
+        return [*((row.number, Failure(error)) for row, error in bad), *_failed(failures, good)]
+
+    def leave(self, number: int) -> None:
+        """Let go of a request's row."""
+        self._keep([place for place, row in enumerate(self.active) if row.kept.number != number])
+
+    def step(self) -> list[Event]:
+        """Draw a token for every row, and judge the segments that are complete."""
+        if self.batch is None:
+            return []
+        trials = [row.trial for row in self.active]
+        reasons, failures = self._draw(self.batch, trials)
+        entropies = _entropy(self.batch.lm.logprobs).tolist()
         complete = [
-            place for place, row in enumerate(active) if reasons[place] or row.complete(entropies[place], chosen)
+            place
+            for place, row in enumerate(self.active)
+            if place not in failures and (reasons[place] or row.complete(entropies[place]))
         ]
-        if not complete:
-            continue
-        rewards = states.rewards.now()
-        back = [0] * len(active)
-        reading: dict[int, Row] = {}
-        leaving: list[int] = []
+        events: list[Event] = []
+        leaving: set[int] = set()
+        if complete:
+            rewards, bad = _values(self.batch, trials, self.lm)
+            failures |= bad
+            judged, leaving = self._judge(self.batch, [p for p in complete if p not in failures], rewards, reasons)
+            events += judged
+        events += _failed(failures, trials)
+        self._keep(remaining(len(self.active), leaving | set(failures)))
+        return events
+
+    def _draw(self, batch: Rows, trials: Sequence[Row]) -> tuple[list[str | None], Failures]:
+        """Continue every trial by a token; why each is finished, if it is."""
+        steps, failures = plain_steps(trials, batch.lm.logprobs, self.lm)
+        reasons: list[str | None] = [None] * len(trials)
+        for place, step in steps.items():
+            reasons[place] = trials[place].push(step, self.lm.eos_token_ids)
+        token_ids = _last_tokens(trials, batch)
+        batch.step(token_ids)
+        return reasons, failures | batch.advance(token_ids)
+
+    def _judge(
+        self, batch: Rows, complete: Sequence[int], rewards: Sequence[float], reasons: Sequence[str | None]
+    ) -> tuple[list[Event], set[int]]:
+        """Accept or reject these segments: the events of what was accepted, and the places of finished rows."""
+        events: list[Event] = []
+        back = [0] * len(self.active)
+        other: list[int] = []  # rows that go on from another trial than the one just drawn
+        leaving: set[int] = set()
         for place in complete:
-            row = active[place]
+            row = self.active[place]
             proposed, length = _Trial(row.trial, rewards[place], reasons[place]), row.length
-            found = row.judge(proposed, chosen, call.max_new_tokens)
+            found = row.judge(proposed)
             if found is None:
                 back[place] = length
                 continue
-            for step in _settle(found.row, len(row.kept.steps), found.reward, exact=exact):
-                yield found.row.number, step
+            events += _settle(found.row, len(row.kept.steps), found.reward, exact=row.exact)
             if found.reason is None:
-                row.accept(found.row, states.lm.logprobs[place])
+                row.accept(found.row, batch.lm.logprobs[place])
                 if found is not proposed:
-                    reading[place] = found.row
+                    other.append(place)
                 continue
             found.row.rated = row.rated
-            yield found.row.number, found.row.finished(found.reason, found.reward)
-            if waiting:
-                reading[place] = waiting.popleft()
-            else:
-                leaving.append(place)
+            events.append((found.row.number, found.row.finished(found.reason, found.reward)))
+            leaving.add(place)
         if any(back):
-            _go_back(states, active, back)
-        if reading:
-            _read(call, states, active, reading)
-        if leaving:
-            kept = remaining(len(active), set(leaving))
-            active = [active[place] for place in kept]
-            if kept:
-                states.select(kept)
+            now = batch.lm.logprobs
+            starts = [row.start if count else old for row, count, old in zip(self.active, back, now, strict=True)]
+            batch.rewind(back, torch.stack(starts))
+        if other:
+            arrived = Rows.start(self.lm, [self.active[place].kept for place in other])
+            batch.replace(other, arrived)
+            for place, start in zip(other, arrived.lm.logprobs, strict=True):
+                self.active[place].start = start.clone()
+        return events, leaving
 
-
-def _go_back(states: _States, active: Sequence[_Segments], counts: Sequence[int]) -> None:
-    """Take the rejected trials off the rows: so many tokens each."""
-    now = states.lm.logprobs
-    logprobs = [row.start if count else old for row, count, old in zip(active, counts, now, strict=True)]
-    states.rewind(counts, torch.stack(logprobs))
-
-
-def _read(call: _Call, states: _States, active: list[_Segments], rows: dict[int, Row]) -> None:
-    """Read rows into these places: new prompts, and rows that go on from another trial than the last."""
-    arrived = call.start([_prefix(row) for row in rows.values()])
-    states.replace(list(rows), arrived)
-    for (place, row), start, reward in zip(rows.items(), arrived.lm.logprobs, arrived.rewards.now(), strict=True):
-        if row is active[place].kept:
-            active[place].start = start.clone()
-        else:
-            active[place] = _Segments.begin(row, start, reward)
-
-
-def _prefix(row: Row) -> Prefix:
-    """The row's prompt and its response so far."""
-    return row.prefix._replace(response_ids=[step.token_id for step in row.steps])
+    def _keep(self, places: Sequence[int]) -> None:
+        if not places:
+            self.batch = None
+        elif self.batch is not None:
+            self.batch.select(places)
+        self.active = [self.active[place] for place in places]
 
 
 def _entropy(logprobs: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:

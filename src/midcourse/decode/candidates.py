@@ -46,7 +46,7 @@ def short_list(
     return Candidates(torch.cat([ids, extra], 1), torch.cat([values, extra_values], 1))
 
 
-def nucleus(candidates: Candidates, top_p: float, temperature: float) -> Candidates:
+def nucleus(candidates: Candidates, top_p: float, temperature: float | Float[Tensor, "batch 1"]) -> Candidates:
     """Only the likeliest candidates that together hold `top_p` of softmax(log pi / T); the others are at -inf.
 
     Nucleus sampling (Holtzman et al., 2020), after the short list as in transformers. The likeliest always stays.

@@ -15,8 +15,10 @@ from torch import Tensor
 _HALVINGS = 24  # of a KL budget's bisection: the weight is found to 1 part in 16 million
 
 
-def normalise(scores: Float[Tensor, "batch candidates"], temperature: float) -> Float[Tensor, "batch candidates"]:
-    """log softmax(scores / T)."""
+def normalise(
+    scores: Float[Tensor, "batch candidates"], temperature: float | Float[Tensor, "batch 1"]
+) -> Float[Tensor, "batch candidates"]:
+    """Return log softmax(scores / T)."""
     return (scores / temperature).log_softmax(1)
 
 
@@ -45,7 +47,7 @@ def kl_divergence(
 def within_budget(
     policy: Callable[[Float[Tensor, "batch 1"]], Float[Tensor, "batch candidates"]],
     base: Float[Tensor, "batch candidates"],
-    weight: float,
+    weight: float | Float[Tensor, "batch 1"],
     allowance: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch 1"]:
     """For each row the largest weight from 0 to `weight` whose policy q has KL(q || base) <= allowance.

@@ -7,11 +7,15 @@ something to the log-probabilities, so several rewards are applied one after the
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+
+# torch takes seconds to import, and whoever lists the methods needs none of it.
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
 
 Weight: TypeAlias = float | Float[Tensor, "batch 1"]
 Guidance: TypeAlias = Callable[[Tensor, Tensor, Weight], Tensor]
@@ -45,6 +49,8 @@ def add_log_sigmoid(
 
     FUDGE (Yang and Klein, 2021), equation 2: P(x_i | x_<i) P(a | x_<=i)^lambda.
     """
+    from torch.nn.functional import logsigmoid
+
     return _add(logprobs, weight * logsigmoid(rewards))
 
 

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from midcourse.decode.guidance import Guidance, add_clamped, add_log_sigmoid, add_reward
 from midcourse.errors import MidcourseError
+
+# torch takes seconds to import, and whoever lists the methods needs none of it.
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
 
 LogitsProcessor: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -97,7 +101,7 @@ class Cards:
     Attributes:
         reward_threshold: r*, on the reward's own scale; there is no default that suits every reward.
         entropy_threshold: a segment ends before a token whose distribution under the LM has this entropy, in nats.
-        segment_tokens: the longest segment; the shortest is `least_tokens`.
+        least_tokens, segment_tokens: tokens of the shortest and of the longest segment.
         start_share: alpha.
         retries: rejections of a segment before the best of its trials is taken.
         top_k, temperature, top_p: of sampling the LM; the temperature is the acceptance's too, as in the authors' code.

@@ -1,21 +1,24 @@
 """What decoding yields: a Step for every token, a Generation for every response."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from midcourse.decode.candidates import Candidates
 from midcourse.decode.choice import kl_divergence, row_uniforms
-from midcourse.decode.methods import LogitsProcessor, Method, MethodError
+from midcourse.decode.methods import BlockMethod, Limits, Method
 from midcourse.lm.prompt import Prefix, Prompt
 from midcourse.lm.text import TextStream
+from midcourse.rewards.contract import Reward
 
 _LISTED = 20  # candidates reported of a whole vocabulary
+
+Guides: TypeAlias = Sequence[tuple[Reward, float]]
 
 
 @dataclass(frozen=True)
@@ -90,23 +93,90 @@ class Generation:
     rated: int = field(default=0, compare=False)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A request that could not be finished, and why."""
+
+    error: Exception
+
+
+Event: TypeAlias = tuple[int, Step | Generation | Failure]  # the number of a request, and what has become of it
+
+
+Failures: TypeAlias = dict[int, Exception]  # what went wrong with rows, by their places in a batch
+
+
 @dataclass
 class Row:
-    """A row on its way: what it was asked, and what it has emitted."""
+    """A row on its way: what it was asked, and what it has emitted.
+
+    Attributes:
+        number: of its request.
+        text: the text of the response as it grows.
+        uniforms: a number in [0, 1) for every step; as many as tokens may come.
+        method: how its tokens are drawn; inside blocks, plainly.
+        guides: what guides its tokens, or judges its blocks, each with its weight.
+        block: how its blocks are chosen, if a reward chooses among blocks.
+        sample: which of its request's samples it is, in best-of-n.
+        spent: nats of guidance so far.
+        spread: the widest range of weighted rewards seen in one step.
+        rated: how many rewards were computed for it.
+    """
 
     number: int
     prefix: Prefix
     seed: int
     text: TextStream
     uniforms: np.ndarray
+    method: Method
+    guides: Guides
+    limits: Limits
     steps: list[Step] = field(default_factory=list)
-    spent: float = 0.0  # nats of guidance so far
-    spread: float | None = None  # widest range of weighted rewards seen in one step
+    block: BlockMethod | None = None
+    sample: int = 0
+    spent: float = 0.0
+    spread: float | None = None
     rated: int = 0
 
     @classmethod
-    def begin(cls, number: int, prefix: Prefix, seed: int, text: TextStream, max_new_tokens: int) -> "Row":
-        return cls(number, prefix, seed, text, row_uniforms(seed, max_new_tokens))
+    def begin(
+        cls,
+        number: int,
+        prefix: Prefix,
+        seed: int,
+        text: TextStream,
+        max_new_tokens: int,
+        method: Method,
+        guides: Guides,
+        limits: Limits,
+        block: BlockMethod | None = None,
+    ) -> "Row":
+        uniforms = row_uniforms(seed, max_new_tokens)
+        return cls(number, prefix, seed, text, uniforms, method, tuple(guides), limits, block=block)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of its response."""
+        return len(self.uniforms)
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """What guides its tokens or judges its blocks."""
+        return tuple(reward for reward, _ in self.guides)
+
+    @property
+    def last_token(self) -> int:
+        """The newest token of its response."""
+        return self.steps[-1].token_id
+
+    def branch(self, uniforms: np.ndarray) -> "Row":
+        """Return the row as it stands, to be continued apart from it by other uniform numbers."""
+        return replace(self, text=self.text.copy(), uniforms=uniforms, steps=list(self.steps))
+
+    @property
+    def so_far(self) -> Prefix:
+        """The prompt and the response so far, to start from."""
+        return self.prefix._replace(response_ids=[step.token_id for step in self.steps])
 
     @property
     def uniform(self) -> float:
@@ -118,13 +188,14 @@ class Row:
         """Prompt and response so far."""
         return [*self.prefix.prompt_ids, *(step.token_id for step in self.steps)]
 
-    def push(self, step: Step, *, ended: bool, last: bool) -> str | None:
-        """Append a step with the text that becomes certain with it; why the row is finished with it, if it is.
+    def push(self, step: Step, eos_token_ids: Collection[int]) -> str | None:
+        """Append a step with the text that becomes certain with it; return why the row is finished with it, if it is.
 
         Args:
-            ended: the token ends texts.
-            last: no token may follow.
+            eos_token_ids: the tokens that end a response.
         """
+        ended = step.token_id in eos_token_ids
+        last = len(self.steps) + 1 == self.max_new_tokens
         piece = "" if ended else self.text.push(step.token_id)
         if (ended or last) and not self.text.stopped:
             piece += self.text.finish()
@@ -153,27 +224,6 @@ class Row:
 def _total(parts: list[float | None]) -> float | None:
     known = [part for part in parts if part is not None]
     return sum(known) if len(known) == len(parts) else None
-
-
-def processed(
-    logits_processor: LogitsProcessor | None, rows: Sequence[Row], logprobs: Float[Tensor, "batch vocab"]
-) -> Float[Tensor, "batch vocab"]:
-    """The log-probabilities after an earlier processor, row by row: each sees its own prompt and response, unpadded.
-
-    Raises:
-        MethodError: it leaves a row no token.
-    """
-    if logits_processor is None:
-        return logprobs
-    found = []
-    for i, row in enumerate(rows):
-        found.append(logits_processor(torch.tensor([row.token_ids], device=logprobs.device), logprobs[i : i + 1]))
-        if bool((found[-1] == float("-inf")).all()):
-            raise MethodError(
-                f"the logits processor leaves prompt {row.number + 1} no token at step {len(row.steps) + 1}; "
-                "it has to leave at least one"
-            )
-    return torch.cat(found)
 
 
 def as_steps(

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from midcourse.data.encoded import PairSet, RolloutSet, Row
+from midcourse.data.encoded import EncodedRow, PairSet, RolloutSet
 from midcourse.evaluate.intervals import mean_interval
+from midcourse.rewards.info import RewardError
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
 EQUAL_LENGTH = 0.1  # lengths within 10 % of the longer count as equal
@@ -79,15 +80,15 @@ def label_fit(data: RolloutSet, rewards: Sequence[Tensor], guess: float) -> dict
     }
 
 
-def _at_share(row: Row, rewards: Tensor, share: float) -> float:
+def _at_share(row: EncodedRow, rewards: Tensor, share: float) -> float:
     at = -1 if share == 1 else max(math.ceil(share * row.text_length) - 1, 0)
     return float(rewards[at])
 
 
 def outcome(difference: float) -> float:
-    """1 where the chosen response wins, 0 where it loses, one half for a tie; ValueError for no number."""
+    """1 where the chosen response wins, 0 where it loses, one half for a tie; RewardError for no number."""
     if math.isnan(difference):
-        raise ValueError("a difference of rewards is nan; train the reward again")
+        raise RewardError("a difference of rewards is nan; train the reward again")
     return 0.5 + 0.5 * ((difference > 0) - (difference < 0))
 
 
@@ -123,7 +124,7 @@ def cut_at(pairs: PairSet, sides: tuple[int, int], share: float) -> int:
     return max(math.ceil(share * shorter) - 1, 0)
 
 
-def _equal_length(a: Row, b: Row) -> bool:
+def _equal_length(a: EncodedRow, b: EncodedRow) -> bool:
     longer = max(a.text_length, b.text_length)
     return abs(a.text_length - b.text_length) <= EQUAL_LENGTH * longer
 

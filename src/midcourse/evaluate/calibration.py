@@ -22,7 +22,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
-from midcourse.data.encoded import PairSet, Row
+from midcourse.data.encoded import EncodedRow, PairSet
 from midcourse.evaluate.accuracy import SHARES, difference
 from midcourse.evaluate.intervals import resamples
 from midcourse.rewards.calibration import Calibration, CalibrationError
@@ -173,7 +173,7 @@ def calibration_error(
 # The mean at every length
 
 
-def length_means(rows: Sequence[Row], rewards: Sequence[Tensor]) -> tuple[tuple[float, ...], float | None]:
+def length_means(rows: Sequence[EncodedRow], rewards: Sequence[Tensor]) -> tuple[tuple[float, ...], float | None]:
     """(mean reward of the prefixes of 1, 2, ... tokens, that of the finished texts or None where there are none).
 
     From the last length on that `ENOUGH` responses reach there is one mean for all longer prefixes; each of those
@@ -201,7 +201,7 @@ def length_means(rows: Sequence[Row], rewards: Sequence[Tensor]) -> tuple[tuple[
     return tuple(_rounded(mean) for mean in (*own, tail)), finished_mean
 
 
-def _mean_end(rows: Sequence[Row], rewards: Sequence[Tensor]) -> float | None:
+def _mean_end(rows: Sequence[EncodedRow], rewards: Sequence[Tensor]) -> float | None:
     """The mean reward of the finished texts; None where there are none."""
     ends = [float(reward[-1]) for row, reward in zip(rows, rewards, strict=True) if row.finished]
     return _rounded(np.mean(ends)) if ends else None

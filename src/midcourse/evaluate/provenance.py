@@ -1,6 +1,5 @@
 """The JSON behind every figure: rows or figures, with the commit, date, versions and cores they were made with."""
 
-import json
 import os
 import platform
 import subprocess
@@ -9,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from midcourse.files import write_text
+from midcourse.files import as_json, write_text
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "midcourse")
 
@@ -17,7 +16,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "midcours
 def write_results(path: Path, content: dict[str, Any]) -> None:
     """Write `content` with its provenance, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({**content, **provenance()}, indent=1) + "\n")
+    write_text(path, as_json({**content, **provenance()}, indent=1) + "\n")
 
 
 def provenance() -> dict[str, Any]:

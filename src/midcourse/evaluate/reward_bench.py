@@ -20,28 +20,25 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.data.comparisons import Comparison, comparison_of, fingerprint, prompt_groups
-from midcourse.data.encoded import PairSet, Row, encode
-from midcourse.data.formats import BadRow, DataError, Problem, read_rows, short, tables
+from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, fingerprint, prompt_groups
+from midcourse.data.encoded import EncodedRow, PairSet, encode
+from midcourse.data.formats import BadRow, DataError, Problem, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
 from midcourse.evaluate.intervals import resamples
-from midcourse.evaluate.scoring import score_rows
+from midcourse.evaluate.scoring import BATCH_TOKENS, score_rows
 from midcourse.files import whole_file
 from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
 from midcourse.progress import progress
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.classifier import ClassifierReward
-from midcourse.rewards.contract import RewardError
-from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.text import Text, TextReward
-from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.rewards.contract import Text
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.text import TextReward
+from midcourse.rewards.token_ids import TokenReward
 
 MAX_TOKENS = 2048  # RewardBench's own limit
-BATCH_TOKENS = 2048
 BATCH_TEXTS = 256
-Reward: TypeAlias = RewardModel | ImplicitReward | VocabularyReward | TextReward
+Reward: TypeAlias = TokenReward | TextReward
 
 # RewardBench's sections, and the weight of each subset in its section: its number of comparisons, but for math-prm (447
 # of them), which weighs as much as the six programming languages together.
@@ -133,7 +130,7 @@ def read_benchmark(
         def problem(row: _Judged) -> str | None:
             return None if row.comparison is None or reward is None else _prompt_problem(reward, row.comparison)
 
-        rows += read_rows(path, parse, "comparisons", tables(subset_field), limit=problem, rejects=bad)
+        rows += read_rows(path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad)
     kept = [(row.comparison, row.subset) for row in rows if row.comparison is not None]
     reasons = Counter(row.reason for row in rows if row.reason)
     left_out = {"identical": reasons["identical"], "empty": reasons["empty"], "bad": len(bad or [])}
@@ -161,21 +158,18 @@ def _judged(fields: dict[str, Any], subset_field: str, name: str) -> _Judged:
 
 
 def _subset(fields: dict[str, Any], subset_field: str, name: str) -> str:
-    value = fields.get(subset_field)
-    if value in (None, ""):
-        if subset_field != "subset":
-            raise Problem(subset_field, "the field is to name the subset, and is missing or empty; name another")
-        return name
-    if not isinstance(value, str):
-        raise Problem(subset_field, f"{short(value)} is no name of a subset; write a text")
-    return value
+    subset = optional_text(fields, subset_field)
+    if not subset and subset_field != "subset":
+        raise Problem(subset_field, "the field is to name the subset, and is missing or empty; name another")
+    return subset or name
 
 
 def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
-    if isinstance(reward, TextReward):
-        return None
     try:
-        prompt_ids(reward.tokenizer, comparison.prompt, reward.template)
+        if isinstance(reward, TextReward):  # it has templates of its own, if any
+            reward.lost(Text(comparison.prompt, "", False))
+        else:
+            prompt_ids(reward.tokenizer, comparison.prompt, reward.rendering)
     except PromptError as error:
         return str(error)
     return None
@@ -257,7 +251,7 @@ def reward_bench(
         "length_baseline": length_baseline(pairs, pairs),
         "left_out": {**benchmark.left_out, "too_long": len(benchmark.comparisons) - len(kept)},
         "cut_prompts": cut_prompts,
-        "calibration": _calibration(getattr(reward, "calibration", None), found, pairs),
+        "calibration": _calibration(reward.calibration, found, pairs),
         "subsets": {
             name: {**pair_accuracy(part, rewards), "length_baseline": length_baseline(pairs, part)}
             for name in dict.fromkeys(subsets)
@@ -289,7 +283,7 @@ def _none_left(count: int, limit: str) -> RewardError:
 
 
 def _of_ids(
-    reward: RewardModel | ImplicitReward | VocabularyReward,
+    reward: TokenReward,
     comparisons: Sequence[Comparison],
     max_tokens: int | None,
     batch_tokens: int,
@@ -299,19 +293,14 @@ def _of_ids(
 
     def tokens(comparison: Comparison) -> int:
         after = [len(response_ids(reward.tokenizer, text, finished=True)) for text in comparison.responses]
-        return len(prompt_ids(reward.tokenizer, comparison.prompt, reward.template)) + max(after)
+        return len(prompt_ids(reward.tokenizer, comparison.prompt, reward.rendering)) + max(after)
 
     kept = [number for number, comparison in enumerate(comparisons) if tokens(comparison) <= room]
     if not kept:
         raise _none_left(len(comparisons), f"the {room} tokens that are read")
     pairs = encode(reward, [comparisons[number] for number in kept], room)
     rewards = score_rows(reward, pairs.rows, batch_tokens)
-    return kept, pairs, [row.cumsum(0) for row in rewards] if _additive(reward) else rewards
-
-
-def _additive(reward: RewardModel | ImplicitReward | VocabularyReward) -> bool:
-    """Whether a text's reward is the sum of its tokens'."""
-    return reward.normalised if isinstance(reward, VocabularyReward) else reward.info.additive
+    return kept, pairs, [row.cumsum(0) for row in rewards] if reward.additive else rewards
 
 
 # Rewards of texts
@@ -327,19 +316,21 @@ def _of_texts(
 
     Each response is a row of its own, and its rewards are nan but where pair accuracy reads them.
     """
-    if isinstance(reward, ClassifierReward) and max_tokens is not None:
+    if max_tokens is not None:
         reward = reward.within(max_tokens)
     kept, sides, cut_prompts = [], [], 0
     for number, comparison in enumerate(comparisons):
         texts = _whole_texts(comparison)
-        rows = [Row((), tuple(response_ids(tokenizer, t.response, finished=t.finished)), t.finished) for t in texts]
+        rows = [
+            EncodedRow((), tuple(response_ids(tokenizer, t.response, finished=t.finished)), t.finished) for t in texts
+        ]
         if (lost := _lost(reward, texts, rows, max_tokens)) is None:
             continue
         kept.append(number)
         cut_prompts += bool(lost)
         sides += list(zip(texts, rows, strict=True))
     if not kept:
-        limit = f"the {reward.room} tokens that {reward.name} reads" if isinstance(reward, ClassifierReward) else None
+        limit = f"the {reward.room} tokens that {reward.name} reads" if reward.room is not None else None
         raise _none_left(len(comparisons), limit or f"max-tokens {max_tokens}")
     numbers = [(n, n + 1) for n in range(0, len(sides), 2)]
     pairs = PairSet([row for _, row in sides], numbers, prompt_groups([comparisons[number] for number in kept]))
@@ -351,9 +342,9 @@ def _whole_texts(comparison: Comparison) -> list[Text]:
     return [Text(comparison.prompt, *side) for side in zip(comparison.responses, finished, strict=True)]
 
 
-def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[Row], max_tokens: int | None) -> int | None:
+def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[EncodedRow], max_tokens: int | None) -> int | None:
     """How many of the prompt's tokens are not read; None where a response does not fit."""
-    if not isinstance(reward, ClassifierReward):
+    if reward.room is None:
         longest = max(row.text_length for row in rows)
         return None if max_tokens is not None and longest > max_tokens else 0
     try:
@@ -433,7 +424,8 @@ def section_scores(
 
     Args:
         outcomes: 1 where the chosen response wins, 0 where it loses, one half for a tie.
-        subsets, prompts: of each pair.
+        subsets: of each pair.
+        prompts: of each pair.
     """
     names = np.array(subsets)
     sections: list[dict[str, Any]] = []

@@ -5,24 +5,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from midcourse.data.encoded import Row
-from midcourse.evaluate.reward_bench import BATCH_TOKENS
+from midcourse.data.encoded import EncodedRow
 from midcourse.progress import progress
-from midcourse.rewards.implicit import ImplicitReward
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.rewards.token_ids import TokenReward
+
+BATCH_TOKENS = 2048  # of one forward pass
 
 
 def score_rows(
-    reward: RewardModel | ImplicitReward | VocabularyReward, rows: Sequence[Row], batch_tokens: int = BATCH_TOKENS
+    reward: TokenReward,
+    rows: Sequence[EncodedRow],
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[Tensor]:
-    """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included."""
+    """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included.
+
+    They may be NaN or infinite: who compares them says of which comparison they are.
+    """
     lengths = [len(row.prompt) + len(row.response) for row in rows]
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     with progress("scoring", len(rows)) as advance:
         for part in _batches(lengths, batch_tokens):
             ids = [(rows[number].prompt, rows[number].response) for number in part]
-            for number, row in zip(part, reward.score_ids(ids, batch_size=len(part)), strict=True):
+            for number, row in zip(part, reward.score_ids(ids, batch_size=len(part), finite=False), strict=True):
                 found[number] = row
             advance(len(part))
     return found

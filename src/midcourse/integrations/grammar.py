@@ -33,7 +33,7 @@ def json_grammar(
     Raises:
         GrammarError: llguidance is not installed, or cannot use the schema or the tokenizer.
 
-    Example:
+    Examples:
         >>> schema = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
         >>> generate(lm, prompts, reward, logits_processor=json_grammar(lm.tokenizer, schema, lm.eos_token_ids))
     """
@@ -51,7 +51,7 @@ def regex_grammar(
     Raises:
         GrammarError: as by `json_grammar`.
 
-    Example:
+    Examples:
         >>> generate(lm, prompts, reward, logits_processor=regex_grammar(lm.tokenizer, "(yes|no)[.]"))
     """
     return Grammar(tokenizer, _llguidance().LLMatcher.grammar_from_regex(pattern), eos_token_ids)

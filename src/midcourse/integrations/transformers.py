@@ -36,25 +36,18 @@ from transformers.generation import (
     TypicalLogitsWarper,
 )
 
-from midcourse.decode.choice import kl_divergence, normalise
-from midcourse.decode.loop import (
-    Guides,
-    as_guides,
-    check_room,
-    check_vocabulary,
-    decode_rows,
-    offer,
-    policy_of,
-    settled,
-)
-from midcourse.decode.methods import AnyMethod, Limits, Method, MethodError
+from midcourse.decode.choice import kl_divergence
+from midcourse.decode.engine import Engine
+from midcourse.decode.methods import AnyMethod, Limits, Method, MethodError, check_limits
 from midcourse.decode.methods import method as named_method
-from midcourse.decode.steps import Row, Step
+from midcourse.decode.policy import grouped, no_numbers
+from midcourse.decode.request import as_guides, check_guides, check_room, settled
+from midcourse.decode.steps import Failure, Guides, Row, Step
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows
 from midcourse.lm.prefix_cache import check_supported
 from midcourse.lm.prompt import Prefix, PromptError
 from midcourse.lm.text import TextStream
-from midcourse.rewards.contract import Reward, RewardRows
+from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows
 
 # What shapes the distribution that generate draws from, and its value where nobody set it.
 _SAMPLING = {
@@ -96,7 +89,7 @@ class Guide:
         always_offer_eos: EOS is a candidate even where the LM does not rank it among the top k.
         seed: row i uses seed + i; None draws the seed from torch's global generator, so that `set_seed` reproduces.
 
-    Example:
+    Examples:
         >>> guide = Guide(RewardModel.load("my-reward"), tokenizer, reward_weight=2.0)
         >>> model.generate(**inputs, custom_generate=guided, guide=guide, max_new_tokens=24)
     """
@@ -155,7 +148,7 @@ def guided(
     Raises:
         MethodError, PromptError, RewardError, UnsupportedModelError: what cannot be guided, before any decoding.
 
-    Example:
+    Examples:
         >>> model.generate(**inputs, custom_generate=guided, guide=Guide(reward, tokenizer), max_new_tokens=24)
     """
     if guide is None:
@@ -169,17 +162,19 @@ def guided(
     _check_sampling(generation_config, model.generation_config, chosen, guide)
     max_new_tokens = generation_config.max_length - input_ids.shape[1]
     prefixes = _prefixes(guide.tokenizer, _prompts(input_ids, model_kwargs.get("attention_mask")))
-    check_room(lm, [reward for reward, _ in guides], prefixes, max_new_tokens)
+    _check_rooms(lm, guides, prefixes, max_new_tokens)
 
     seed = int(torch.randint(2**31, ())) if guide.seed is None else guide.seed
     criteria = StoppingCriteriaList(
         [found for found in stopping_criteria if not _is_the_loops(found, generation_config)]
     )
+    ends = _eos_token_ids(generation_config)
+    limits = replace(limits, always_offer_eos=limits.always_offer_eos and bool(ends))
+    asked = (max_new_tokens, chosen, guides, limits)
     rows = [
-        Row.begin(i, prefix, seed + i, _Ending(guide.tokenizer, input_ids[i : i + 1], criteria), max_new_tokens)
+        Row.begin(i, prefix, seed + i, _Ending(guide.tokenizer, input_ids[i : i + 1], criteria), *asked)
         for i, prefix in enumerate(prefixes)
     ]
-    ends = _eos_token_ids(generation_config)
     called = _CalledModel(
         lm.model,
         lm.tokenizer,
@@ -190,12 +185,17 @@ def guided(
         pad_token_id=next(i for i in (generation_config.pad_token_id, *ends, 0) if i is not None),
         rows=rows,
     )
-    limits = replace(limits, always_offer_eos=limits.always_offer_eos and bool(ends))
     if guided_streamer is not None:
         guided_streamer.put(input_ids.cpu())
-    for _, event in decode_rows(called, rows, guides, chosen, limits, max_new_tokens, len(rows)):
-        if guided_streamer is not None and isinstance(event, Step):
-            guided_streamer.put(torch.tensor([event.token_id]))
+    engine = Engine(called, len(rows))
+    for row in rows:
+        engine.put(row)
+    while engine:
+        for _, event in engine.step():
+            if isinstance(event, Failure):
+                raise event.error
+            if guided_streamer is not None and isinstance(event, Step):
+                guided_streamer.put(torch.tensor([event.token_id]))
     if guided_streamer is not None:
         guided_streamer.end()
     sequences = _sequences(input_ids, rows, called.pad_token_id)
@@ -220,7 +220,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         attention_mask: of the prompts, to know their left padding; the processor is for these prompts then. Without
             it leading padding tokens are taken for padding, which is wrong for prompts that begin with that token.
 
-    Example:
+    Examples:
         >>> processor = GuidedLogitsProcessor(Guide(reward, tokenizer), model)
         >>> model.generate(**inputs, logits_processor=[processor], do_sample=True, max_new_tokens=24)
     """
@@ -232,8 +232,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self.attention_mask = attention_mask
         self._lm = _language_model(model, guide)
         self._chosen, self._guides, self._limits = _settled(guide, self._lm)
-        ends = sorted(self._lm.eos_token_ids)
-        self._always = torch.tensor(ends, device=model.device) if guide.always_offer_eos and ends else None
+        offered = self._limits.always_offer_eos and bool(self._lm.eos_token_ids)
+        self._limits = replace(self._limits, always_offer_eos=offered)
         self._seen: Tensor | None = None  # the last step's ids
         self._width = 0  # of the prompts
         self._rows: list[Row] = []
@@ -256,14 +256,16 @@ class GuidedLogitsProcessor(LogitsProcessor):
         # generate keeps ids and scores where the prompts were, which may be another device than the model's.
         device = self._lm.model.device
         self._follow(input_ids.to(device))
-        chosen, own = self._chosen, [weight for _, weight in self._guides]
         logprobs = scores.to(device).log_softmax(1)
-        candidates, rewards = offer(logprobs, self._guide_rows, own, chosen, self._always)
-        base = normalise(candidates.logprobs, chosen.policy_temperature)
-        if self._guides and rewards is None:
+        (group,) = grouped(self._rows, sorted(self._lm.eos_token_ids), device, logprobs.dtype)
+        ranking = [found for found in self._guide_rows if isinstance(found, VocabularyRows)]
+        spoken = [found.vocabulary_rewards() for found in ranking] if group.method.ranked_by == "sum" else []
+        candidates = group.offer(logprobs, spoken)
+        base = group.base(candidates)
+        rewards = [found.gather(1, candidates.token_ids) for found in spoken]
+        if group.rewards and not spoken:
             rewards = [found.candidate_rewards(candidates.token_ids) for found in self._guide_rows]
-        none = [False] * len(self._rows)
-        policy, _ = policy_of(self._rows, candidates, rewards, own, base, none, chosen, self._limits)
+        policy, _ = group.policy(candidates, rewards, base, [False] * len(self._rows))
         if self._limits.kl_budget is not None:
             for row, spent in zip(self._rows, kl_divergence(policy, base).tolist(), strict=True):
                 row.spent += spent
@@ -272,6 +274,9 @@ class GuidedLogitsProcessor(LogitsProcessor):
         found = found.scatter_reduce(1, candidates.token_ids, policy, "amax")
         # A finished row may have no possible token left; generate ignores what it gets.
         impossible = (scores == float("-inf")).all(1, keepdim=True)
+        for place, error in no_numbers(self._lm, group, candidates, rewards, policy, {}).items():
+            if not bool(impossible[place]):
+                raise error
         return torch.where(impossible, scores, found.to(scores))
 
     def _follow(self, input_ids: Tensor) -> None:
@@ -281,7 +286,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
             self._begin(input_ids)
         elif torch.equal(before, self._seen):
             new_tokens = input_ids.shape[1] - self._width + 1
-            check_room(self._lm, [reward for reward, _ in self._guides], [r.prefix for r in self._rows], new_tokens)
+            _check_rooms(self._lm, self._guides, [row.prefix for row in self._rows], new_tokens)
             for found in self._guide_rows:
                 found.advance(input_ids[:, -1])
         elif bool((before[:, None] == self._seen).all(2).any(1).all()):
@@ -295,13 +300,13 @@ class GuidedLogitsProcessor(LogitsProcessor):
 
     def _begin(self, input_ids: Tensor) -> None:
         prefixes = _prefixes(self.guide.tokenizer, _prompts(input_ids, self._mask(input_ids)))
-        check_room(self._lm, [reward for reward, _ in self._guides], prefixes, 1)
+        _check_rooms(self._lm, self._guides, prefixes, 1)
         no_text = TextStream(self.guide.tokenizer)
-        room = (self._chosen.top_k or 0) + (0 if self._always is None else len(self._always))
-        self._rows = [Row.begin(i, prefix, 0, no_text, 0) for i, prefix in enumerate(prefixes)]
+        room = (self._chosen.top_k or 0) + (len(self._lm.eos_token_ids) if self._limits.always_offer_eos else 0)
+        asked = (self._chosen, self._guides, self._limits)
+        self._rows = [Row.begin(i, prefix, 0, no_text, 0, *asked) for i, prefix in enumerate(prefixes)]
         self._guide_rows = [reward.start(prefixes, _FIRST_ROOM, room) for reward, _ in self._guides]
         self._width = input_ids.shape[1]
-        check_vocabulary(self._chosen, self._guide_rows)
 
     def _mask(self, input_ids: Tensor) -> Tensor | None:
         """Which of the prompts' tokens are no padding; None where that is all."""
@@ -405,7 +410,12 @@ def _language_model(model: PreTrainedModel, guide: Guide) -> LanguageModel:
     return LanguageModel(model, guide.tokenizer, model.name_or_path or "model")
 
 
-def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, list[tuple[Reward, float]], Limits]:
+def _check_rooms(lm: LanguageModel, guides: Guides, prefixes: Sequence[Prefix], new_tokens: int) -> None:
+    for number, prefix in enumerate(prefixes, 1):
+        check_room(lm, [reward for reward, _ in guides], prefix, new_tokens, number)
+
+
+def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, Guides, Limits]:
     """The method with the guide's settings, the rewards as they read this model's tokens, and the limits."""
     method = named_method(guide.method) if isinstance(guide.method, str) else guide.method
     if not isinstance(method, Method):
@@ -414,9 +424,11 @@ def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, list[tuple[Reward
         )
     settings = {key: getattr(guide, key) for key in ("reward_weight", "top_k", "top_p", "temperature")}
     limits = Limits(guide.always_offer_eos, guide.kl_per_token, guide.kl_budget)
-    chosen, guides = settled(lm, guide.method, settings, as_guides(guide.reward), limits)
+    chosen, guides = settled(guide.method, settings, as_guides(guide.reward))
     assert isinstance(chosen, Method)
-    return chosen, guides, limits
+    check_limits(chosen, guide.method_name, limits)
+    check_guides(chosen, guide.method_name, guides)
+    return chosen, [(reward.bind(lm), weight) for reward, weight in guides], limits
 
 
 def _check_call(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:

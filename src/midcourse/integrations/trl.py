@@ -13,7 +13,6 @@ The policy is a standard PEFT adapter folder, with a record of how it came about
     metrics.jsonl                                     loss and held-out accuracy by step
 """
 
-import json
 import math
 import os
 import shutil
@@ -35,20 +34,20 @@ from transformers import PrinterCallback
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.data.comparisons import Comparison, fingerprint, split_by_prompt
-from midcourse.data.encoded import PairSet, Row, encode
+from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
 from midcourse.evaluate.scoring import score_rows
-from midcourse.files import write_bytes, write_text
+from midcourse.files import as_json, write_bytes, write_text
 from midcourse.lm.language_model import LanguageModel, chat_fingerprint
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train.batches import plan_batches
-from midcourse.train.folder import TrainingError, drop_run, only_training, prepare_folder
-from midcourse.train.settings import Settings, check_settings
+from midcourse.train.folder import drop_run, only_training, prepare_folder
+from midcourse.train.settings import Settings, TrainingError, check_settings
 from midcourse.train.stopping import Interrupted, stop_on_signal
 from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints, plan_arguments
 
@@ -147,7 +146,7 @@ def _train(
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     print(_estimate(reference, train, held_out, plan, done, settings), file=sys.stderr, flush=True)
     trainer = _make_trainer(lm, train, plan, settings, out, beta, rank)
-    policy = Policy(trainer.model, reference, held_out, beta)
+    policy = PolicyAsReward(trainer.model, reference, held_out, beta)
     bar = progress("training", len(plan))
     with bar as advance, stop_on_signal() as interruption:
         watch = Watch(out, len(plan), settings, policy.curve, interruption, advance)
@@ -175,7 +174,7 @@ def _longest(pairs: PairSet) -> list[int]:
     return [max(lengths[number] for number in item) for item in pairs.pairs]
 
 
-def _tokens(row: Row) -> int:
+def _tokens(row: EncodedRow) -> int:
     return len(row.prompt) + len(row.response)
 
 
@@ -205,7 +204,7 @@ def _estimate(
     )
 
 
-class Policy:
+class PolicyAsReward:
     """The model under training as a reward, on held-out pairs.
 
     Args:
@@ -342,7 +341,7 @@ def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparis
         shutil.rmtree(work, ignore_errors=True)
     write_learned_rows(out, learned)
     write_text(out / "README.md", _card(record))
-    write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
+    write_text(out / RECORD, as_json(record, indent=2) + "\n")
     drop_run(out)
 
 

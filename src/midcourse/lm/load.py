@@ -1,6 +1,15 @@
-"""Names to models, tokenizers, configurations and devices: everything that is loaded is loaded here."""
+"""Names to models, tokenizers, configurations and devices: everything that is loaded is loaded here.
 
-from collections.abc import Iterator
+What a folder or a Hub id holds is data. Python code that comes with it (transformers' `auto_map`) is never run and
+never asked about: where transformers has the architecture itself, its own class is used, and all else is refused.
+Weights are read from safetensors alone, nothing is unpickled, and a model whose checkpoint lacks a tensor is refused,
+since transformers would fill it with random numbers.
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +34,46 @@ EMBEDDED = "smollm2"
 
 EMBEDDED_ENCODER = "minilm"
 
+# What the last part of an architecture's name in config.json says a checkpoint is, and what an auto class asks for.
+CHECKPOINTS = {
+    "ForCausalLM": "a causal LM",
+    "ForConditionalGeneration": "a model of several media or an encoder-decoder",
+    "ForMaskedLM": "a masked LM",
+    "ForQuestionAnswering": "a model that marks answers",
+    "ForSequenceClassification": "a sequence classifier",
+    "ForTokenClassification": "a token classifier",
+    "WithValueHead": "a model with a value head",
+    "Model": "a model without a head",
+}
+
 
 class ModelError(MidcourseError):
     """A model name, folder or setting that cannot be used."""
+
+
+class LoadError(ModelError):
+    """A model that is there and cannot be loaded.
+
+    Attributes:
+        reason: why, for a sentence of the caller's own.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+class MissingWeightsError(LoadError):
+    """A checkpoint without tensors that the model needs.
+
+    Attributes:
+        tensors: their names.
+        head_only: whether all of them belong to the head.
+    """
+
+    def __init__(self, message: str, reason: str, tensors: Sequence[str], head_only: bool):
+        super().__init__(message, reason)
+        self.tensors, self.head_only = tensors, head_only
 
 
 def resolve(name: str) -> str:
@@ -63,54 +109,127 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
 
 
 def load_config(folder: str) -> PretrainedConfig:
-    """The text configuration of a model folder or Hub id."""
+    """Read the text configuration of a model folder or Hub id.
+
+    Raises:
+        ModelError: there is no model of that name.
+        LoadError: its configuration cannot be read, or it needs code of its own.
+    """
     try:
-        return AutoConfig.from_pretrained(folder).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ModelError(_not_found(folder)) from error
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+    except Exception as error:  # of many kinds, where config.json is damaged
+        if isinstance(error, OSError | ValueError) and not Path(folder).is_dir() and not _needs_code(error):
+            raise ModelError(_not_found(folder)) from error
+        raise _cannot_load(folder, error) from error
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub id."""
+    """Read the tokenizer of a model folder or Hub id; ModelError where there is none that transformers can read."""
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer found for {folder!r}; save the model's tokenizer in its folder") from error
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of many kinds, where one of its files is damaged
+        if _needs_code(error):
+            raise _cannot_load(folder, error) from error
+        load_config(folder)  # without a model of that name there is no tokenizer either
+        raise ModelError(
+            f"no tokenizer found for {folder!r} ({_first_sentence(error)}); save the model's tokenizer in its folder"
+        ) from error
 
 
-def load_backbone(
+def load_generation_config(folder: str) -> GenerationConfig | None:
+    """Read the generation settings of a model folder or Hub id; None where it has none."""
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return None
+
+
+def load_model(
     auto_class: Any,
     name: str,
-    config: PretrainedConfig,
+    config: PretrainedConfig | None = None,
     *,
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = "sdpa",
+    own_head: bool = True,
 ) -> PreTrainedModel:
-    """A model of `name` under `config`, which may have fewer layers than the checkpoint.
+    """Load a pretrained model in eval mode. Every weight is the checkpoint's, but for a head that may be new.
 
     Args:
+        auto_class: transformers' class for its head: AutoModelForCausalLM, ..., or AutoModel for none.
+        name: "smollm2", "minilm", a folder or a Hub id.
+        config: instead of the model's own; it may have fewer layers than the checkpoint.
         attention: implementation; None for the architecture's own.
+        own_head: whether the head has to be the checkpoint's. Otherwise another head in the checkpoint is left out, and
+            what it lacks of the head (a pooler included) starts from random numbers.
+
+    Raises:
+        ModelError: no such model, device or dtype.
+        LoadError: its files are damaged or no safetensors, or it needs code of its own.
+        MissingWeightsError: its checkpoint lacks tensors.
     """
-    place = resolve_device(device)
-    settings = {"config": config, "dtype": resolve_dtype(dtype, place), "attn_implementation": attention}
-    return _from_pretrained(auto_class, resolve(name), **settings).to(place)
-
-
-def _from_pretrained(auto_class: Any, folder: str, **kwargs: Any) -> PreTrainedModel:
+    place, folder = resolve_device(device), resolve(name)
+    load_config(folder)  # from here on there is a model of that name
+    settings: dict[str, Any] = {"dtype": resolve_dtype(dtype, place), "attn_implementation": attention}
+    if config is not None:
+        settings["config"] = config
     try:
         with quiet_transformers():
-            return auto_class.from_pretrained(folder, **{"attn_implementation": "sdpa", **kwargs})
-    except OSError as error:
-        raise ModelError(_not_found(folder)) from error
-    except (ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ModelError(f"transformers cannot load {folder!r} ({reason}); use another model or restore it") from error
+            model, report = auto_class.from_pretrained(
+                folder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are looked at below
+                output_loading_info=True,
+                **settings,
+            )
+    except Exception as error:  # of many kinds, where files are damaged
+        raise _cannot_load(name, error) from error
+    _check_weights(model, report, name, cut=config is not None, own_head=own_head)
+    return model.to(place).eval()
+
+
+def empty_model(
+    auto_class: Any, config: PretrainedConfig, *, dtype: torch.dtype | None, attention: str | None = "sdpa"
+) -> PreTrainedModel:
+    """Make a model of a configuration, on the default device, whose weights are still to be read.
+
+    Raises:
+        LoadError: transformers has no such model, or it needs code of its own.
+    """
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+    try:
+        return auto_class.from_config(config, trust_remote_code=False, **settings)
+    except ValueError as error:
+        raise _cannot_load(config.name_or_path or config.model_type, error) from error
+
+
+def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """Merge the PEFT adapter in a folder into a model, which it changes; each weight of the adapter is the folder's.
+
+    Raises:
+        LoadError: the adapter cannot be read, does not fit the model, or lacks tensors.
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are looked at below
+            adapted = PeftModel.from_pretrained(model, folder)
+        report = adapted.load_adapter(folder, adapted.active_adapter)
+        if strange := [*report.missing_keys, *report.unexpected_keys]:
+            raise ValueError(f"it lacks or has too much {_listed(strange)}")
+        return adapted.merge_and_unload().eval()
+    except Exception as error:  # of many kinds, where files are damaged or of another kind of adapter
+        reason = _first_sentence(error)
+        message = f"the adapter in {folder} does not fit {model.name_or_path or 'its model'} ({reason}); train it again"
+        raise LoadError(message, reason) from error
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' loading bars and reports (of layers left out on purpose) off the screen."""
+    """Keep transformers' loading bars and reports off the screen."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -122,16 +241,104 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+# What a checkpoint holds, and what its model needs
+
+
+def _check_weights(
+    model: PreTrainedModel, report: dict[str, Collection[Any]], name: str, *, cut: bool, own_head: bool
+) -> None:
+    """Refuse a checkpoint that lacks tensors or has them in other sizes; warn of those without a place in the model.
+
+    Args:
+        report: transformers' loading report.
+        cut: whether the model may have fewer layers than the checkpoint.
+        own_head: see `load_model`.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+
+    def wanted(key: str) -> bool:
+        return (own_head or _in_trunk(model, key)) and not (cut and _layer(key) >= layers)
+
+    mismatched = [entry for entry in sorted(report["mismatched_keys"]) if wanted(entry[0])]
+    missing = sorted(filter(wanted, report["missing_keys"]))
+    unexpected = sorted(filter(wanted, report["unexpected_keys"]))
+    needed = type(model).__name__
+    # Layers are found in checkpoints with any head, so only one that has none of them tells what it is.
+    foreign = own_head or len(missing) > len(model.state_dict()) / 2
+    seems = _seems_to_be(resolve(name), needed, unexpected) if foreign else None
+    if mismatched:
+        key, has, asked = mismatched[0]
+        reason = f"{_listed([key for key, *_ in mismatched])} of other sizes than its config.json announces"
+        sizes = f"{key} is {tuple(has)}, not {tuple(asked)}"
+        message = f"{name} has {reason} ({sizes}); restore the one or the other"
+        raise LoadError(message, f"{reason}: {sizes}")
+    seems = f", and seems to be {seems}" if seems else ""
+    if missing:
+        head_only = not any(_in_trunk(model, key) for key in missing)
+        remedy = f"use {_checkpoint(needed)}" if seems and head_only else "restore its weights or use another model"
+        reason = f"it lacks {_listed(missing)} of {needed}{seems}"
+        raise MissingWeightsError(f"{name} cannot be used: {reason}; {remedy}", reason, missing, head_only)
+    if unexpected:
+        print(f"warning: {name} has {_listed(unexpected)} that {needed} does without{seems}", file=sys.stderr)
+
+
+def _in_trunk(model: PreTrainedModel, key: str) -> bool:
+    """Whether a tensor of that name is of the layers below the head; a pooler counts as of the head."""
+    part, *_ = key.removeprefix(f"{model.base_model_prefix}.").split(".")
+    return part != "pooler" and part in dict(model.base_model.named_children())
+
+
+def _layer(key: str) -> int:
+    """The number of the layer that a tensor is of; -1 where it is of none."""
+    found = re.search(r"\.(\d+)\.", key)
+    return int(found[1]) if found else -1
+
+
+def _seems_to_be(folder: str, needed: str, unexpected: Sequence[str]) -> str | None:
+    """What a checkpoint is by its config.json and tensors, such as "a token classifier"; None where as needed."""
+    if any(key.startswith("v_head.") for key in unexpected):
+        return CHECKPOINTS["WithValueHead"]
+    architectures = PretrainedConfig.get_config_dict(folder)[0].get("architectures")
+    if not isinstance(architectures, list) or not architectures or needed in architectures:
+        return None
+    kind = _checkpoint(str(architectures[0]))
+    return f"{kind} ({architectures[0]})" if kind else str(architectures[0])
+
+
+def _checkpoint(architecture: str) -> str | None:
+    return next((words for ending, words in CHECKPOINTS.items() if architecture.endswith(ending)), None)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    """Such as "1 tensor (score.weight)" or "14 tensors (a, b, c and more)"."""
+    more = " and more" if len(keys) > 3 else ""
+    return f"{len(keys)} tensor{'s' if len(keys) > 1 else ''} ({', '.join(keys[:3])}{more})"
+
+
+# Errors
+
+
+def _cannot_load(name: str, error: Exception) -> LoadError:
+    if _needs_code(error):
+        reason = "it comes with Python code of its own (auto_map), which is never run"
+        return LoadError(f"{name} cannot be loaded: {reason}; use a model that transformers has itself", reason)
+    reason = _first_sentence(error)
+    return LoadError(f"transformers cannot load {name!r} ({reason}); use another model or restore it", reason)
+
+
+def _needs_code(error: Exception) -> bool:
+    return "trust_remote_code" in str(error)
+
+
+def _first_sentence(error: Exception) -> str:
+    text = re.sub(r":\s*\n\s*", ": ", str(error).strip())
+    sentence = text.split("\n")[0].split(". ")[0].rstrip(".")
+    speaks = isinstance(error, OSError | ValueError | RuntimeError | SafetensorError)
+    return sentence if speaks and sentence else f"{type(error).__name__} {sentence}".strip()
+
+
 def _not_found(folder: str) -> str:
     return (
         f"no model {folder!r} in this folder, in the local Hub cache or on the Hub; "
         f"use '{EMBEDDED}', a folder or a Hub id"
     )
-
-
-def load_generation_config(folder: str) -> GenerationConfig | None:
-    """The generation settings of a model folder or Hub id, where it has any."""
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except OSError:
-        return None

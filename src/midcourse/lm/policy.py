@@ -4,10 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import ModelError
+from midcourse.lm.load import ModelError, load_adapter
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has the model's name, where PEFT has a path
@@ -22,7 +20,7 @@ def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: st
     """
     if (Path(name) / ADAPTER).is_file():
         found = LanguageModel.load(adapter_base(name), device=device, dtype=dtype)
-        found = replace(found, model=_with_adapter(found, name))
+        found = replace(found, model=load_adapter(found.model, name))
     else:
         found = LanguageModel.load(name, device=device, dtype=dtype)
     if found.tokens != lm.tokens or found.model.config.vocab_size != lm.model.config.vocab_size:
@@ -51,13 +49,3 @@ def adapter_base(name: str) -> str:
     if not (Path(name) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{name} holds no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
     return found
-
-
-def _with_adapter(base: LanguageModel, name: str) -> torch.nn.Module:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(base.model, name).merge_and_unload().eval()
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"the adapter in {name} does not fit {base.name} ({reason}); train it again") from error

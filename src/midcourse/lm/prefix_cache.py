@@ -107,9 +107,25 @@ class _SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, not empty: masked slots are multiplied by 0, and 0 * nan is nan.
-        self.keys = key_states.new_zeros(*key_states.shape[:2], self.capacity, key_states.shape[3])
-        self.values = value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[3])
+        self.store(
+            key_states.new_zeros(*key_states.shape[:2], self.capacity, key_states.shape[3]),
+            value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[3]),
+        )
         self.is_initialized = True
+
+    def store(self, keys: Tensor, values: Tensor) -> None:
+        """Take these tensors for the rows of the batch."""
+        self.stored = (keys, values)
+        self.keys, self.values = keys, values
+
+    def hold(self, batch: int) -> None:
+        """Have room for so many rows, of which the first stay as they are. Places of rows that left are used again."""
+        if batch > len(self.stored[0]):
+            # Half as many again: rows that come one by one do not copy all others each time.
+            more = max(batch, len(self.stored[0]) * 3 // 2) - len(self.keys)
+            spare = self.keys.new_zeros(more, *self.keys.shape[1:]), self.values.new_zeros(more, *self.values.shape[1:])
+            self.stored = torch.cat([self.keys, spare[0]]), torch.cat([self.values, spare[1]])
+        self.keys, self.values = self.stored[0][:batch], self.stored[1][:batch]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -273,16 +289,22 @@ class PrefixCache:
         self.slots.lengths[:] = [length - count for length, count in zip(self.lengths, counts, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order; a row may be named again and again."""
+        """Keep only these rows, in this order; a row may be named again and again, and the batch may grow by that."""
         moved = [(place, row) for place, row in enumerate(rows) if place != row]
+        # Rows move one by one where none is overwritten before it is read: the last ones into the places of those that
+        # leave, or copies behind the others. Nothing else is copied then.
+        unharmed = {*range(len(rows), self.batch), *(row for place, row in enumerate(rows) if place == row)}
+        one_by_one = all(row in unharmed for _, row in moved)
         for layer in self.layers:
-            if all(row >= len(rows) for _, row in moved):
-                # The last rows move into the places of those that leave: nothing else is copied.
+            if one_by_one:
+                layer.hold(max(len(rows), self.batch))
                 for place, row in moved:
-                    layer.keys[place], layer.values[place] = layer.keys[row], layer.values[row]
-                layer.keys, layer.values = layer.keys[: len(rows)], layer.values[: len(rows)]
+                    end = self._held[0][row] + self._held[1] if self._held else self.lengths[row]
+                    layer.keys[place, :, :end] = layer.keys[row, :, :end]
+                    layer.values[place, :, :end] = layer.values[row, :, :end]
+                layer.hold(len(rows))
             else:
-                layer.keys, layer.values = layer.keys[list(rows)], layer.values[list(rows)]
+                layer.store(layer.keys[list(rows)], layer.values[list(rows)])
         self.slots.lengths[:] = [self.lengths[row] for row in rows]
         if self._held:
             self._held = ([self._held[0][row] for row in rows], self._held[1])

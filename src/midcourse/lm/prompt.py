@@ -6,8 +6,9 @@ Prompt and response are tokenised apart, as they are when a model writes the res
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import MidcourseError
@@ -48,7 +49,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Tem
     template, its default system prompt included. "mixed" is "raw" for a text and "chat" for a list of messages.
 
     Raises:
-        PromptError: messages with "raw", an empty prompt with "chat", or a tokenizer without what is needed.
+        PromptError: messages with "raw", an empty prompt with "chat", a tokenizer without what is needed, or a chat
+            template that refuses the messages.
     """
     if template == "mixed":
         template = "raw" if isinstance(prompt, str) else "chat"
@@ -63,7 +65,29 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Tem
         raise PromptError("the prompt is empty, and the chat template needs a message; write one or use --template raw")
     if not tokenizer.chat_template:
         raise PromptError("this model's tokenizer has no chat template; use --template raw")
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return _rendered(tokenizer, messages, add_generation_prompt=True)
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) -> list[int]:
+    """Return the token ids of a whole conversation: the prompt's messages, then the response as the assistant's turn.
+
+    It ends as the tokenizer's chat template ends a turn, which may be with more than EOS (ChatML's has a newline).
+
+    Raises:
+        PromptError: a chat template that refuses the messages.
+    """
+    return _rendered(tokenizer, [*as_messages(prompt), {"role": "assistant", "content": response}])
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **settings: Any) -> list[int]:
+    try:
+        return tokenizer.apply_chat_template(messages, return_dict=True, **settings)["input_ids"]
+    except (TemplateError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise PromptError(
+            f"the chat template of this model's tokenizer refuses messages of the roles {roles} ({error}); "
+            "leave out or join those that it does not know, or use --template raw"
+        ) from error
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str, *, finished: bool) -> list[int]:

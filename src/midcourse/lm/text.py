@@ -24,7 +24,7 @@ class TextStream:
     is held back until it cannot any more. Bytes that never become a character appear as U+FFFD once a character
     follows them.
 
-    Example:
+    Examples:
         >>> stream = TextStream(tokenizer, stop=["###"])
         >>> stream.push(token_id)
         ' la'

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     PreTrainedModel,
 )
@@ -50,6 +51,19 @@ def matrix_hashes(paths: Sequence[Path]) -> dict[str, str]:
             digest = hashlib.sha256(f"{tensor.shape} {tensor.dtype}".encode() + tensor.begin)
             found[digest.hexdigest()[:16]] = tensor.name
     return found
+
+
+def tensors_fingerprint(model: nn.Module) -> str:
+    """Return a hash of the name, shape and first 2,048 numbers of every tensor of a model in memory.
+
+    The numbers are rounded to bfloat16, so that it is the same on every device and in float32, float64 and bfloat16.
+    """
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        begin = tensor.detach().flatten()[:2048].to("cpu", torch.bfloat16)
+        found.update(f"{name} {list(tensor.shape)}".encode())
+        found.update(begin.view(torch.int16).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def loaded_fingerprint(model: PreTrainedModel) -> str | None:

@@ -2,12 +2,14 @@
 
 truncated_backbone   the first layers, read from a model's files
 shared_backbone      the first layers on the tensors of a model in memory: no weight is there twice
+check_sharing        whether a saved reward may stand on those tensors
 empty_backbone       of a configuration, its weights still to be read
 with_adapter         any of them with LoRA adapters of its own
 """
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -17,9 +19,11 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import load_backbone, load_config, resolve, resolve_device, resolve_dtype
+from midcourse.lm.load import empty_model, load_config, load_model, resolve, resolve_device, resolve_dtype
 from midcourse.lm.prefix_cache import check_supported
-from midcourse.rewards.contract import RewardError
+from midcourse.lm.weights import loaded_fingerprint
+from midcourse.rewards.contract import check_rendering
+from midcourse.rewards.info import RewardError, RewardInfo
 
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm")  # what architectures call the norm behind their last layer
 Backbone: TypeAlias = PreTrainedModel | PeftModel
@@ -54,7 +58,7 @@ def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -
     config = load_config(resolve(name))
     if layers is not None:
         keep_layers(config, layers, name)
-    model = load_backbone(AutoModel, name, config, device=device, dtype=dtype)
+    model = load_model(AutoModel, name, config, device=device, dtype=dtype, own_head=False)
     check_supported(model.config)
     return model
 
@@ -72,7 +76,7 @@ def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     keep_layers(config, layers, lm.name)
     with torch.device("meta"):
-        backbone = AutoModel.from_config(config, attn_implementation="sdpa", dtype=lm.model.dtype)
+        backbone = empty_model(AutoModel, config, dtype=lm.model.dtype)
     theirs = _tensors(base)
     for name, blank in _tensors(backbone).items():
         found = theirs.get(name)
@@ -88,6 +92,43 @@ def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
         setattr(backbone.get_submodule(path), leaf, shared)
     check_supported(backbone.config)
     return backbone.eval()
+
+
+def check_sharing(
+    folder: Path, info: RewardInfo, lm: LanguageModel, device: str, dtype: str, allow_other_weights: bool
+) -> None:
+    """Raise RewardError if a saved reward cannot stand on the weights of a language model in memory."""
+    if info.tune == "all":
+        raise RewardError(
+            f"the reward in {folder} trained all of its weights (tune all) and has none to share with {lm.name}; "
+            "leave share_with (guide: --share-weights) out"
+        )
+    model = lm.model
+    for name, asked, has in (
+        ("device", device if device == "auto" else resolve_device(device), model.device),
+        ("dtype", dtype if dtype == "auto" else resolve_dtype(dtype, model.device), model.dtype),
+    ):
+        if asked not in ("auto", has):
+            raise RewardError(
+                f"the reward in {folder} cannot have {name} {asked} on the weights of {lm.name}, which have {has}; "
+                f"leave {name} out"
+            )
+    found = None if allow_other_weights else loaded_fingerprint(model)
+    if not allow_other_weights and found != info.backbone_fingerprint:
+        which = f"fingerprint {found}" if found else "it was not loaded from files, or was changed since"
+        remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
+        raise RewardError(
+            f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "
+            f"{info.backbone_fingerprint}), and {lm.name} in memory has others ({which}); leave share_with "
+            "(guide: --share-weights) out" + (remedy if info.head != "scalar" else "")
+        )
+    if info.backbone_layers and info.backbone_layers != model.get_decoder().config.num_hidden_layers:
+        raise RewardError(
+            f"the reward in {folder} was trained on {info.backbone} of {info.backbone_layers} layers, and {lm.name} "
+            f"has {model.get_decoder().config.num_hidden_layers}; train one on {lm.name}"
+        )
+    if info.tokenizer == lm.tokens:  # load refuses others, as of any reward
+        check_rendering(lm, info.backbone, info.template, info.chat_template, info.eos_token_ids)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -113,7 +154,7 @@ def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrai
     wanted = resolve_dtype(dtype, place)
     # Made in its dtype, not cast to it: a cast would round the rotary frequencies, which are float32 in any dtype.
     wanted = config.dtype if isinstance(wanted, str) else wanted
-    return AutoModel.from_config(config, attn_implementation="sdpa", dtype=wanted).to(place)
+    return empty_model(AutoModel, config, dtype=wanted).to(place)
 
 
 def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:

@@ -28,7 +28,7 @@ class Calibration:
             Empty where they are not known, as of a reward of whole texts.
         finished_mean: that of finished texts, at their EOS; None where none was seen.
 
-    Example:
+    Examples:
         >>> calibration = RewardModel.load("my-reward").calibration
         >>> calibration.probability(a.rewards[-1] - b.rewards[-1], finished=True)
     """

@@ -3,26 +3,37 @@
 import copy
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from midcourse.lm.language_model import context_length
 from midcourse.lm.load import (
+    LoadError,
+    MissingWeightsError,
     ModelError,
     load_config,
+    load_model,
     load_tokenizer,
-    quiet_transformers,
     resolve,
-    resolve_device,
-    resolve_dtype,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import Prompt, prompt_ids, response_ids
-from midcourse.rewards.contract import RewardError
-from midcourse.rewards.text import Text, TextReward
+from midcourse.lm.prompt import TEMPLATES, Prompt, Template, conversation_ids, prompt_ids, response_ids
+from midcourse.rewards.contract import Text
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.text import TextReward
+
+RECORDED_TEMPLATE = "midcourse_template"  # the field of an exported reward's config.json
+Reading: TypeAlias = Template | Literal["pair"]
 
 
 class ClassifierReward(TextReward):
@@ -31,23 +42,39 @@ class ClassifierReward(TextReward):
     An encoder (BERT, RoBERTa, DeBERTa) reads both ways, so nothing of a text can be kept for the next: each step costs
     one padded forward over every `batch_size` distinct texts of all rows' candidates.
 
-    Where the tokenizer has a separator, prompt and response are a text pair. Elsewhere, as for decoders, the response
-    follows the prompt, and EOS a finished one: what `RewardModel.export` writes with the raw template is read so. Chat
-    messages are their contents, joined by blank lines. A text too long for the model loses the prompt's beginning.
+    It renders prompts itself, in one of these ways:
+
+    pair    the tokenizer has a separator, as encoders' have: prompt and response are a text pair.
+    chat    the tokenizer has a chat template: a finished text is the whole conversation as the template renders it,
+            which is what RewardBench, TRL and OpenRLHF read; an unfinished one is the prompt with the beginning of the
+            assistant's turn, then the response.
+    raw     neither: the response follows the prompt, and EOS a finished one.
+
+    What `RewardModel.export` wrote records the template of its training and is read as the reward itself reads: the
+    prompt by that template, the response, and EOS behind a finished one. Outside "chat", messages are their contents,
+    joined by blank lines. A text too long for the model loses the prompt's beginning.
+
+    Attributes:
+        reading: that way, or the template that an exported reward records. `template`, the language model's, is None:
+            how the language model's prompts are rendered makes no difference.
 
     Args:
         model: with num_labels=1 and a pad_token_id. It is set to eval mode.
+        template: "raw" or "mixed" for a chat model that was trained so; it has no effect where there is one way only.
         batch_size: texts of one forward.
 
     Raises:
-        RewardError: the model has another number of labels, or nothing to pad with.
+        RewardError: the model has another number of labels, nothing to pad with, or records no known template.
     """
+
+    remedy = "restore its weights, or try --dtype float32"
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        template: Template | None = None,
         batch_size: int = 64,
         name: str = "classifier",
     ):
@@ -60,10 +87,25 @@ class ClassifierReward(TextReward):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.recorded = recorded_template(model.config, name)
+        self.reading: Reading = self._reading(template)
+
+    def _reading(self, template: Template | None) -> Reading:
+        if self.tokenizer.sep_token_id is not None:
+            return "pair"
+        if self.recorded:
+            return self.recorded
+        return (template or "chat") if self.tokenizer.chat_template else "raw"
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", batch_size: int = 64
+        cls,
+        folder: str | Path,
+        *,
+        template: Template | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 64,
     ) -> "ClassifierReward":
         """From a folder or Hub id with safetensors weights.
 
@@ -71,22 +113,26 @@ class ClassifierReward(TextReward):
             ModelError: no such model, device or dtype.
             RewardError: the model has another number of labels than one, or no trained head.
         """
-        name, path, place = str(folder), resolve(str(folder)), resolve_device(device)
-        check_one_label(load_config(path).num_labels, name)
+        name = str(folder)
+        check_one_label(load_config(resolve(name)).num_labels, name)
         try:
-            with quiet_transformers():
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    path, dtype=resolve_dtype(dtype, place), use_safetensors=True, output_loading_info=True
-                )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0].split(". ")[0]
+            model = load_model(AutoModelForSequenceClassification, name, device=device, dtype=dtype, attention=None)
+        except LoadError as error:
+            if isinstance(error, MissingWeightsError) and error.head_only:
+                raise RewardError(
+                    f"{name} has no weights for {error.tensors[0]}; train its classification head first"
+                ) from error
             raise ModelError(
-                f"{name} cannot be loaded as a sequence classifier ({reason}); "
+                f"{name} cannot be loaded as a sequence classifier ({error.reason}); "
                 "use a folder that holds one in safetensors"
             ) from error
-        if missing := sorted(report["missing_keys"]):
-            raise RewardError(f"{name} has no weights for {missing[0]}; train its classification head first")
-        return cls(model.to(place), load_tokenizer(path), batch_size=batch_size, name=name)
+        tokenizer = load_tokenizer(resolve(name))
+        return cls(model, tokenizer, template=template, batch_size=batch_size, name=name)
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """The classifier: each step costs forwards over whole texts."""
+        return [self.model]
 
     @property
     def room(self) -> int:
@@ -121,12 +167,17 @@ class ClassifierReward(TextReward):
 
     def _tokens(self, text: Text) -> tuple[list[int], list[int] | None, list[int]]:
         """The ids and token types of the whole text, and the places of the prompt among them."""
-        prompt = as_plain_text(text.prompt)
-        if self.tokenizer.sep_token_id is not None:
-            pair = self.tokenizer(prompt, text.response, verbose=False)
+        if self.reading == "pair":
+            pair = self.tokenizer(as_plain_text(text.prompt), text.response, verbose=False)
             places = [i for i, part in enumerate(pair.sequence_ids(0)) if part == 0]
             return pair["input_ids"], pair.get("token_type_ids"), places
-        before = prompt_ids(self.tokenizer, prompt, "raw")
+        prompt = as_plain_text(text.prompt) if self.reading == "raw" else text.prompt
+        before = prompt_ids(self.tokenizer, prompt, self.reading)
+        chat = self.reading == "chat" or (self.reading == "mixed" and not isinstance(prompt, str))
+        if chat and text.finished and not self.recorded:
+            ids = conversation_ids(self.tokenizer, prompt, text.response)
+            # A template may render a turn that is over otherwise than one that begins.
+            return ids, None, list(takewhile(lambda i: ids[i : i + 1] == before[i : i + 1], range(len(before))))
         finished = text.finished and self.tokenizer.eos_token_id is not None
         ids = [*before, *response_ids(self.tokenizer, text.response, finished=finished)]
         return ids, None, list(range(len(before)))
@@ -163,6 +214,16 @@ def check_one_label(labels: int, name: str) -> None:
     """Raise RewardError where a classifier's output is not one number."""
     if labels != 1:
         raise RewardError(f"{name} has {labels} labels, a reward is one number; use a classifier with num_labels=1")
+
+
+def recorded_template(config: PretrainedConfig, name: str) -> Template | None:
+    """Return the template that `RewardModel.export` recorded in a configuration; None where it did not write it."""
+    found = getattr(config, RECORDED_TEMPLATE, None)
+    if found is not None and found not in TEMPLATES:
+        raise RewardError(
+            f"{name} records the template {found!r} in its config.json; write one of: {', '.join(TEMPLATES)}"
+        )
+    return found
 
 
 def as_plain_text(prompt: Prompt) -> str:

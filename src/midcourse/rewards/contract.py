@@ -2,27 +2,29 @@
 
 Kinds, all of which keep the laws of `midcourse.testing`:
 
-    scalar        one number at every position                     reward_model.RewardModel
-    vocabulary    one number for every possible next token         vocabulary_reward.VocabularyReward
-    trunk         a number for a next token, from the LM's state   trunk_reward.TrunkReward
-    text          a number for a text, whatever computes it        text_reward.TextReward
+    scalar        one number at every position                     scalar.RewardModel
+    vocabulary    one number for every possible next token         vocabulary.VocabularyReward, trained_vocabulary
+    trunk         a number for a next token, from the LM's state   trunk.TrunkReward
+    implicit      the log-ratio of two language models             implicit.ImplicitReward
+    text          a number for a text, whatever computes it        text.TextReward, classifier.ClassifierReward
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from midcourse.errors import MidcourseError
-from midcourse.lm.language_model import LanguageModel, LanguageModelRows, chat_fingerprint
+from midcourse.lm.contract import CausalModel, CausalRows
+from midcourse.lm.language_model import chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
+from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.info import RewardError
 
-
-class RewardError(MidcourseError):
-    """A reward that cannot be loaded, or does not fit the language model or the call."""
+NO_LIMIT = 2**20  # tokens of a row, if nothing limits them
 
 
 @runtime_checkable
@@ -56,43 +58,135 @@ class VocabularyRows(RewardRows, Protocol):
         """The reward of every row's prefix extended by each token of the vocabulary."""
 
 
-@runtime_checkable
-class StateReader(Protocol):
-    """Rows that read the language model's own hidden states."""
+@dataclass
+class FollowedRows:
+    """The language model's rows that a reward of its states guides; whoever moves the rows keeps this up to date.
 
-    def follow(self, lm_rows: LanguageModelRows) -> None:
-        """Go along with these rows of the language model, which keep the states of the reward's layer."""
+    Attributes:
+        rows: a batch of the language model's.
+        places: which of them the reward guides, in the order of the reward's rows.
+    """
 
-
-@runtime_checkable
-class ReadsStates(Protocol):
-    """A reward whose rows are StateReaders."""
+    rows: CausalRows
+    places: list[int] = field(default_factory=list)
 
     @property
-    def layer(self) -> int:
-        """After how many layers of the language model the states are read."""
+    def lengths(self) -> list[int]:
+        """How many tokens of each row the language model has read."""
+        return [self.rows.lengths[place] for place in self.places]
+
+    def states(self, layer: int) -> Float[Tensor, "batch hidden"]:
+        """The state of each row's last token."""
+        return self.rows.states[layer][self.places]
+
+    def previous(self, layer: int) -> Float[Tensor, "batch hidden"]:
+        """The state of the token before it."""
+        return self.rows.previous[layer][self.places]
+
+    def read_states(self, layer: int) -> Float[Tensor, "batch tokens hidden"]:
+        """The states of all tokens that the rows were started with."""
+        return self.rows.read_states[layer][self.places]
+
+
+@runtime_checkable
+class StateReader(RewardRows, Protocol):
+    """Rows that read the language model's own hidden states: those of a reward that names a `layer`."""
+
+    def follow(self, followed: FollowedRows) -> None:
+        """Go along with these rows of the language model, which have just been started at the same prefixes."""
+
+
+class Text(NamedTuple):
+    """A prompt with a response, or with the beginning of one if it is not finished."""
+
+    prompt: Prompt
+    response: str
+    finished: bool
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Anything that gives every prefix a reward. `midcourse.testing` holds the laws it has to pass."""
+    """Anything that gives every prefix a reward. `midcourse.testing` holds the laws it has to pass.
+
+    A kind that derives from this class defines `bind`, `start` and `score`, and of the rest what is not as here.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
     @property
     def template(self) -> Template | None:
-        """How prompts were rendered in training, and must be at decoding; None where that makes no difference."""
+        """How prompts were rendered in training, and must be at decoding; None if that makes no difference."""
+        return None
 
     @property
     def context_length(self) -> int:
         """The most tokens a row may have, prompt and response together."""
+        return NO_LIMIT
 
-    def bind(self, lm: LanguageModel) -> "Reward":
-        """This reward as it reads the tokens of `lm`; RewardError where it cannot guide that model."""
+    @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of the tokens that `score` rewards; None if they are those of a language model to be bound."""
+        return None
+
+    @property
+    def additive(self) -> bool:
+        """Whether it rewards tokens: a text's reward is the sum of its tokens'. Else it is that of its last prefix."""
+        return False
+
+    @property
+    def every_prefix(self) -> bool:
+        """Whether one forward over a text rewards all its prefixes; otherwise each is read as a text of its own."""
+        return True
+
+    @property
+    def reward_weight(self) -> float | None:
+        """The weight to guide at if none is asked for; None if nothing speaks for one."""
+        return None
+
+    @property
+    def soft_value_weight(self) -> float | None:
+        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
+        return None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns its rewards into probabilities for a reader; None if none is stored with it."""
+        return None
+
+    @property
+    def layer(self) -> int | None:
+        """After how many layers it reads the language model's own states; None if it reads none.
+
+        The rows of a reward with a layer are `StateReader`s.
+        """
+        return None
+
+    @property
+    def speaks_for_vocabulary(self) -> bool:
+        """Whether its rows reward every token of the vocabulary at once, and are `VocabularyRows`."""
+        return False
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """The models whose forwards guiding with it costs."""
+        return ()
+
+    def bind(self, lm: CausalModel) -> "Reward":
+        """Return this reward as it reads the tokens of `lm`; RewardError if it cannot guide that model."""
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> RewardRows:
         """Begin at these prefixes; at most `candidates` candidates will be asked for at a time."""
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list["Score"]:
-        """The reward of every prefix of whole texts."""
+        """Return the reward of every prefix of whole texts."""
+
+    def rate(self, texts: Sequence[Text]) -> list[float]:
+        """Return the reward of each response as a whole: of the finished text, or if it was cut of the prefix it is."""
+        scores = self.score([text.prompt for text in texts], [text.response for text in texts])
+        return [score.of_response(text.finished) for score, text in zip(scores, texts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -115,21 +209,52 @@ class Score:
 
     @property
     def whole(self) -> float:
-        """The reward of the whole text."""
-        return self.prefixes[-1]
+        """The reward of the whole text; of no tokens the sum is 0."""
+        return self.prefixes[-1] if self.rewards or not self.additive else 0.0
 
     def without_end(self) -> "Score":
         """Less the last token, a finished text's EOS: what was read before the end does not depend on it."""
         return replace(self, token_ids=self.token_ids[:-1], texts=self.texts[:-1], rewards=self.rewards[:-1])
 
+    def of_response(self, finished: bool) -> float:
+        """The reward of the finished text or, if it was cut, of the prefix before the EOS.
 
-def adds_up(reward: Reward) -> bool:
-    """Whether it rewards tokens, and a text's reward is the sum of its tokens'; otherwise that of its last prefix."""
-    return getattr(reward, "additive", False)
+        A cut response without a token is worth the empty sum, 0, if rewards add up. If they are of prefixes it has none
+        of its own, and counts as the finished text.
+        """
+        cut = not finished and (self.additive or len(self.rewards) > 1)
+        return self.without_end().whole if cut else self.whole
+
+
+def check_finite(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rewards: Sequence[Tensor],
+) -> None:
+    """Raise RewardError, naming the model and the row, if a reward is NaN or infinite.
+
+    Args:
+        rows: (prompt ids, response ids).
+        rewards: of every response token of each row.
+    """
+    for (prompt, response), row in zip(rows, rewards, strict=True):
+        broken = row[~row.isfinite()]
+        if len(broken):
+            before, text = (short(tokenizer.decode(list(ids))) for ids in (prompt, response))
+            raise RewardError(
+                f"the reward is {broken[0].item()}, no finite number: {name} gives it to the response {text} after the "
+                f"prompt {before}; restore the weights, train it again, or try --dtype float32"
+            )
+
+
+def short(text: str) -> str:
+    """Quote a text for a message, at most 60 characters of it."""
+    return repr(text if len(text) <= 60 else text[:60] + "...")
 
 
 def check_rendering(
-    lm: LanguageModel, name: str, template: Template | None, chat_template: str | None, eos_token_ids: Collection[int]
+    lm: CausalModel, name: str, template: Template | None, chat_template: str | None, eos_token_ids: Collection[int]
 ) -> None:
     """Raise RewardError where the LM's chat template or ends of texts are not those a reward was trained with.
 

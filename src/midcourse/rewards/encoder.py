@@ -22,11 +22,13 @@ from transformers import (
 )
 
 from midcourse.files import whole_folder
-from midcourse.lm.language_model import LanguageModel, context_length, tokenizer_fingerprint
+from midcourse.lm.contract import CausalModel
+from midcourse.lm.language_model import context_length, tokenizer_fingerprint
 from midcourse.lm.load import (
     ModelError,
-    load_backbone,
+    empty_model,
     load_config,
+    load_model,
     load_tokenizer,
     resolve,
     resolve_device,
@@ -37,9 +39,9 @@ from midcourse.lm.prompt import Prefix, Prompt
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import Backbone, Tuning, with_adapter
 from midcourse.rewards.classifier import ClassifierReward, as_plain_text
-from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score
-from midcourse.rewards.info import RewardInfo, read_info
-from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.contract import Reward, RewardRows, Score
+from midcourse.rewards.info import RewardError, RewardInfo, read_info
+from midcourse.rewards.trained import TrainedReward, check_tokenizer, check_weights
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
@@ -48,20 +50,22 @@ def is_encoder(config: PretrainedConfig) -> bool:
     return type(config) in AutoModelForMaskedLM._model_mapping and not mixed
 
 
-class EncoderReward(RewardModel):
+class EncoderReward(TrainedReward):
     """A sequence classifier of one label in training. `classifier()` is the reward that everything else uses.
 
     Its `backbone` is the whole classifier; its `head` are the parts of it behind the encoder's layers, a pooler
     included. A row longer than the context loses the prompt's beginning, as in `ClassifierReward`, and a response that
     is still too long its end. Whether a response is finished makes no difference to it.
 
-    Example:
+    Examples:
         >>> reward = EncoderReward.create("minilm", objective="sequence")
         >>> train(reward, comparisons, "judge", Settings())
         >>> load_reward("judge").bind(lm).score(["The ferry was late, and"], [" we loved it."])[0].rewards[-1]
     """
 
     KIND = "encoder"
+    HEAD_LEARNING_RATE = 1e-3
+    every_prefix = False
     head: nn.ModuleList
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
@@ -104,7 +108,7 @@ class EncoderReward(RewardModel):
         if layers is not None:
             raise RewardError(f"{backbone} is an encoder, which is used whole; leave --layers {layers} out")
         torch.manual_seed(seed)  # a new head and LoRA start from random numbers
-        model = cls.pretrained(backbone, None, device, dtype)
+        model = _pretrained(backbone, device, dtype)
         tokenizer = load_tokenizer(resolve(backbone))
         if tokenizer.sep_token_id is None:
             raise RewardError(f"the tokenizer of {backbone} has no separator for prompt and response")
@@ -125,42 +129,36 @@ class EncoderReward(RewardModel):
             backbone_layers=model.config.num_hidden_layers,
             **recorded,
         )
-        return cls(cls.adapted(model, tuning), tokenizer, info)
+        return cls(_adapted(model, tuning), tokenizer, info)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto", **others: Any) -> "EncoderReward":
-        """Load a saved reward with what trained it; `load_reward` gives the classifier alone."""
-        if (head := read_info(Path(folder)).head) != "encoder":
-            raise RewardError(f"{folder} holds a reward with a {head} head; load it with midcourse.load_reward")
-        reward = super().load(folder, device=device, dtype=dtype, **others)
-        assert isinstance(reward, EncoderReward)
-        return reward
+    def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "EncoderReward":
+        """Load a saved reward with what trained it; `load_reward` gives the classifier alone.
 
-    @staticmethod
-    def pretrained(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
-        """The classifier on a pretrained encoder; its head is new where the checkpoint has none."""
-        config = load_config(resolve(name))
-        if type(config) not in AutoModelForSequenceClassification._model_mapping:
-            raise ModelError(f"transformers has no sequence classification for {config.model_type}; use a BERT")
-        config.num_labels = 1
-        config.architectures = None
-        # With the architecture's own attention: DeBERTa's has no other.
-        places: dict[str, Any] = {"device": device, "dtype": dtype, "attention": None}
-        return load_backbone(AutoModelForSequenceClassification, name, config, **places)
+        Raises:
+            RewardError: the folder holds no such reward, or its encoder has other weights or tokens than in training.
+        """
+        folder = Path(folder)
+        info = read_info(folder)
+        if info.head != cls.KIND:
+            raise RewardError(f"{folder} holds a reward with a {info.head} head; load it with midcourse.load_reward")
+        tuning = Tuning.parse(info.tune)
+        if tuning.kind == "all":
+            model = _empty(load_config(str(folder / "backbone")), device, dtype)
+            tokenizer = load_tokenizer(str(folder / "backbone"))
+        else:
+            check_weights(folder, info)
+            model = _pretrained(info.backbone, device, dtype)
+            tokenizer = load_tokenizer(resolve(info.backbone))
+        check_tokenizer(folder, info, tokenizer, info.backbone)
+        reward = cls(_adapted(model, tuning), tokenizer, info)
+        reward.load_trained(folder / "reward.safetensors")
+        reward.name = str(folder)
+        return reward.eval()
 
-    @staticmethod
-    def empty(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
-        """A classifier whose weights are still to be read."""
-        place = resolve_device(device)
-        wanted = resolve_dtype(dtype, place)
-        wanted = config.dtype if isinstance(wanted, str) else wanted
-        return AutoModelForSequenceClassification.from_config(config, dtype=wanted).to(place)
-
-    @staticmethod
-    def adapted(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
-        """The classifier, with LoRA adapters in its encoder where the tuning asks for them."""
-        setattr(model, model.base_model_prefix, with_adapter(model.base_model, tuning))
-        return model
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """RewardError: an encoder has no states of tokens to keep."""
+        raise RewardError(f"{self.info.backbone} is an encoder, which is not trained on states of tokens")
 
     def make_head(self) -> nn.ModuleList:
         """What the classifier has behind the encoder's layers, in the order of its forward."""
@@ -186,8 +184,12 @@ class EncoderReward(RewardModel):
             limits.append(self.info.training["settings"]["max_tokens"])
         return min(limits)
 
-    def encode_within(self, prompt: Prompt, response: str, max_tokens: int) -> tuple[list[int], list[int]]:
-        """([CLS] prompt [SEP], response [SEP]) in at most `max_tokens`: the prompt loses its beginning first.
+    def encode_within(
+        self, prompt: Prompt, response: str, *, finished: bool, max_tokens: int
+    ) -> tuple[list[int], list[int], bool]:
+        """Return ([CLS] prompt [SEP], response [SEP]) in at most `max_tokens`: the prompt loses its beginning first.
+
+        Whether the response is finished makes no difference: every row is one.
 
         Raises:
             RewardError: not even a token of the response has room.
@@ -201,7 +203,11 @@ class EncoderReward(RewardModel):
         dropped = max(parts.count(0) + after - room, 0)
         begin = len(ids) - 1 - parts.count(1)
         first = parts.index(0) if 0 in parts else 0
-        return [*ids[:first], *ids[first + dropped : begin]], [*ids[begin : begin + after], ids[-1]]
+        return [*ids[:first], *ids[first + dropped : begin]], [*ids[begin : begin + after], ids[-1]], True
+
+    def prompt_problem(self, prompt: Prompt, max_tokens: int) -> str | None:
+        """Return None: of a prompt that is too long the end is read."""
+        return None
 
     def inputs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
         """What the classifier takes for (prompt ids, response ids) rows, padded on the right."""
@@ -268,7 +274,7 @@ class EncoderReward(RewardModel):
         made.calibration = self.calibration
         return made
 
-    def bind(self, lm: LanguageModel) -> Reward:
+    def bind(self, lm: CausalModel) -> Reward:
         """The classifier, as it reads the texts of `lm`."""
         return self.classifier().bind(lm)
 
@@ -288,3 +294,29 @@ class EncoderReward(RewardModel):
         with whole_folder(Path(folder)) as work:
             model.save_pretrained(work)
             self.classifier().tokenizer.save_pretrained(work)
+
+
+def _pretrained(name: str, device: str, dtype: str) -> PreTrainedModel:
+    """The classifier on a pretrained encoder; its head is new where the checkpoint has none."""
+    config = load_config(resolve(name))
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ModelError(f"transformers has no sequence classification for {config.model_type}; use a BERT")
+    config.num_labels = 1
+    config.architectures = None
+    # With the architecture's own attention: DeBERTa's has no other.
+    settings: dict[str, Any] = {"device": device, "dtype": dtype, "attention": None, "own_head": False}
+    return load_model(AutoModelForSequenceClassification, name, config, **settings)
+
+
+def _empty(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
+    """A classifier whose weights are still to be read."""
+    place = resolve_device(device)
+    wanted = resolve_dtype(dtype, place)
+    wanted = config.dtype if isinstance(wanted, str) else wanted
+    return empty_model(AutoModelForSequenceClassification, config, dtype=wanted, attention=None).to(place)
+
+
+def _adapted(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
+    """The classifier, with LoRA adapters in its encoder where the tuning asks for them."""
+    setattr(model, model.base_model_prefix, with_adapter(model.base_model, tuning))
+    return model

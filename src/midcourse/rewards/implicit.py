@@ -10,39 +10,46 @@ tokens. Two passes over one token give it for the whole vocabulary.
 A saved one is a folder with a midcourse.json that names both models; they are not copied.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from midcourse.files import whole_folder, write_text
-from midcourse.lm.language_model import LanguageModel, chat_fingerprint
-from midcourse.lm.prompt import Prefix, Prompt, Template
+from midcourse.files import as_json, whole_folder, write_text
+from midcourse.lm.contract import CausalModel
+from midcourse.lm.language_model import chat_fingerprint
+from midcourse.lm.prompt import Prefix, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import RewardError, Score
-from midcourse.rewards.info import RewardInfo, read_info
+from midcourse.rewards.info import RewardError, RewardInfo, read_info
+from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.vocabulary import ModelVocabularyRows, VocabularyReward
 
 
-class ImplicitReward:
+class ImplicitReward(TokenReward):
     """beta times the log-ratio of two causal LMs with one tokenizer.
 
     At weight 1 / beta over the whole vocabulary (method "genarm"), guiding the base model with it gives the aligned
     model's own policy.
 
     Args:
-        aligned, base: what gives log-probabilities.
+        aligned: what gives the log-probabilities that count for a token.
+        base: what gives those that count against it.
         info: as midcourse.json records it; `objective_settings` has beta.
 
-    Example:
+    Examples:
         >>> reward = ImplicitReward.create("my-dpo-model", "my-sft-model", beta=0.1, template="chat")
         >>> generate(lm, ["How are you?"], reward, method="genarm")[0].text
     """
+
+    name: str = "implicit reward"
+    template: Template = "raw"
+    additive = True
+    speaks_for_vocabulary = True
+    reward_weight: float | None = None
 
     def __init__(self, aligned: VocabularyReward, base: VocabularyReward, info: RewardInfo):
         if aligned.tokens != base.tokens:
@@ -51,10 +58,9 @@ class ImplicitReward:
                 "aligned from"
             )
         self.aligned, self.base, self.info = aligned, base, info
-        self.additive = True
         self.beta: float = info.objective_settings["beta"]
         self.tokenizer = aligned.tokenizer
-        self.template: Template = info.template
+        self.template = info.template
         self.reward_weight = info.reward_weight
 
     @classmethod
@@ -100,7 +106,7 @@ class ImplicitReward:
     def save(self, folder: str | Path) -> None:
         """Write midcourse.json to `folder`, whole or not at all; an earlier reward there is replaced."""
         with whole_folder(Path(folder)) as work:
-            write_text(work / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
+            write_text(work / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "ImplicitReward":
@@ -129,7 +135,14 @@ class ImplicitReward:
                 f"the reward in {folder} was made with another tokenizer than {info.backbone} has now; "
                 "restore it or make the reward again"
             )
-        return cls(aligned, base, info)
+        reward = cls(aligned, base, info)
+        reward.name = str(folder)
+        return reward
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """Both models."""
+        return [*self.aligned.models, *self.base.models]
 
     @property
     def calibration(self) -> Calibration | None:
@@ -141,7 +154,7 @@ class ImplicitReward:
         """The longest row that both models were made for, in tokens."""
         return min(self.aligned.context_length, self.base.context_length)
 
-    def bind(self, lm: LanguageModel) -> "ImplicitReward":
+    def bind(self, lm: CausalModel) -> "ImplicitReward":
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
         self.aligned.bind(lm)
         return self
@@ -151,20 +164,16 @@ class ImplicitReward:
         rows = (model.start(prefixes, max_new_tokens, candidates) for model in (self.aligned, self.base))
         return ImplicitRows(self.beta, *rows)
 
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 8
-    ) -> list[Score]:
-        """The reward of each response's tokens; with `finished` an EOS follows it."""
-        rows = [self.aligned.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
-        decode = self.tokenizer.decode
-        return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
-            for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
-        ]
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards of every response token of (prompt ids, response ids) rows, on the CPU.
 
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
-        """Rewards of every response token of (prompt ids, response ids) rows, on the CPU."""
-        aligned, base = (model.score_ids(rows, batch_size=batch_size) for model in (self.aligned, self.base))
+        Args:
+            finite: raise RewardError, naming model and row, if a log-probability is NaN or infinite.
+        """
+        settings: dict[str, Any] = {"batch_size": batch_size, "finite": finite}
+        aligned, base = (model.score_ids(rows, **settings) for model in (self.aligned, self.base))
         return [self.beta * (a - b) for a, b in zip(aligned, base, strict=True)]
 
 

@@ -1,22 +1,24 @@
-"""What midcourse.json records about a reward, and whether a reward may stand on a model's own weights."""
+"""What midcourse.json records about a reward, and which rewards come with midcourse.
+
+Imports neither torch nor transformers, so that what only reads about rewards answers at once.
+"""
 
 import json
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from midcourse.lm.language_model import (
-    LanguageModel,
-)
-from midcourse.lm.load import (
-    resolve_device,
-    resolve_dtype,
-)
-from midcourse.lm.prompt import Template
-from midcourse.lm.weights import loaded_fingerprint
-from midcourse.rewards.contract import RewardError, check_rendering
+from midcourse.errors import MidcourseError
+
+if TYPE_CHECKING:
+    from midcourse.lm.prompt import Template
 
 FORMAT = 1
+
+
+class RewardError(MidcourseError):
+    """A reward that cannot be loaded, or does not fit the language model or the call."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class RewardInfo:
     backbone_fingerprint: str
     layers: int
     tune: str
-    template: Template
+    template: "Template"
     objective: str
     eos_token_id: int
     eos_token_ids: tuple[int, ...]
@@ -53,45 +55,8 @@ class RewardInfo:
         return self.objective in ("autoregressive", "implicit")
 
 
-def check_sharing(
-    folder: Path, info: RewardInfo, lm: LanguageModel, device: str, dtype: str, allow_other_weights: bool
-) -> None:
-    """Raise RewardError where a saved reward cannot stand on the weights of a language model in memory."""
-    if info.tune == "all":
-        raise RewardError(
-            f"the reward in {folder} trained all of its weights (tune all) and has none to share with {lm.name}; "
-            "leave share_with (guide: --share-weights) out"
-        )
-    model = lm.model
-    for name, asked, has in (
-        ("device", device if device == "auto" else resolve_device(device), model.device),
-        ("dtype", dtype if dtype == "auto" else resolve_dtype(dtype, model.device), model.dtype),
-    ):
-        if asked not in ("auto", has):
-            raise RewardError(
-                f"the reward in {folder} cannot have {name} {asked} on the weights of {lm.name}, which have {has}; "
-                f"leave {name} out"
-            )
-    found = None if allow_other_weights else loaded_fingerprint(model)
-    if not allow_other_weights and found != info.backbone_fingerprint:
-        which = f"fingerprint {found}" if found else "it was not loaded from files, or was changed since"
-        remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
-        raise RewardError(
-            f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "
-            f"{info.backbone_fingerprint}), and {lm.name} in memory has others ({which}); leave share_with "
-            "(guide: --share-weights) out" + (remedy if info.head != "scalar" else "")
-        )
-    if info.backbone_layers and info.backbone_layers != model.get_decoder().config.num_hidden_layers:
-        raise RewardError(
-            f"the reward in {folder} was trained on {info.backbone} of {info.backbone_layers} layers, and {lm.name} "
-            f"has {model.get_decoder().config.num_hidden_layers}; train one on {lm.name}"
-        )
-    if info.tokenizer == lm.tokens:  # load refuses others, as of any reward
-        check_rendering(lm, info.backbone, info.template, info.chat_template, info.eos_token_ids)
-
-
 def read_info(folder: Path) -> RewardInfo:
-    """What midcourse.json says; RewardError where the folder holds no reward of this format."""
+    """Read a reward's midcourse.json; RewardError if the folder holds no reward of this format."""
     path = folder / "midcourse.json"
     if not path.is_file():
         raise RewardError(
@@ -105,3 +70,14 @@ def read_info(folder: Path) -> RewardInfo:
         return RewardInfo(**{**fields, **tuples})
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
+
+
+def shipped() -> dict[str, Path]:
+    """Return the folders of the rewards that come with midcourse, by name; each has a README.md that is its card."""
+    folder = Path(str(files("midcourse") / "shipped/rewards"))
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/midcourse.json"))}
+
+
+def place_of(name: str | Path) -> str | Path:
+    """Return where the reward of that name is: a folder here of that name comes before a shipped reward."""
+    return name if Path(name).exists() else shipped().get(str(name), name)

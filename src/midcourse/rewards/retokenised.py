@@ -5,14 +5,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.prefix_cache import PrefixCache, pad
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
-from midcourse.rewards.contract import RewardError, Score
-from midcourse.rewards.text import Key, ResponseRows, Text, as_score, whole_response
+from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.contract import Reward, Score, Text
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.text import Key, ResponseRows, as_score, whole_response
 
 
 @runtime_checkable
@@ -21,10 +23,23 @@ class ScalarReward(Protocol):
 
     backbone: Any
     tokenizer: Any
+    name: str
 
     @property
     def template(self) -> Template:
         """How prompts are rendered."""
+
+    @property
+    def reward_weight(self) -> float | None:
+        """The weight to guide at."""
+
+    @property
+    def soft_value_weight(self) -> float | None:
+        """The weight at which it is an exact soft value."""
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """What guiding with it runs forwards of."""
 
     @property
     def context_length(self) -> int:
@@ -37,7 +52,7 @@ class ScalarReward(Protocol):
         """The rewards at every response position of (prompt ids, response ids) rows."""
 
 
-class Retokenised:
+class Retokenised(Reward):
     """A scalar reward for a language model that writes other tokens than the reward reads.
 
     The response so far, with each candidate, is tokenised anew at every step, so its last tokens may change; what all
@@ -60,16 +75,46 @@ class Retokenised:
         self.eos_token_ids = frozenset([lm_tokenizer.eos_token_id] if eos_token_ids is None else eos_token_ids)
 
     @property
+    def name(self) -> str:
+        """The reward's."""
+        return self.reward.name
+
+    @property
     def template(self) -> Template:
-        """That of the reward."""
+        """The reward's."""
         return self.reward.template
+
+    @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The language model's: `score` rewards its tokens."""
+        return self.lm_tokenizer
+
+    @property
+    def reward_weight(self) -> float | None:
+        """The reward's."""
+        return self.reward.reward_weight
+
+    @property
+    def soft_value_weight(self) -> float | None:
+        """The reward's."""
+        return self.reward.soft_value_weight
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """None: the reward's is of lengths in its own tokens."""
+        return None
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """The reward's."""
+        return self.reward.models
 
     @property
     def context_length(self) -> int:
         """That of the reward, in its own tokens; every text is checked when it is read."""
         return self.reward.context_length
 
-    def bind(self, lm: LanguageModel) -> "Retokenised":
+    def bind(self, lm: CausalModel) -> "Retokenised":
         """Itself: it was made for one language model's tokens."""
         return self
 

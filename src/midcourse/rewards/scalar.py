@@ -1,34 +1,23 @@
 """A reward for every prefix: a causal backbone with a scalar head read at every position.
 
-    rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
-    rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
-    rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
-
-A saved reward is a folder of safetensors and JSON:
-
-    midcourse.json       how it was trained, its template and EOS ids, the backbone's name and fingerprint
-    reward.safetensors   the head and whatever else was trained (adapter, last layers, or everything)
-    rows.safetensors     hashes of the rows it learned from; see train.learned
-    backbone/            config of the backbone, only where all of it was trained
+rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
+rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
+rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
 """
 
 import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from midcourse.files import whole_file, whole_folder, write_text
+from midcourse.files import whole_folder
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import (
     LanguageModel,
     chat_fingerprint,
@@ -38,17 +27,18 @@ from midcourse.lm.language_model import (
 )
 from midcourse.lm.load import (
     ModelError,
+    empty_model,
     load_config,
     load_generation_config,
     load_tokenizer,
     resolve,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.lm.prompt import Prefix, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
-    Backbone,
     Tuning,
+    check_sharing,
     empty_backbone,
     final_norm_of,
     layers_of,
@@ -57,34 +47,23 @@ from midcourse.rewards.backbone import (
     with_adapter,
 )
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Reward, RewardError, RewardRows, Score, check_rendering
-from midcourse.rewards.info import RewardInfo, check_sharing, read_info
+from midcourse.rewards.classifier import RECORDED_TEMPLATE
+from midcourse.rewards.contract import Reward, RewardRows, check_finite, check_rendering
+from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.retokenised import Retokenised
+from midcourse.rewards.token_ids import TokenReward
+from midcourse.rewards.trained import Top, TrainedReward, check_tokenizer, check_weights
 
 
-class RewardModel(nn.Module):
+class RewardModel(TokenReward, TrainedReward):
     """A scalar prefix reward. Its forward gives the reward at every position of a batch.
 
-    Example:
+    Examples:
         >>> reward = RewardModel.load("my-reward")
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
 
-    KIND = "scalar"  # what comes first in the name of the head
-    backbone: Backbone
-    # How a backbone comes about: read from a model's files, made of a configuration, given adapters.
-    pretrained = staticmethod(truncated_backbone)
-    empty = staticmethod(empty_backbone)
-    adapted = staticmethod(with_adapter)
-
-    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
-        super().__init__()
-        self.backbone = backbone
-        self.tokenizer = tokenizer
-        self.info = info
-        self.head = self.make_head()
-        set_trainable(self)
+    KIND = "scalar"
 
     def make_head(self) -> nn.Module:
         """A new head: one number for a state."""
@@ -93,6 +72,10 @@ class RewardModel(nn.Module):
         # At zero every prefix is worth the same: training starts from the unguided policy.
         nn.init.zeros_(head.weight)
         return head
+
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """Return the head, behind these layers."""
+        return ScalarTop(self, layers)
 
     def last_parts(self, amount: int) -> list[nn.Module]:
         """The backbone's last layers and what follows them."""
@@ -104,33 +87,9 @@ class RewardModel(nn.Module):
         return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
-    def template(self) -> Template:
-        """How prompts were rendered in training, and must be here."""
-        return self.info.template
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What turns its rewards into probabilities for a reader; None for a reward that was saved without one."""
-        return Calibration.read(self.info.calibration)
-
-    @property
-    def soft_value_weight(self) -> float | None:
-        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
-        return self.info.objective_settings.get("value_weight")
-
-    @property
-    def reward_weight(self) -> float | None:
-        """The weight to guide at where none is asked for; None where nothing speaks for one."""
-        return self.info.reward_weight
-
-    @property
-    def additive(self) -> bool:
-        """Whether a text's reward is the sum of its tokens' rewards."""
-        return self.info.additive
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.head.parameters()).device
+    def models(self) -> Sequence[nn.Module]:
+        """The backbone: one forward of it rewards all candidates of a step."""
+        return [self.decoder]
 
     @classmethod
     def create(
@@ -201,7 +160,7 @@ class RewardModel(nn.Module):
 
     # Guiding
 
-    def bind(self, lm: LanguageModel) -> Reward:
+    def bind(self, lm: CausalModel) -> Reward:
         """Itself, or with its text tokenised anew at every step where the LM writes other tokens.
 
         Raises:
@@ -223,40 +182,15 @@ class RewardModel(nn.Module):
 
     # Scoring
 
-    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
-        """(prompt ids, response ids) as in training; EOS ends a finished response.
-
-        Raises:
-            PromptError: the prompt does not fit the template, or the row does not fit the context.
-        """
-        row = (
-            prompt_ids(self.tokenizer, prompt, self.template),
-            response_ids(self.tokenizer, response, finished=finished),
-        )
-        if len(row[0]) + len(row[1]) > (room := self.context_length):
-            raise PromptError(
-                f"prompt and response have {len(row[0]) + len(row[1])} tokens, the context {room}; shorten them"
-            )
-        return row
-
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 16
-    ) -> list[Score]:
-        """The reward of every prefix of each response, one forward per batch.
-
-        With `finished` an EOS follows the response: the last reward is that of the finished text.
-        """
-        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
-        rewards = self.score_ids(rows, batch_size=batch_size)
-        decode = self.tokenizer.decode
-        return [
-            Score(tuple(ids), tuple(decode([i]) for i in ids), tuple(row.tolist()), self.additive)
-            for (_, ids), row in zip(rows, rewards, strict=True)
-        ]
-
     @torch.inference_mode()
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 16) -> list[Tensor]:
-        """Rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU."""
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards at every response position of (prompt ids, response ids) rows, in fp32 on the CPU.
+
+        Args:
+            finite: raise RewardError, naming the row, if one is NaN or infinite.
+        """
         self.eval()
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
@@ -267,31 +201,11 @@ class RewardModel(nn.Module):
             rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
             for i, start, row in zip(part, starts, rewards, strict=True):
                 found[i] = row[start : start + len(rows[i][1])].clone()
+        if finite:
+            check_finite(self.name, self.tokenizer, rows, found)
         return found
 
-    # Saving
-
-    def save(self, folder: str | Path) -> None:
-        """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
-        with whole_folder(Path(folder)) as work:
-            self.write(work)
-
-    def write(self, folder: Path) -> None:
-        """Write the reward's files into an existing folder, each whole, midcourse.json last."""
-        try:
-            with whole_file(folder / "reward.safetensors") as temporary:
-                save_file(self.trained_state(), temporary)
-        except SafetensorError as error:
-            raise RewardError(f"{folder}/reward.safetensors cannot be written ({error}); make room") from error
-        if Tuning.parse(self.info.tune).kind == "all":
-            self.backbone.config.save_pretrained(folder / "backbone")
-            self.tokenizer.save_pretrained(folder / "backbone")
-        write_text(folder / "midcourse.json", json.dumps(asdict(self.info), indent=2) + "\n")
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: all that has to be stored beside the backbone's name."""
-        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-        return {name: whole_tensor(p).cpu().contiguous() for name, p in trained.items()}
+    # Loading and exporting
 
     @classmethod
     def load(
@@ -317,7 +231,7 @@ class RewardModel(nn.Module):
             RewardError: the folder holds no reward, its backbone has other weights or tokens than in training, or it
                 cannot share them.
 
-        Example:
+        Examples:
             >>> lm = LanguageModel.load("smollm2")
             >>> kind, brief = (RewardModel.load(name, share_with=lm) for name in ("kind", "brief"))
         """
@@ -335,22 +249,15 @@ class RewardModel(nn.Module):
             check_sharing(folder, info, share_with, device, dtype, allow_other_weights)
             model, tokenizer = shared_backbone(share_with, info.layers), share_with.tokenizer
         elif tuning.kind == "all":
-            model = cls.empty(load_config(str(folder / "backbone")), device, dtype)
+            model = empty_backbone(load_config(str(folder / "backbone")), device, dtype)
             tokenizer = load_tokenizer(str(folder / "backbone"))
         else:
-            if weights_fingerprint(info.backbone) != info.backbone_fingerprint:
-                raise RewardError(
-                    f"the reward in {folder} was trained on other weights than {info.backbone} has now "
-                    f"(fingerprint {info.backbone_fingerprint}); restore them or train it again"
-                )
-            model = cls.pretrained(info.backbone, info.layers, device, dtype)
+            check_weights(folder, info)
+            model = truncated_backbone(info.backbone, info.layers, device, dtype)
             tokenizer = load_tokenizer(resolve(info.backbone))
-        if tokenizer_fingerprint(tokenizer) != info.tokenizer:
-            raise RewardError(
-                f"the reward in {folder} was trained with another tokenizer than "
-                f"{share_with.name if share_with else info.backbone} has now; restore it or train the reward again"
-            )
-        reward = cls(cls.adapted(model, tuning), tokenizer, info)
+        check_tokenizer(folder, info, tokenizer, share_with.name if share_with else info.backbone)
+        reward = cls(with_adapter(model, tuning), tokenizer, info)
+        reward.name = str(folder)
         if share_with is not None:
             # What was trained is read into tensors of its own, not into those of the language model.
             for parameter in reward.parameters():
@@ -364,25 +271,13 @@ class RewardModel(nn.Module):
             raise RewardError(f"the reward in {folder} does not fit {share_with.name}: {error}") from error
         return reward.eval()
 
-    def load_trained(self, path: Path) -> None:
-        """Read the trained tensors back; every one must be there and fit."""
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
-        wanted = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if {name: tensor.shape for name, tensor in state.items()} != {name: p.shape for name, p in wanted.items()}:
-            raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
-        with torch.no_grad():
-            for name, p in self.named_parameters():
-                if p.requires_grad:
-                    p.copy_(part_of(state[name], p))
-
     def export(self, folder: str | Path) -> None:
         """Write the standard full sequence-classification checkpoint (one label), readable by transformers alone.
 
         Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
-        the last token that is not padding, so the checkpoint pads with another token than EOS.
+        the last token that is not padding, so the checkpoint pads with another token than EOS. `load_reward` reads it
+        as this reward reads, by the template that its config.json records. Other tools read what the tokenizer's chat
+        template renders: the same where that ends with EOS, and one more place where it goes on, as ChatML's does.
         """
         backbone = copy.deepcopy(self.backbone)
         if isinstance(backbone, PeftModel):
@@ -393,16 +288,28 @@ class RewardModel(nn.Module):
         tokenizer.padding_side = "right"
         config.num_labels = 1
         config.pad_token_id = tokenizer.pad_token_id
+        setattr(config, RECORDED_TEMPLATE, self.template)
         if type(config) not in AutoModelForSequenceClassification._model_mapping:
             raise RewardError(
                 f"transformers has no sequence classification for {config.model_type}; it cannot be exported"
             )
-        model = AutoModelForSequenceClassification.from_config(config).to(backbone.dtype)
+        model = empty_model(AutoModelForSequenceClassification, config, dtype=backbone.dtype)
         model.base_model.load_state_dict(backbone.state_dict())
         model.score.load_state_dict(self.head.state_dict())
         with whole_folder(Path(folder)) as work:
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
+
+
+class ScalarTop(Top):
+    """The trained part of a scalar reward: its head behind nothing or some layers."""
+
+    def __init__(self, reward: RewardModel, layers: nn.Module | None):
+        super().__init__(reward, layers)
+        self._read = reward.read
+
+    def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
+        return self._read(self.hidden(states))
 
 
 class ScalarRows(CachedRows):
@@ -458,32 +365,6 @@ class ScalarRows(CachedRows):
     def replace(self, places: Sequence[int], other: Any) -> None:
         super().replace(places, other)
         self.offered, self.current = None, None
-
-
-def set_trainable(reward: RewardModel) -> None:
-    """Freeze what the reward's tuning does not train, and switch dropout off (as TRL's reward training does)."""
-    tuning = Tuning.parse(reward.info.tune)
-    for module in reward.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    if tuning.kind in ("head", "last"):
-        reward.backbone.requires_grad_(False)
-    if tuning.kind == "last":
-        for part in reward.last_parts(tuning.amount):
-            part.requires_grad_(True)
-    reward.head.requires_grad_(True)
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor, kept as FSDP2 keeps `like`; the tensor as it is where `like` is whole."""
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:

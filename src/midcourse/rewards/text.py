@@ -6,35 +6,24 @@ ClassifierReward   a sequence-classification model of transformers with one labe
 """
 
 import copy
-import importlib
 import math
-import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from numbers import Real
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, Template, response_ids
 from midcourse.lm.text import Point, ResponseText
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import RewardError, Score
-
-_NO_LIMIT = 2**20  # tokens of a row, where only its text is read
-
-
-class Text(NamedTuple):
-    """A prompt with a response, or with the beginning of one where it is not finished."""
-
-    prompt: Prompt
-    response: str
-    finished: bool
-
+from midcourse.rewards.contract import NO_LIMIT, Reward, Score, Text, short
+from midcourse.rewards.gold import named_function
+from midcourse.rewards.info import RewardError
 
 TextScorer: TypeAlias = Callable[[Sequence[Text]], Sequence[float]]
 Key: TypeAlias = tuple[str, str, bool]  # a Text that can be looked up, though its prompt be a list of messages
@@ -52,7 +41,7 @@ def as_score(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], rewar
     return Score(tuple(token_ids), tuple(tokenizer.decode([token]) for token in token_ids), tuple(rewards))
 
 
-class ResponseRows:
+class ResponseRows(ABC):
     """Rows of responses as texts. A text of the last reading is not read again.
 
     Args:
@@ -74,9 +63,9 @@ class ResponseRows:
         self.device = device
         self.known: dict[Key, float] = {}
 
+    @abstractmethod
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
-        """The rewards of each row's texts, at least one per row."""
-        raise NotImplementedError
+        """Return the rewards of each row's texts, at least one per row."""
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
         rows = zip(self.responses, token_ids.tolist(), strict=True)
@@ -117,7 +106,7 @@ class ResponseRows:
 # Functions of texts
 
 
-class TextReward:
+class TextReward(Reward):
     """A reward computed from texts, by any function of a batch of them.
 
     At every step the function is asked once, for the distinct texts of all candidates of all rows. Rewards are float32.
@@ -131,12 +120,17 @@ class TextReward:
         template: how prompts have to be rendered for the language model; None where that makes no difference.
         context_length: the most tokens of the language model that a row may have.
 
-    Example:
+    Examples:
         >>> reward = TextReward(lambda texts: [-abs(len(text.response) - 80) / 20 for text in texts])
         >>> generate(lm, ["The ferry was late, and"], reward)[0].text
     """
 
+    every_prefix = False
+    name: str = "text reward"
+    template: Template | None = None
+    context_length: int = NO_LIMIT
     calibration: Calibration | None = None
+    remedy = "return a finite float32 number"
 
     def __init__(
         self,
@@ -144,16 +138,21 @@ class TextReward:
         *,
         name: str = "text reward",
         template: Template | None = None,
-        context_length: int = _NO_LIMIT,
+        context_length: int = NO_LIMIT,
     ):
         self.score_texts = score_texts
         self.name = name
         self.template = template
         self.context_length = context_length
-        self.lm: LanguageModel | None = None
+        self.lm: CausalModel | None = None
 
-    def bind(self, lm: LanguageModel) -> "TextReward":
-        """A copy that reads the tokens of `lm`."""
+    @property
+    def score_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The bound language model's; None until there is one."""
+        return self.lm and self.lm.tokenizer
+
+    def bind(self, lm: CausalModel) -> "TextReward":
+        """Return a copy that reads the tokens of `lm`."""
         bound = copy.copy(self)
         bound.lm = lm
         return bound
@@ -177,14 +176,31 @@ class TextReward:
             for (ids, _), row in zip(whole, texts, strict=True)
         ]
 
-    def bound(self) -> LanguageModel:
+    def bound(self) -> CausalModel:
         """The language model whose tokens are read; RewardError where there is none yet."""
         if self.lm is None:
             raise RewardError(f"{self.name} reads no language model's tokens yet; use what bind(lm) returns")
         return self.lm
 
+    @property
+    def room(self) -> int | None:
+        """The most tokens of a text that are read; None if texts are read whole."""
+        return None
+
+    def within(self, max_tokens: int) -> "TextReward":
+        """Return a copy that reads at most so many tokens of a text; itself, if texts are read whole."""
+        return self
+
+    def lost(self, text: Text) -> int:
+        """Return how many tokens of its prompt are not read."""
+        return 0
+
+    def rate(self, texts: Sequence[Text]) -> list[float]:
+        """Return the reward of each text, an empty one too; no language model has to be bound."""
+        return self.ask(texts)
+
     def ask(self, texts: Sequence[Text]) -> list[float]:
-        """The function's numbers, rounded to float32.
+        """Return the function's numbers, rounded to float32.
 
         Raises:
             RewardError: it returned another count of numbers, something else, or none that is finite.
@@ -198,13 +214,11 @@ class TextReward:
 
     def _checked(self, text: Text, value: Any) -> float:
         if not isinstance(value, Real):
-            raise RewardError(f"{self.name} returned {value!r} for the text {_brief(text)}; return a number")
+            raise RewardError(f"{self.name} returned {value!r} for the text {short(text.response)}; return a number")
         # Through float32, so that a text has the same reward in a score as in a batch of rows.
         rounded = torch.tensor(_as_float(value), dtype=torch.float32).item()
         if not math.isfinite(rounded):
-            raise RewardError(
-                f"{self.name} returned {value!r} for the text {_brief(text)}; return a finite float32 number"
-            )
+            raise RewardError(f"{self.name} returned {value!r} for the text {short(text.response)}; {self.remedy}")
         return rounded
 
 
@@ -213,7 +227,7 @@ class TextRows(ResponseRows):
 
     def __init__(self, reward: TextReward, prefixes: Sequence[Prefix]):
         lm = reward.bound()
-        super().__init__(lm.tokenizer, lm.eos_token_ids, prefixes, lm.model.device)
+        super().__init__(lm.tokenizer, lm.eos_token_ids, prefixes, lm.device)
         self.reward = reward
 
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
@@ -226,7 +240,7 @@ class TextRows(ResponseRows):
 class FunctionReward(TextReward):
     """The reward of a response is a plain function of its text; the prompt plays no part.
 
-    Example:
+    Examples:
         >>> reward = FunctionReward(lambda text: -text.count("!"))
         >>> reward = FunctionReward.load("my_rewards:politeness")
     """
@@ -238,12 +252,12 @@ class FunctionReward(TextReward):
 
     @classmethod
     def load(cls, name: str) -> "FunctionReward":
-        """From "MODULE:FUNCTION"; modules are found in the working directory too.
+        """Load "vader", "profanity" or "MODULE:FUNCTION"; modules are found in the working directory too.
 
         Raises:
-            RewardError: no such module or function, or the module cannot be imported.
+            RewardError: no such module or function, or a module that cannot be imported.
         """
-        return cls(load_function(name))
+        return cls(named_function(name))
 
     def _call_all(self, texts: Sequence[Text]) -> list[Any]:
         called = {text.response: self._call(text) for text in texts}
@@ -254,23 +268,9 @@ class FunctionReward(TextReward):
             return self.function(text.response)
         except Exception as error:
             raise RewardError(
-                f"{self.name} raised {type(error).__name__}: {error} for the text {_brief(text)}; "
+                f"{self.name} raised {type(error).__name__}: {error} for the text {short(text.response)}; "
                 "return a finite number for any text, an empty one too"
             ) from error
-
-
-def load_function(name: str) -> Callable[[str], float]:
-    """The function "MODULE:FUNCTION"; RewardError where it cannot be imported or called."""
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module may raise anything when it is imported
-        raise RewardError(f"no reward function {name!r} ({error}); use MODULE:FUNCTION") from error
-    if not callable(found):
-        raise RewardError(f"{name!r} is not a function; use MODULE:FUNCTION")
-    return found
 
 
 def _key(text: Text) -> Key:
@@ -282,11 +282,3 @@ def _as_float(value: Any) -> float:
         return float(value)
     except OverflowError:  # an integer too large for any float
         return math.inf
-
-
-def _brief(text: Text) -> str:
-    response = text.response
-    return repr(response if len(response) <= 60 else response[:60] + "...")
-
-
-# Classifiers

@@ -24,14 +24,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import load_backbone, load_config, resolve
+from midcourse.lm.contract import CausalModel
+from midcourse.lm.load import load_config, load_model, resolve
 from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.contract import Reward, RewardError
-from midcourse.rewards.info import RewardInfo
-from midcourse.rewards.scalar import Backbone, RewardModel, Tuning
-from midcourse.rewards.vocabulary import ModelVocabularyRows, check_vocabulary, ends_alike
+from midcourse.rewards.backbone import Backbone, Tuning
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError, RewardInfo
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trained import Top
+from midcourse.rewards.vocabulary import ModelVocabularyRows, best_tokens, check_vocabulary, ends_alike
 
 POSITIONS = 64  # whose rewards of the whole vocabulary are in memory at a time
 
@@ -57,12 +59,14 @@ class TrainedVocabularyReward(RewardModel):
     The reward of a prefix is that of its last token, read one position before; a lone token has the reward 0. Under
     `autoregressive` that is a log-probability, and the reward of a text is the sum over its tokens (`info.additive`).
 
-    Example:
+    Examples:
         >>> reward = TrainedVocabularyReward.load("my-farma-reward")
         >>> generate(lm, ["The ferry was late, and"], reward, method="farma")[0].text
     """
 
     KIND = "vocabulary"
+    HEAD_LEARNING_RATE = 1e-4
+    speaks_for_vocabulary = True
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         super().__init__(backbone, tokenizer, info)
@@ -94,7 +98,7 @@ class TrainedVocabularyReward(RewardModel):
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]
         dtype = str(self.backbone.dtype).removeprefix("torch.")
-        model = load_backbone(AutoModelForCausalLM, name, config, device=str(self.device), dtype=dtype)
+        model = load_model(AutoModelForCausalLM, name, config, device=str(self.device), dtype=dtype)
         outputs = model.get_output_embeddings()
         if outputs is None or outputs.weight.shape != self.output.shape:
             raise RewardError(f"{name} has no output embeddings of its states' width; use --head scalar")
@@ -105,6 +109,10 @@ class TrainedVocabularyReward(RewardModel):
         hidden = self.backbone.config.hidden_size
         width = self.embeddings.shape[1]
         return VocabularyHead(hidden, width, self.normalised, self.backbone.device, self.backbone.dtype)
+
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """Return the head, behind these layers."""
+        return VocabularyTop(self, layers)
 
     @property
     def normalised(self) -> bool:
@@ -165,7 +173,7 @@ class TrainedVocabularyReward(RewardModel):
         """Append tokens to cached rows; the rewards of what may follow those at `places`."""
         return self.vocabulary_rewards(cache.extend(token_ids, counts).last_hidden_state[:, places])
 
-    def bind(self, lm: LanguageModel) -> Reward:
+    def bind(self, lm: CausalModel) -> Reward:
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
         check_vocabulary(
             lm, self.info.backbone, self.info.tokenizer, self.template, self.info.chat_template, self.info.eos_token_ids
@@ -179,6 +187,48 @@ class TrainedVocabularyReward(RewardModel):
     def export(self, folder: Any) -> None:
         """RewardError: a sequence classifier has no such head."""
         raise RewardError("a vocabulary reward has no form that transformers reads; export a scalar one")
+
+
+class VocabularyTop(Top):
+    """The trained part of a vocabulary reward: its head behind nothing, some layers, or the whole backbone."""
+
+    def __init__(self, reward: TrainedVocabularyReward, layers: nn.Module | None):
+        super().__init__(reward, layers)
+        if reward.info.tune == "all" and not reward.backbone.config.tie_word_embeddings:
+            self.output = reward.output
+        self._reward = (reward,)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "rows tokens"],
+        wanted: Bool[Tensor, "rows tokens"],
+        states: Float[Tensor, "rows tokens hidden"] | None = None,
+        attention_mask: Bool[Tensor, "rows tokens"] | None = None,
+        best: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Rewards at the wanted positions, 0 elsewhere; with `best`, also the best rewards of any tokens there.
+
+        Args:
+            states: those before the tokens where only the head is trained; those that enter the trained layers; None
+                where all of the backbone is run.
+        """
+        if states is None:
+            assert self.layers is not None
+            hidden = self.layers(input_ids=token_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        else:
+            hidden = self.hidden(states)
+        # States of whole rows are moved to the tokens after them. Rows begin with prompts: no first token is wanted.
+        flat = (hidden if self.layers is None else hidden.roll(1, 1))[wanted]
+        (reward,) = self._reward
+        rewards = _spread(reward.next_rewards(flat, token_ids[wanted]), wanted)
+        if not best:
+            return rewards
+        return rewards, _spread(reward.next_rewards(flat, best_tokens(reward, flat)), wanted)
+
+
+def _spread(values: Float[Tensor, " places"], wanted: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
+    """The values at the wanted positions, 0 elsewhere."""
+    return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
 
 
 def promoted(values: Float[Tensor, "*place"]) -> Float[Tensor, "*place"]:

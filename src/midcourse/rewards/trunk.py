@@ -21,14 +21,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.lm.language_model import LanguageModel, LanguageModelRows
+from midcourse.lm.contract import CausalModel
+from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import load_config, resolve
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.backbone import FINAL_NORMS, Backbone
-from midcourse.rewards.contract import Reward, RewardError, check_rendering
-from midcourse.rewards.info import RewardInfo
+from midcourse.rewards.contract import FollowedRows, Reward, check_rendering
+from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.vocabulary import ends_alike
+from midcourse.rewards.vocabulary import best_tokens, ends_alike
 
 TRUNK_RANK = 16
 
@@ -80,12 +81,15 @@ class TrunkReward(RewardModel):
     It has the first layers of that model itself, to be trained and to score whole texts. Guiding reads the states of
     the model it steers and needs none of them; loaded with `share_with`, it has no tensors of its own but the head's.
 
-    Example:
+    Examples:
         >>> reward = TrunkReward.load("my-trunk-reward")
         >>> generate(lm, ["The ferry was late, and"], reward, max_new_tokens=24)[0].text
     """
 
     KIND = "trunk"
+    HEAD_LEARNING_RATE = 1e-4
+    speaks_for_vocabulary = True
+    models = ()
     head: TrunkHead
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
@@ -107,6 +111,10 @@ class TrunkReward(RewardModel):
     def make_head(self) -> nn.Module:
         rank = int(self.info.head.partition(":")[2])
         return TrunkHead(self.backbone.config.hidden_size, rank, self.backbone.device, self.backbone.dtype)
+
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """Return the head, which reads frozen states alone."""
+        return TrunkTop(self)
 
     @property
     def layer(self) -> int:
@@ -149,12 +157,14 @@ class TrunkReward(RewardModel):
         """f + g of every token after each state; every end of a text has that of training's EOS."""
         return ends_alike(self.head.of_all(states, self.embeddings), self.info.all_eos)
 
-    def bind(self, lm: LanguageModel) -> Reward:
-        """Itself; RewardError where the LM's tokens, templates or weights are not those it was trained on."""
+    def bind(self, lm: CausalModel) -> Reward:
+        """Return itself; RewardError if the LM's tokens, templates or weights are not those it was trained on."""
         trained = f"the trunk reward was trained on the states of {self.info.backbone}"
         remedy = f"train one with --backbone {lm.name} --head trunk"
         if self.info.tokenizer != lm.tokens:
             raise RewardError(f"{trained}, and {lm.name} has other tokens; {remedy}")
+        if not isinstance(lm, LanguageModel):
+            raise RewardError(f"{trained}, and the weights of {lm.name} cannot be compared with them; {remedy}")
         if lm.model.dtype != self.backbone.dtype:
             raise RewardError(f"{trained} and has dtype {self.backbone.dtype}, not {lm.model.dtype}; load both alike")
         if not self._knows(lm):
@@ -193,6 +203,26 @@ class TrunkReward(RewardModel):
         raise RewardError("a trunk reward has no form that transformers reads; export a scalar one")
 
 
+class TrunkTop(nn.Module):
+    """The trained part of a trunk reward: its head, on the states before tokens and their frozen embeddings."""
+
+    def __init__(self, reward: TrunkReward):
+        super().__init__()
+        self.head = reward.head
+        self._reward = (reward,)  # in a tuple: no module of this one, which is trained
+
+    def forward(
+        self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"], best: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        (reward,) = self._reward
+        found = reward.of_next(states, token_ids)
+        sums = found[..., 1].cumsum(1)
+        if not best:
+            return found[..., 0] + sums
+        tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
+        return found[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - found[..., 1]
+
+
 class TrunkRows:
     """Rows under a trunk reward. They go along with the language model's rows, at most one token ahead.
 
@@ -208,26 +238,26 @@ class TrunkRows:
         ]
         self.starts = [len(prefix.prompt_ids) for prefix in prefixes]
         self.sums: list[list[float]] = [[] for _ in prefixes]
-        self.lm: LanguageModelRows | None = None
+        self.lm: FollowedRows | None = None
         ends = [token for token in reward.info.all_eos if token < len(reward.embeddings)]
         self.place = torch.arange(len(reward.embeddings), device=reward.device)
         self.place[ends] = reward.info.eos_token_id  # every end of a text is the one that training wrote
 
-    def follow(self, lm_rows: LanguageModelRows) -> None:
+    def follow(self, followed: FollowedRows) -> None:
         """Read these rows' states from now on; they have just been started at the same prefixes."""
-        self.lm = lm_rows
+        self.lm = followed
         for row, (ids, start) in enumerate(zip(self.ids, self.starts, strict=True)):
             if response := ids[start:]:
-                states = lm_rows.read_states[self.reward.layer][row, start - 1 : len(ids) - 1]
+                states = followed.read_states(self.reward.layer)[row, start - 1 : len(ids) - 1]
                 gains = self._of_next(states, torch.tensor(response, device=states.device))[:, 1]
                 self.sums[row] = gains.cumsum(0).tolist()
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        found = self._of_next(self._rows().states[self.reward.layer][:, None], token_ids).sum(-1)
+        found = self._of_next(self._rows().states(self.reward.layer)[:, None], token_ids).sum(-1)
         return found + self._totals(found)[:, None]
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
-        found = self.reward.vocabulary_rewards(self._rows().states[self.reward.layer])
+        found = self.reward.vocabulary_rewards(self._rows().states(self.reward.layer))
         return found + self._totals(found)[:, None]
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
@@ -257,7 +287,7 @@ class TrunkRows:
     def _as_trained(self, token: int) -> int:
         return self.reward.info.eos_token_id if token in self.reward.info.eos_token_ids else token
 
-    def _rows(self) -> LanguageModelRows:
+    def _rows(self) -> FollowedRows:
         if self.lm is None:
             raise RewardError(
                 "a trunk reward reads the language model's own states, which this call does not have; "
@@ -268,9 +298,9 @@ class TrunkRows:
     def _of_last(self) -> Float[Tensor, "batch 2"]:
         """(f, g) of each row's last token, which the language model may have read already or not."""
         rows, layer = self._rows(), self.reward.layer
-        ahead = [len(ids) > length for ids, length in zip(self.ids, rows.cache.lengths, strict=True)]
+        ahead = [len(ids) > length for ids, length in zip(self.ids, rows.lengths, strict=True)]
         before = torch.tensor(ahead, device=self.reward.device)[:, None]
-        states = torch.where(before, rows.states[layer], rows.previous[layer])
+        states = torch.where(before, rows.states(layer), rows.previous(layer))
         return self._of_next(states, torch.tensor([ids[-1] for ids in self.ids], device=self.reward.device))
 
     def _of_next(self, states: Tensor, token_ids: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import (
     LanguageModel,
     chat_fingerprint,
@@ -21,12 +22,16 @@ from midcourse.lm.language_model import (
     tokenizer_fingerprint,
 )
 from midcourse.lm.prefix_cache import PrefixCache, check_supported, pad
-from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.lm.prompt import Prefix, Template
 from midcourse.rewards.cached_rows import CachedRows
-from midcourse.rewards.contract import RewardError, Score, check_rendering
+from midcourse.rewards.contract import check_finite, check_rendering
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.token_ids import TokenReward
+
+PLACES = 256  # whose rewards of the whole vocabulary are in memory at a time
 
 
-class VocabularyReward:
+class VocabularyReward(TokenReward):
     """The reward of a prefix is the output of `model` at its last token, read one position before.
 
     Args:
@@ -36,10 +41,14 @@ class VocabularyReward:
             otherwise the outputs themselves, as FaRMA's (Rashid et al., 2025, arXiv 2502.04517).
         name: for messages.
 
-    Example:
+    Examples:
         >>> reward = VocabularyReward.load("my-autoregressive-reward", template="raw")
         >>> generate(lm, ["The ferry was late, and"], reward, method="genarm")[0].text
     """
+
+    speaks_for_vocabulary = True
+    name: str = "model"
+    template: Template = "raw"
 
     def __init__(
         self,
@@ -53,7 +62,7 @@ class VocabularyReward:
         check_supported(model.config)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.template: Template = template
+        self.template = template
         self.normalised = normalised
         self.name = name
         self.tokens = tokenizer_fingerprint(tokenizer)
@@ -73,6 +82,11 @@ class VocabularyReward:
         return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
 
     @property
+    def models(self) -> Sequence[nn.Module]:
+        """The model: one forward over one token rewards all of the vocabulary."""
+        return [self.model]
+
+    @property
     def additive(self) -> bool:
         """Whether a text's reward is the sum of its tokens': of log-probabilities it is."""
         return self.normalised
@@ -88,7 +102,7 @@ class VocabularyReward:
         """The longest row the model was made for, in tokens."""
         return context_length(self.model.config)
 
-    def bind(self, lm: LanguageModel) -> "VocabularyReward":
+    def bind(self, lm: CausalModel) -> "VocabularyReward":
         """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
         chat_template = chat_fingerprint(self.tokenizer)
         check_vocabulary(lm, self.name, self.tokens, self.template, chat_template, self.eos_token_ids)
@@ -112,32 +126,15 @@ class VocabularyReward:
         keep = torch.tensor(places, device=token_ids.device)
         return self.read(cache.extend(token_ids, counts, logits_to_keep=keep).logits)
 
-    def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
-        """(prompt ids, response ids); EOS ends a finished response. PromptError where they do not fit the context."""
-        row = (
-            prompt_ids(self.tokenizer, prompt, self.template),
-            response_ids(self.tokenizer, response, finished=finished),
-        )
-        if (length := len(row[0]) + len(row[1])) > self.context_length:
-            raise PromptError(
-                f"prompt and response have {length} tokens, the context {self.context_length}; shorten them"
-            )
-        return row
-
-    def score(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], *, finished: bool = True, batch_size: int = 8
-    ) -> list[Score]:
-        """The reward of every prefix of each response; with `finished` an EOS follows it."""
-        rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
-        decode = self.tokenizer.decode
-        return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(rewards.tolist()), self.additive)
-            for (_, ids), rewards in zip(rows, self.score_ids(rows, batch_size=batch_size), strict=True)
-        ]
-
     @torch.inference_mode()
-    def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8) -> list[Tensor]:
-        """Rewards at every response position of (prompt ids, response ids) rows, on the CPU."""
+    def score_ids(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
+    ) -> list[Tensor]:
+        """Return the rewards at every response position of (prompt ids, response ids) rows, on the CPU.
+
+        Args:
+            finite: raise RewardError, naming the row, if one is NaN or infinite.
+        """
         found = []
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
@@ -146,6 +143,8 @@ class VocabularyReward:
             for (prompt, response), row in zip(part, rewards, strict=True):
                 before = range(len(prompt) - 1, len(prompt) + len(response) - 1)
                 found.append(row[list(before), list(response)])
+        if finite:
+            check_finite(self.name, self.tokenizer, rows, found)
         return found
 
 
@@ -168,7 +167,7 @@ class VocabularyModel(Protocol):
 
 
 def check_vocabulary(
-    lm: LanguageModel,
+    lm: CausalModel,
     name: str,
     tokens: str,
     template: Template | None,
@@ -191,6 +190,17 @@ def ends_alike(rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[i
         return rewards
     end = rewards[..., first : first + 1].expand(*rewards.shape[:-1], len(others))
     return rewards.index_copy(-1, torch.tensor(others, device=rewards.device), end)
+
+
+@torch.no_grad()
+def best_tokens(reward: Any, states: Float[Tensor, "places hidden"]) -> Int[Tensor, " places"]:
+    """The token of the highest reward after each state, of few places at a time: all would fill the memory.
+
+    The maximum's gradient is that of its token's reward, so nothing else has to be kept for it.
+    """
+    found = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
+    ends = torch.tensor(reward.info.all_eos, device=found.device)
+    return found.masked_fill(torch.isin(found, ends), reward.info.eos_token_id)
 
 
 class ModelVocabularyRows(CachedRows):

@@ -176,9 +176,9 @@ def centre(rows: Sequence[Sequence[Token]]) -> list[float]:
     """
     columns: list[list[float]] = []
     for row in rows:
-        for token, position in zip(row, _positions(row), strict=True):
+        for token, position in zip(row, positions(row), strict=True):
             columns.extend([] for _ in range(position + 1 - len(columns)))
-            if (reward := _finite(token.reward)) is not None:
+            if (reward := finite(token.reward)) is not None:
                 columns[position].append(reward)
     return [statistics.fmean(column) if column else 0.0 for column in columns]
 
@@ -186,8 +186,8 @@ def centre(rows: Sequence[Sequence[Token]]) -> list[float]:
 def centred(tokens: Sequence[Token], offsets: Sequence[float]) -> list[float | None]:
     """Each reward less the offset at its position."""
     return [
-        None if (reward := _finite(token.reward)) is None else reward - offsets[position]
-        for token, position in zip(tokens, _positions(tokens), strict=True)
+        None if (reward := finite(token.reward)) is None else reward - offsets[position]
+        for token, position in zip(tokens, positions(tokens), strict=True)
     ]
 
 
@@ -196,17 +196,17 @@ def changes(tokens: Sequence[Token]) -> list[float | None]:
     found: list[float | None] = []
     before = 0.0
     for token in tokens:
-        reward = _finite(token.reward)
+        reward = finite(token.reward)
         found.append(None if reward is None else reward - before)
         before = before if reward is None else reward
     return found
 
 
-def _positions(tokens: Sequence[Token]) -> list[int]:
+def positions(tokens: Sequence[Token]) -> list[int]:
     return [total - 1 for total in accumulate(token.tokens for token in tokens)]
 
 
-def _finite(number: float | None) -> float | None:
+def finite(number: float | None) -> float | None:
     return None if number is None or not math.isfinite(number) else number
 
 
@@ -299,7 +299,7 @@ def score_table(tokens: Sequence[Token]) -> Table:
     table = Table(*names, box=None)
     for column in (table.columns[0], *table.columns[2:]):
         column.justify = "right"
-    for token, position, change in zip(tokens, _positions(tokens), changes(tokens), strict=True):
+    for token, position, change in zip(tokens, positions(tokens), changes(tokens), strict=True):
         text = Text(END_MARK if token.end else repr(token.text))
         figures = number(token.reward, 3), number(change, 3, sign=True)
         shown = number(token.centred, 3, sign=True), chance(token.probability)

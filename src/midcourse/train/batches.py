@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from midcourse.data.encoded import Row
+from midcourse.data.encoded import EncodedRow
 from midcourse.train.objectives import PairRewards
 
 WINDOW = 16  # batches that are sorted by length together: enough to pad little, few enough to stay random
@@ -92,7 +92,7 @@ def in_turns(plan: Sequence[list[int]], phases: int, turns: int) -> list[Batch]:
     return [Batch(phase, numbers) for run in runs for phase in range(phases) for numbers in run]
 
 
-def response_columns(rows: Sequence[Row], starts: Sequence[int]) -> Int[Tensor, "rows positions"]:
+def response_columns(rows: Sequence[EncodedRow], starts: Sequence[int]) -> Int[Tensor, "rows positions"]:
     """Where each row's response positions lie: column i is the prefix that ends with response token i.
 
     `starts` are the columns of the first response tokens. Past a row's end its last column is repeated.

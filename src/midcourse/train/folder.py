@@ -7,39 +7,26 @@ as an undisturbed run; when it is done, midcourse.json (written last) makes it a
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
-from midcourse.errors import MidcourseError
-from midcourse.files import LOCK, InUse, sole_use, write_text
-from midcourse.rewards.scalar import RewardModel
+from midcourse.data.record import check_same, only_writer, read_record, write_record
+from midcourse.files import LOCK, write_text
+from midcourse.rewards.trained import TrainedReward
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
+from midcourse.train.settings import TrainingError
 
 SEAL = "checksums.json"
 
 
-class TrainingError(MidcourseError):
-    """Training that cannot start, go on, or be saved."""
-
-
-@contextmanager
-def only_training(out: Path) -> Iterator[None]:
-    """Hold `out` for this training alone; TrainingError where another process that is alive trains there."""
-    if out.exists() and not out.is_dir():
-        raise TrainingError(f"{out} is a file; name a folder for --out")
-    try:
-        with sole_use(out):
-            yield
-    except InUse as use:
-        raise TrainingError(
-            f"another training (process {use.process}) is writing to {out}; "
-            "wait for it, or name another folder for --out"
-        ) from use
+def only_training(out: Path) -> AbstractContextManager[None]:
+    """Hold `out` for this training alone; TrainingError if another process that is alive trains there."""
+    return only_writer(out, "folder", "training", TrainingError)
 
 
 def prepare_folder(
@@ -57,7 +44,8 @@ def prepare_folder(
     if run_file.is_file():
         if not resume:
             raise TrainingError(f"{out} holds an unfinished run; add --resume to go on with it, or delete it")
-        check_same_run(_read_run(run_file), json.loads(json.dumps(run)), out)
+        remedy = f"delete {out} and train again"
+        check_same(read_record(run_file, TrainingError, remedy), run, out, "a run", TrainingError)
     elif any(path.name != LOCK for path in out.iterdir()):
         raise TrainingError(f"{out} is not empty and holds no run of midcourse; name a new folder for --out")
     for torn in out.glob(".*-*"):  # what a kill left of a file or checkpoint being written
@@ -66,15 +54,8 @@ def prepare_folder(
     newest = checkpoints(out)[-1] if checkpoints(out) else None
     if newest:
         check_sealed(newest)
-    write_text(run_file, json.dumps(run, indent=2) + "\n")
+    write_record(run_file, run)
     return newest
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise TrainingError(f"{path} is damaged ({error}); delete {path.parent} and train again") from error
 
 
 def seal(checkpoint: Path) -> None:
@@ -106,26 +87,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def check_same_run(have: dict[str, Any], want: dict[str, Any], out: Path) -> None:
-    """Raise TrainingError where a folder's unfinished run had other data or settings."""
-    if have == want:
-        return
-    flat = [
-        {
-            f"{a}.{b}": v
-            for a, part in run.items()
-            for b, v in (part.items() if isinstance(part, dict) else [("", part)])
-        }
-        for run in (have, want)
-    ]
-    name = next(key for key in flat[1] if flat[0].get(key) != flat[1][key])
-    raise TrainingError(
-        f"{out} holds a run with {name.strip('.')} {flat[0].get(name)!r}, not {flat[1][name]!r}; "
-        "resume with the same arguments, or name another folder for --out"
-    )
-
-
-def finish_folder(reward: RewardModel, out: Path, learned: Sequence[Example]) -> None:
+def finish_folder(reward: TrainedReward, out: Path, learned: Sequence[Example]) -> None:
     """Turn a run's folder into a reward: curves, card, weights, then midcourse.json; then drop what resuming needed.
 
     Args:

@@ -11,7 +11,7 @@ from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
 from midcourse.rewards.implicit import ImplicitReward
-from midcourse.train.folder import TrainingError
+from midcourse.train.settings import TrainingError
 
 
 def check_new(out: Path) -> None:

@@ -233,7 +233,7 @@ def make_objective(name: str, **settings: Any) -> Objective:
     Raises:
         ObjectiveError: an unknown name, a setting that it does not have, or one whose value makes no sense.
 
-    Example:
+    Examples:
         >>> make_objective("value", value="soft", value_weight=2.0).settings
         {'value': 'soft', 'value_weight': 2.0}
     """

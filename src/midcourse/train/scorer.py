@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from midcourse.data.encoded import PairSet, RolloutSet, Row
+from midcourse.data.encoded import EncodedRow, PairSet, RolloutSet
 from midcourse.evaluate.accuracy import SHARES, cut_at
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.encoder import EncoderReward
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
+from midcourse.rewards.trained import TrainedReward
+from midcourse.rewards.trained_vocabulary import VocabularyTop
 from midcourse.train import processes
 from midcourse.train.batches import response_columns
-from midcourse.train.states import FrozenStates, VocabularyTop, split
+from midcourse.train.states import FrozenStates, split
 
 
 class Scorer(nn.Module):
@@ -29,14 +30,14 @@ class Scorer(nn.Module):
 
     every_prefix = True  # whether `score` gives the rewards of all prefixes, or nan for those that nobody reads
 
-    def __init__(self, reward: RewardModel, row_sets: Sequence[list[Row]]):
+    def __init__(self, reward: TrainedReward, row_sets: Sequence[list[EncodedRow]]):
         super().__init__()
-        if self.every_prefix and reward.KIND == "encoder":
+        if self.every_prefix and not reward.every_prefix:
             raise ValueError("an encoder's forward rewards whole texts, not their prefixes; use make_scorer")
         self.row_sets = row_sets
         self.additive = reward.info.additive
         made = split(reward)
-        whole = VocabularyTop(reward, reward.backbone) if isinstance(reward, TrainedVocabularyReward) else reward
+        whole = reward.top(reward.backbone) if reward.speaks_for_vocabulary else reward
         self.trained = made.top if made else whole
         self.before = bool(made and made.before)
         self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
@@ -101,9 +102,9 @@ class Scorer(nn.Module):
 BATCH_ROWS = 32
 
 
-def make_scorer(reward: RewardModel, data: Sequence[PairSet | RolloutSet]) -> Scorer:
+def make_scorer(reward: TrainedReward, data: Sequence[PairSet | RolloutSet]) -> Scorer:
     """What gives the rewards of some sets of rows in training; the first set is the one trained on."""
-    if isinstance(reward, EncoderReward):
+    if isinstance(reward, EncoderReward):  # the one kind whose texts are read one by one
         return EncoderScorer(reward, [one for one in data if isinstance(one, PairSet)])
     return Scorer(reward, [one.rows for one in data])
 
@@ -119,7 +120,7 @@ class EncoderScorer(Scorer):
     def __init__(self, reward: EncoderReward, pair_sets: Sequence[PairSet]):
         super().__init__(reward, [pairs.rows for pairs in pair_sets])
         self._reward = (reward,)  # in a tuple: `trained` is this module already
-        self.cuts: list[dict[tuple[int, int], Row]] = [{}, *map(cut_rows, pair_sets[1:])]
+        self.cuts: list[dict[tuple[int, int], EncodedRow]] = [{}, *map(cut_rows, pair_sets[1:])]
         self.texts = [
             list(dict.fromkeys([*pairs.rows, *cuts.values()])) for pairs, cuts in zip(pair_sets, self.cuts, strict=True)
         ]
@@ -143,7 +144,7 @@ class EncoderScorer(Scorer):
         """For every row of a set, the rewards of the text cut behind each position: nan where none is read."""
         texts = self.texts[row_set]
         device = next(self.parameters()).device
-        rewards: dict[Row, float] = {}
+        rewards: dict[EncodedRow, float] = {}
         for part in self._batches(row_set, batch_rows):
             values = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()})
             rewards |= {texts[number]: value for number, value in zip(part, values[:, 0].tolist(), strict=True)}
@@ -180,7 +181,7 @@ class EncoderScorer(Scorer):
         return found
 
 
-def cut_rows(pairs: PairSet) -> dict[tuple[int, int], Row]:
+def cut_rows(pairs: PairSet) -> dict[tuple[int, int], EncodedRow]:
     """(row, position) -> the row cut behind that position, for all that pair accuracy reads before the ends."""
     found = {}
     for sides in pairs.pairs:

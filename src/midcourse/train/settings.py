@@ -1,96 +1,60 @@
-"""How a reward is trained: the numbers, and the precision of the arithmetic."""
+"""The numbers that a training is asked for with. Imports no torch, so that the command line can show them at once."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Literal, get_args
 
-import torch
+from midcourse.errors import MidcourseError
 
-from midcourse.rewards.scalar import RewardModel, Tuning
-from midcourse.train.folder import TrainingError
-
-# By what is trained: a head alone bears large steps, pretrained weights do not.
-LEARNING_RATES = {
-    "head": 3e-3,
-    "trunk": 1e-4,
-    "vocabulary": 1e-4,
-    "encoder": 1e-3,
-    "last": 3e-4,
-    "lora": 3e-4,
-    "all": 3e-5,
-}
-REPORTS = ("tensorboard", "trackio", "wandb")
+Report = Literal["tensorboard", "trackio", "wandb"]
 PRECISIONS = ("auto", "full", "bfloat16")
+REPORTS: tuple[str, ...] = get_args(Report)
+
+
+class TrainingError(MidcourseError):
+    """Training that cannot start, go on, or be saved."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a reward is trained.
-
-    Attributes:
-        epochs: passes over the data; of an objective in phases, passes of each phase.
-        lr: peak learning rate (cosine to 0, 10 % warm-up); by default one that suits what is trained.
-        batch_size: pairs or rollouts per step.
-        max_tokens: longest prompt and response together; longer responses are cut and count as unfinished.
-        held_out: share of the prompts kept for the accuracies.
-        weight_decay: of AdamW.
-        save_steps: steps between checkpoints; by default a tenth of the run.
-        seed: of the batches and the weights; the split does not depend on it.
-        eval_steps: steps between evaluations on held-out prompts; by default an epoch's.
-        patience: stop after so many evaluations without a better prefix accuracy (its mean over the shares of the
-            response) and keep the best weights. Half of the held-out prompts then decide, the other half reports.
-        gradient_checkpointing: keep less for the backward pass and compute it again: slower, in less memory.
-        precision: "bfloat16" computes in it where that loses nothing, with weights in float32; "full" computes in the
-            weights' own dtype; "auto" is bfloat16 on GPUs that have it.
-    """
+class CommonSettings:
+    """How the weights are trained, of a reward or of a language model."""
 
     epochs: int = 2
+    """Passes over the data; of an objective in phases, passes of each phase."""
     lr: float | None = None
+    """Peak learning rate; it rises over the first tenth of the run and falls to 0 along a cosine. By default one that
+    suits what is trained."""
     batch_size: int = 32
+    """Pairs or rollouts per step."""
     max_tokens: int = 512
+    """Longest prompt and response together; longer responses are cut and count as unfinished, longer prompts are bad
+    rows (an encoder reads the end of such a prompt)."""
     held_out: float = 0.1
+    """Share of the prompts kept out of training, for the accuracies."""
     weight_decay: float = 0.05
+    """Weight decay of AdamW."""
     save_steps: int | None = None
+    """Steps between checkpoints; a tenth of the run by default."""
     seed: int = 0
+    """Seed of the batches and of new weights; which prompts are held out does not depend on it."""
     eval_steps: int | None = None
-    patience: int | None = None
+    """Steps between evaluations on held-out prompts; an epoch by default."""
     gradient_checkpointing: bool = False
+    """Train in less memory and more time: what the backward pass needs is computed again."""
+
+
+@dataclass(frozen=True)
+class Settings(CommonSettings):
+    """How a reward is trained."""
+
+    patience: int | None = None
+    """Stop after so many evaluations without a better prefix accuracy on held-out prompts (its mean over the shares of
+    the response), and keep the best weights. Half of the held-out prompts decides, the other half reports."""
     precision: str = "auto"
-
-
-def learning_rate(reward: RewardModel) -> float:
-    """The peak learning rate for what a reward trains."""
-    tuned = Tuning.parse(reward.info.tune).kind
-    head = reward.info.head.partition(":")[0]
-    return LEARNING_RATES[head if tuned == "head" and head != "scalar" else tuned]
-
-
-def computes_in_bfloat16(reward: RewardModel, settings: Settings) -> bool:
-    """Whether mixed precision is asked for, or the hardware has it; TrainingError where it is asked for in vain."""
-    able = reward.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if settings.precision == "bfloat16" and not able:
-        raise TrainingError(
-            f"precision bfloat16 needs a GPU that computes in it, and this is {reward.device}; use auto"
-        )
-    weights = {p.dtype for p in reward.parameters()}
-    return settings.precision == "bfloat16" or (
-        settings.precision == "auto" and able and weights <= {torch.float32, torch.bfloat16}
-    )
-
-
-@contextmanager
-def master_weights(reward: RewardModel, mixed: bool) -> Iterator[None]:
-    """Train bfloat16 weights as float32 ones, whose small steps are not lost; afterwards they are what they were."""
-    low = [p for p in reward.parameters() if p.requires_grad and p.dtype == torch.bfloat16] if mixed else []
-    for p in low:
-        p.data = p.data.float()
-    try:
-        yield
-    finally:
-        for p in low:
-            p.data = p.data.to(torch.bfloat16)
+    """bfloat16: compute in it where that loses nothing, with float32 weights. full: compute in the weights' own dtype.
+    auto: bfloat16 on GPUs that have it."""
 
 
 def check_settings(settings: Settings) -> None:

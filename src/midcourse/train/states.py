@@ -13,26 +13,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from midcourse.data.encoded import Row
+from midcourse.data.encoded import EncodedRow
 from midcourse.files import cache_folder, whole_file
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.rewards.encoder import EncoderReward
-from midcourse.rewards.scalar import RewardModel, Tuning, layers_of
-from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
-from midcourse.rewards.trunk import TrunkReward
+from midcourse.rewards.backbone import Tuning, layers_of
+from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.train import processes
 from midcourse.train.shards import make_room, open_shard, reserve
 
 SHARD_ROWS = 128
 BATCH_ROWS = 16
-PLACES = 256  # whose rewards of the whole vocabulary are in memory at a time
 
 
 class Split(NamedTuple):
@@ -50,124 +47,21 @@ class Split(NamedTuple):
     before: bool = False
 
 
-class Top(nn.Module):
-    """The trained part of a reward with a backbone of its own; it shares the reward's parameters."""
-
-    def __init__(self, reward: RewardModel, layers: nn.Module | None):
-        super().__init__()
-        self.layers = layers
-        self.head = reward.head
-
-    def hidden(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens hidden"]:
-        """The backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
-        return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
-
-
-class ScalarTop(Top):
-    """The trained part of a scalar reward: its head behind nothing or some layers."""
-
-    def __init__(self, reward: RewardModel, layers: nn.Module | None):
-        super().__init__(reward, layers)
-        self._read = reward.read
-
-    def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
-        return self._read(self.hidden(states))
-
-
-class TrunkTop(nn.Module):
-    """The trained part of a trunk reward: its head, on the states before tokens and their frozen embeddings."""
-
-    def __init__(self, reward: TrunkReward):
-        super().__init__()
-        self.head = reward.head
-        self._reward = (reward,)  # in a tuple: no module of this one, which is trained
-
-    def forward(
-        self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"], best: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        (reward,) = self._reward
-        found = reward.of_next(states, token_ids)
-        sums = found[..., 1].cumsum(1)
-        if not best:
-            return found[..., 0] + sums
-        tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
-        return found[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - found[..., 1]
-
-
-class VocabularyTop(Top):
-    """The trained part of a vocabulary reward: its head behind nothing, some layers, or the whole backbone."""
-
-    def __init__(self, reward: TrainedVocabularyReward, layers: nn.Module | None):
-        super().__init__(reward, layers)
-        if reward.info.tune == "all" and not reward.backbone.config.tie_word_embeddings:
-            self.output = reward.output
-        self._reward = (reward,)
-
-    def forward(
-        self,
-        token_ids: Int[Tensor, "rows tokens"],
-        wanted: Bool[Tensor, "rows tokens"],
-        states: Float[Tensor, "rows tokens hidden"] | None = None,
-        attention_mask: Bool[Tensor, "rows tokens"] | None = None,
-        best: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Rewards at the wanted positions, 0 elsewhere; with `best`, also the best rewards of any tokens there.
-
-        Args:
-            states: those before the tokens where only the head is trained; those that enter the trained layers; None
-                where all of the backbone is run.
-        """
-        if states is None:
-            assert self.layers is not None
-            hidden = self.layers(input_ids=token_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        else:
-            hidden = self.hidden(states)
-        # States of whole rows are moved to the tokens after them. Rows begin with prompts: no first token is wanted.
-        flat = (hidden if self.layers is None else hidden.roll(1, 1))[wanted]
-        (reward,) = self._reward
-        rewards = _spread(reward.next_rewards(flat, token_ids[wanted]), wanted)
-        if not best:
-            return rewards
-        return rewards, _spread(reward.next_rewards(flat, best_tokens(reward, flat)), wanted)
-
-
-def _spread(values: Float[Tensor, " places"], wanted: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
-    """The values at the wanted positions, 0 elsewhere."""
-    return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
-
-
-@torch.no_grad()
-def best_tokens(
-    reward: TrunkReward | TrainedVocabularyReward, states: Float[Tensor, "places hidden"]
-) -> Int[Tensor, " places"]:
-    """The token of the highest reward after each state, of few places at a time: all would fill the memory.
-
-    The maximum's gradient is that of its token's reward, so nothing else has to be kept for it.
-    """
-    found = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
-    ends = torch.tensor(reward.info.all_eos, device=found.device)
-    return found.masked_fill(torch.isin(found, ends), reward.info.eos_token_id)
-
-
-def split(reward: RewardModel) -> Split | None:
+def split(reward: TrainedReward) -> Split | None:
     """The reward's backbone as frozen bottom and trained top; None where nothing below the head is frozen."""
     tuning = Tuning.parse(reward.info.tune)
-    if isinstance(reward, EncoderReward):
+    if not reward.every_prefix:
         return None  # it has no states of tokens to keep
     layers = reward.backbone.config.num_hidden_layers
-    if isinstance(reward, TrunkReward):
-        return Split(reward.backbone, TrunkTop(reward), layers, response_only=True, before=True)
-    if tuning.kind == "head" and isinstance(reward, TrainedVocabularyReward):
-        return Split(reward.backbone, VocabularyTop(reward, None), layers, response_only=True, before=True)
     if tuning.kind == "head":
-        return Split(reward.backbone, ScalarTop(reward, None), layers, True)
+        return Split(reward.backbone, reward.top(None), layers, True, before=reward.speaks_for_vocabulary)
     if tuning.kind != "last" or tuning.amount == layers or not hasattr(reward.backbone, "layers"):
         return None
     cut = layers - tuning.amount
     bottom = _part(reward.backbone, slice(0, cut))
     bottom.norm = nn.Identity()
     above = _part(reward.backbone, slice(cut, layers))
-    top = VocabularyTop(reward, above) if isinstance(reward, TrainedVocabularyReward) else ScalarTop(reward, above)
+    top = reward.top(above)
     made = Split(bottom, top, cut, False)
     return made if _equals_whole(made, reward) else None
 
@@ -185,7 +79,7 @@ def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def _equals_whole(made: Split, reward: RewardModel) -> bool:
+def _equals_whole(made: Split, reward: TrainedReward) -> bool:
     """Whether top after bottom is the whole backbone: not so where an architecture adds something to its input."""
     ids = torch.arange(8, device=reward.device)[None] + 5
     states = made.bottom(input_ids=ids, use_cache=False).last_hidden_state
@@ -202,7 +96,7 @@ class FrozenStates:
     another run has computed is found. See `train.shards` for what keeps them bounded and true.
     """
 
-    def __init__(self, reward: RewardModel, made: Split, rows: Sequence[Row]):
+    def __init__(self, reward: TrainedReward, made: Split, rows: Sequence[EncodedRow]):
         self.rows = rows
         self.lengths = [_width(row, made) for row in rows]
         self.starts = [0 if made.response_only else len(row.prompt) for row in rows]
@@ -245,11 +139,11 @@ class FrozenStates:
         return self._tensors[shard][self._offsets[number] - begin : self._offsets[number + 1] - begin]
 
 
-def _width(row: Row, made: Split) -> int:
+def _width(row: EncodedRow, made: Split) -> int:
     return len(row.response) + (0 if made.response_only else len(row.prompt))
 
 
-def _holds(reward: RewardModel, made: Split) -> dict[str, str]:
+def _holds(reward: TrainedReward, made: Split) -> dict[str, str]:
     """What shards hold, as their metadata say it beside their rows: states of which model, up to where."""
     info = reward.info
     return {
@@ -262,7 +156,7 @@ def _holds(reward: RewardModel, made: Split) -> dict[str, str]:
     }
 
 
-def _rows_hash(shard: Sequence[Row]) -> str:
+def _rows_hash(shard: Sequence[EncodedRow]) -> str:
     return hashlib.sha256(json.dumps([[row.prompt, row.response] for row in shard]).encode()).hexdigest()
 
 
@@ -272,9 +166,9 @@ def _shard_key(holds: dict[str, str]) -> str:
 
 @torch.inference_mode()
 def _write_shard(
-    reward: RewardModel,
+    reward: TrainedReward,
     made: Split,
-    shard: Sequence[Row],
+    shard: Sequence[EncodedRow],
     holds: dict[str, str],
     path: Path,
     advance: Callable[[int], None],

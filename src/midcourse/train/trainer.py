@@ -16,11 +16,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from midcourse.data.encoded import PairSet, RolloutSet
 from midcourse.errors import MidcourseError
-from midcourse.files import publish_folder, write_text
-from midcourse.rewards.scalar import RewardModel, whole_tensor
+from midcourse.files import as_json, publish_folder, write_text
+from midcourse.rewards.trained import TrainedReward, whole_tensor
 from midcourse.train import processes
 from midcourse.train.batches import Batch, pair_rewards, renumber, response_columns
-from midcourse.train.folder import TrainingError, checkpoints, seal
+from midcourse.train.folder import checkpoints, seal
 from midcourse.train.objectives import (
     LabelledRewards,
     NextRewards,
@@ -28,7 +28,7 @@ from midcourse.train.objectives import (
     Phase,
 )
 from midcourse.train.scorer import Scorer
-from midcourse.train.settings import Settings
+from midcourse.train.settings import Settings, TrainingError
 from midcourse.train.stopping import Best, Interruption, best_so_far
 
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
@@ -122,7 +122,7 @@ class Watch(TrainerCallback):
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+    return as_json(row) + "\n"
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:
@@ -179,7 +179,7 @@ class WholeCheckpoints(Trainer):
 class PlanTrainer(WholeCheckpoints):
     """A Trainer over a fixed plan of batches."""
 
-    reward: RewardModel
+    reward: TrainedReward
     objective: Objective
     data: PairSet | RolloutSet
     _losses: Tensor
@@ -215,7 +215,7 @@ class PlanTrainer(WholeCheckpoints):
 
         def refuse() -> None:
             batch = described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
-            write_text(out / "bad_batch.json", json.dumps({**found, "batch": batch}, indent=1, ensure_ascii=False))
+            write_text(out / "bad_batch.json", as_json({**found, "batch": batch}, indent=1, ensure_ascii=False))
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
                 f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
@@ -265,7 +265,7 @@ def label_zero(objective: Objective, data: PairSet | RolloutSet) -> float:
 
 
 def make_trainer(
-    reward: RewardModel,
+    reward: TrainedReward,
     scorer: Scorer,
     data: PairSet | RolloutSet,
     objective: Objective,

@@ -17,24 +17,24 @@ from midcourse.data.rollouts import Rollout, label_comparisons
 from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
-from midcourse.rewards.scalar import RewardModel, Tuning
+from midcourse.rewards.backbone import Tuning
+from midcourse.rewards.trained import TrainedReward
 from midcourse.train import processes
 from midcourse.train.batches import in_turns, padding_share, plan_batches
-from midcourse.train.folder import TrainingError, finish_folder, only_training, prepare_folder
+from midcourse.train.folder import finish_folder, only_training, prepare_folder
 from midcourse.train.objectives import (
     Objective,
     check_data,
     check_head,
     make_objective,
 )
+from midcourse.train.precision import computes_in_bfloat16, learning_rate, master_weights
 from midcourse.train.scorer import Scorer, make_scorer
 from midcourse.train.settings import (
     Settings,
+    TrainingError,
     check_reports,
     check_settings,
-    computes_in_bfloat16,
-    learning_rate,
-    master_weights,
 )
 from midcourse.train.stopping import Interrupted, stop_on_signal
 from midcourse.train.trainer import Watch, label_zero, make_trainer
@@ -56,7 +56,7 @@ class Data(NamedTuple):
 
 
 def train(
-    reward: RewardModel,
+    reward: TrainedReward,
     examples: Sequence[Comparison] | Sequence[Rollout],
     out: str | Path,
     settings: Settings,
@@ -71,7 +71,7 @@ def train(
 
     Args:
         reward: what is trained, in place.
-        comparisons: all of them; some prompts are held out.
+        examples: all comparisons or rollouts; some prompts are held out.
         out: folder of the reward.
         settings: how.
         resume: go on from the last checkpoint in `out`.
@@ -93,7 +93,7 @@ def train(
 
 
 def _train(
-    reward: RewardModel,
+    reward: TrainedReward,
     examples: Sequence[Comparison] | Sequence[Rollout],
     out: Path,
     settings: Settings,
@@ -172,7 +172,7 @@ def _train(
     return metrics
 
 
-def checked_objective(reward: RewardModel, settings: Settings) -> Objective:
+def checked_objective(reward: TrainedReward, settings: Settings) -> Objective:
     """The reward's objective; an error where it or the settings do not go with what the reward trains."""
     if settings.gradient_checkpointing and Tuning.parse(reward.info.tune).kind == "head":
         raise TrainingError("gradient checkpointing saves memory of layers that are trained, and tune head trains none")
@@ -182,7 +182,7 @@ def checked_objective(reward: RewardModel, settings: Settings) -> Objective:
 
 
 def encode_all(
-    reward: RewardModel,
+    reward: TrainedReward,
     objective: Objective,
     kept: Sequence[Comparison | Rollout],
     held: Sequence[Comparison | Rollout],
@@ -206,7 +206,7 @@ def encode_all(
 
 
 def encode_parts(
-    reward: RewardModel,
+    reward: TrainedReward,
     objective: Objective,
     kept: Sequence[Comparison | Rollout],
     held: Sequence[Comparison | Rollout],

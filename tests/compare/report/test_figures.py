@@ -36,7 +36,7 @@ def test_a_line_that_is_no_row_is_named(tmp_path):
     folder = write(tmp_path, [row("plain", 0)])
     with (folder / "results.jsonl").open("a") as file:
         file.write('{"arm": "plain"}\n')
-    with pytest.raises(RowFileError, match=r"results.jsonl, line 2 is no row of a comparison"):
+    with pytest.raises(RowFileError, match=r"results.jsonl, line 2: is no row of a comparison"):
         read_folder(folder)
     (folder / "results.jsonl").write_text("[1]\n")
     with pytest.raises(RowFileError, match="line 1"):
@@ -51,7 +51,7 @@ def test_a_folder_without_rows_says_so(tmp_path):
         read_folder(tmp_path)
     write(tmp_path, [row("plain")])
     (tmp_path / "compare.json").write_text("{")
-    with pytest.raises(ComparisonError, match=r"compare.json is not a JSON object"):
+    with pytest.raises(ComparisonError, match=r"compare.json is damaged"):
         read_folder(tmp_path)
 
 

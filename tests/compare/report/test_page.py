@@ -7,6 +7,7 @@ from io import StringIO
 
 import pytest
 
+from midcourse.compare.report.charts import charts
 from midcourse.compare.report.page import tokens_of_row, write_report
 from midcourse.compare.report.tables import escaped, markdown, matched_tables
 from midcourse.compare.rows import ComparisonError, read_folder
@@ -115,6 +116,22 @@ def test_little_to_go_on_makes_a_page_all_the_same(tmp_path, arms):
         assert "One prompt gives no interval" in (tmp_path / "table.md").read_text()
 
 
+def test_a_chart_on_the_page_has_its_line_band_points_and_whiskers(study):
+    folder, summary = study
+    page = Page(folder / "report.html")
+    parts = [(tag, a) for tag, a in page.elements if a.get("data-series") == "best-of-n civil"]
+    marked = [a for tag, a in parts if tag == "circle"]
+    assert all(a["class"] == "series t point" and "\n" in a["data-detail"] for a in marked)
+    hollow = [a["data-detail"].split("\n")[0] for a in marked if "fill: var(--surface)" in a["style"]]
+    assert set(hollow) == {"best-of-n:4 civil", "best-of-n:16 civil"}  # their KL is a bound; plain's is not
+    bands = [a for tag, a in parts if tag == "path" and "fill-opacity" in a["style"]]
+    lines = [a for tag, a in parts if tag == "path" and "fill: none" in a["style"] and a["d"].count("L") > 1]
+    drawn = [chart for judge in summary["judges"] for chart in charts(summary, judge)]
+    best = [s for chart in drawn for s in chart.series if s.name == "best-of-n civil"]
+    assert len(marked) == sum(len(s.points) for s in best) and len(bands) == sum(bool(s.line) for s in best) > 0
+    assert len(parts) == 2 * len(marked) + len(bands) + len(best) and len(lines) <= len(best)
+
+
 # Texts
 
 
@@ -211,6 +228,13 @@ seen.title = document.title;
 seen.tables = document.querySelectorAll("table").length;
 seen.plots = document.querySelectorAll("svg[role=img]").length;
 seen.unsorted = all(body);
+const point = document.querySelector(".point"), name = document.querySelector("[data-name]");
+point.dispatchEvent(new Event("pointerover", {bubbles: true}));
+seen.point = document.getElementById("tip").textContent;
+name.dispatchEvent(new Event("pointerenter"));
+seen.lit = [...new Set([...document.querySelectorAll(".lit")].map(part => part.dataset.series))];
+name.dispatchEvent(new Event("pointerleave"));
+seen.faded = document.querySelectorAll(".faded, .lit").length;
 const head = document.querySelectorAll(".wide thead th")[2];
 head.querySelector("button").click();
 seen.sorted = all(body);
@@ -248,6 +272,8 @@ def test_the_report_works_in_a_browser(tmp_path, study):
     folder, summary = study
     seen = probed(folder / "report.html", tmp_path, PROBE)
     assert seen["title"] == "midcourse compare" and seen["plots"] == 8 and seen["tables"] > 10 and seen["finite"]
+    assert seen["point"].startswith("plain\nvader -0.03 [") and seen["point"].endswith("nats per response 0.00")
+    assert seen["lit"] == ["pargs civil"] and seen["faded"] == 0
     (first, *_) = matched_tables(summary, "vader")
     assert seen["unsorted"] == [r[0].text for r in first.rows]
     by_score = sorted(first.rows, key=lambda r: -r[2].value)

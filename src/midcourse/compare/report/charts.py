@@ -1,29 +1,31 @@
 """A comparison's plots: each judge's score by KL and by time. One description for curves.png and the report."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from itertools import compress
 from typing import Any, Literal, NamedTuple
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from midcourse.compare.rows import REFERENCE_RESPONSES
+from midcourse.show.plots import QUIET, SURFACE, VARIABLES, inline_svg, saved, styled
 from midcourse.show.tokens import CONTROLS, number
 
 # Okabe and Ito's colours, which most people tell apart, in a lighter form for dark pages.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a3518a", "#8a6d00", "#3f8fc4", "#7a4b1f", "#5b5fc7")
 DARK_COLOURS = ("#5bb0ea", "#ff9a4d", "#3fcf9f", "#e39acb", "#e0c04a", "#9fd3f5", "#d0a070", "#a9abff")
 DASHES: tuple[Literal["solid", "dashed", "dotted"], ...] = ("solid", "dashed", "dotted")
-QUIET = "#5a6068"
+# On a page each colour is a variable, which is another colour in the dark.
+_VARIABLES = {**VARIABLES, **{colour: f"s{i}" for i, colour in enumerate(COLOURS)}}
 LONGEST_NAME = 40
 
 Found = Mapping[str, Any]
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """An arm: its KL or time, its score with the interval's ends, and whether its x is a bound."""
 
     arm: str
@@ -45,7 +47,7 @@ class Series:
 
     name: str
     style: int
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     line: Mapping[str, Sequence[float]] | None = None
 
 
@@ -102,12 +104,12 @@ def _by_time(summary: Found, judge: str) -> list[Series]:
     return found if any(series.style >= 0 for series in found) else []
 
 
-def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> Point | None:
+def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> CurvePoint | None:
     at, score = found["figures"][x], _score(found, judge)
     if not at or not score:
         return None
     low, high = score["interval"] or (score["mean"], score["mean"])
-    return Point(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
+    return CurvePoint(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
 
 
 def _score(found: Found, judge: str) -> Found | None:
@@ -136,46 +138,64 @@ def draw(summary: Found) -> bytes | None:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    file = BytesIO()
-    with warnings.catch_warnings():
-        for problem in ("Glyph .* missing from font", "Matplotlib currently does not support"):
-            warnings.filterwarnings("ignore", problem)  # a name may hold any character
-        figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()
+    return saved(figure, "png")
 
 
-def draw_chart(axes: Axes, chart: Chart) -> None:
-    """The methods' curves with their bands and arms; hollow where an arm's x is a bound."""
-    for series in chart.series:
+def chart_svg(chart: Chart) -> Markup:
+    """Return a chart as inline SVG for the report.
+
+    The elements of a series have the class "series" and its name as data-series; a point says what it is to whoever
+    points at it.
+    """
+    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+    draw_chart(figure.subplots(), chart, titles=False)
+    attributes = {}
+    for i, series in enumerate(chart.series):
+        own = {"class": "series", "data-series": series.name}
+        for part in ("line", "band"):
+            attributes[f"{part} {i}"] = [own]
+        attributes[f"whiskers {i}"] = [own] * len(series.points)
+        for bound in (False, True):
+            attributes[f"points {i} {bound}"] = [
+                {**own, "class": "series t point", "data-detail": point_text(point, chart)}
+                for point in series.points
+                if point.bound == bound
+            ]
+    return inline_svg(figure, f"{title(chart)}; the tables have the numbers", attributes, _VARIABLES)
+
+
+def draw_chart(axes: Axes, chart: Chart, *, titles: bool = True) -> None:
+    """Draw the methods' curves with their bands and arms; hollow where an arm's x is a bound.
+
+    Args:
+        titles: whether to name the chart, the judge and the line of the reference responses.
+    """
+    styled(axes)
+    for i, series in enumerate(chart.series):
         points, shade = series.points, colour(series.style)
-        line = series.line or {"x": [p.x for p in points], "mean": [p.y for p in points]}
-        axes.plot(line["x"], line["mean"], linestyle=dash(series.style), linewidth=1.6, color=shade)
+        x, y = [point.x for point in points], [point.y for point in points]
+        line = series.line or {"x": x, "mean": y}
+        axes.plot(line["x"], line["mean"], linestyle=dash(series.style), linewidth=1.6, color=shade, gid=f"line {i}")
         if series.line:
-            axes.fill_between(line["x"], line["low"], line["high"], alpha=0.15, linewidth=0, color=shade)
-        for point in points:
-            axes.errorbar(
-                point.x,
-                point.y,
-                [[point.y - point.low], [point.high - point.y]],
-                fmt="o",
-                markersize=4.5,
-                elinewidth=0.8,
-                color=shade,
-                markerfacecolor="white" if point.bound else shade,
-            )
+            band = line["x"], line["low"], line["high"]
+            axes.fill_between(*band, alpha=0.15, linewidth=0, color=shade, gid=f"band {i}")
+        whiskers = [point.low for point in points], [point.high for point in points]
+        axes.vlines(x, *whiskers, linewidth=0.8, color=shade, gid=f"whiskers {i}")
+        for bound in (False, True):
+            which = [point.bound == bound for point in points]
+            here, face = (list(compress(x, which)), list(compress(y, which))), SURFACE if bound else shade
+            axes.plot(*here, "o", markersize=4.5, color=shade, markerfacecolor=face, gid=f"points {i} {bound}")
     if chart.level is not None:
         axes.axhline(chart.level, color=QUIET, linestyle=(0, (2, 3)), linewidth=1)
+    axes.set_xlabel(chart.x_label, fontsize=9, color=QUIET)
+    if titles and chart.level is not None:
         axes.annotate(
             "reference responses", (1, chart.level), (0, 2), xycoords=("axes fraction", "data"), ha="right",
             textcoords="offset points", color=QUIET, fontsize=8,
         )  # fmt: skip
-    axes.set_title(_title(chart), fontsize=10, loc="left", parse_math=False)
-    axes.set_xlabel(chart.x_label, fontsize=9)
-    axes.set_ylabel(_plain(chart.judge), fontsize=9, parse_math=False)
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#dfe2e7", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    if titles:
+        axes.set_title(f"{_plain(chart.judge)} by {chart.by}", fontsize=10, loc="left", parse_math=False)
+        axes.set_ylabel(_plain(chart.judge), fontsize=9, color=QUIET, parse_math=False)
 
 
 def colour(style: int) -> str:
@@ -194,11 +214,12 @@ def _plain(name: str) -> str:
     return one_line if len(one_line) <= LONGEST_NAME else one_line[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _title(chart: Chart) -> str:
-    return f"{_plain(chart.judge)} by {chart.by}"
+def title(chart: Chart) -> str:
+    """Return what a chart shows: the judge by KL or cost."""
+    return f"{chart.judge} by {chart.by}"
 
 
-def point_text(point: Point, chart: Chart) -> str:
+def point_text(point: CurvePoint, chart: Chart) -> str:
     """What the report says of a point."""
     interval = f" [{number(point.low)}, {number(point.high)}]" if point.low < point.high else ""
     return f"{point.arm}\n{chart.judge} {number(point.y)}{interval}\n{chart.x_label} {number(point.x)}"

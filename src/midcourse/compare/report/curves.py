@@ -11,11 +11,11 @@ from midcourse.compare.arms import POLICY
 from midcourse.compare.report.grouped import GroupedRows, guidance_kl, is_bound, method_of, total_kl
 from midcourse.compare.report.matched import Curve, difference_at, score_at
 from midcourse.compare.report.statistics import difference, holm
-from midcourse.compare.rows import REFERENCE_RESPONSES, Response
+from midcourse.compare.rows import REFERENCE_RESPONSES, ResponseRow
 
 # What turns a method up or down. Arms that differ in nothing else are the points of one curve.
 STRENGTHS = ("reward_weight", "samples", "reward_threshold", "kl_budget", "kl_per_token")
-AXES: dict[str, Callable[[Response], float | None]] = {"guidance_kl": guidance_kl, "total_kl": total_kl}
+AXES: dict[str, Callable[[ResponseRow], float | None]] = {"guidance_kl": guidance_kl, "total_kl": total_kl}
 BAND_POINTS = 25
 
 
@@ -47,7 +47,7 @@ def method_curves(rows: GroupedRows) -> list[MethodCurve]:
     return curves
 
 
-def _fixed(row: Response) -> tuple[tuple[str, str], ...]:
+def _fixed(row: ResponseRow) -> tuple[tuple[str, str], ...]:
     """The settings that are no strength."""
     return tuple(sorted((k, _short(v)) for k, v in (row.setting or {}).items() if k not in STRENGTHS))
 
@@ -61,12 +61,12 @@ def _varied(keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], set[str]]:
     return found
 
 
-def _strength(row: Response) -> tuple[float, ...]:
+def _strength(row: ResponseRow) -> tuple[float, ...]:
     given = [(row.setting or {}).get(name) for name in STRENGTHS]
     return tuple(float(value) if isinstance(value, int | float) else 0.0 for value in given)
 
 
-def _strength_zero(rows: GroupedRows, row: Response) -> list[str]:
+def _strength_zero(rows: GroupedRows, row: ResponseRow) -> list[str]:
     """The plain arm, where the method starts from it: only there does a response have a guidance KL or its bound."""
     if guidance_kl(row) is None or rows.plain is None or rows.first(rows.plain).greedy != row.greedy:
         return []

@@ -12,8 +12,8 @@ import numpy as np
 from midcourse.compare.report.curves import curve_figures, matched, method_curves, over_optimisation
 from midcourse.compare.report.grouped import GroupedRows, guidance_kl, is_bound, logprob_of, total_kl
 from midcourse.compare.report.statistics import Estimate, Ratio, difference, estimate, holm, quotient
-from midcourse.compare.rows import REFERENCE_RESPONSES, Comparison, Response
-from midcourse.evaluate.metrics import distinct, diversity, repetition_loop, rouge_l_between, self_bleu
+from midcourse.compare.rows import REFERENCE_RESPONSES, ComparisonRows, ResponseRow
+from midcourse.evaluate.metrics import distinct, diversity, repeated, repetition_loop
 
 KLS = (2.0, 5.0, 10.0)
 WINS = {"wins_against_plain": "plain", "wins_against_reference": "reference responses"}
@@ -37,12 +37,11 @@ TEXT_FIGURES = (
     Figure("loops", "repetition loops", 3),
 )
 DIVERSITY_FIGURES = (
+    Figure("rep_2", "rep-2", 3),
+    Figure("rep_3", "rep-3", 3),
+    Figure("rep_4", "rep-4", 3),
     Figure("diversity", "diversity", 3),
-    Figure("distinct_1", "distinct-1", 3),
     Figure("distinct_2", "distinct-2", 3),
-    Figure("distinct_3", "distinct-3", 3),
-    Figure("rouge_l", "ROUGE-L between samples", 3),
-    Figure("self_bleu", "self-BLEU", 3),
 )
 COST_FIGURES = (
     Figure("relative_speed", "speed relative to plain", 2),
@@ -57,7 +56,7 @@ COST_FIGURES = (
 FIGURES = (*TEXT_FIGURES, *DIVERSITY_FIGURES, *COST_FIGURES)
 
 
-def summarise(comparison: Comparison, *, kls: Sequence[float] = KLS) -> dict[str, Any]:
+def summarise(comparison: ComparisonRows, *, kls: Sequence[float] = KLS) -> dict[str, Any]:
     """All figures of a comparison, as summary.json holds them.
 
     Args:
@@ -132,23 +131,25 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
     """An arm's figures by name, but for the judges' and what is relative to plain."""
     lm, reward = rows.parameters(arm)
 
-    def cost(name: str) -> Callable[[Response], float | None]:
+    def cost(name: str) -> Callable[[ResponseRow], float | None]:
         return lambda row: getattr(row.cost, name) if row.cost else None
 
-    def gigaflops(row: Response) -> float | None:
+    def gigaflops(row: ResponseRow) -> float | None:
         """Two operations per parameter and position, a multiplication and an addition; attention's own are left out."""
         if row.cost is None or lm is None or (reward is None and row.cost.reward_passes):
             return None
         return 2e-9 * (lm * row.cost.lm_passes + (reward or 0) * row.cost.reward_passes)
 
-    def surprise(row: Response) -> float | None:
+    def surprise(row: ResponseRow) -> float | None:
         logprob = logprob_of(row, "reference_logprob")
         return None if logprob is None else -logprob
 
-    def emitted(row: Response) -> float | None:
+    def emitted(row: ResponseRow) -> float | None:
         return float(len(row.tokens)) or None
 
-    def shared(numerator: Callable[[Response], float | None], denominator: Callable[[Response], float | None]) -> Ratio:
+    def shared(
+        numerator: Callable[[ResponseRow], float | None], denominator: Callable[[ResponseRow], float | None]
+    ) -> Ratio:
         """Of costs, which the responses of a batch share: what varies, then, is the batch."""
         return rows.pooled(arm, numerator, denominator, unit=lambda row: row.cost.batch if row.cost else row.prompt_id)
 
@@ -160,12 +161,11 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
         "tokens": rows.mean(arm, emitted),
         "finished": rows.mean(arm, lambda row: float(row.finish_reason == "stop") if row.finish_reason else None),
         "loops": rows.mean(arm, lambda row: float(repetition_loop(row.text) is not None)),
+        "rep_2": rows.mean(arm, lambda row: repeated(row.text, 2)),
+        "rep_3": rows.mean(arm, lambda row: repeated(row.text, 3)),
+        "rep_4": rows.mean(arm, lambda row: repeated(row.text, 4)),
         "diversity": rows.mean(arm, lambda row: diversity(row.text)),
-        "distinct_1": rows.mean_of_texts(arm, lambda texts: distinct(texts, 1)),
         "distinct_2": rows.mean_of_texts(arm, lambda texts: distinct(texts, 2)),
-        "distinct_3": rows.mean_of_texts(arm, lambda texts: distinct(texts, 3)),
-        "rouge_l": rows.mean_of_texts(arm, rouge_l_between),
-        "self_bleu": rows.mean_of_texts(arm, self_bleu),
         "lm_passes": shared(cost("lm_passes"), emitted),
         "reward_passes": shared(cost("reward_passes"), emitted),
         "candidates": rows.pooled(arm, cost("candidates"), emitted),

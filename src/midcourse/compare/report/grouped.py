@@ -9,19 +9,19 @@ from typing import Literal, TypeGuard
 import numpy as np
 
 from midcourse.compare.report.statistics import Estimate, LengthControl, Ratio, estimate
-from midcourse.compare.rows import Comparison, Response
+from midcourse.compare.rows import ComparisonRows, ResponseRow
 from midcourse.evaluate.intervals import resamples
 
 
 class GroupedRows:
     """The rows of a comparison by arm, prompt and judge, with one set of bootstrap draws for all figures."""
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: ComparisonRows) -> None:
         self.asked = comparison.asked
         self.prompts = sorted({row.prompt_id for row in comparison.responses})
         self._position = {prompt: i for i, prompt in enumerate(self.prompts)}
         self.times = resamples(len(self.prompts)).astype(float)
-        found: dict[str, list[Response]] = defaultdict(list)
+        found: dict[str, list[ResponseRow]] = defaultdict(list)
         for row in sorted(comparison.responses, key=lambda row: (row.prompt_id, row.seed)):
             found[row.arm].append(row)
         asked = [arm for arm in self.asked.get("arms", {}) if arm in found]
@@ -47,7 +47,7 @@ class GroupedRows:
         found = [arm for arm in self.arms if method_of(self.first(arm)) == name]
         return min(found, key=lambda arm: self.first(arm).greedy, default=None)
 
-    def first(self, arm: str) -> Response:
+    def first(self, arm: str) -> ResponseRow:
         return self.by_arm[arm][0]
 
     def parameters(self, arm: str) -> tuple[int | None, int | None]:
@@ -55,7 +55,7 @@ class GroupedRows:
         asked = self.asked.get("arms", {}).get(arm, {})
         return asked.get("lm_parameters"), asked.get("reward_parameters")
 
-    def mean(self, arm: str, value: Callable[[Response], float | None]) -> Ratio:
+    def mean(self, arm: str, value: Callable[[ResponseRow], float | None]) -> Ratio:
         """The mean over prompts of each prompt's mean over its seeds."""
         return self._of_prompts({prompt: _mean_of(value(row) for row in rows) for prompt, rows in self._prompts(arm)})
 
@@ -66,11 +66,11 @@ class GroupedRows:
     def pooled(
         self,
         arm: str,
-        numerator: Callable[[Response], float | None],
-        denominator: Callable[[Response], float | None],
+        numerator: Callable[[ResponseRow], float | None],
+        denominator: Callable[[ResponseRow], float | None],
         then: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio,
         *,
-        unit: Callable[[Response], int] = lambda row: row.prompt_id,
+        unit: Callable[[ResponseRow], int] = lambda row: row.prompt_id,
     ) -> Ratio:
         """The sum of one figure over that of another, of the responses that have both.
 
@@ -109,13 +109,13 @@ class GroupedRows:
         """The mean outcome of an LM judge's comparisons with the other arm, of those that could be read."""
         return self.mean(arm, lambda row: self.outcomes[judge, other].get(row.key))
 
-    def by_prompt(self, arm: str, value: Callable[[Response], float | None]) -> np.ndarray:
+    def by_prompt(self, arm: str, value: Callable[[ResponseRow], float | None]) -> np.ndarray:
         """Each prompt's mean over its seeds; NaN where there is none."""
         found = self.mean(arm, value)
         return np.where(found.present, found.numerators, np.nan)
 
-    def _prompts(self, arm: str) -> Iterator[tuple[int, list[Response]]]:
-        found: dict[int, list[Response]] = defaultdict(list)
+    def _prompts(self, arm: str) -> Iterator[tuple[int, list[ResponseRow]]]:
+        found: dict[int, list[ResponseRow]] = defaultdict(list)
         for row in self.by_arm[arm]:
             found[row.prompt_id].append(row)
         return iter(found.items())
@@ -147,17 +147,17 @@ class GroupedRows:
         return LengthControl.of(kept)
 
 
-def method_of(row: Response) -> str:
+def method_of(row: ResponseRow) -> str:
     """The method's name without the number of samples that "best-of-n:16" carries."""
     return row.method.partition(":")[0]
 
 
-def guidance_kl(row: Response) -> float | None:
+def guidance_kl(row: ResponseRow) -> float | None:
     """Nats of guidance; best-of-n's bound."""
     return row.guidance_kl if row.guidance_kl is not None else row.kl_bound
 
 
-def total_kl(row: Response) -> float | None:
+def total_kl(row: ResponseRow) -> float | None:
     """Nats against the language model; of best-of-n the bound on them.
 
     KL(q || pi) = KL(q || b) + E_q[log b - log pi] for q, the best of n, and b, the policy that drew them, whose
@@ -169,13 +169,13 @@ def total_kl(row: Response) -> float | None:
     return None if logprob is None or reference is None else row.kl_bound + logprob - reference
 
 
-def logprob_of(row: Response, name: Literal["logprob", "reference_logprob"]) -> float | None:
+def logprob_of(row: ResponseRow, name: Literal["logprob", "reference_logprob"]) -> float | None:
     """The sum over its tokens; None where there are none or one has none."""
     found = [getattr(token, name) for token in row.tokens]
     return math.fsum(found) if found and None not in found else None
 
 
-def is_bound(row: Response) -> bool:
+def is_bound(row: ResponseRow) -> bool:
     """Whether its KL is a bound."""
     return row.guidance_kl is None and row.kl_bound is not None
 

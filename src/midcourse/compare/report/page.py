@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from midcourse.compare.report import tables
-from midcourse.compare.report.charts import COLOURS, DARK_COLOURS, Chart, charts, dash, draw, point_text
+from midcourse.compare.report.charts import COLOURS, DARK_COLOURS, chart_svg, charts, dash, draw, title
 from midcourse.compare.report.figures import summarise
-from midcourse.compare.rows import Comparison, Response, read_folder
+from midcourse.compare.rows import ComparisonRows, ResponseRow, read_folder
 from midcourse.evaluate.metrics import repetition_loop
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
-from midcourse.show.page import axis_ticks, percent, write_page
+from midcourse.show.page import write_page
 from midcourse.show.tokens import CONTROLS, Token, by_position, mark, prompt_text, shade
 
 # What a browser shows without pause; results.jsonl has the rest.
@@ -46,7 +46,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def write_comparison_page(path: Path, comparison: Comparison, summary: Found) -> None:
+def write_comparison_page(path: Path, comparison: ComparisonRows, summary: Found) -> None:
     """The page that stands alone: tables to sort, plots, and the texts of any two arms side by side."""
     write_page(
         path,
@@ -73,52 +73,11 @@ def _judge_content(summary: Found, judge: str) -> dict[str, Any]:
     styles = {series.name: series.style for chart in found for series in chart.series}
     return {
         "name": judge,
-        "charts": [_drawn(chart) for chart in found],
+        "charts": [{"title": title(chart), "svg": chart_svg(chart)} for chart in found],
+        "level": any(chart.level is not None for chart in found),
         "legend": [{"name": name, **_style(style)} for name, style in styles.items()],
         "matched": list(tables.matched_tables(summary, judge)),
         "differences": list(tables.difference_tables(summary, judge)),
-    }
-
-
-# Plots
-
-
-def _drawn(chart: Chart) -> dict[str, Any]:
-    """A chart in per cent of the plot's width and height."""
-    points = [point for series in chart.series for point in series.points]
-    lines = [series.line for series in chart.series if series.line]
-    xs = [*(p.x for p in points), *(x for line in lines for x in line["x"])]
-    ends = [y for p in points for y in (p.low, p.high)] + [y for line in lines for y in (*line["low"], *line["high"])]
-    x_ticks = axis_ticks(xs)
-    y_ticks = axis_ticks([*ends, *([] if chart.level is None else [chart.level])])
-    x, y = percent(x_ticks[0], x_ticks[-1]), percent(y_ticks[-1], y_ticks[0])
-    return {
-        "title": f"{chart.judge} by {chart.by}",
-        "x_label": chart.x_label,
-        "x_ticks": [(x(tick), f"{tick:.4g}") for tick in x_ticks],
-        "y_ticks": [(y(tick), f"{tick:.4g}") for tick in y_ticks],
-        "level": None if chart.level is None else y(chart.level),
-        "series": [
-            {
-                "name": series.name,
-                **_style(series.style),
-                "line": [(x(at), y(mean)) for at, mean in zip(series.line["x"], series.line["mean"], strict=True)]
-                if series.line
-                else [(x(p.x), y(p.y)) for p in series.points],
-                "band": [
-                    *((x(at), y(high)) for at, high in zip(series.line["x"], series.line["high"], strict=True)),
-                    *reversed([(x(at), y(low)) for at, low in zip(series.line["x"], series.line["low"], strict=True)]),
-                ]
-                if series.line
-                else [],
-                "points": [
-                    {"x": x(p.x), "y": y(p.y), "low": y(p.low), "high": y(p.high), "bound": p.bound}
-                    | {"text": point_text(p, chart)}
-                    for p in series.points
-                ],
-            }
-            for series in chart.series
-        ],
     }
 
 
@@ -129,13 +88,13 @@ def _style(style: int) -> dict[str, Any]:
 # Texts
 
 
-def texts(comparison: Comparison, summary: Found) -> dict[str, Any]:
+def texts(comparison: ComparisonRows, summary: Found) -> dict[str, Any]:
     """What the page's script shows: prompts, arms and their tokens, as plain numbers and strings.
 
     Tokens are coloured by the distance of their reward from the mean reward of that guide's texts at the position. The
     first prompts whose texts fit are taken.
     """
-    by_prompt: dict[int, list[Response]] = defaultdict(list)
+    by_prompt: dict[int, list[ResponseRow]] = defaultdict(list)
     for row in comparison.responses:
         by_prompt[row.prompt_id].append(row)
     shown = _prompts_that_fit(by_prompt)
@@ -166,7 +125,7 @@ def texts(comparison: Comparison, summary: Found) -> dict[str, Any]:
     }
 
 
-def _prompts_that_fit(by_prompt: Mapping[int, Sequence[Response]]) -> list[int]:
+def _prompts_that_fit(by_prompt: Mapping[int, Sequence[ResponseRow]]) -> list[int]:
     prompts = sorted(by_prompt)
     sizes = accumulate(sum(max(len(row.tokens), 1) for row in by_prompt[prompt]) for prompt in prompts)
     return [
@@ -186,7 +145,7 @@ def _best(summary: Found) -> str:
     return max(others, key=score, default=next(iter(summary["arms"])))
 
 
-def tokens_of_row(row: Response) -> list[Token]:
+def tokens_of_row(row: ResponseRow) -> list[Token]:
     """A row's tokens as they are shown: those that wrote nothing by themselves are joined to what follows.
 
     A response of a data set is one token.
@@ -204,9 +163,11 @@ def tokens_of_row(row: Response) -> list[Token]:
     return found
 
 
-def _shades(rows: Sequence[Response], tokens: Mapping[str, list[Token]]) -> dict[str, list[tuple[float, int] | None]]:
+def _shades(
+    rows: Sequence[ResponseRow], tokens: Mapping[str, list[Token]]
+) -> dict[str, list[tuple[float, int] | None]]:
     """By row: each token's distance from its guide's mean at the position, and its shade."""
-    guides: dict[str | None, list[Response]] = defaultdict(list)
+    guides: dict[str | None, list[ResponseRow]] = defaultdict(list)
     for row in rows:
         guides[row.reward].append(row)
     found = {}
@@ -219,7 +180,7 @@ def _shades(rows: Sequence[Response], tokens: Mapping[str, list[Token]]) -> dict
 
 
 def _response(
-    row: Response,
+    row: ResponseRow,
     arm: int,
     tokens: Sequence[Token],
     shades: Sequence[tuple[float, int] | None],

@@ -189,8 +189,8 @@ def text_table(summary: Found) -> Table:
 def diversity_table(summary: Found) -> Table:
     """How much the texts of every arm repeat themselves and each other."""
     note = (
-        "Diversity is ARGS's product of 1 - rep-n over n = 2, 3, 4, of each response; distinct-n pools the samples of "
-        "a prompt; ROUGE-L and self-BLEU compare them, and need two seeds."
+        "rep-n is the share of a response's runs of n words that it had before; diversity is ARGS's product of "
+        "1 - rep-n over n = 2, 3, 4; distinct-2 is that of different word pairs per word, of all samples of a prompt."
     )
     return _figures_table(summary, "Diversity", note, DIVERSITY_FIGURES)
 

@@ -1,19 +1,29 @@
-"""The loop: laws of decoding on tiny models, its figures by hand, ends, limits, and what it refuses."""
+"""The engine: laws of decoding on tiny models, its figures by hand, requests at any time, what goes wrong."""
 
 import functools
+import gc
 import math
 import re
+import weakref
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+from midcourse.decode.engine import Engine, generate, stream
 from midcourse.decode.guidance import add_reward
-from midcourse.decode.loop import generate, stream
 from midcourse.decode.methods import Method, MethodError
-from midcourse.decode.steps import Generation, Step
+from midcourse.decode.request import Request
+from midcourse.decode.steps import Failure, Generation, Step
 from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import ModelError
 from midcourse.lm.prompt import PromptError
-from midcourse.rewards.scalar import RewardError, RewardModel
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.retokenised import Retokenised
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.text import TextReward
 from midcourse.testing import (
     ARCHITECTURES,
     CONTEXT,
@@ -23,6 +33,8 @@ from midcourse.testing import (
     byte_tokenizer,
     tiny_language_model,
     tiny_reward,
+    tiny_trunk_reward,
+    tiny_vocabulary_reward,
 )
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under"]
@@ -497,3 +509,312 @@ def test_method_of_ones_own():
 def test_no_memory_is_kept_for_candidates_that_do_not_exist():
     (row,) = generate(lm_of(), ["A"], reward_of(), top_k=10**9, max_new_tokens=2)
     assert len(row.steps[0].candidates) == 259
+
+
+# Requests at any time
+
+
+@functools.cache
+def guide_of(kind: str):
+    """A reward of every kind, by a name."""
+    lm = lm_of()
+    rewards = {
+        "scalar": reward_of(),
+        "other scalar": tiny_reward(seed=7, more_eos=MORE_EOS),
+        "vocabulary": tiny_vocabulary_reward(more_eos=MORE_EOS),
+        "trunk": tiny_trunk_reward(lm),
+        "known": KnownReward(more_eos=MORE_EOS),
+        "text": TextReward(lambda texts: [len(text.response) % 5 / 2 for text in texts]),
+        "retokenised": Retokenised(tiny_reward("gpt2", seed=4, more_eos=MORE_EOS), lm.tokenizer, lm.eos_token_ids),
+    }
+    return rewards[kind]
+
+
+ASKED = [
+    {"reward": None, "method": "plain"},
+    {"reward": None, "method": "plain", "top_k": None, "top_p": 0.9, "temperature": 0.8},
+    {"reward": None, "method": "plain", "temperature": 0.0, "stop": ["e"]},
+    {"reward": "scalar"},
+    {"reward": "scalar", "reward_weight": 0.5, "top_k": 4, "always_offer_eos": True},
+    {"reward": "scalar", "method": "pargs-greedy"},
+    {"reward": "scalar", "kl_per_token": 0.05, "temperature": 1.3},
+    {"reward": "scalar", "kl_budget": 0.2, "top_k": 20},
+    {"reward": "scalar", "skip_tolerance": 0.2, "reward_weight": 0.05},
+    {"reward": "other scalar", "method": "rad"},
+    {"reward": "vocabulary", "method": "genarm"},
+    {"reward": "vocabulary", "method": "farma", "reward_weight": 0.7},
+    {"reward": "vocabulary", "method": "cd"},
+    {"reward": "trunk"},
+    {"reward": "trunk", "method": "farma"},
+    {"reward": "known", "method": "fudge", "top_k": 30},
+    {"reward": "text", "skip_tolerance": 0.1, "reward_weight": 0.2},
+    {"reward": "scalar", "method": "best-of-n:3"},
+    {"reward": "known", "method": "best-of-n:2", "max_new_tokens": 5, "keep_all": True},
+    {"reward": "scalar", "method": "cd-blockwise:2", "block_tokens": 3},
+    {"reward": "known", "method": "cd-blockwise:3", "block_tokens": 2, "stop": ["t"]},
+    {
+        "reward": "scalar",
+        "method": "cards",
+        "reward_threshold": 0.5,
+        "least_tokens": 2,
+        "segment_tokens": 4,
+        "retries": 2,
+    },
+    {"reward": "retokenised"},
+    {"reward": ("scalar", "known")},
+    {"reward": ("trunk", "text"), "reward_weight": 0.5},
+]
+
+
+def request_of(asked: int, prompt: int, length: int, seed: int) -> Request:
+    settings = {"max_new_tokens": length, "seed": seed, **ASKED[asked]}
+    kind = settings.pop("reward")
+    guides = [(guide_of(one), 1.0 - 0.3 * i) for i, one in enumerate(kind)] if isinstance(kind, tuple) else kind
+    reward = guide_of(kind) if isinstance(kind, str) else guides
+    return Request.of(PROMPTS[prompt], reward, **settings)
+
+
+@functools.cache
+def alone(asked: int, prompt: int, length: int, seed: int) -> Generation:
+    """What a request gets that has an engine for itself."""
+    engine = Engine(lm_of())
+    engine.add(request_of(asked, prompt, length, seed))
+    events = drained(engine)
+    assert [event.text for _, event in events[:-1]] and "".join(e.text for _, e in events[:-1]) == events[-1][1].text
+    return events[-1][1]
+
+
+def drained(engine: Engine) -> list:
+    events = []
+    while engine:
+        events += engine.step()
+    return events
+
+
+REQUESTS = st.tuples(
+    st.integers(0, len(ASKED) - 1), st.integers(0, len(PROMPTS) - 1), st.sampled_from([3, 9]), st.integers(0, 2)
+)
+
+
+@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    batch_size=st.integers(1, 9),
+    arrivals=st.lists(
+        st.tuples(REQUESTS, st.integers(0, 4), st.sampled_from([None, None, 0, 2])), min_size=2, max_size=7
+    ),
+)
+def test_what_a_request_gets_depends_on_no_other(batch_size, arrivals):
+    """Any row in any mixture equals the same request alone, whatever is added or cancelled around it."""
+    engine, numbers, cancelled, got = Engine(lm_of(), batch_size), {}, {}, {}
+    waiting, step = list(arrivals), 0
+    while engine or waiting:
+        for asked, _, patience in [one for one in waiting if one[1] <= step]:
+            numbers[engine.add(request_of(*asked))] = asked
+            if patience is not None:
+                cancelled[max(numbers)] = step + patience
+        waiting = [one for one in waiting if one[1] > step]
+        for number in [number for number, when in cancelled.items() if when == step]:
+            engine.cancel(number)
+        for number, event in engine.step():
+            assert number not in cancelled or cancelled[number] > step
+            got.setdefault(number, []).append(event)
+        step += 1
+    for number, asked in numbers.items():
+        *steps, last = got.get(number, [None])
+        if isinstance(last, Generation):
+            assert_same_generation(last, alone(*asked))
+            assert list(last.steps) == steps
+            for mine, theirs in zip(last.samples, alone(*asked).samples, strict=True):
+                assert_same_generation(mine, theirs)
+        else:
+            assert number in cancelled
+    assert kept(engine) == (0, None, {}, {})
+
+
+def kept(engine: Engine) -> tuple:
+    """What an engine holds: nothing when it has nothing to do."""
+    rows = engine._tokens.size + engine._blockwise.size + engine._cards.size
+    batches = [batch.batch for batch in (engine._tokens, engine._blockwise, engine._cards) if batch.batch is not None]
+    return rows, batches[0] if batches else None, engine._bound, engine._waiting | engine._tokens.best_of
+
+
+def test_one_pass_a_step_for_all_rows_and_one_of_each_reward():
+    lm, reward, other = tiny_language_model(), tiny_reward(), tiny_reward(seed=9)
+    counts = {"lm": 0, "reward": 0, "other": 0}
+
+    def counting(name):
+        def count(*_):
+            counts[name] += 1
+
+        return count
+
+    models = (lm.model, reward.backbone, other.backbone)
+    hooks = [model.register_forward_pre_hook(counting(name)) for name, model in zip(counts, models, strict=True)]
+    engine = Engine(lm)
+    for asked in ({"top_k": 3}, {"top_k": 12, "reward_weight": 0.3}, {"method": "args"}, {"temperature": 0.5}):
+        engine.add(Request.of("A", reward, max_new_tokens=6, **asked))
+    engine.add(Request.of("B", other, max_new_tokens=6))
+    engine.add(Request.of("B", [(other, 2.0), (reward, 1.0)], max_new_tokens=6))
+    engine.add(Request.of("B", method="plain", max_new_tokens=6))
+    engine.step()
+    before = dict(counts)
+    engine.step()
+    assert {name: counts[name] - before[name] for name in counts} == {"lm": 1, "reward": 1, "other": 1}
+    for hook in hooks:
+        hook.remove()
+
+
+def test_nothing_of_a_request_is_kept_once_its_last_event_is_out():
+    lm, reward = tiny_language_model(), tiny_reward()
+    engine = Engine(lm)
+    engine.add(Request.of("A", reward, max_new_tokens=3))
+    engine.add(Request.of("B", method="plain", max_new_tokens=30))
+    seen = []
+    for _ in range(5):
+        seen += [weakref.ref(event) for _, event in engine.step()]
+    known, reward = weakref.ref(reward), None
+    gc.collect()
+    assert known() is None
+    mine = [one() for one in seen if one() is not None]
+    assert all(any(step is held for held in engine._tokens.rows[0].steps) for step in mine)
+    engine.cancel(1)
+    mine = None
+    gc.collect()
+    assert [one for one in seen if one() is not None] == []
+    assert kept(engine) == (0, None, {}, {})
+
+
+def test_a_cancelled_requests_place_is_free_at_the_next_step():
+    engine = Engine(tiny_language_model(), batch_size=1)
+    first, second = (engine.add(Request.of("A", method="plain", max_new_tokens=50)) for _ in range(2))
+    assert {number for number, _ in engine.step()} == {first}
+    assert engine.cancel(first) and not engine.cancel(first) and not engine.cancel(99)
+    assert {number for number, _ in engine.step()} == {second}
+    assert engine.cancel(second) and not engine
+    assert engine.step() == []
+
+
+def test_requests_begin_in_the_order_of_their_coming_and_wide_ones_wait_for_room():
+    engine = Engine(lm_of(), batch_size=4)
+    asked = {"max_new_tokens": 4, "seed": 1}
+    for method in ("plain", "cd-blockwise:6", "plain", "cd-blockwise:2"):
+        engine.add(Request.of("A", None if method == "plain" else reward_of(), method=method, **asked))
+    began = []
+    while engine:
+        for number, event in engine.step():
+            if isinstance(event, Step) and number not in began:
+                began.append(number)
+    assert began == [0, 1, 2, 3]
+
+
+# What goes wrong with one row
+
+
+class Breaks(KnownReward):
+    """A reward that gives text A what it gives every text, and breaks where a row's response begins with that token."""
+
+    def __init__(self, first: int, how):
+        super().__init__(self.give, more_eos=MORE_EOS)
+        self.first, self.how = first, how
+
+    def give(self, ids):
+        return self.how() if list(ids[:2]) == [65, self.first] else float(ids[-1] % 3)
+
+
+def raising():
+    raise ZeroDivisionError("by the reward")
+
+
+BLOCKS = {
+    "best-of-n:2": {},
+    "cd-blockwise:2": {"block_tokens": 2},
+    "cards": {"reward_threshold": 9.0, "retries": 2, "least_tokens": 1, "segment_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("how", [raising, lambda: math.nan, lambda: math.inf], ids=["raises", "nan", "inf"])
+@pytest.mark.parametrize("method", ["pargs", "args", "genarm", *BLOCKS])
+def test_a_reward_that_breaks_for_one_row_ends_that_row_alone(method, how):
+    asked = {"method": method, "max_new_tokens": 6, **BLOCKS.get(method, {})}
+    lm, fine, prompts = lm_of(), KnownReward(lambda ids: float(ids[-1] % 3), more_eos=MORE_EOS), ["A", "B", "C"]
+    want = [generate(lm, [prompt], fine, seed=[i], **asked)[0] for i, prompt in enumerate(prompts)]
+    broken = Breaks(want[0].steps[0].token_id, how)
+    engine = Engine(lm)
+    for i, prompt in enumerate(prompts):
+        engine.add(Request.of(prompt, broken, seed=i, **asked))
+    last = dict(drained(engine))
+    assert isinstance(last[0], Failure) and "\n" not in str(last[0].error)
+    assert isinstance(last[0].error, ZeroDivisionError if how is raising else RewardError)
+    for i in (1, 2):
+        assert_same_generation(last[i], want[i])
+    with pytest.raises(type(last[0].error)):
+        generate(lm, prompts, broken, **asked)
+
+
+def test_a_language_model_that_gives_no_numbers_is_named():
+    lm = tiny_language_model()
+    lm.model.model.layers[1].mlp.down_proj.weight.data[0] = math.nan
+    for method, reward in (("plain", None), ("pargs", tiny_reward()), ("cd-blockwise", tiny_reward())):
+        words = "the language model tiny llama gives log-probabilities that are not numbers for prompt 1 at step 1"
+        with pytest.raises(ModelError, match=words):
+            generate(lm, ["A", "B"], reward, method=method, max_new_tokens=3)
+
+
+def test_a_processor_that_breaks_for_one_row_ends_that_row_alone():
+    lm = tiny_language_model()
+
+    def breaks(ids, logprobs):
+        if ids[0, 0] == ord("B") and ids.shape[1] == 3:
+            raise ZeroDivisionError("by the processor")
+        return logprobs
+
+    engine = Engine(lm)
+    for prompt in "ABC":
+        engine.add(Request.of(prompt, method="plain", logits_processor=breaks, max_new_tokens=4))
+    last = dict(drained(engine))
+    assert isinstance(last[1], Failure) and str(last[1].error) == "by the processor"
+    for number, prompt in ((0, "A"), (2, "C")):
+        assert_same_generation(last[number], generate(lm, [prompt], method="plain", max_new_tokens=4)[0])
+
+
+def test_a_reward_that_cannot_begin_at_a_prompt_ends_that_row_alone():
+    class Picky(KnownReward):
+        def start(self, prefixes, max_new_tokens, candidates):
+            if any(prefix.prompt == "B" for prefix in prefixes):
+                raise RewardError("not at B")
+            return super().start(prefixes, max_new_tokens, candidates)
+
+    lm, picky = lm_of(), Picky(more_eos=MORE_EOS)
+    engine = Engine(lm)
+    for prompt in "ABC":
+        engine.add(Request.of(prompt, picky, max_new_tokens=4))
+    last = dict(drained(engine))
+    assert isinstance(last[1], Failure) and str(last[1].error) == "not at B"
+    for number, prompt in ((0, "A"), (2, "C")):
+        assert_same_generation(last[number], generate(lm, [prompt], picky, max_new_tokens=4)[0])
+
+
+def test_a_request_that_cannot_be_taken_leaves_nothing_behind():
+    engine = Engine(tiny_language_model())
+    with pytest.raises(PromptError, match="prompt 1 has 250 tokens, which with 64 new ones exceed the context"):
+        engine.add(Request.of("x" * 250, tiny_reward()))
+    with pytest.raises(RewardError, match="also ends texts with the token ids"):
+        Engine(lm_of()).add(Request.of("A", tiny_reward()))
+    assert not engine and engine.step() == []
+
+
+def test_a_request_is_checked_when_it_is_made():
+    for asked, error in (
+        ({"seed": -1}, MethodError),
+        ({"stop": ["", "a"]}, MethodError),
+        ({"method": "plain", "keep_all": True}, MethodError),
+        ({"method": "genarm"}, MethodError),
+        ({"template": "chat"}, RewardError),
+        ({"method": "soft-value"}, RewardError),
+    ):
+        with pytest.raises(error):
+            Request.of("A", reward_of(), **asked)
+    request = Request.of("A", reward_of(), reward_weight=3.0, stop="x")
+    assert (request.method.reward_weight, request.stop, request.template) == (3.0, ("x",), "raw")
+    with pytest.raises(AttributeError):
+        request.seed = 3

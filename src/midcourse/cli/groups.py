@@ -1,0 +1,84 @@
+"""Groups of flags that several verbs share, each written once."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from midcourse.cli.console import read_text
+
+if TYPE_CHECKING:
+    from midcourse.data.judge import Judge
+    from midcourse.lm.language_model import LanguageModel
+
+TemplateName = Literal["chat", "raw", "mixed"]
+# A group within a group: its flags join those of the outer one.
+JOINED = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What computes, and in which numbers."""
+
+    device: str = "auto"
+    """Where models run: cpu, cuda, cuda:1, mps, ... By auto on a GPU if there is one."""
+    dtype: str = "auto"
+    """Number format of the weights: float32, bfloat16, float16 or float64. By auto float32 on a CPU, elsewhere the
+    checkpoint's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The language model, and what computes."""
+
+    lm: str = "smollm2"
+    """Causal language model: smollm2, a folder, or a Hub id."""
+    machine: Annotated[Machine, JOINED] = field(default_factory=Machine)
+
+    def load(self) -> "LanguageModel":
+        from midcourse.lm.language_model import LanguageModel
+
+        return LanguageModel.load(self.lm, **asdict(self.machine))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """How long responses may be, and how many are written side by side."""
+
+    max_new_tokens: int = 64
+    """Longest response, in tokens; a longer one is cut there."""
+    batch_size: int = 16
+    """Responses written side by side; a finished one's place goes to the next. No text depends on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Responses):
+    """How the plain language model writes."""
+
+    top_k: int = 10
+    """Candidates per token, the likeliest of the vocabulary; 0 for all of it."""
+    top_p: float = 1.0
+    """Share of the probability to keep: of the candidates only the likeliest that hold this much."""
+    temperature: float = 1.0
+    """Divides the log-probabilities: below 1 the likely becomes likelier still, 0 takes the likeliest token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A judge behind an OpenAI-compatible server."""
+
+    judge_model: str | None = None
+    """The server's name of its model."""
+    rubric: str | None = None
+    """What makes a response the better one: a text, or a file with it."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's API key, if it wants one."""
+    concurrency: int = 8
+    """Pairs that the server is asked about at a time."""
+
+    def at(self, address: str) -> "Judge":
+        """Return the judge behind the server at that address."""
+        from midcourse.data.judge import Judge
+
+        rubric = read_text(self.rubric or "", "--rubric")
+        return Judge(address, self.judge_model or "", rubric, api_key_env=self.api_key_env)

@@ -1,0 +1,236 @@
+"""Rows that draw a token a step: the language model makes one pass for all of them, and each reward one for its own.
+
+Rows of different methods, rewards, weights, limits and lengths stand side by side; a row's tokens do not depend on who
+shares the batch. The samples of best-of-n are rows that nothing guides, compared when all of them are finished.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from midcourse.decode.blocks import BestOf
+from midcourse.decode.candidates import Candidates
+from midcourse.decode.policy import Group, grouped, no_numbers, processed
+from midcourse.decode.rows import Answers, Guided, Rows, at, started, weighted
+from midcourse.decode.steps import Event, Failure, Failures, Row, Step, remaining
+from midcourse.lm.contract import CausalModel
+from midcourse.rewards.contract import RewardRows, VocabularyRows
+
+
+class TokenBatch:
+    """The rows of an engine that draw a token a step.
+
+    Attributes:
+        best_of: by the number of a request for the best of n, its samples.
+    """
+
+    def __init__(self, lm: CausalModel):
+        self.lm = lm
+        self.best_of: dict[int, BestOf] = {}
+        self.rows: list[Row] = []
+        self.batch: Rows | None = None
+        self.groups: list[Group] = []
+
+    @property
+    def size(self) -> int:
+        """How many rows of the language model it holds."""
+        return len(self.rows)
+
+    def enter(self, rows: Sequence[Row]) -> list[Event]:
+        """Read the rows' prompts, so that they take part in the next step; a row whose reward cannot begin fails."""
+        begun, good, bad = started(self.lm, rows)
+        if begun is not None:
+            self.batch = begun if self.batch is None else self.batch.joined(begun)
+        self._hold([*self.rows, *good])
+        failed = {row.number: error for row, error in bad}
+        for number in failed:
+            self.leave(number)
+        return [(number, Failure(error)) for number, error in failed.items()]
+
+    def leave(self, number: int) -> None:
+        """Let go of a request's rows."""
+        self.best_of.pop(number, None)
+        self._keep([place for place, row in enumerate(self.rows) if row.number != number])
+
+    def step(self) -> list[Event]:
+        """Draw a token for every row, and let those that are finished or have failed go."""
+        return [*(self._stepped(self.batch) if self.batch is not None else []), *self._compared()]
+
+    def _stepped(self, batch: Rows) -> list[Event]:
+        steps, failures = self._drawn(batch)
+        reasons = {place: self.rows[place].push(step, self.lm.eos_token_ids) for place, step in steps.items()}
+        drawn = [self.rows[place] for place in steps]
+        events: list[Event] = [(row.number, row.steps[-1]) for row in drawn if row.number not in self.best_of]
+        finished = {place: reason for place, reason in reasons.items() if reason is not None}
+        last = [row.last_token if row.steps else 0 for row in self.rows]
+        failures |= batch.advance(torch.tensor(last, device=batch.device))
+        endings, gone = self._ended(batch, finished, failures)
+        leaving = {place for place, row in enumerate(self.rows) if place in finished or row.number in gone}
+        self._keep(remaining(len(self.rows), leaving))
+        if self.batch is not None:
+            self.batch.step(torch.tensor([row.last_token for row in self.rows], device=self.batch.device))
+        return [*events, *endings]
+
+    def _hold(self, rows: Sequence[Row]) -> None:
+        self.rows, self.groups = list(rows), []
+        if self.batch is not None:
+            like = self.batch.lm.logprobs
+            self.groups = grouped(self.rows, sorted(self.lm.eos_token_ids), like.device, like.dtype)
+
+    def _keep(self, places: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        if list(places) == list(range(len(self.rows))):
+            return
+        if self.batch is not None and places:
+            self.batch.select(places)
+        else:
+            self.batch = None
+        self._hold([self.rows[place] for place in places])
+
+    # The parts of a step
+
+    def _drawn(self, batch: Rows) -> tuple[dict[int, Step], Failures]:
+        """The next step of each row by its place, and what went wrong with the others."""
+        logprobs, failures = processed(self.rows, batch.lm.logprobs)
+        spoken = self._vocabulary_rewards(batch, failures)
+        said = [_of(group, spoken, group.method.ranked_by == "sum", logprobs.shape[1]) for group in self.groups]
+        offers = [group.offer(at(logprobs, group.places), its) for group, its in zip(self.groups, said, strict=True)]
+        bases = [group.base(candidates) for group, candidates in zip(self.groups, offers, strict=True)]
+        skipped = [group.skippable(b, c) for group, b, c in zip(self.groups, bases, offers, strict=True)]
+        rewarded = self._candidate_rewards(batch, offers, skipped, failures)
+        steps: dict[int, Step] = {}
+        for group, candidates, base, skips, its in zip(self.groups, offers, bases, skipped, said, strict=True):
+            rewards = [one.gather(1, candidates.token_ids) for one in its]
+            if group.method.ranked_by == "lm" and not all(skips):
+                rewards = _of(group, rewarded, True, candidates.token_ids.shape[1])
+            policy, weights = group.policy(candidates, rewards, base, skips)
+            failures |= no_numbers(self.lm, group, candidates, rewards, policy, failures)
+            found = group.steps(candidates, rewards, base, policy, weights, skips, logprobs.shape[1])
+            steps |= zip(group.places, found, strict=True)
+        return {place: steps[place] for place in range(len(self.rows)) if place not in failures}, failures
+
+    def _vocabulary_rewards(self, batch: Rows, failures: Failures) -> Answers:
+        """What rewards give every token of the vocabulary, for rows whose method ranks by it."""
+        asking = {id(reward) for group in self.groups if group.method.ranked_by == "sum" for reward in group.rewards}
+
+        def question(rows: RewardRows, which: Sequence[int]) -> Float[Tensor, "rows vocab"]:
+            assert isinstance(rows, VocabularyRows)
+            return rows.vocabulary_rewards()
+
+        return self._answers(batch, asking, lambda part: question, failures)
+
+    def _candidate_rewards(
+        self, batch: Rows, offers: Sequence[Candidates], skipped: Sequence[Sequence[bool]], failures: Failures
+    ) -> Answers:
+        """The rewards of the candidates: one pass of each reward for all rows that it guides.
+
+        A reward is not asked if all its rows are so sure that they skip it. Where rows have short lists of different
+        length, the shorter ones are filled up with their first candidate.
+        """
+        asking = [
+            (group, candidates)
+            for group, candidates, skips in zip(self.groups, offers, skipped, strict=True)
+            if group.method.ranked_by == "lm" and not all(skips)
+        ]
+        # Of rows that rank the vocabulary, whose rewards are known, any token will do.
+        ids: dict[int, Tensor] = {}
+        for group, candidates in zip(self.groups, offers, strict=True):
+            width = None if group.method.ranked_by == "lm" else 1
+            ids |= zip(group.places, candidates.token_ids[:, :width], strict=True)
+
+        def question(part: Guided) -> Callable[[RewardRows, Sequence[int]], Tensor]:
+            whole = next((c.token_ids for g, c in asking if g.places == part.places), None)
+            token_ids = _filled([ids[place] for place in part.places]) if whole is None else whole
+            return lambda rows, which: rows.candidate_rewards(
+                token_ids if len(which) == len(token_ids) else token_ids[list(which)]
+            )
+
+        return self._answers(batch, {id(reward) for group, _ in asking for reward in group.rewards}, question, failures)
+
+    def _answers(
+        self,
+        batch: Rows,
+        asking: set[int],
+        question: Callable[[Guided], Callable[[RewardRows, Sequence[int]], Tensor]],
+        failures: Failures,
+    ) -> Answers:
+        """What these rewards answer for all their rows; rows for which one raises something are added to `failures`."""
+        found: Answers = {}
+        for part in [part for key, part in batch.guided.items() if key in asking]:
+            places = list(part.places)
+            answer, bad = batch.ask(part, question(part), self.rows, self.lm)
+            failures |= bad
+            if answer is not None:
+                found[id(part.reward)] = places, answer
+        return found
+
+    def _ended(self, batch: Rows, finished: dict[int, str], failures: Failures) -> tuple[list[Event], set[int]]:
+        """The last events of requests, and the numbers of those that have failed."""
+        final = self._final_rewards(batch, [place for place in finished if place not in failures], failures)
+        failed = {self.rows[place].number: error for place, error in sorted(failures.items())}
+        events: list[Event] = []
+        for place, reason in finished.items():
+            row = self.rows[place]
+            if row.number in failed:
+                continue
+            samples = self.best_of.get(row.number)
+            if samples is None:
+                events.append((row.number, row.finished(reason, final[place])))
+            else:
+                samples.add(row, reason)
+        return [*events, *((number, Failure(error)) for number, error in failed.items())], set(failed)
+
+    def _compared(self) -> list[Event]:
+        """The events of a request for the best of n that has all samples; of one request a step, so as not to stall."""
+        number = next((number for number, samples in self.best_of.items() if samples.complete), None)
+        if number is None:
+            return []
+        try:
+            return self.best_of.pop(number).compared(self.lm)
+        except Exception as error:
+            return [(number, Failure(error))]
+
+    def _final_rewards(self, batch: Rows, places: Sequence[int], failures: Failures) -> dict[int, float | None]:
+        """The reward of each finished response: its last step's, or if that was skipped, read now.
+
+        Of rewards that add up it is the sum of all steps'; None if one was skipped, or if only some of them add up.
+        """
+        final = {place: self.rows[place].steps[-1].reward for place in places}
+        skipped = []
+        for place in places:
+            row = self.rows[place]
+            adding = [reward.additive for reward in row.rewards] if row.method.guide else []
+            if any(adding):
+                known = [step.reward for step in row.steps if step.reward is not None]
+                final[place] = sum(known) if all(adding) and len(known) == len(row.steps) else None
+            elif adding and final[place] is None:
+                skipped.append(place)
+        if skipped:
+            asking = {id(reward) for place in skipped for reward in self.rows[place].rewards}
+            answers = self._answers(batch, asking, lambda part: lambda rows, which: rows.prefix_rewards(), failures)
+            final |= {place: weighted(answers, self.rows[place], place) for place in skipped if place not in failures}
+        return final
+
+
+def _of(group: Group, answers: Answers, asked: bool, width: int) -> list[Tensor]:
+    """What each of a group's rewards answered for its rows, the first `width` columns of it; nothing if not asked."""
+    if not asked:
+        return []
+    found = []
+    for reward in group.rewards:
+        places, answer = answers.get(id(reward), ([], group.weight))
+        if places == group.places:
+            found.append(answer[:, :width])
+        elif places:
+            found.append(answer[[places.index(place) for place in group.places], :width])
+        else:  # it failed for all of its rows
+            found.append(group.weight.new_zeros(len(group.rows), width))
+    return found
+
+
+def _filled(lists: Sequence[Tensor]) -> Tensor:
+    """Rows of candidates at one length, the shorter ones filled up with their first."""
+    longest = max(map(len, lists))
+    return torch.stack([torch.cat([ids, ids[:1].expand(longest - len(ids))]) for ids in lists])

@@ -1,0 +1,100 @@
+"""The contract of a language model: what decoding asks of it, whatever runtime stands behind it.
+
+`lm.language_model` keeps it with transformers; `midcourse.testing` holds the laws that any other has to keep too.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+@runtime_checkable
+class CausalRows(Protocol):
+    """A batch of rows under a language model, each a prompt and what has been appended to it."""
+
+    @property
+    def logprobs(self) -> Float[Tensor, "batch vocab"]:
+        """The log-probabilities of each row's next token, over the whole vocabulary."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How many tokens of each row have been read."""
+
+    @property
+    def states(self) -> Mapping[int, Float[Tensor, "batch hidden"]]:
+        """By layer, the hidden state of each row's last token; behind the last layer it is normalised."""
+
+    @property
+    def previous(self) -> Mapping[int, Float[Tensor, "batch hidden"]]:
+        """By layer, the hidden state of the token before that one."""
+
+    @property
+    def read_states(self) -> Mapping[int, Float[Tensor, "batch tokens hidden"]]:
+        """By layer, the hidden states of all tokens that the rows were started with, until anything else is called."""
+
+    def step(self, token_ids: Int[Tensor, " batch"]) -> None:
+        """Append one token to every row."""
+
+    def siblings(
+        self, token_ids: Int[Tensor, "batch candidates"], layer: int
+    ) -> Float[Tensor, "batch candidates hidden"]:
+        """Return the hidden states after a layer of alternative next tokens, in one forward; the rows stay as they are.
+
+        They are those that `states` would hold after a `step` with each alternative.
+        """
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order; a row may be named again and again."""
+
+    def replace(self, places: Sequence[int], other: Any) -> None:
+        """Put the rows of `other`, of the same model, at these places."""
+
+    def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
+        """Take that many tokens off the end of each row, where its next token's log-probabilities were `logprobs`.
+
+        Hidden states do not go back.
+        """
+
+
+@runtime_checkable
+class CausalModel(Protocol):
+    """A frozen causal language model with its tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """What it was loaded from, for messages."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+
+    @property
+    def tokens(self) -> str:
+        """The fingerprint of the tokenizer: rewards with the same one read this model's token ids as they are."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token id that ends a response."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a row may have, prompt and response together."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that have a log-probability."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of `logprobs` and states."""
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, layers: Sequence[int] = ()) -> CausalRows:
+        """Read a batch of prompts (token ids, none empty) and be ready for `max_new_tokens` more per row.
+
+        Args:
+            layers: after how many layers hidden states are to be kept, for rewards that read them.
+        """

@@ -1,0 +1,202 @@
+"""What every reward has that `midcourse train` writes: a backbone, a head, and files that hold what was trained.
+
+A saved reward is a folder of safetensors and JSON:
+
+    midcourse.json       how it was trained, its template and EOS ids, the backbone's name and fingerprint
+    reward.safetensors   the head and whatever else was trained (adapter, last layers, or everything)
+    rows.safetensors     hashes of the rows it learned from; see data.learned
+    backbone/            config of the backbone, only where all of it was trained
+"""
+
+from abc import abstractmethod
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedTokenizerBase
+
+from midcourse.files import as_json, whole_file, whole_folder, write_text
+from midcourse.lm.language_model import tokenizer_fingerprint
+from midcourse.lm.prompt import Prompt, Template
+from midcourse.lm.weights import weights_fingerprint
+from midcourse.rewards.backbone import Backbone, Tuning
+from midcourse.rewards.calibration import Calibration
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.info import RewardError, RewardInfo
+
+
+class TrainedReward(nn.Module, Reward):
+    """A backbone with a head, and what is recorded about both.
+
+    Attributes:
+        KIND: what comes first in the name of the head.
+        HEAD_LEARNING_RATE: the peak learning rate that suits the head if it is trained alone.
+    """
+
+    KIND = ""
+    HEAD_LEARNING_RATE = 3e-3
+    name = "reward"
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.info = info
+        self.name = f"the reward on {info.backbone}"
+        self.head = self.make_head()
+        set_trainable(self)
+
+    @abstractmethod
+    def make_head(self) -> nn.Module:
+        """Return a new head."""
+
+    @abstractmethod
+    def top(self, layers: nn.Module | None) -> nn.Module:
+        """Return what is trained, behind frozen states: the head, after these layers of the backbone if there are any.
+
+        Its forward takes states, of a reward that speaks for the vocabulary those before tokens and the tokens too.
+        """
+
+    @abstractmethod
+    def encode_within(
+        self, prompt: Prompt, response: str, *, finished: bool, max_tokens: int
+    ) -> tuple[list[int], list[int], bool]:
+        """Return (prompt ids, response ids, whether the response is finished) of a row of at most `max_tokens`."""
+
+    @abstractmethod
+    def prompt_problem(self, prompt: Prompt, max_tokens: int) -> str | None:
+        """Return what is wrong with a prompt of a row of at most `max_tokens`; None if nothing is."""
+
+    def last_parts(self, amount: int) -> list[nn.Module]:
+        """Return the backbone's last layers and what follows them."""
+        raise RewardError(f"a reward of kind {type(self).__name__} has no last layers to train; use --tune head")
+
+    @property
+    def template(self) -> Template:
+        """How prompts were rendered in training, and must be here."""
+        return self.info.template
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What turns its rewards into probabilities for a reader; None for a reward that was saved without one."""
+        return Calibration.read(self.info.calibration)
+
+    @property
+    def soft_value_weight(self) -> float | None:
+        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
+        return self.info.objective_settings.get("value_weight")
+
+    @property
+    def reward_weight(self) -> float | None:
+        """The weight to guide at where none is asked for; None where nothing speaks for one."""
+        return self.info.reward_weight
+
+    @property
+    def additive(self) -> bool:
+        """Whether a text's reward is the sum of its tokens' rewards."""
+        return self.info.additive
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.head.parameters()).device
+
+    # Saving
+
+    def save(self, folder: str | Path) -> None:
+        """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
+        with whole_folder(Path(folder)) as work:
+            self.write(work)
+
+    def write(self, folder: Path) -> None:
+        """Write the reward's files into an existing folder, each whole, midcourse.json last."""
+        try:
+            with whole_file(folder / "reward.safetensors") as temporary:
+                save_file(self.trained_state(), temporary)
+        except SafetensorError as error:
+            raise RewardError(f"{folder}/reward.safetensors cannot be written ({error}); make room") from error
+        if Tuning.parse(self.info.tune).kind == "all":
+            self.backbone.config.save_pretrained(folder / "backbone")
+            self.tokenizer.save_pretrained(folder / "backbone")
+        write_text(folder / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors that training changes: all that has to be stored beside the backbone's name."""
+        trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        return {name: whole_tensor(p).cpu().contiguous() for name, p in trained.items()}
+
+    def load_trained(self, path: Path) -> None:
+        """Read the trained tensors back; every one must be there and fit."""
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
+        wanted = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if {name: tensor.shape for name, tensor in state.items()} != {name: p.shape for name, p in wanted.items()}:
+            raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if p.requires_grad:
+                    p.copy_(part_of(state[name], p))
+
+
+class Top(nn.Module):
+    """The trained part of a reward with a backbone of its own; it shares the reward's parameters."""
+
+    def __init__(self, reward: TrainedReward, layers: nn.Module | None):
+        super().__init__()
+        self.layers = layers
+        self.head = reward.head
+
+    def hidden(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens hidden"]:
+        """The backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
+        return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
+
+
+def check_weights(folder: Path, info: RewardInfo) -> None:
+    """Raise RewardError if a saved reward's backbone has other weights now than in training."""
+    if weights_fingerprint(info.backbone) != info.backbone_fingerprint:
+        raise RewardError(
+            f"the reward in {folder} was trained on other weights than {info.backbone} has now "
+            f"(fingerprint {info.backbone_fingerprint}); restore them or train it again"
+        )
+
+
+def check_tokenizer(folder: Path, info: RewardInfo, tokenizer: PreTrainedTokenizerBase, owner: str) -> None:
+    """Raise RewardError if the tokenizer of the model called `owner` is not that of a saved reward's training."""
+    if tokenizer_fingerprint(tokenizer) != info.tokenizer:
+        raise RewardError(
+            f"the reward in {folder} was trained with another tokenizer than {owner} has now; "
+            "restore it or train the reward again"
+        )
+
+
+def set_trainable(reward: TrainedReward) -> None:
+    """Freeze what the reward's tuning does not train, and switch dropout off (as TRL's reward training does)."""
+    tuning = Tuning.parse(reward.info.tune)
+    for module in reward.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if tuning.kind in ("head", "last"):
+        reward.backbone.requires_grad_(False)
+    if tuning.kind == "last":
+        for part in reward.last_parts(tuning.amount):
+            part.requires_grad_(True)
+    reward.head.requires_grad_(True)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor, kept as FSDP2 keeps `like`; the tensor as it is where `like` is whole."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)

@@ -1,0 +1,88 @@
+"""What the command line refuses before it shows a wrong number or runs somebody's code."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+TENSOR = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def broken(model_folder) -> str:
+    """A language model with NaN in its weights."""
+    folder = model_folder(name="broken")
+    tensors = {name: tensor.clone() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
+    tensors[TENSOR][0] = math.nan
+    save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_folders_code_never_runs(midcourse, model_folder, monkeypatch):
+    folder = Path(model_folder())
+    (folder / "own.py").write_text(f"open({str(folder / 'it-ran')!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for verb in (["guide", "--lm", folder], ["score", "--reward", folder, "--text", "b"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+        code, out, err = midcourse(*verb, "--prompt", "hi")
+        assert (code, out) == (2, "")
+        assert err == (
+            f"midcourse: {folder} cannot be loaded: it comes with Python code of its own (auto_map), which is never "
+            "run; use a model that transformers has itself\n"
+        )
+    assert not (folder / "it-ran").exists()
+
+
+def test_a_torn_checkpoint_writes_nothing(midcourse, model_folder):
+    folder = model_folder()
+    tensors = {name: tensor.clone() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
+    del tensors[TENSOR]
+    save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    code, out, err = midcourse("guide", "--lm", folder, "--prompt", "hi")
+    assert (code, out) == (2, "")
+    assert f"it lacks 1 tensor ({TENSOR}) of LlamaForCausalLM; restore its weights" in err
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--table"]])
+def test_score_shows_no_nan(more, midcourse, broken):
+    code, out, err = midcourse("score", "--reward", broken, "--prompt", "a", "--text", "b", *more)
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        f"midcourse: the reward is nan, no finite number: {broken} gives it to the response 'b<|im_en"
+    )
+
+
+def test_no_rollout_is_labelled_with_nan(midcourse, model_folder, broken, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    code, _, err = midcourse(
+        *("sample", "--prompts", tmp_path / "prompts.jsonl", "--out", tmp_path / "out.jsonl", "--lm", model_folder()),
+        *("--label-with", broken, "--n", 1, "--max-new-tokens", 3),
+    )
+    assert code == 2
+    assert f"row 0, sample 0: the reward is nan, no finite number: {broken} gives it" in err
+    assert (tmp_path / "out.jsonl").read_text() == ""
+
+
+def test_no_rollout_is_preferred_by_nan(midcourse, broken, tmp_path):
+    rows = [{"row": 0, "sample": n, "prompt": "a", "response": text, "finished": True} for n, text in enumerate("xy")]
+    (tmp_path / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = midcourse(
+        *("prefer", tmp_path / "rollouts.jsonl", "--out", tmp_path / "pairs.jsonl", "--by-reward", broken)
+    )
+    assert (code, out) == (2, "")
+    assert f"the reward is nan, no finite number: {broken} gives it to the response 'x<|im_end|>' after" in err
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_reward_bench_compares_no_nan(midcourse, broken, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    code, out, err = midcourse(
+        *("reward-bench", "--reward", broken, "--comparisons", tmp_path / "pairs.jsonl", "--json")
+    )
+    assert (code, out) == (2, "")
+    assert "1 comparisons have rewards that are no finite numbers, the first with the prompt 'a'" in err

@@ -1,0 +1,335 @@
+"""What is loaded: no code of a folder is run, and no weight is left to chance."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import LoadError, MissingWeightsError, ModelError, load_config, load_tokenizer
+from midcourse.lm.policy import load_policy
+from midcourse.rewards.encoder import EncoderReward
+from midcourse.rewards.named import load_reward
+from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.testing import ARCHITECTURES, byte_tokenizer, randomise, tiny_config, tiny_language_model
+from tests.encoders import CONFIGS, encoder_folder
+
+CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer")
+LAYER = "model.layers.1.mlp.down_proj.weight"
+
+
+def backbone(name: str) -> RewardModel:
+    return RewardModel.create(name, template="raw", tune="head")
+
+
+LOADERS: dict[str, Callable[[str], Any]] = {
+    "LM": LanguageModel.load,
+    "policy": lambda name: load_policy(name, tiny_language_model()),
+    "reward": load_reward,
+    "vocabulary": VocabularyReward.load,
+    "backbone": backbone,
+}
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a file of JSON, or of tensors."""
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    else:
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def classifier_folder(folder: Path, auto_class: Any = AutoModelForSequenceClassification, **settings: Any) -> str:
+    """A tiny Llama with another head than a language model's."""
+    config = tiny_config("llama", layers=2)
+    config.num_labels = 1
+    for name, value in settings.items():
+        setattr(config, name, value)
+    model = auto_class.from_config(config)
+    randomise(model, 3)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+# Code
+
+
+def with_code(folder: Path, place: str) -> Path:
+    """Let a model's folder name Python code of its own, which leaves a mark when it runs."""
+    mark = folder / "it-ran"
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Own:\n    pass\n")
+    if place == "tokenizer":
+        own = {"auto_map": {"AutoTokenizer": ["code.Own", "code.Own"]}, "tokenizer_class": "OwnTokenizer"}
+        edit(folder / "tokenizer_config.json", lambda content: content.update(own))
+        return mark
+    kind = {"architecture": {"model_type": "unheard"}, "head": {"model_type": "vit"}, "known": {}}[place]
+    own = {"auto_map": dict.fromkeys(CLASSES, "code.Own"), **kind}
+    edit(folder / "config.json", lambda content: content.update(own))
+    return mark
+
+
+@pytest.mark.parametrize("place", ["architecture", "head", "tokenizer"])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_code_in_a_folder_is_refused_and_never_asked_about(loader, place, model_folder, monkeypatch, capsys):
+    folder = model_folder()
+    mark = with_code(Path(folder), place)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ModelError) as caught:
+        LOADERS[loader](folder)
+    assert not mark.exists()
+    assert capsys.readouterr().out == ""
+    # Of an architecture that transformers has, the layers would be read by its own class: there they are missing.
+    if (loader, place) != ("backbone", "head"):
+        assert str(caught.value) == (
+            f"{folder} cannot be loaded: it comes with Python code of its own (auto_map), which is never run; "
+            "use a model that transformers has itself"
+        )
+
+
+def test_an_architecture_that_transformers_has_is_loaded_by_its_own_class(model_folder, monkeypatch):
+    folder = model_folder()
+    want = LanguageModel.load(folder).model.state_dict()
+    mark = with_code(Path(folder), "known")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    found = LanguageModel.load(folder).model
+    assert type(found).__module__.startswith("transformers.")
+    assert all(torch.equal(tensor, want[name]) for name, tensor in found.state_dict().items())
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("place", ["architecture", "tokenizer"])
+def test_code_in_a_saved_rewards_backbone_is_refused(place, model_folder, tmp_path, monkeypatch):
+    RewardModel.create(model_folder(), template="raw", tune="all").save(tmp_path / "reward")
+    mark = with_code(tmp_path / "reward" / "backbone", place)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(LoadError, match="backbone cannot be loaded: it comes with Python code of its own"):
+        load_reward(tmp_path / "reward")
+    assert not mark.exists()
+
+
+# Weights
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_whole_checkpoints_are_loaded_without_a_word(architecture, model_folder, capsys):
+    folder = model_folder(architecture)
+    capsys.readouterr()  # bars of what was saved
+    for loader in LOADERS.keys() - {"policy"}:
+        LOADERS[loader](folder)
+    RewardModel.create(folder, template="raw", layers=1, tune="head")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification])
+def test_an_encoder_may_get_a_new_head(auto_class, kind, tmp_path, capsys):
+    folder = encoder_folder(tmp_path, kind)
+    config = load_config(str(folder))
+    config.num_labels = 3
+    model = auto_class.from_config(config)
+    randomise(model, 7)
+    model.save_pretrained(folder)
+    capsys.readouterr()
+    reward = EncoderReward.create(str(folder))
+    assert reward.backbone.config.num_labels == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_encoder_that_lacks_a_layer_is_refused(tmp_path):
+    folder = encoder_folder(tmp_path)
+    edit(folder / "model.safetensors", lambda tensors: tensors.pop("encoder.layer.1.output.dense.weight"))
+    with pytest.raises(MissingWeightsError, match=r"lacks 1 tensor \(bert\.encoder\.layer\.1\.output\.dense\.weight\)"):
+        EncoderReward.create(str(folder))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(loader, model_folder):
+    folder = model_folder()
+    edit(Path(folder) / "model.safetensors", lambda tensors: tensors.pop(LAYER))
+    with pytest.raises(MissingWeightsError) as caught:
+        LOADERS[loader](folder)
+    name, model = (LAYER.removeprefix("model."), "LlamaModel") if loader == "backbone" else (LAYER, "LlamaForCausalLM")
+    assert str(caught.value) == (
+        f"{folder} cannot be used: it lacks 1 tensor ({name}) of {model}; restore its weights or use another model"
+    )
+
+
+def test_layers_that_are_not_wanted_may_be_missing(model_folder):
+    folder = model_folder()
+    edit(Path(folder) / "model.safetensors", lambda tensors: tensors.pop(LAYER))
+    assert RewardModel.create(folder, template="raw", layers=1, tune="head").info.layers == 1
+
+
+def test_many_missing_tensors_are_counted(model_folder):
+    folder = model_folder()
+    edit(Path(folder) / "config.json", lambda config: config.update(num_hidden_layers=5))
+    with pytest.raises(MissingWeightsError, match=r"lacks 18 tensors \(model\.layers\.3\.input_layernorm\..*more"):
+        LanguageModel.load(folder)
+
+
+@pytest.mark.parametrize("loader", ["LM", "policy", "vocabulary"])
+@pytest.mark.parametrize(
+    ("auto_class", "said"),
+    [
+        (AutoModelForTokenClassification, r"a token classifier \(LlamaForTokenClassification\)"),
+        (AutoModelForSequenceClassification, r"a sequence classifier \(LlamaForSequenceClassification\)"),
+        (AutoModel, r"a model without a head \(LlamaModel\)"),
+    ],
+)
+def test_other_kinds_of_checkpoints_are_no_language_models(auto_class, said, loader, tmp_path):
+    folder = classifier_folder(tmp_path / "model", auto_class)
+    want = rf"lacks 1 tensor \(lm_head\.weight\) of LlamaForCausalLM, and seems to be {said}; use a causal LM"
+    with pytest.raises(MissingWeightsError, match=want):
+        LOADERS[loader](folder)
+
+
+def test_a_token_classifier_has_layers_for_a_reward(tmp_path, capsys):
+    folder = classifier_folder(tmp_path / "model", AutoModelForTokenClassification)
+    want = load_file(f"{folder}/model.safetensors")[LAYER]
+    capsys.readouterr()
+    assert torch.equal(backbone(folder).backbone.layers[1].mlp.down_proj.weight, want)
+    assert capsys.readouterr().err == ""
+
+
+def test_tied_weights_are_not_missing_but_what_is_too_much_is_named(tmp_path, capsys):
+    folder = classifier_folder(tmp_path / "model", AutoModelForTokenClassification, tie_word_embeddings=True)
+    capsys.readouterr()
+    model = LanguageModel.load(folder).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert capsys.readouterr().err == (
+        f"warning: {folder} has 2 tensors (score.bias, score.weight) that LlamaForCausalLM does without, "
+        "and seems to be a token classifier (LlamaForTokenClassification)\n"
+    )
+
+
+def test_a_value_head_is_named(model_folder, capsys):
+    folder, head = model_folder(), {"v_head.summary.weight": torch.zeros(1, 32)}
+    edit(Path(folder) / "model.safetensors", lambda tensors: tensors.update(head))
+    LanguageModel.load(folder)
+    said = capsys.readouterr().err
+    assert "1 tensor (v_head.summary.weight)" in said and said.endswith("and seems to be a model with a value head\n")
+    backbone(folder)
+    assert capsys.readouterr().err == ""
+
+
+def test_tensors_of_layers_without_a_place_are_named(model_folder, capsys):
+    folder = model_folder()
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}
+    edit(Path(folder) / "model.safetensors", lambda tensors: tensors.update(bias))
+    for load in (LanguageModel.load, backbone):
+        load(folder)
+        assert "has 1 tensor (model.layers.0.self_attn.q_proj.bias) that Llama" in capsys.readouterr().err
+
+
+def torn_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    places = {LAYER: "model-00001-of-00002.safetensors", "lm_head.weight": "model-00002-of-00002.safetensors"}
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def shortened(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+
+
+def reshaped(folder: Path) -> None:
+    edit(folder / "config.json", lambda config: config.update(vocab_size=300))
+
+
+DAMAGE = {
+    "a torn shard": (torn_shard, r"transformers cannot load .* \(No such file .*00002\.safetensors\); use another"),
+    "a short file": (shortened, r"transformers cannot load .* \(Error while deserializing header: .*\); use another"),
+    "pickled weights": (pickled, r"transformers cannot load .* \(Error no file named model\.safetensors .*\); use"),
+    "other sizes": (reshaped, r"other sizes than its config\.json announces \(.* is \(259, 32\), not \(300, 32\)\)"),
+    "no number of layers": (
+        lambda folder: edit(folder / "config.json", lambda config: config.update(num_hidden_layers="two")),
+        r"transformers cannot load .* \(.*Field 'num_hidden_layers' expected int, got str.*\); use another model",
+    ),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_refused_in_a_sentence(damage, loader, model_folder):
+    folder = model_folder()
+    do, words = DAMAGE[damage]
+    do(Path(folder))
+    with pytest.raises(LoadError, match=words) as caught:
+        LOADERS[loader](folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_refused_in_a_sentence(model_folder):
+    folder = model_folder()
+    (Path(folder) / "tokenizer.json").write_text('{"version"')
+    with pytest.raises(ModelError, match=r"no tokenizer found for .* \(.*\); save the model's tokenizer in its folder"):
+        load_tokenizer(folder)
+    with pytest.raises(ModelError, match="no model 'nowhere' in this folder"):
+        load_tokenizer("nowhere")
+
+
+# Adapters
+
+
+@pytest.fixture
+def adapter(model_folder, tmp_path) -> tuple[LanguageModel, Path]:
+    lm = LanguageModel.load(model_folder())
+    model = get_peft_model(LanguageModel.load(lm.name).model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    randomise(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    edit(tmp_path / "adapter" / "adapter_config.json", lambda config: config.update(base_model_name_or_path=lm.name))
+    return lm, tmp_path / "adapter"
+
+
+def test_an_adapter_is_the_folders(adapter):
+    lm, folder = adapter
+    saved = load_file(folder / "adapter_model.safetensors")
+    first = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    change = 4 * saved[first.format("B")] @ saved[first.format("A")]  # lora_alpha / r is 8 / 2
+    have = load_policy(str(folder), lm).model.model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(have, lm.model.model.layers[0].self_attn.q_proj.weight + change)
+
+
+def test_an_adapter_that_lacks_a_tensor_or_has_too_many_is_refused(adapter):
+    lm, folder = adapter
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    others = [{key: value for key, value in tensors.items() if key != name}]
+    others.append({**tensors, name.replace("layers.1", "layers.7"): tensors[name].clone()})
+    want = r"the adapter in .* does not fit .* \(it lacks or has too much 1 tensor .*\); train it again"
+    for other in others:
+        save_file(other, folder / "adapter_model.safetensors")
+        with pytest.raises(LoadError, match=want):
+            load_policy(str(folder), lm)
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused(adapter):
+    lm, folder = adapter
+    kind = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
+    (folder / "adapter_config.json").write_text(json.dumps({**kind, "base_model_name_or_path": lm.name}))
+    with pytest.raises(LoadError, match="does not fit") as caught:
+        load_policy(str(folder), lm)
+    assert "\n" not in str(caught.value)
