@@ -302,7 +302,7 @@ def _print_rows(
 
 
 def _show(generation: "Generation") -> None:
-    """A response for a person: its text, and one line of figures."""
+    """Print a response for a person: its text, and one line of figures."""
     print(generation.text)
     figures = [f"{len(generation.steps)} tokens, {generation.finish_reason}"]
     if generation.reward is not None:

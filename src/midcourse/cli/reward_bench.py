@@ -184,7 +184,7 @@ def _section_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _row(shares: list[dict[str, Any]], name: str) -> list[str]:
-    """A figure at every share, with its interval at the last."""
+    """Return the cells of a figure at every share, with its interval at the last."""
     low, high = shares[-1]["interval"]
     *others, last = (_short(row[name]) for row in shares)
     return [*others, f"{last} [{low:.2f}, {high:.2f}]"]

@@ -70,27 +70,27 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """For people, and in keys: "pargs my-reward w=2"."""
+        """Return the name for people and keys: "pargs my-reward w=2"."""
         settings = (f"{_SHORT.get(key, key)}={value:g}" for key, value in self.setting.items())
         return " ".join([self.method, *([self.given] if self.given else []), *settings])
 
     @property
     def reward(self) -> str | None:
-        """The name of its reward."""
+        """Return the name of the arm's reward."""
         return None if self.method == POLICY else self.given
 
     @property
     def greedy(self) -> bool:
-        """Whether it writes the same whatever the seed."""
+        """Return whether the arm writes the same whatever the seed."""
         return isinstance(self.chosen, Method) and self.chosen.greedy
 
     @property
     def limits(self) -> dict[str, Any]:
-        """Its budgets, as midcourse.generate takes them."""
+        """Return the arm's budgets, as midcourse.generate takes them."""
         return {name: self.setting[name] for name in LIMITS if name in self.setting}
 
     def prompts_at_a_time(self, batch_size: int) -> int:
-        """How many prompts are written side by side in that many rows of the language model."""
+        """Return how many prompts are written side by side in that many rows of the language model."""
         samples = self.chosen.samples if isinstance(self.chosen, BestOfN | Blockwise) else 1
         return max(1, batch_size // samples)
 
@@ -108,7 +108,7 @@ class LeftOut:
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, tuple[Number, ...]]:
-    """{"reward_weight": (0, 0.5, 1)} from ["reward_weight=0,0.5,1"].
+    """Return {"reward_weight": (0, 0.5, 1)} for ["reward_weight=0,0.5,1"].
 
     Raises:
         CompareError: not of that form, or a setting that no method has.
@@ -136,13 +136,13 @@ def _number(name: str, text: str) -> Number:
 
 
 def _limits(setting: Mapping[str, Number]) -> Limits:
-    """The budgets among some settings."""
+    """Return the budgets among some settings."""
     given: dict[str, Any] = {name: setting[name] for name in LIMITS if name in setting}
     return Limits(**given)
 
 
 def _sweepable(chosen: AnyMethod, name: str) -> bool:
-    """Whether a setting makes a difference to a method."""
+    """Return whether a setting makes a difference to a method."""
     if name in LIMITS:
         try:
             check_limits(chosen, "", _limits({name: 0.5}))
@@ -162,7 +162,7 @@ def _sweepable(chosen: AnyMethod, name: str) -> bool:
 
 
 def on_base(chosen: AnyMethod, base: Base) -> AnyMethod:
-    """The method, starting from the base. One that ranks the whole vocabulary keeps the size of its own list."""
+    """Return the method, starting from the base; one that ranks the whole vocabulary keeps the size of its own list."""
     if isinstance(chosen, Method) and chosen.ranked_by == "sum":
         return replace(chosen, temperature=base.temperature)
     if isinstance(chosen, Method) and chosen.greedy:
@@ -186,7 +186,7 @@ def plan(
     sweep: Mapping[str, Sequence[Number]] | None = None,
     base: Base = Base(),
 ) -> tuple[list[Arm], list[LeftOut]]:
-    """Every method with every reward that it can use, at every setting of the sweep that it has; plain first.
+    """Return an arm for every method, reward that it can use, and setting of the sweep that it has; plain first.
 
     Args:
         methods: names of `METHODS`, with ":N" samples or without, with "@REWARD" for one reward alone; and
@@ -239,7 +239,7 @@ def _settings(
     sweep: Mapping[str, Sequence[Number]] | None,
     base: Base,
 ) -> list[Arm]:
-    """A method with a reward at every setting."""
+    """Return an arm for each setting of a method with a reward."""
     method, _, samples = spec.partition(":")
     swept = DEFAULT_SWEEP if sweep is None else sweep
     names = [key for key in swept if _sweepable(chosen, key) and not (key == "samples" and samples)]
@@ -265,7 +265,7 @@ def _settings(
 
 
 def _own_setting(chosen: AnyMethod, reward: Reward) -> dict[str, Number]:
-    """What stands in an arm's name though it is not swept."""
+    """Return the settings that an arm's name tells though they are not swept."""
     if not isinstance(chosen, Method):
         return {"samples": chosen.samples} if isinstance(chosen, BestOfN | Blockwise) else {}
     weight = reward.soft_value_weight if chosen.soft_value else reward.reward_weight
@@ -279,7 +279,7 @@ def _check_base(base: Base) -> None:
 
 
 def policy_name(text: str) -> str:
-    """The name of the fine-tuned policy in "policy=PATH"."""
+    """Return the name of the fine-tuned policy in "policy=PATH"."""
     path = text.partition("=")[2]
     if not path:
         raise CompareError("policy= names no model; write policy=PATH, a folder or a Hub id")
@@ -287,7 +287,7 @@ def policy_name(text: str) -> str:
 
 
 def why_not(lm: LanguageModel, chosen: AnyMethod, reward: Reward) -> str | None:
-    """Why a method cannot use a reward; None where it can."""
+    """Return why a method cannot use a reward; None if it can."""
     if reward.layer is not None and not isinstance(chosen, Method):
         return "a trunk reward guides tokens, and this method judges blocks"
     if isinstance(chosen, Method) and chosen.soft_value and reward.soft_value_weight is None:

@@ -21,7 +21,7 @@ Event = TypeVar("Event")
 
 @dataclass
 class Cost:
-    """Of one response.
+    """What one response cost.
 
     Attributes:
         lm_passes, reward_passes: token positions that the language model and the reward computed, padding included.
@@ -36,7 +36,7 @@ class Cost:
     first_token_seconds: float = 0.0
 
     def stored(self) -> dict[str, float]:
-        """As a row holds it."""
+        """Return the cost as a row holds it."""
         return asdict(self)
 
 
@@ -67,7 +67,7 @@ class Meter:
                 hook.remove()
 
     def timed(self, events: Iterable[Event]) -> Iterator[Event]:
-        """The events; only what it takes to make them counts, not what is done with them."""
+        """Yield the events; only the time that it takes to make them counts, not what is done with them."""
         left = iter(events)
         while True:
             begin, self._running = time.perf_counter(), True
@@ -81,7 +81,7 @@ class Meter:
     def shared(
         self, events: Iterable[tuple[int, Step | Generation]], rows: int, *, rated_at_end: bool = False
     ) -> Iterator[tuple[int, Any, Cost]]:
-        """(row, generation, cost) of each of `rows` responses that are written side by side, as they are finished.
+        """Yield (row, generation, cost) for each of `rows` responses written side by side, as they are finished.
 
         Args:
             rated_at_end: the reward reads a response when it is finished, as in best-of-n, and is then its own.
@@ -111,9 +111,9 @@ def reward_parameters(reward: Reward) -> int:
 
 
 def parameters(model: nn.Module) -> int:
-    """The numbers that each position is multiplied by: a FLOPs estimate is twice this times the positions.
+    """Return the numbers that each position is multiplied by: a FLOPs estimate is twice this times the positions.
 
-    Input embeddings are looked up, so they count only where they are the output's matrix too.
+    Input embeddings are looked up, so they count only if they are the output's matrix too.
     """
     distinct = {id(p): p.numel() for p in model.parameters()}
     inputs, outputs = _embedding(model, "get_input_embeddings"), _embedding(model, "get_output_embeddings")

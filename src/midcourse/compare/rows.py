@@ -125,7 +125,7 @@ class ComparisonRows:
 
 
 def read_folder(folder: Path) -> ComparisonRows:
-    """The rows of a comparison, finished or not; a torn last line is left out.
+    """Read the rows of a comparison, finished or not; a torn last line is left out.
 
     Of rows with the same key (and judge, and other side) the last one counts.
 
@@ -145,7 +145,7 @@ def read_folder(folder: Path) -> ComparisonRows:
 
 
 def _asked(path: Path) -> Mapping[str, Any]:
-    """compare.json; {} where there is none."""
+    """Return compare.json; {} if there is none."""
     if not path.exists():
         return {}
     return read_record(path, ComparisonError, "restore it or run the comparison anew")
@@ -167,7 +167,7 @@ def _judgement(row: Mapping[str, Any]) -> Judgement:
 
 
 def _known(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a row that the kind has; a JSON number may be written as an integer."""
+    """Return the fields of a row that the kind has; a JSON number may be written as an integer."""
     found = {field.name: (row[field.name], field.type) for field in fields(kind) if field.name in row}
     numbers = (float, float | None)
     return {k: float(value) if of in numbers and value is not None else value for k, (value, of) in found.items()}

@@ -30,17 +30,17 @@ _SEED_STEP = 1_000_000  # between the seeds of one prompt; prompts are counted w
 
 
 def key_of(arm: str, prompt_id: int, seed: int) -> str:
-    """The name of a row."""
+    """Return the name of a row."""
     return f"{arm}/{prompt_id}/{seed}"
 
 
 def row_seed(prompt_id: int, seed: int) -> int:
-    """What midcourse.generate writes the row with: no two prompts share their random numbers, but all arms do."""
+    """Return the seed that writes a row: no two prompts share their random numbers, but all arms do."""
     return _SEED_STEP * seed + prompt_id
 
 
 def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Append what is missing to a file of rows; all its rows by key.
+    """Append what is missing to a file of rows, and return all its rows by key.
 
     The arms take turns, a batch of prompts each: what is there is balanced at any time, and so is the time left.
 
@@ -92,7 +92,7 @@ def _batches(study: Study) -> Iterator[range]:
 
 
 def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) -> Iterator[dict[str, Any]]:
-    """The rows of some prompts, as they are finished. What is the same for every seed is written for all at once.
+    """Yield the rows of some prompts, as they are finished. What every seed shares is written for all at once.
 
     Args:
         batch: the first prompt of the batch that they are of.
@@ -126,7 +126,7 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) 
 def _row(
     study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A response as its row of results.jsonl."""
+    """Return a response as its row of results.jsonl."""
     bound = found.guidance_kl if isinstance(arm.chosen, BestOfN) and arm.base else None
     own = arm.base and not isinstance(arm.chosen, BestOfN)  # its guidance KL is against the study's base
     tokens = []
@@ -158,7 +158,7 @@ def _row(
 
 
 def _references(study: Study) -> Iterator[dict[str, Any]]:
-    """The reference responses as rows, without figures."""
+    """Yield the reference responses as rows, without figures."""
     for i, task in enumerate(study.tasks):
         if task.reference is not None:
             yield {
@@ -182,7 +182,7 @@ def _references(study: Study) -> Iterator[dict[str, Any]]:
 def with_kl(
     policy: LanguageModel, lm: LanguageModel, generation: Generation, chosen: Method, template: Template
 ) -> Generation:
-    """A policy's response with the exact KL(q || pi) of every step, q what it was sampled from and pi the LM.
+    """Return a policy's response with the exact KL(q || pi) of every step, q what it was sampled from and pi the LM.
 
     Both models read the response once more. There is no guidance KL: q leaves the LM's candidates.
     """
@@ -201,7 +201,7 @@ def with_kl(
 
 
 def _logprobs(lm: LanguageModel, prompt: Sequence[int], response: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
-    """log pi of each response token's place, over the vocabulary."""
+    """Return log pi at each response token's place, over the vocabulary."""
     ids = torch.tensor([[*prompt, *response[:-1]]], device=lm.model.device)
     logits = lm.model(input_ids=ids, use_cache=False, logits_to_keep=len(response)).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -68,7 +68,7 @@ def prefer(
     pairs_per_prompt: int | None = None,
     seed: int = 0,
 ) -> tuple[list[Comparison], Summary]:
-    """Comparisons of responses to the same prompt, by their rewards.
+    """Make comparisons of responses to the same prompt, by their rewards.
 
     Args:
         rewards: one for each rollout; by default those the rollouts have.
@@ -125,7 +125,7 @@ def prefer_by_judge(
     concurrency: int = 8,
     resume: bool = False,
 ) -> tuple[list[Comparison], Summary]:
-    """Comparisons of responses to the same prompt, each asked of the judge in both orders.
+    """Make comparisons of responses to the same prompt, each asked of the judge in both orders.
 
     Args:
         verdicts: file of verdicts, appended to as they come; with `resume`, those it holds are not asked for again.
@@ -180,7 +180,7 @@ def _finite(rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> lis
 
 
 def _distinct(rollouts: Sequence[Rollout]) -> tuple[list[Group], Summary]:
-    """Each prompt's rollouts with a text of their own, and what was left out."""
+    """Return each prompt's rollouts with a text of their own, and what was left out."""
     groups: dict[str, dict[str, int]] = {}
     empty = repeated = 0
     for place, rollout in enumerate(rollouts):

@@ -34,17 +34,17 @@ _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count 
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:
-    """A row's stream of random numbers of that number, independent of its other streams and of its own uniforms."""
+    """Return a row's stream of random numbers, independent of its other streams and of its own uniforms."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
 
 
 def _uniforms(row: Row, stream: int) -> np.ndarray:
-    """A uniform number in [0, 1) for every step: of stream 0 the row's own, of another derived from its seed."""
+    """Return a uniform number in [0, 1) for every step: the row's own for stream 0, else derived from its seed."""
     return row.uniforms if stream == 0 else _generator(row.seed, stream).random(len(row.uniforms))
 
 
 def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
-    """The events of the row's steps from `begin` on, a block that was kept: the reward at its end.
+    """Return the events of a kept block, the row's steps from `begin` on; the last has the block's reward.
 
     Args:
         exact: the block is a plain draw, whose KL is known; that of a choice among several is not.
@@ -56,7 +56,7 @@ def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
 
 
 def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[float], Failures]:
-    """The reward of each row's text so far, and the places of rows whose reward raises something or is not finite."""
+    """Return the reward of each row's text so far, and the places of rows whose reward raises or is not finite."""
     found: Answers = {}
     failures: Failures = {}
     for key, part in list(batch.guided.items()):
@@ -76,7 +76,7 @@ def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[flo
 
 
 def _failed(failures: Failures, rows: Sequence[Row]) -> list[Event]:
-    """The events of requests some of whose rows have failed."""
+    """Return the events of requests some of whose rows have failed."""
     errors: dict[int, Exception] = {}
     for place, error in sorted(failures.items()):
         errors.setdefault(rows[place].number, error)
@@ -84,7 +84,7 @@ def _failed(failures: Failures, rows: Sequence[Row]) -> list[Event]:
 
 
 def _last_tokens(rows: Sequence[Row], batch: Rows) -> Tensor:
-    """The newest token of each row; any for one that failed before it had one."""
+    """Return the newest token of each row; any token for a row that failed before it had one."""
     return torch.tensor([row.last_token if row.steps else 0 for row in rows], device=batch.device)
 
 
@@ -106,7 +106,7 @@ class Samples:
 
     @property
     def winner(self) -> Generation:
-        """The best one, with the KL of having chosen it.
+        """Return the best response, with the KL of having chosen it.
 
         KL(best of n || plain) <= log n - (n - 1) / n (Beirami et al., 2024, arXiv 2401.01879, theorem 1).
         """
@@ -134,7 +134,7 @@ class BestOf:
 
     @property
     def count(self) -> int:
-        """n."""
+        """Return n, the number of samples."""
         assert isinstance(self.first.block, BestOfN)
         return self.first.block.samples
 
@@ -145,7 +145,7 @@ class BestOf:
 
     @property
     def complete(self) -> bool:
-        """Whether all samples are there."""
+        """Return whether all samples are there."""
         return len(self.finished) == self.count
 
     def add(self, row: Row, reason: str) -> None:
@@ -184,9 +184,9 @@ class BestOf:
 
 
 def _read_responses(lm: CausalModel, guides: Guides, rows: Sequence[Row], adding: bool, together: int) -> list[float]:
-    """The rewards at the ends of whole responses to one prompt, or with `adding` the sums of their tokens'.
+    """Return the rewards at the ends of whole responses to one prompt; with `adding`, the sums of their tokens'.
 
-    A forward for several responses of about equal length, and if rewards add up one for each of their tokens.
+    Responses of about equal length share a forward; if rewards add up, there is one for each of their tokens.
     """
     responses = [[step.token_id for step in row.steps] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(responses[i]))
@@ -216,7 +216,7 @@ def _read_responses(lm: CausalModel, guides: Guides, rows: Sequence[Row], adding
 
 
 def _weighted_now(rows: Sequence[RewardRows], guides: Guides) -> list[float]:
-    """The weighted sum of all rewards of each row's prefix."""
+    """Return the weighted sum of all rewards of each row's prefix."""
     parts = [
         [weight * reward for reward in one.prefix_rewards().tolist()]
         for one, (_, weight) in zip(rows, guides, strict=True)
@@ -244,7 +244,7 @@ class _Blocks:
 
     @classmethod
     def follow(cls, row: Row, first: Row) -> "_Blocks":
-        """K rows that continue `row`."""
+        """Make K rows that continue `row`."""
         assert isinstance(first.block, Blockwise)
         count = first.block.samples
         rows = [row.branch(_uniforms(first, j)) for j in range(count)]
@@ -252,7 +252,7 @@ class _Blocks:
 
     @property
     def complete(self) -> bool:
-        """Whether every row has drawn a whole block or is finished."""
+        """Return whether every row has drawn a whole block or is finished."""
         assert isinstance(self.first.block, Blockwise)
         end = self.begin + self.first.block.block_tokens
         return all(reason or len(row.steps) == end for row, reason in zip(self.rows, self.reasons, strict=True))
@@ -268,12 +268,12 @@ class BlockwiseBatch:
 
     @property
     def size(self) -> int:
-        """How many rows of the language model it holds."""
+        """Return how many rows of the language model the batch holds."""
         return len(self.rows)
 
     @property
     def rows(self) -> list[Row]:
-        """All rows."""
+        """Return the rows of all requests."""
         return [row for request in self.requests for row in request.rows]
 
     def enter(self, rows: Sequence[Row]) -> list[Event]:
@@ -397,18 +397,18 @@ class _Segments:
 
     @property
     def length(self) -> int:
-        """Tokens proposed."""
+        """Return how many tokens the trial proposes."""
         return len(self.trial.steps) - len(self.kept.steps)
 
     @property
     def chosen(self) -> Cards:
-        """How segments end and are accepted."""
+        """Return the method's settings: how segments end and are accepted."""
         assert isinstance(self.kept.block, Cards)
         return self.kept.block
 
     @property
     def exact(self) -> bool:
-        """Whether everything is accepted, so that its KL is known."""
+        """Return whether everything is accepted, so that its KL is known."""
         return self.chosen.reward_threshold == -math.inf
 
     def complete(self, entropy: float) -> bool:
@@ -418,7 +418,7 @@ class _Segments:
         return unsure or self.length >= chosen.segment_tokens
 
     def judge(self, trial: _Trial) -> _Trial | None:
-        """Return the trial that is kept: this one, after the last rejection the best, or None, and another is drawn."""
+        """Return the trial that is kept: this one, or after the last rejection the best. None: another is drawn."""
         chosen = self.chosen
         tau = threshold(chosen, self.prompt_reward, len(trial.row.steps), trial.row.max_new_tokens)
         self.rated += 1
@@ -435,14 +435,16 @@ class _Segments:
         return None
 
     def accept(self, row: Row, start: Float[Tensor, " vocab"]) -> None:
-        """Go on from here."""
+        """Accept the segment, and go on from its end."""
         self.kept, self.start = row, start.clone()
         self.best, self.rejected_here = None, 0
         self.trial = row.branch(_uniforms(row, self.rejected))
 
 
 def threshold(chosen: Cards, prompt_reward: float, tokens: int, max_new_tokens: int) -> float:
-    """tau(n) = min(r*, tau0 + n (r* - tau0) / N) with tau0 = (1 - alpha) r(prompt) + alpha r*, as in the authors' code.
+    """Return tau(n) = min(r*, tau0 + n (r* - tau0) / N), tau0 = (1 - alpha) r(prompt) + alpha r*.
+
+    So it is in the authors' code.
 
     Args:
         tokens: n, of the response with its new segment.
@@ -466,7 +468,7 @@ class CardsBatch:
 
     @property
     def size(self) -> int:
-        """How many rows of the language model it holds."""
+        """Return how many rows of the language model the batch holds."""
         return len(self.active)
 
     def enter(self, rows: Sequence[Row]) -> list[Event]:
@@ -511,7 +513,7 @@ class CardsBatch:
         return events
 
     def _draw(self, batch: Rows, trials: Sequence[Row]) -> tuple[list[str | None], Failures]:
-        """Continue every trial by a token; why each is finished, if it is."""
+        """Continue every trial by a token; return why each is finished, if it is."""
         steps, failures = plain_steps(trials, batch.lm.logprobs, self.lm)
         reasons: list[str | None] = [None] * len(trials)
         for place, step in steps.items():
@@ -523,7 +525,7 @@ class CardsBatch:
     def _judge(
         self, batch: Rows, complete: Sequence[int], rewards: Sequence[float], reasons: Sequence[str | None]
     ) -> tuple[list[Event], set[int]]:
-        """Accept or reject these segments: the events of what was accepted, and the places of finished rows."""
+        """Accept or reject these segments; return the events of what was accepted, and the places of finished rows."""
         events: list[Event] = []
         back = [0] * len(self.active)
         other: list[int] = []  # rows that go on from another trial than the one just drawn
@@ -564,5 +566,5 @@ class CardsBatch:
 
 
 def _entropy(logprobs: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
-    """-sum p log p, in nats."""
+    """Return -sum p log p, in nats."""
     return -kl_divergence(logprobs, torch.zeros_like(logprobs))

@@ -73,7 +73,7 @@ class Engine:
         self._next = 0
 
     def __bool__(self) -> bool:
-        """Whether there is anything left to do."""
+        """Return whether there is anything left to do."""
         return bool(self._requests)
 
     def add(self, request: Request) -> int:
@@ -123,7 +123,7 @@ class Engine:
         return events
 
     def _place(self, row: Row, keep_all: bool) -> tuple[Batch, deque[Row], int]:
-        """Where a request's rows belong, these rows, and how many places each takes."""
+        """Return the batch that a request belongs in, its rows, and how many places each takes."""
         if row.block is None:
             return self._tokens, deque([row]), 1
         if isinstance(row.block, BestOfN):
@@ -145,7 +145,7 @@ class Engine:
         )
 
     def _bind(self, reward: Reward) -> Reward:
-        """The reward as it reads the model's tokens: one object for all requests that it guides at a time."""
+        """Return the reward as it reads the model's tokens: one object for all requests that it guides at a time."""
         if id(reward) not in self._bound:
             self._bound[id(reward)] = reward, reward.bind(self.lm)
         return self._bound[id(reward)][1]
@@ -240,7 +240,7 @@ def stream(
 
 
 def _until_failure(engine: Engine) -> Iterator[tuple[int, Step | Generation]]:
-    """The events of all requests; the error of the first that fails."""
+    """Yield the events of all requests; raise the error of the first that fails."""
     while engine:
         for number, event in engine.step():
             if isinstance(event, Failure):

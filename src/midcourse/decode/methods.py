@@ -49,7 +49,7 @@ class Method:
 
     @property
     def policy_temperature(self) -> float:
-        """Of the base and guided policies; a greedy choice has none, and its base is taken at 1."""
+        """Return the base and guided policies' temperature; a greedy choice has none, and its base is taken at 1."""
         return 1.0 if self.greedy else self.temperature
 
 
@@ -127,7 +127,7 @@ class Limits:
     """What holds for every method that guides tokens.
 
     Attributes:
-        always_offer_eos: EOS is a candidate even where it is not short-listed.
+        always_offer_eos: EOS is a candidate even if it is not short-listed.
         kl_per_token: the most nats of guidance KL a step may have.
         kl_budget: the most nats of guidance KL a response may have.
         skip_tolerance: a step whose choice no reward within the range seen so far could change by more than this in
@@ -179,7 +179,7 @@ METHODS: dict[str, AnyMethod] = {
 
 
 def method(name: str) -> AnyMethod:
-    """The method of that name; "best-of-n:4" and "cd-blockwise:4" set the number of samples.
+    """Return the method of that name; "best-of-n:4" and "cd-blockwise:4" set the number of samples.
 
     Raises:
         MethodError: an unknown name, with the known ones.
@@ -196,7 +196,7 @@ def method(name: str) -> AnyMethod:
 
 
 def settings_of(chosen: AnyMethod) -> dict[str, Any]:
-    """A method's settings by name, as numbers and words."""
+    """Return a method's settings by name, as numbers and words."""
     found = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
     if isinstance(chosen, Method):
         found["guide"] = chosen.guide.__name__ if chosen.guide else None
@@ -204,7 +204,7 @@ def settings_of(chosen: AnyMethod) -> dict[str, Any]:
 
 
 def with_settings(chosen: AnyMethod, name: str, settings: dict[str, Any]) -> AnyMethod:
-    """The method with those settings that are not None.
+    """Return the method with those settings that are not None.
 
     Raises:
         MethodError: a setting that this method does not have, or whose value makes no sense.

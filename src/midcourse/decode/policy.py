@@ -165,7 +165,7 @@ class Group:
 
 
 def _allowance(row: Row) -> float:
-    """The nats of guidance that the row's next step may have; of what its response may have, a rounding error less."""
+    """Return the nats that the row's next step may have; of its response's budget, a rounding error less is left."""
     step, response = row.limits.kl_per_token, row.limits.kl_budget
     left = math.inf if response is None else max(response * (1 - 1e-9) - row.spent, 0.0)
     return left if step is None else min(step, left)

@@ -29,7 +29,7 @@ class Guided:
 
     @property
     def places(self) -> list[int]:
-        """Which rows of the batch they are."""
+        """Return which rows of the batch they are."""
         return self.followed.places
 
 
@@ -75,12 +75,12 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows there are."""
+        """Return how many rows there are."""
         return len(self.lm.lengths)
 
     @property
     def device(self) -> torch.device:
-        """Where the language model's log-probabilities are."""
+        """Return the device of the language model's log-probabilities."""
         return self.lm.logprobs.device
 
     def select(self, places: Sequence[int]) -> None:
@@ -199,7 +199,7 @@ def at(values: Tensor, places: Sequence[int]) -> Tensor:
 
 
 def _candidates(lm: CausalModel, row: Row) -> int:
-    """The most candidates that a row's step may have."""
+    """Return the most candidates that a row's step may have."""
     ends = len(lm.eos_token_ids) if row.limits.always_offer_eos else 0
     return min(row.method.top_k or 0, lm.vocab_size) + ends
 

@@ -17,7 +17,7 @@ def score_rows(
     rows: Sequence[EncodedRow],
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Tensor]:
-    """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included.
+    """Return the rewards at the response positions of every row; a forward takes `batch_tokens`, padding included.
 
     They may be NaN or infinite: who compares them says of which comparison they are.
     """
@@ -33,7 +33,7 @@ def score_rows(
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """The numbers of all rows, like lengths together, at most so many tokens in a batch of more than one row."""
+    """Return the numbers of all rows in batches of like length; one of several rows has at most so many tokens."""
     found: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
         if not found or (len(found[-1]) + 1) * lengths[number] > batch_tokens:

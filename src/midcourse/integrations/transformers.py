@@ -86,7 +86,7 @@ class Guide:
         method: a name from `METHODS`, or a `Method` of your own; block methods are for `midcourse.generate`.
         reward_weight, top_k, top_p, temperature: the method's settings (None: its own).
         kl_per_token, kl_budget: the most nats of guidance KL a token, or a response, may have.
-        always_offer_eos: EOS is a candidate even where the LM does not rank it among the top k.
+        always_offer_eos: EOS is a candidate even if the LM does not rank it among the top k.
         seed: row i uses seed + i; None draws the seed from torch's global generator, so that `set_seed` reproduces.
 
     Examples:
@@ -108,7 +108,7 @@ class Guide:
 
     @property
     def method_name(self) -> str:
-        """For messages."""
+        """Return the method's name for messages."""
         return self.method if isinstance(self.method, str) else type(self.method).__name__
 
 
@@ -207,7 +207,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
 
     Whether the likeliest token is taken or one is drawn is generate's choice (`do_sample`), so a greedy method samples
     its guided scores under `do_sample=True`. What generate applies after this processor changes the policy further:
-    its temperature multiplies the method's, its top-k (50 where nobody set it) cuts a longer short list, and KL limits
+    its temperature multiplies the method's, its top-k (50 if nobody set it) cuts a longer short list, and KL limits
     hold for the policy as it leaves here. What earlier processors set to -inf stays impossible.
 
     The rows under the reward are kept between steps and only new tokens are read. A call whose ids do not go on where
@@ -243,7 +243,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "batch tokens"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
-        """Guided log-probabilities of the next token, in the dtype of `scores`.
+        """Return guided log-probabilities of the next token, in the dtype of `scores`.
 
         Args:
             input_ids: prompts, padded on the left, and responses so far.
@@ -309,7 +309,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self._width = input_ids.shape[1]
 
     def _mask(self, input_ids: Tensor) -> Tensor | None:
-        """Which of the prompts' tokens are no padding; None where that is all."""
+        """Return which of the prompts' tokens are no padding; None if all are."""
         if self.attention_mask is not None:
             copies, rest = divmod(len(input_ids), len(self.attention_mask))
             if rest or self.attention_mask.shape[1] != input_ids.shape[1]:
@@ -392,7 +392,7 @@ class _ProcessedRows(LanguageModelRows):
 
 
 class _Ending(TextStream):
-    """In place of a row's text, which nobody reads here: ends the row where a stopping criterion says so."""
+    """Takes the place of a row's text, which nobody reads here: it ends the row if a stopping criterion says so."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, token_ids: Tensor, criteria: StoppingCriteriaList):
         super().__init__(tokenizer)
@@ -416,7 +416,7 @@ def _check_rooms(lm: LanguageModel, guides: Guides, prefixes: Sequence[Prefix], 
 
 
 def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, Guides, Limits]:
-    """The method with the guide's settings, the rewards as they read this model's tokens, and the limits."""
+    """Return the method with the guide's settings, the rewards as they read this model's tokens, and the limits."""
     method = named_method(guide.method) if isinstance(guide.method, str) else guide.method
     if not isinstance(method, Method):
         raise MethodError(
@@ -463,7 +463,7 @@ def _check_sampling(config: GenerationConfig, default: GenerationConfig, chosen:
 
 
 def _eos_token_ids(config: GenerationConfig) -> list[int]:
-    """Every token that ends a response in this call, in the given order."""
+    """Return every token that ends a response in this call, in the given order."""
     given = config.eos_token_id
     if given is None:
         return []
@@ -471,14 +471,14 @@ def _eos_token_ids(config: GenerationConfig) -> list[int]:
 
 
 def _is_the_loops(criterion: StoppingCriteria, config: GenerationConfig) -> bool:
-    """Whether the loop ends rows by this criterion anyway, so that it need not be asked about every row and token."""
+    """Return whether the loop ends rows by this criterion anyway, so that it need not be asked at every token."""
     if isinstance(criterion, MaxLengthCriteria):
         return criterion.max_length == config.max_length
     return isinstance(criterion, EosTokenCriteria) and set(criterion.eos_token_id.tolist()) <= {*_eos_token_ids(config)}
 
 
 def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    """Each row's token ids without its left padding."""
+    """Return each row's token ids without its left padding."""
     if attention_mask is None:
         return input_ids.tolist()
     mask = attention_mask.bool()
@@ -491,12 +491,12 @@ def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]
 
 
 def _prefixes(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
-    """The prompts with their texts, which rewards of texts read."""
+    """Return the prompts with their texts, which rewards of texts read."""
     return [Prefix(tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in prompts]
 
 
 def _sequences(input_ids: Tensor, rows: Sequence[Row], pad_token_id: int) -> Tensor:
-    """Prompts and responses, padded on the right."""
+    """Return prompts and responses, padded on the right."""
     longest = max(len(row.steps) for row in rows)
     responses = [[step.token_id for step in row.steps] for row in rows]
     padded = [ids + [pad_token_id] * (longest - len(ids)) for ids in responses]

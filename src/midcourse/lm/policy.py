@@ -12,7 +12,7 @@ RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has t
 
 
 def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:
-    """A fine-tuned model: a PEFT adapter's folder, a model's folder, or a Hub id. It reads and writes the LM's tokens.
+    """Load a fine-tuned model, which writes the LM's tokens: a PEFT adapter's folder, a model's folder, or a Hub id.
 
     Raises:
         ModelError: an adapter that cannot be read or does not fit, or a model with other tokens than the LM's.
@@ -37,7 +37,7 @@ def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: st
 
 
 def adapter_base(name: str) -> str:
-    """What an adapter's folder says it is an adapter of; ModelError where it does not."""
+    """Return what an adapter's folder says it is an adapter of; ModelError if it does not say."""
     ours = (Path(name) / RECORD).is_file()
     path, field = (Path(name) / RECORD, "lm") if ours else (Path(name) / ADAPTER, "base_model_name_or_path")
     try:

@@ -44,7 +44,7 @@ class UnsupportedModelError(MidcourseError):
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Raise UnsupportedModelError where a model's layers or kernels cannot take midcourse's masks."""
+    """Raise UnsupportedModelError if a model's layers or kernels cannot take midcourse's masks."""
     name = config.model_type
     if config._attn_implementation not in MASK_ATTENTION:
         raise UnsupportedModelError(
@@ -86,12 +86,12 @@ class _Slots:
 
     @property
     def end(self) -> int:
-        """One past the last slot that the forward needs."""
+        """Return one past the last slot that the forward needs."""
         return max(self.lengths) + self.count
 
     @property
     def level(self) -> bool:
-        """Whether all rows have the same length."""
+        """Return whether all rows have the same length."""
         return min(self.lengths) == max(self.lengths)
 
 
@@ -168,7 +168,7 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class PrefixCache:
-    """Cached prefixes of `batch` rows under `model`, with room for `capacity` slots (it grows where that is exceeded).
+    """Cached prefixes of `batch` rows under `model`, with room for `capacity` slots (it grows if that is exceeded).
 
     `model` is a causal LM or a bare backbone of transformers; its forward is called with masks, positions and cache,
     and its output is returned. Nothing is written into the model.
@@ -233,7 +233,7 @@ class PrefixCache:
         counts: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """The model's output at k alternative continuations per row, of `depth` tokens each, in one forward.
+        """Return the model's output at k alternative continuations per row, of `depth` tokens each, in one forward.
 
         `first` is appended to the prefix on the way, as by `extend`; the alternatives continue it, and do not stay.
 
@@ -263,7 +263,7 @@ class PrefixCache:
         return output
 
     def siblings(self, token_ids: Int[Tensor, "batch candidates"], **kwargs: Any) -> ModelOutput:
-        """The model's output at k alternative next tokens per row, in one forward; the prefix does not change."""
+        """Return the output at k alternative next tokens per row, in one forward; the prefix does not change."""
         return self.branches(token_ids[:, :, None], **kwargs)
 
     def keep(self, index: Int[Tensor, " batch"]) -> None:
@@ -364,17 +364,17 @@ class PrefixCache:
 
     @property
     def _width(self) -> int:
-        """Slots that the forward under way attends to."""
+        """Return how many slots the forward under way attends to."""
         return self.slots.end if self.slots.places is None else self.capacity
 
     def _masks(
         self, positions: Int[Tensor, "batch tokens"], new: Bool[Tensor, "*batch tokens tokens"] | None
     ) -> Tensor | dict[str, Tensor] | None:
-        """What each new token may see, in the form the model takes.
+        """Return what each new token may see, in the form the model takes.
 
         Args:
             positions: the new tokens' positions in their rows.
-            new: which of the new tokens see which; None where every token sees all before it.
+            new: which of the new tokens see which; None if every token sees all before it.
         """
         if new is None and self.window is None and self.slots.places is None:
             return None
@@ -402,14 +402,14 @@ class PrefixCache:
 
 
 def _additive(sees: Bool[Tensor, "batch tokens slots"], dtype: torch.dtype) -> Float[Tensor, "batch 1 tokens slots"]:
-    """0 where a token is seen and the dtype's lowest number elsewhere: the form sdpa and eager attention share."""
+    """Return 0 where a token is seen and the dtype's lowest number elsewhere, as sdpa and eager attention take it."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
 def pad(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    """Token ids padded on the right (with id 0, which the mask hides) and the mask of real tokens."""
+    """Return token ids padded on the right (with id 0, which the mask hides) and the mask of real tokens."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)

@@ -27,29 +27,29 @@ class ScalarReward(Protocol):
 
     @property
     def template(self) -> Template:
-        """How prompts are rendered."""
+        """Return how prompts are rendered."""
 
     @property
     def reward_weight(self) -> float | None:
-        """The weight to guide at."""
+        """Return the weight to guide at."""
 
     @property
     def soft_value_weight(self) -> float | None:
-        """The weight at which it is an exact soft value."""
+        """Return the weight at which it is an exact soft value."""
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """What guiding with it runs forwards of."""
+        """Return the models that guiding with it runs."""
 
     @property
     def context_length(self) -> int:
-        """The most tokens of its own that a row may have."""
+        """Return the most tokens, in its own tokenizer, that a row may have."""
 
     def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
-        """The reward at final hidden states."""
+        """Return the reward at final hidden states."""
 
     def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
-        """The rewards at every response position of (prompt ids, response ids) rows."""
+        """Return the rewards at every response position of (prompt ids, response ids) rows."""
 
 
 class Retokenised(Reward):
@@ -76,54 +76,54 @@ class Retokenised(Reward):
 
     @property
     def name(self) -> str:
-        """The reward's."""
+        """Return the reward's name."""
         return self.reward.name
 
     @property
     def template(self) -> Template:
-        """The reward's."""
+        """Return how the reward's prompts are rendered."""
         return self.reward.template
 
     @property
     def score_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The language model's: `score` rewards its tokens."""
+        """Return the language model's tokenizer: `score` rewards its tokens."""
         return self.lm_tokenizer
 
     @property
     def reward_weight(self) -> float | None:
-        """The reward's."""
+        """Return the weight to guide at that the reward was stored with, if any."""
         return self.reward.reward_weight
 
     @property
     def soft_value_weight(self) -> float | None:
-        """The reward's."""
+        """Return the weight at which the reward is an exact soft value, if any."""
         return self.reward.soft_value_weight
 
     @property
     def calibration(self) -> Calibration | None:
-        """None: the reward's is of lengths in its own tokens."""
+        """Return None: the reward's calibration is of lengths in its own tokens."""
         return None
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """The reward's."""
+        """Return the reward's models."""
         return self.reward.models
 
     @property
     def context_length(self) -> int:
-        """That of the reward, in its own tokens; every text is checked when it is read."""
+        """Return the reward's context length, in its own tokens; every text is checked when it is read."""
         return self.reward.context_length
 
     def bind(self, lm: CausalModel) -> "Retokenised":
-        """Itself: it was made for one language model's tokens."""
+        """Return itself: it was made for one language model's tokens."""
         return self
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "RetokenisedRows":
-        """Read the prefixes; RewardError where one is too long in the reward's tokens."""
+        """Read the prefixes; RewardError if one is too long in the reward's tokens."""
         return RetokenisedRows(self, prefixes, max_new_tokens + candidates)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
-        """The reward of every prefix of whole texts in the LM's tokens, ended by EOS; each is read from scratch."""
+        """Return the reward of every prefix of whole texts in the LM's tokens, ended by EOS; each is read anew."""
         return [self._score(*texts) for texts in zip(prompts, responses, strict=True)]
 
     def _score(self, prompt: Prompt, response: str) -> Score:
@@ -135,7 +135,7 @@ class Retokenised(Reward):
         return as_score(self.lm_tokenizer, ids, [row[0].item() for row in rewards])
 
     def encode(self, before: Sequence[int], response: str, finished: bool) -> list[int]:
-        """The reward's token ids of a prompt's ids and a response; RewardError where they exceed its context."""
+        """Return the reward's token ids of a prompt's ids and a response; RewardError if they exceed its context."""
         ids = [*before, *response_ids(self.reward.tokenizer, response, finished=finished)]
         if len(ids) > (room := self.context_length):
             raise RewardError(
@@ -169,7 +169,7 @@ class RetokenisedRows(ResponseRows):
         self.known = dict(zip(keys, rewards.tolist(), strict=True))
 
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
-        """One forward; the cache then holds what the texts of each row share."""
+        """Read the texts in one forward; the cache then holds what the texts of each row share."""
         rows = [
             [self.reward.encode(before, text.response, text.finished) for text in row.values()]
             for before, row in zip(self.before, asked, strict=True)
@@ -197,7 +197,7 @@ class RetokenisedRows(ResponseRows):
     def _branches(
         self, ends: list[list[list[int]]], first: Int[Tensor, "batch first"], counts: list[int]
     ) -> list[list[float]]:
-        """The rewards at the last tokens of each row's alternative ends, which follow `first`."""
+        """Return the rewards at the last tokens of each row's alternative ends, which follow `first`."""
         width = max(map(len, ends))
         filled = [end for row in ends for end in [*row, *[[0]] * (width - len(row))]]
         token_ids, _ = pad(filled, self.device)
@@ -222,6 +222,6 @@ class RetokenisedRows(ResponseRows):
 
 
 def _shared(rows: Sequence[list[int]]) -> int:
-    """The length of the longest beginning that all rows have: what the first and the last in order share."""
+    """Return the length of the longest beginning that all rows have: what the first and the last in order share."""
     first, last = min(rows), max(rows)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -66,7 +66,7 @@ class RewardModel(TokenReward, TrainedReward):
     KIND = "scalar"
 
     def make_head(self) -> nn.Module:
-        """A new head: one number for a state."""
+        """Make a new head, which gives one number for a state."""
         width, place = self.backbone.config.hidden_size, {"device": self.backbone.device, "dtype": self.backbone.dtype}
         head = nn.Linear(width, 1, bias=False, **place)
         # At zero every prefix is worth the same: training starts from the unguided policy.
@@ -78,17 +78,17 @@ class RewardModel(TokenReward, TrainedReward):
         return ScalarTop(self, layers)
 
     def last_parts(self, amount: int) -> list[nn.Module]:
-        """The backbone's last layers and what follows them."""
+        """Return the backbone's last layers and what follows them."""
         return [layers_of(self.backbone)[-amount:], final_norm_of(self.backbone)]
 
     @property
     def decoder(self) -> PreTrainedModel:
-        """The backbone as a module of transformers, whose layers are PEFT's where there are adapters."""
+        """Return the backbone as a module of transformers; with adapters, its layers are PEFT's."""
         return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """The backbone: one forward of it rewards all candidates of a step."""
+        """Return the backbone: one forward of it rewards all candidates of a step."""
         return [self.decoder]
 
     @classmethod
@@ -106,7 +106,7 @@ class RewardModel(TokenReward, TrainedReward):
         device: str = "auto",
         dtype: str = "auto",
     ) -> "RewardModel":
-        """An untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder or Hub id).
+        """Make an untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder, Hub id).
 
         `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.
         """
@@ -141,7 +141,7 @@ class RewardModel(TokenReward, TrainedReward):
         input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of every prefix of right-padded rows. A causal backbone makes later tokens invisible."""
+        """Return the reward of every prefix of right-padded rows. A causal backbone makes later tokens invisible."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self.read(hidden)
 
@@ -151,17 +151,17 @@ class RewardModel(TokenReward, TrainedReward):
         attention_mask: Bool[Tensor, "batch tokens"] | None,
         starts: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch tokens"]:
-        """As `forward`, of rows whose responses begin at `starts`: for kinds to which that makes a difference."""
+        """Do as `forward`, for rows whose responses begin at `starts`, to kinds of reward for which that matters."""
         return self(input_ids=input_ids, attention_mask=attention_mask)
 
     def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
-        """The head on final hidden states."""
+        """Apply the head to final hidden states."""
         return self.head(hidden).squeeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
 
     # Guiding
 
     def bind(self, lm: CausalModel) -> Reward:
-        """Itself, or with its text tokenised anew at every step where the LM writes other tokens.
+        """Return itself, or if the LM writes other tokens a reward that tokenises the text anew at every step.
 
         Raises:
             RewardError: the LM's chat template or ends of texts are not those of training.
@@ -173,7 +173,7 @@ class RewardModel(TokenReward, TrainedReward):
 
     @property
     def context_length(self) -> int:
-        """The longest row the backbone was made for, in tokens."""
+        """Return the length of the longest row that the backbone was made for, in tokens."""
         return context_length(self.backbone.config)
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> RewardRows:
@@ -277,7 +277,7 @@ class RewardModel(TokenReward, TrainedReward):
         Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
         the last token that is not padding, so the checkpoint pads with another token than EOS. `load_reward` reads it
         as this reward reads, by the template that its config.json records. Other tools read what the tokenizer's chat
-        template renders: the same where that ends with EOS, and one more place where it goes on, as ChatML's does.
+        template renders: the same if that ends with EOS, and one more place if it goes on, as ChatML's does.
         """
         backbone = copy.deepcopy(self.backbone)
         if isinstance(backbone, PeftModel):
@@ -368,7 +368,7 @@ class ScalarRows(CachedRows):
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
+    """Return a special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
     others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
     if not others:
         raise RewardError(

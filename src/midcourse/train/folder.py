@@ -32,7 +32,7 @@ def only_training(out: Path) -> AbstractContextManager[None]:
 def prepare_folder(
     out: Path, run: dict[str, Any], resume: bool, *, made: str = "reward", record: str = "midcourse.json"
 ) -> Path | None:
-    """Make `out` ready for this run; the checkpoint to go on from, or None for a start from the beginning.
+    """Make `out` ready for this run; return the checkpoint to go on from, or None to start from the beginning.
 
     Args:
         made: what a finished run leaves, for messages.
@@ -64,7 +64,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def check_sealed(checkpoint: Path) -> None:
-    """Raise TrainingError where a file of a checkpoint is missing, damaged or another's."""
+    """Raise TrainingError if a file of a checkpoint is missing, damaged or another's."""
     try:
         sealed = dict(json.loads((checkpoint / SEAL).read_text()))
         found = _digests(checkpoint)
@@ -111,6 +111,6 @@ def drop_run(out: Path) -> None:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first. Each appears whole or not at all."""
+    """Return the checkpoints in a folder, oldest first. Each appears whole or not at all."""
     found = [path for path in out.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

@@ -51,13 +51,13 @@ class Scorer(nn.Module):
         enable({"use_reentrant": False})
 
     def lengths(self, row_set: int) -> list[int]:
-        """Tokens of each row that a forward reads."""
+        """Return how many tokens of each row a forward reads."""
         if self.states:
             return self.states[row_set].lengths
         return [len(row.prompt) + len(row.response) for row in self.row_sets[row_set]]
 
     def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """What `forward` takes for some rows of a row set."""
+        """Return what `forward` takes for some rows of a row set."""
         rows = [self.row_sets[row_set][number] for number in numbers]
         if self.before:
             ids, mask = pad([row.response for row in rows], torch.device("cpu"))
@@ -72,20 +72,20 @@ class Scorer(nn.Module):
         return found if self.states else {**found, "input_ids": ids}
 
     def starts(self, row_set: int, numbers: Sequence[int]) -> list[int]:
-        """The columns of `forward`'s result at which each row's response begins."""
+        """Return the columns of `forward`'s result at which each row's response begins."""
         if self.states:
             return [self.states[row_set].starts[number] for number in numbers]
         return [len(self.row_sets[row_set][number].prompt) for number in numbers]
 
     def forward(self, **inputs: Any) -> Any:
-        """Rewards of shape (rows, tokens); with `best`, also the best rewards that other tokens there would have."""
+        """Return rewards of shape (rows, tokens); with `best`, also the best rewards that tokens there could have."""
         found = self.trained(**inputs)
         # FSDP2 wants no view of another tensor here.
         return found.clone() if isinstance(found, Tensor) else tuple(one.clone() for one in found)
 
     @torch.no_grad()
     def score(self, row_set: int, batch_rows: int = 32) -> list[Tensor]:
-        """The rewards at the response positions of every row of a set."""
+        """Return the rewards at the response positions of every row of a set."""
         rows = self.row_sets[row_set]
         device = next(self.parameters()).device
         found: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -103,7 +103,7 @@ BATCH_ROWS = 32
 
 
 def make_scorer(reward: TrainedReward, data: Sequence[PairSet | RolloutSet]) -> Scorer:
-    """What gives the rewards of some sets of rows in training; the first set is the one trained on."""
+    """Make what gives the rewards of some sets of rows in training; the first set is the one trained on."""
     if isinstance(reward, EncoderReward):  # the one kind whose texts are read one by one
         return EncoderScorer(reward, [one for one in data if isinstance(one, PairSet)])
     return Scorer(reward, [one.rows for one in data])
@@ -112,7 +112,7 @@ def make_scorer(reward: TrainedReward, data: Sequence[PairSet | RolloutSet]) -> 
 class EncoderScorer(Scorer):
     """Rewards of whole texts, and of the cut ones that pair accuracy reads: the other positions hold nan.
 
-    Where the head alone is trained, what enters it is computed once, in batches that are the same in every run.
+    If the head alone is trained, what enters it is computed once, in batches that are the same in every run.
     """
 
     every_prefix = False
@@ -129,11 +129,11 @@ class EncoderScorer(Scorer):
 
     @property
     def reward(self) -> EncoderReward:
-        """What is trained."""
+        """Return the reward that is trained."""
         return self._reward[0]
 
     def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """What `forward` takes for some texts of a set; its rows come first among them."""
+        """Return what `forward` takes for some texts of a set; its rows come first among them."""
         found = self._ids(row_set, numbers)
         if self.entering:
             found["entering"] = torch.stack([self.entering[row_set][number] for number in numbers])
@@ -141,7 +141,7 @@ class EncoderScorer(Scorer):
 
     @torch.no_grad()
     def score(self, row_set: int, batch_rows: int = BATCH_ROWS) -> list[Tensor]:
-        """For every row of a set, the rewards of the text cut behind each position: nan where none is read."""
+        """Return, for every row of a set, the rewards of the text cut behind each position: nan where none is read."""
         texts = self.texts[row_set]
         device = next(self.parameters()).device
         rewards: dict[EncodedRow, float] = {}
@@ -160,13 +160,13 @@ class EncoderScorer(Scorer):
         return self.reward.inputs([(text.prompt, text.response) for text in texts])
 
     def _batches(self, row_set: int, batch_rows: int) -> list[list[int]]:
-        """The numbers of all texts, those of like length together."""
+        """Return the numbers of all texts, those of like length together."""
         texts = self.texts[row_set]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i].prompt) + len(texts[i].response))
         return [order[begin : begin + batch_rows] for begin in range(0, len(order), batch_rows)]
 
     def _read_frozen(self) -> list[list[Tensor]] | None:
-        """What enters the head for the texts of every set; None where this head has to be run with its encoder."""
+        """Return what enters the head for the texts of every set; None if this head has to be run with its encoder."""
         found: list[list[Tensor]] = [[torch.empty(0)] * len(texts) for texts in self.texts]
         with progress("hidden states", sum(map(len, self.texts)), quiet=not processes.first()) as advance:
             for row_set, entering in enumerate(found):
@@ -182,7 +182,7 @@ class EncoderScorer(Scorer):
 
 
 def cut_rows(pairs: PairSet) -> dict[tuple[int, int], EncodedRow]:
-    """(row, position) -> the row cut behind that position, for all that pair accuracy reads before the ends."""
+    """Return, by (row, position), the row cut behind that position, for all that pair accuracy reads but the ends."""
     found = {}
     for sides in pairs.pairs:
         for share in SHARES[:-1]:

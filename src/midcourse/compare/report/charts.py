@@ -38,7 +38,7 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A method.
+    """A method's curve and points in a chart.
 
     Attributes:
         style: its number, the same in every chart of a comparison.
@@ -63,7 +63,7 @@ class Chart:
 
 
 def charts(summary: Found, judge: str) -> list[Chart]:
-    """Score by guidance KL and by total KL, greedy methods apart, and by time; without those that would be empty."""
+    """Return the charts of a judge: by guidance KL, total KL (greedy methods apart) and time, if not empty."""
     arms = summary["arms"]
     reference = _score(arms[REFERENCE_RESPONSES], judge) if REFERENCE_RESPONSES in arms else None
     level = reference["mean"] if reference else None
@@ -120,7 +120,7 @@ def _score(found: Found, judge: str) -> Found | None:
 
 
 def draw(summary: Found) -> bytes | None:
-    """A PNG with a row of charts for each judge; None where there is nothing to draw."""
+    """Draw a PNG with a row of charts for each judge; None if there is nothing to draw."""
     rows = [found for judge in summary["judges"] if (found := charts(summary, judge))]
     if not rows:
         return None
@@ -165,7 +165,7 @@ def chart_svg(chart: Chart) -> Markup:
 
 
 def draw_chart(axes: Axes, chart: Chart, *, titles: bool = True) -> None:
-    """Draw the methods' curves with their bands and arms; hollow where an arm's x is a bound.
+    """Draw the methods' curves with their bands and arms; hollow if an arm's x is a bound.
 
     Args:
         titles: whether to name the chart, the judge and the line of the reference responses.
@@ -199,17 +199,17 @@ def draw_chart(axes: Axes, chart: Chart, *, titles: bool = True) -> None:
 
 
 def colour(style: int) -> str:
-    """Of a series on a light page; -1 is plain."""
+    """Return the colour of a series on a light page; -1 is plain."""
     return QUIET if style < 0 else COLOURS[style % len(COLOURS)]
 
 
 def dash(style: int) -> Literal["solid", "dashed", "dotted"]:
-    """Of a series' line: the colours' second round is dashed, the third dotted."""
+    """Return the dash of a series' line: the colours' second round is dashed, the third dotted."""
     return DASHES[max(style, 0) // len(COLOURS) % len(DASHES)]
 
 
 def _plain(name: str) -> str:
-    """A name on one line, and no longer than a plot has room for."""
+    """Return a name on one line, no longer than a plot has room for."""
     one_line = " ".join(name.translate(CONTROLS).split())
     return one_line if len(one_line) <= LONGEST_NAME else one_line[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -220,6 +220,6 @@ def title(chart: Chart) -> str:
 
 
 def point_text(point: CurvePoint, chart: Chart) -> str:
-    """What the report says of a point."""
+    """Return what the report says of a point."""
     interval = f" [{number(point.low)}, {number(point.high)}]" if point.low < point.high else ""
     return f"{point.arm}\n{chart.judge} {number(point.y)}{interval}\n{chart.x_label} {number(point.x)}"

@@ -29,7 +29,7 @@ class MethodCurve:
 
 
 def method_curves(rows: GroupedRows) -> list[MethodCurve]:
-    """The methods of a comparison; plain and the reference responses are none."""
+    """Return the methods of a comparison; plain and the reference responses are none."""
     found: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for arm in rows.arms:
         row = rows.first(arm)
@@ -48,12 +48,12 @@ def method_curves(rows: GroupedRows) -> list[MethodCurve]:
 
 
 def _fixed(row: ResponseRow) -> tuple[tuple[str, str], ...]:
-    """The settings that are no strength."""
+    """Return the settings that are no strength."""
     return tuple(sorted((k, _short(v)) for k, v in (row.setting or {}).items() if k not in STRENGTHS))
 
 
 def _varied(keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], set[str]]:
-    """By method, reward and choice: the names of those fixed settings that tell its curves apart."""
+    """Return, by method, reward and choice, the names of those fixed settings that tell its curves apart."""
     found: dict[tuple[Any, ...], set[str]] = {}
     for method in {key[:3] for key in keys}:
         several = [set(key[3]) for key in keys if key[:3] == method]
@@ -67,7 +67,7 @@ def _strength(row: ResponseRow) -> tuple[float, ...]:
 
 
 def _strength_zero(rows: GroupedRows, row: ResponseRow) -> list[str]:
-    """The plain arm, where the method starts from it: only there does a response have a guidance KL or its bound."""
+    """Return the plain arm if the method starts from it: only then have its responses a guidance KL or a bound."""
     if guidance_kl(row) is None or rows.plain is None or rows.first(rows.plain).greedy != row.greedy:
         return []
     return [rows.plain]
@@ -78,7 +78,7 @@ def _short(value: Any) -> str:
 
 
 def _points(rows: GroupedRows, curve: MethodCurve, axis: str, judge: str) -> Curve:
-    """The method's scores by KL, a row for each arm that has both; none where the method itself has none."""
+    """Return the method's scores by KL, a row for each arm that has both; none if the method itself has none."""
     kls = np.stack([rows.by_prompt(arm, AXES[axis]) for arm in curve.arms])
     scores = np.stack([rows.by_prompt(arm, lambda row: rows.scores[judge].get(row.key)) for arm in curve.arms])
     known = np.isfinite(kls).any(1) & np.isfinite(scores).any(1)
@@ -88,7 +88,7 @@ def _points(rows: GroupedRows, curve: MethodCurve, axis: str, judge: str) -> Cur
 
 
 def curve_figures(rows: GroupedRows, curve: MethodCurve) -> dict[str, Any]:
-    """A method's arms, and its curve with the band of its 95 % intervals, by KL and judge."""
+    """Return a method's arms, and its curve with the band of its 95 % intervals, by KL and judge."""
     return {
         "name": curve.name,
         "greedy": curve.greedy,
@@ -99,7 +99,7 @@ def curve_figures(rows: GroupedRows, curve: MethodCurve) -> dict[str, Any]:
 
 
 def _band(curve: Curve) -> dict[str, list[float]] | None:
-    """From the least to the largest KL; None where there are not two points."""
+    """Return the band from the least to the largest KL; None if there are not two points."""
     low, high = curve.reach(curve.present)
     if high - low < 1e-9:
         return None
@@ -118,7 +118,7 @@ def _band(curve: Curve) -> dict[str, list[float]] | None:
 
 
 def matched(rows: GroupedRows, curves: Sequence[MethodCurve], judge: str, kls: Sequence[float]) -> list[dict[str, Any]]:
-    """Scores at equal KL; drawn methods and greedy ones apart, since a greedy choice's KL is another quantity."""
+    """Return scores at equal KL; drawn and greedy methods apart, since a greedy choice's KL is another quantity."""
     found = []
     for greedy in (False, True):
         some = [curve for curve in curves if curve.greedy == greedy]
@@ -134,7 +134,7 @@ def matched(rows: GroupedRows, curves: Sequence[MethodCurve], judge: str, kls: S
 
 
 def _places(rows: GroupedRows, axis: str, greedy: bool, kls: Sequence[float]) -> list[tuple[float, str]]:
-    """(nats, why there) in ascending order."""
+    """Return (nats, why there) in ascending order."""
     arms = [arm for arm in rows.arms if rows.first(arm).greedy == greedy]
     plain = [arm for arm in arms if method_of(rows.first(arm)) == "plain"]
     start = _mean(rows, plain[0], axis) if plain and axis == "total_kl" else None
@@ -170,7 +170,7 @@ def _at(curves: Mapping[str, Curve], kl: float) -> dict[str, Any]:
 
 
 def over_optimisation(rows: GroupedRows, curve: MethodCurve, judge: str) -> dict[str, Any]:
-    """Where a judge's mean falls while the guide's own reward still rises.
+    """Return where a judge's mean falls while the guide's own reward still rises.
 
     It begins at the arm of the judge's highest mean, if a stronger arm has a lower mean, by a paired difference whose
     95 % interval lies below 0, and a higher mean reward by the guide. Arms whose guide gave no reward are left out.

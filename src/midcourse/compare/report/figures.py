@@ -57,7 +57,7 @@ FIGURES = (*TEXT_FIGURES, *DIVERSITY_FIGURES, *COST_FIGURES)
 
 
 def summarise(comparison: ComparisonRows, *, kls: Sequence[float] = KLS) -> dict[str, Any]:
-    """All figures of a comparison, as summary.json holds them.
+    """Return all figures of a comparison, as summary.json holds them.
 
     Args:
         kls: nats at which methods are compared, beside those of best-of-n. Of total KL they count from plain's own,
@@ -128,14 +128,14 @@ def _arm(rows: GroupedRows, arm: str) -> dict[str, Any]:
 
 
 def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
-    """An arm's figures by name, but for the judges' and what is relative to plain."""
+    """Return an arm's figures by name, but for the judges' and what is relative to plain."""
     lm, reward = rows.parameters(arm)
 
     def cost(name: str) -> Callable[[ResponseRow], float | None]:
         return lambda row: getattr(row.cost, name) if row.cost else None
 
     def gigaflops(row: ResponseRow) -> float | None:
-        """Two operations per parameter and position, a multiplication and an addition; attention's own are left out."""
+        """Count two operations per parameter and position, a multiplication and an addition; attention adds more."""
         if row.cost is None or lm is None or (reward is None and row.cost.reward_passes):
             return None
         return 2e-9 * (lm * row.cost.lm_passes + (reward or 0) * row.cost.reward_passes)
@@ -150,7 +150,7 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
     def shared(
         numerator: Callable[[ResponseRow], float | None], denominator: Callable[[ResponseRow], float | None]
     ) -> Ratio:
-        """Of costs, which the responses of a batch share: what varies, then, is the batch."""
+        """Return the ratio of two costs, which the responses of a batch share: what varies, then, is the batch."""
         return rows.pooled(arm, numerator, denominator, unit=lambda row: row.cost.batch if row.cost else row.prompt_id)
 
     return {
@@ -176,7 +176,7 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
 
 
 def _relative(rows: GroupedRows, ratios: Mapping[str, Mapping[str, Ratio]], arm: str) -> dict[str, Any]:
-    """Tokens per second over plain's, and plain's over the arm's: how many times as long a token takes."""
+    """Return tokens per second over plain's, and plain's over the arm's: how many times as long a token takes."""
     if rows.plain is None:
         return {"relative_speed": None, "relative_time": None}
     own, plain = ratios[arm]["tokens_per_second"], ratios[rows.plain]["tokens_per_second"]
@@ -187,7 +187,7 @@ def _relative(rows: GroupedRows, ratios: Mapping[str, Mapping[str, Ratio]], arm:
 
 
 def _with_differences(rows: GroupedRows, ratios: Mapping[str, Ratio]) -> dict[str, dict[str, Any] | None]:
-    """Each arm's estimate, with its difference to the reference method."""
+    """Return each arm's estimate, with its difference to the reference method."""
     found = {arm: _untested(rows.estimate(ratio)) for arm, ratio in ratios.items()}
     if rows.reference is None:
         return found
@@ -227,7 +227,7 @@ def _rivals(rows: GroupedRows) -> dict[str, str | None]:
 
 
 def _all_wins(rows: GroupedRows, rival: str | None, judge: str) -> dict[str, dict[str, Any]]:
-    """By arm: how often its response is the better one, and whether that differs from one half."""
+    """Return, by arm, how often its response is the better one, and whether that differs from one half."""
     if rival is None:
         return {}
     found = {arm: won for arm in rows.arms if arm != rival and (won := _wins(rows, arm, rival, judge))}
@@ -236,7 +236,7 @@ def _all_wins(rows: GroupedRows, rival: str | None, judge: str) -> dict[str, dic
 
 
 def _wins(rows: GroupedRows, arm: str, rival: str, judge: str) -> dict[str, Any] | None:
-    """By an LM judge's verdicts where it gave some, otherwise by scores."""
+    """Return how often an arm wins: by an LM judge's verdicts if it gave some, otherwise by scores."""
     asked = rows.outcomes.get((judge, rival), {})
     said = [asked[row.key] for row in rows.by_arm[arm] if row.key in asked]
     read = [outcome for outcome in said if outcome is not None]

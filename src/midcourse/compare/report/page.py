@@ -47,7 +47,7 @@ def write_report(folder: Path) -> dict[str, Any]:
 
 
 def write_comparison_page(path: Path, comparison: ComparisonRows, summary: Found) -> None:
-    """The page that stands alone: tables to sort, plots, and the texts of any two arms side by side."""
+    """Write the page, which stands alone: tables to sort, plots, and the texts of any two arms side by side."""
     write_page(
         path,
         "compare/report/page.html.jinja",
@@ -89,7 +89,7 @@ def _style(style: int) -> dict[str, Any]:
 
 
 def texts(comparison: ComparisonRows, summary: Found) -> dict[str, Any]:
-    """What the page's script shows: prompts, arms and their tokens, as plain numbers and strings.
+    """Return what the page's script shows: prompts, arms and their tokens, as plain numbers and strings.
 
     Tokens are coloured by the distance of their reward from the mean reward of that guide's texts at the position. The
     first prompts whose texts fit are taken.
@@ -134,7 +134,7 @@ def _prompts_that_fit(by_prompt: Mapping[int, Sequence[ResponseRow]]) -> list[in
 
 
 def _best(summary: Found) -> str:
-    """The arm shown beside the reference method at first: of the highest score by the first judge with any."""
+    """Return the arm shown beside the reference method at first: of the highest score by the first judge with any."""
     judge = next((judge for judge, about in summary["judges"].items() if about["scores"]), None)
     others = [arm for arm in summary["arms"] if arm != summary["reference"]]
 
@@ -146,7 +146,7 @@ def _best(summary: Found) -> str:
 
 
 def tokens_of_row(row: ResponseRow) -> list[Token]:
-    """A row's tokens as they are shown: those that wrote nothing by themselves are joined to what follows.
+    """Return a row's tokens as they are shown: those that wrote nothing by themselves are joined to what follows.
 
     A response of a data set is one token.
     """
@@ -166,7 +166,7 @@ def tokens_of_row(row: ResponseRow) -> list[Token]:
 def _shades(
     rows: Sequence[ResponseRow], tokens: Mapping[str, list[Token]]
 ) -> dict[str, list[tuple[float, int] | None]]:
-    """By row: each token's distance from its guide's mean at the position, and its shade."""
+    """Return, by row, each token's distance from its guide's mean at the position, and its shade."""
     guides: dict[str | None, list[ResponseRow]] = defaultdict(list)
     for row in rows:
         guides[row.reward].append(row)

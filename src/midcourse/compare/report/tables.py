@@ -48,20 +48,20 @@ class Table(NamedTuple):
 
 
 def estimate_cell(found: Found | None, digits: int = 2, *, sign: bool = False, mark: str = "", note: str = "") -> Cell:
-    """A mean with its interval."""
+    """Return a mean with its interval."""
     if not found or found["mean"] is None:
         return Cell(NOTHING)
     return Cell(f"{mark}{number(found['mean'], digits, sign)}", interval(found, digits, sign), found["mean"], note)
 
 
 def interval(found: Found, digits: int = 2, sign: bool = False) -> str:
-    """A 95 % interval in brackets; "" where there is none."""
+    """Return a 95 % interval in brackets; "" if there is none."""
     ends = found["interval"]
     return f"[{', '.join(number(end, digits, sign) for end in ends)}]" if ends else ""
 
 
 def p_cell(found: Found | None) -> Cell:
-    """A corrected p-value."""
+    """Return a corrected p-value."""
     p = found.get("p_corrected") if found else None
     return Cell(NOTHING) if p is None else Cell("<0.001" if p < 0.001 else f"{p:.3f}", value=p)
 
@@ -79,7 +79,7 @@ def _difference_note(found: Found | None, digits: int) -> str:
 
 
 def matched_tables(summary: Found, judge: str) -> Iterator[Table]:
-    """A judge's scores of every method at equal KL, the headline of a comparison."""
+    """Yield a judge's scores of every method at equal KL, the headline of a comparison."""
     for entries in _by_axis(summary, judge):
         axis, names = AXIS_NAMES[entries[0]["axis"]], list(entries[0]["scores"])
         bounds = {curve["name"] for curve in summary["curves"] if curve["kl_is_bound"]}
@@ -100,7 +100,7 @@ def matched_tables(summary: Found, judge: str) -> Iterator[Table]:
 
 
 def difference_tables(summary: Found, judge: str) -> Iterator[Table]:
-    """Every two methods at equal KL."""
+    """Yield the differences of every two methods at equal KL."""
     for entries in _by_axis(summary, judge):
         rows = [
             [
@@ -145,7 +145,7 @@ def _read_off(found: Found | None) -> Cell:
 
 
 def judge_table(summary: Found, judge: str) -> Table:
-    """What a judge says of every arm."""
+    """Return what a judge says of every arm."""
     about = summary["judges"][judge]
     notes = [f"Differences are to {summary['reference']}, paired by prompt; p corrected by Holm's method."]
     if about["accuracy"] is not None:
@@ -171,14 +171,14 @@ def _win_cell(won: Found | None) -> Cell:
 
 
 def _verdict_cells(said: Found) -> list[Cell]:
-    """How many verdicts an LM judge gave on an arm, against whomever."""
+    """Return how many verdicts an LM judge gave on an arm, whatever it was compared with."""
     wins = [said[name] for name in WINS if said[name]]
     counts = [sum(won[name] for won in wins) for name in ("verdicts", "ties", "unparsed")]
     return [Cell(str(found), value=found) if counts[0] else Cell(NOTHING) for found in counts]
 
 
 def text_table(summary: Found) -> Table:
-    """How far every arm is from the language model, and what its texts are like."""
+    """Return how far every arm is from the language model, and what its texts are like."""
     note = (
         "KL in nats per response; perplexity under the language model; loops: the share of responses that end by "
         "repeating one block of words."
@@ -187,7 +187,7 @@ def text_table(summary: Found) -> Table:
 
 
 def diversity_table(summary: Found) -> Table:
-    """How much the texts of every arm repeat themselves and each other."""
+    """Return how much the texts of every arm repeat themselves and each other."""
     note = (
         "rep-n is the share of a response's runs of n words that it had before; diversity is ARGS's product of "
         "1 - rep-n over n = 2, 3, 4; distinct-2 is that of different word pairs per word, of all samples of a prompt."
@@ -196,7 +196,7 @@ def diversity_table(summary: Found) -> Table:
 
 
 def cost_table(summary: Found) -> Table:
-    """What every arm costs."""
+    """Return what every arm costs."""
     note = (
         "Passes are token positions computed per emitted token. FLOPs are estimated: two per parameter and position, "
         "attention's own left out. The responses of a batch share its passes and its time: intervals of those are over "
@@ -218,7 +218,7 @@ def _figures_table(summary: Found, title: str, note: str, figures: Sequence[Figu
 
 
 def over_optimisation_table(summary: Found) -> Table:
-    """Where judges fall while the guide's own reward rises."""
+    """Return where judges fall while the guide's own reward rises."""
     rows = [[Cell(found["method"]), Cell(found["judge"]), *_begins(found)] for found in summary["over_optimisation"]]
     note = (
         "Begins at the arm of the judge's highest mean, if a stronger arm's is lower (the paired difference's interval "
@@ -248,7 +248,7 @@ def _without_empty_columns(table: Table) -> Table:
 
 
 def markdown(summary: Found) -> str:
-    """table.md: the matched tables first, since an arm's lone figure says little."""
+    """Return table.md: the matched tables first, since an arm's lone figure says little."""
     tables = [
         *(table for judge in summary["judges"] for table in matched_tables(summary, judge)),
         *(judge_table(summary, judge) for judge in summary["judges"]),
@@ -270,12 +270,12 @@ def markdown(summary: Found) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """ "1 prompt", "2 prompts"."""
+    """Return "1 prompt", "2 prompts"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def seeds_each(seeds: int) -> str:
-    """ "one seed each", "up to 2 seeds each": reference responses have one."""
+    """Return "one seed each" or "up to 2 seeds each": reference responses have one."""
     return "one seed each" if seeds == 1 else f"up to {seeds} seeds each"
 
 
@@ -290,13 +290,13 @@ def _markdown_table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text that Markdown shows as it is, on one line."""
+    """Return a text that Markdown shows as it is, on one line."""
     one_line = " ".join(text.translate(CONTROLS).split())
     return re.sub(r"([\\`*<>|&~]|\[(?=[^\]]*\]\()|!(?=\[))", r"\\\1", one_line)
 
 
 def comma_separated(summary: Found) -> str:
-    """table.csv: a row for each arm, each figure with the ends of its interval and its difference to the reference."""
+    """Return table.csv: a row for each arm, each figure with its interval's ends and difference to the reference."""
     rows = [_wide(arm, found) for arm, found in summary["arms"].items()]
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
