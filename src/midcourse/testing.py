@@ -3,7 +3,7 @@
     lm = tiny_language_model("llama")
     assert_laws(MyReward(), lm, ["The ferry was late, and", "A"], [" we loved it.", " no"])
 
-Each `assert_...` function states one law and raises AssertionError where a reward breaks it. Tokens are compared
+Each `assert_...` function states one law and raises AssertionError if a reward breaks it. Tokens are compared
 exactly, so run them on models in float64: in float32 two candidates may tie.
 """
 

@@ -245,7 +245,7 @@ def _stream(lm: LanguageModel, prompts: Sequence[str], reward: Reward, new_token
 
 
 class _Clock(BaseStreamer):
-    """Notes when each token arrives; the first arrival is the prompt's."""
+    """A streamer that notes when each token arrives; the first arrival is the prompt's."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

@@ -41,7 +41,7 @@ class Cost:
 
 
 class Meter:
-    """Counts positions and seconds while responses are written, and shares them."""
+    """A meter of positions and seconds while responses are written, which shares them among the responses."""
 
     def __init__(self) -> None:
         self.lm = self.reward = self.seconds = 0.0

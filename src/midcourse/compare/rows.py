@@ -68,7 +68,7 @@ class ResponseRow:
         text: the response without EOS.
         finish_reason: "stop" (EOS or a stop string) or "length".
         guide_reward: the guide's own reward of the response.
-        guidance_kl, total_kl: nats of the response; None where a method has none.
+        guidance_kl, total_kl: nats of the response; None if a method has none.
         kl_bound: best-of-n's bound on its guidance KL, log n - (n - 1) / n.
         greedy: its choices were not drawn.
         tokens: none for responses of a data set.
@@ -101,10 +101,10 @@ class Judgement:
     Attributes:
         key: the response judged.
         judge: its name.
-        score: None where there is none.
+        score: None if there is none.
         versus: the arm whose response to the same prompt was the other side.
-        outcome: 1 for the response, 0 for the other, 0.5 for a tie; None where no verdict could be read.
-        parsed: False where no verdict could be read.
+        outcome: 1 for the response, 0 for the other, 0.5 for a tie; None if no verdict could be read.
+        parsed: False if no verdict could be read.
     """
 
     key: str

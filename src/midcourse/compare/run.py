@@ -90,8 +90,8 @@ def compare(
         if tuning is not None:
             record["tried"] |= {arm.name: _arm_record(study, arm) for arm in arms}
             write_record(out / ASKED, record)
-            arms, chosen = _tuned(study, arms, tuning, judges[0], out / VALIDATION, record["tried"], concurrency)
-            record["tuned"] = [*_others(record["tuned"], chosen), *chosen]
+            arms, tuned = _tuned(study, arms, tuning, judges[0], out / VALIDATION, record["tried"], concurrency)
+            record["tuned"] = [*_others(record["tuned"], tuned), *tuned]
         record["arms"] |= {arm.name: _arm_record(study, arm) for arm in arms}
         write_record(out / ASKED, record)
         rows = write_rows(study, arms, out / RESULTS, record["arms"])
@@ -144,17 +144,17 @@ def _tuned(
     best, record = [], []
     for (method, given), members in groups.items():
         names = [arm.name for arm in members]
-        chosen, within = _chosen(names, scores, kls, tuning.kl)
-        best += [arm for arm in members if arm.name == chosen]
+        winner, within = _best_within(names, scores, kls, tuning.kl)
+        best += [arm for arm in members if arm.name == winner]
         tried = [{"arm": name, "score": scores.get(name), "kl": kls.get(name)} for name in names]
         limit = {"kl_limit": tuning.kl, "within_limit": within}
         record.append(
-            {"method": method, "reward": given, "judge": judge.name, "chosen": chosen, **limit, "tried": tried}
+            {"method": method, "reward": given, "judge": judge.name, "chosen": winner, **limit, "tried": tried}
         )
     return best, record
 
 
-def _chosen(
+def _best_within(
     names: Sequence[str], scores: Mapping[str, float], kls: Mapping[str, float], limit: float | None
 ) -> tuple[str, bool]:
     """Return the arm of the best score within the limit, the first of equals; if none is within, the lowest KL's."""
@@ -287,8 +287,8 @@ def _check_comparable(
 
 def _others(earlier: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what was tuned in earlier calls and not in this one."""
-    chosen = {(one["method"], one["reward"]) for one in now}
-    return [one for one in earlier if (one["method"], one["reward"]) not in chosen]
+    tuned_now = {(one["method"], one["reward"]) for one in now}
+    return [one for one in earlier if (one["method"], one["reward"]) not in tuned_now]
 
 
 def _arm_record(study: Study, arm: Arm) -> dict[str, Any]:

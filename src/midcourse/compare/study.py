@@ -24,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class GuidingReward:
-    """A reward to guide with, and where it comes from."""
+    """A reward to guide with, and its origin."""
 
     reward: Reward
     origin: Origin
@@ -32,7 +32,7 @@ class GuidingReward:
 
 @dataclass(frozen=True)
 class Policy:
-    """A fine-tuned model, and where it comes from."""
+    """A fine-tuned model, and its origin."""
 
     lm: LanguageModel
     origin: Origin
@@ -73,7 +73,7 @@ class Study:
 
     @property
     def origins(self) -> dict[str, Origin]:
-        """Return where the rewards and policies come from, by name."""
+        """Return the origins of the rewards and policies, by name."""
         guides = {name: one.origin for name, one in self.guides.items()}
         return guides | {name: one.origin for name, one in self.policies.items()}
 

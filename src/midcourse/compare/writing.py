@@ -106,19 +106,19 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) 
             lm,
             [study.tasks[i].prompt for i in part],
             reward,
-            method=arm.chosen,
+            method=arm.settled,
             template=study.rendering,
             max_new_tokens=study.max_new_tokens,
             seed=[row_seed(i, seed) for i in part],
             batch_size=study.batch_size,
             **arm.limits,
         )
-        meter, best_of_n = Meter(), isinstance(arm.chosen, BestOfN)
+        meter, best_of_n = Meter(), isinstance(arm.settled, BestOfN)
         with meter.reading(lm.model, reward.models if reward else ()):
             for place, generation, cost in meter.shared(events, len(part), rated_at_end=best_of_n):
                 if arm.method == POLICY:
-                    assert isinstance(arm.chosen, Method)
-                    generation = with_kl(lm, study.lm, generation, arm.chosen, study.rendering)
+                    assert isinstance(arm.settled, Method)
+                    generation = with_kl(lm, study.lm, generation, arm.settled, study.rendering)
                 for one in range(study.seeds) if arm.greedy else [seed]:
                     yield _row(study, arm, part[place], one, generation, cost.stored() | {"batch": batch})
 
@@ -127,8 +127,8 @@ def _row(
     study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return a response as its row of results.jsonl."""
-    bound = found.guidance_kl if isinstance(arm.chosen, BestOfN) and arm.base else None
-    own = arm.base and not isinstance(arm.chosen, BestOfN)  # its guidance KL is against the study's base
+    bound = found.guidance_kl if isinstance(arm.settled, BestOfN) and arm.base else None
+    own = arm.base and not isinstance(arm.settled, BestOfN)  # its guidance KL is against the study's base
     tokens = []
     for step in found.steps:
         token = token_row(step) | {"guidance_kl": step.guidance_kl if own else None, "total_kl": step.total_kl}
@@ -180,7 +180,7 @@ def _references(study: Study) -> Iterator[dict[str, Any]]:
 
 @torch.inference_mode()
 def with_kl(
-    policy: LanguageModel, lm: LanguageModel, generation: Generation, chosen: Method, template: Template
+    policy: LanguageModel, lm: LanguageModel, generation: Generation, method: Method, template: Template
 ) -> Generation:
     """Return a policy's response with the exact KL(q || pi) of every step, q what it was sampled from and pi the LM.
 
@@ -189,8 +189,8 @@ def with_kl(
     prompt = prompt_ids(lm.tokenizer, generation.prompt, template)
     tokens = [step.token_id for step in generation.steps]
     ours, theirs = (_logprobs(model, prompt, tokens) for model in (policy, lm))
-    candidates = nucleus(short_list(ours, chosen.top_k), chosen.top_p, chosen.temperature)
-    sampled = normalise(candidates.logprobs, chosen.temperature)
+    candidates = nucleus(short_list(ours, method.top_k), method.top_p, method.temperature)
+    sampled = normalise(candidates.logprobs, method.temperature)
     kls = kl_divergence(sampled, theirs.gather(1, candidates.token_ids)).tolist()
     reference = theirs.gather(1, torch.tensor(tokens, device=theirs.device)[:, None])[:, 0].tolist()
     steps = tuple(

@@ -1,6 +1,6 @@
 """A language model as the judge of two responses: an OpenAI-compatible server, and a rubric.
 
-Judges prefer what stands first, so every pair is asked in both orders, and counts only where both agree (Zheng et al.,
+Judges prefer what stands first, so every pair is asked in both orders, and counts only if both agree (Zheng et al.,
 Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, 2023, arXiv 2306.05685, section 3.4).
 """
 
@@ -53,7 +53,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said when `a` stood first, and when `b` did; None where no verdict could be read."""
+    """What the judge said when `a` stood first, and when `b` did; None if no verdict could be read."""
 
     a_first: Side | None
     b_first: Side | None

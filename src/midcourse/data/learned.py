@@ -1,8 +1,8 @@
 """Which rows a model learned from: hashes beside it, by which an evaluation tells whether a judge is independent.
 
 rows.safetensors holds one sorted int64 tensor, `rows`: the first 8 bytes of the SHA-256 of each (prompt, response),
-where white space and the form of a prompt (transcript or messages) make no difference. A comparison is two such rows.
-The texts cannot be read back, and two different rows of a million each collide with probability 5e-8.
+whatever its white space and the form of its prompt (transcript or messages). A comparison is two such rows. The texts
+cannot be read back, and two different rows of a million each collide with probability 5e-8.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ class Summary:
         repeated: rollouts whose text another of their prompt has already, left out.
         pairs: comparisons.
         pairs_of_prompts: prompts that these are of.
-        ties: pairs left out: of a gap that is no more than the least, or where the judge sees no difference.
+        ties: pairs left out: of a gap that is no more than the least, or in which the judge sees no difference.
         mean_gap: mean difference of the two rewards of a comparison; None with a judge.
         bayes_accuracy: of Bradley-Terry draws: the accuracy that no reward can exceed.
         judged: pairs that the judge was asked about.

@@ -401,7 +401,7 @@ class _Segments:
         return len(self.trial.steps) - len(self.kept.steps)
 
     @property
-    def chosen(self) -> Cards:
+    def method(self) -> Cards:
         """Return the method's settings: how segments end and are accepted."""
         assert isinstance(self.kept.block, Cards)
         return self.kept.block
@@ -409,27 +409,27 @@ class _Segments:
     @property
     def exact(self) -> bool:
         """Return whether everything is accepted, so that its KL is known."""
-        return self.chosen.reward_threshold == -math.inf
+        return self.method.reward_threshold == -math.inf
 
     def complete(self, entropy: float) -> bool:
         """Return whether the segment ends before the next token, whose distribution has this entropy."""
-        chosen = self.chosen
-        unsure = self.length >= chosen.least_tokens and entropy >= chosen.entropy_threshold
-        return unsure or self.length >= chosen.segment_tokens
+        method = self.method
+        unsure = self.length >= method.least_tokens and entropy >= method.entropy_threshold
+        return unsure or self.length >= method.segment_tokens
 
     def judge(self, trial: _Trial) -> _Trial | None:
         """Return the trial that is kept: this one, or after the last rejection the best. None: another is drawn."""
-        chosen = self.chosen
-        tau = threshold(chosen, self.prompt_reward, len(trial.row.steps), trial.row.max_new_tokens)
+        method = self.method
+        tau = threshold(method, self.prompt_reward, len(trial.row.steps), trial.row.max_new_tokens)
         self.rated += 1
         # Accepted with probability min(1, exp((r - tau) / T)).
-        if trial.reward >= tau or self.acceptance.random() < math.exp((trial.reward - tau) / chosen.temperature):
+        if trial.reward >= tau or self.acceptance.random() < math.exp((trial.reward - tau) / method.temperature):
             return trial
         self.rejected += 1
         self.rejected_here += 1
         if self.best is None or trial.reward > self.best.reward:
             self.best = trial
-        if self.rejected_here == chosen.retries:
+        if self.rejected_here == method.retries:
             return self.best
         self.trial = self.kept.branch(_uniforms(self.kept, self.rejected))
         return None
@@ -441,7 +441,7 @@ class _Segments:
         self.trial = row.branch(_uniforms(row, self.rejected))
 
 
-def threshold(chosen: Cards, prompt_reward: float, tokens: int, max_new_tokens: int) -> float:
+def threshold(method: Cards, prompt_reward: float, tokens: int, max_new_tokens: int) -> float:
     """Return tau(n) = min(r*, tau0 + n (r* - tau0) / N), tau0 = (1 - alpha) r(prompt) + alpha r*.
 
     So it is in the authors' code.
@@ -450,11 +450,11 @@ def threshold(chosen: Cards, prompt_reward: float, tokens: int, max_new_tokens: 
         tokens: n, of the response with its new segment.
         max_new_tokens: N.
     """
-    goal = chosen.reward_threshold
+    goal = method.reward_threshold
     assert goal is not None
     if math.isinf(goal):
         return goal
-    first = (1 - chosen.start_share) * prompt_reward + chosen.start_share * goal
+    first = (1 - method.start_share) * prompt_reward + method.start_share * goal
     return min(goal, first + tokens * (goal - first) / max_new_tokens)
 
 

@@ -104,6 +104,6 @@ def row_uniforms(seed: int, tokens: int) -> Float[np.ndarray, " tokens"]:
 
 def uniforms_now(uniforms: Sequence[float], device: torch.device) -> Float[Tensor, " batch"]:
     """Return the rows' uniform numbers of one step as a tensor."""
-    # fp64 where the device has it: in fp32 a draw may round to 1, which no cumulative probability passes.
+    # fp64 if the device has it: in fp32 a draw may round to 1, which no cumulative probability passes.
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return torch.tensor(uniforms, dtype=dtype, device=device)

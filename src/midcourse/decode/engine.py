@@ -42,7 +42,7 @@ class _Waiting:
 
 
 class Engine:
-    """Writes responses to requests that may come and go at any time.
+    """An engine that writes responses to requests, which may come and go at any time.
 
     Rows of different methods, rewards, weights, limits and lengths share a batch; what a request gets does not depend
     on any other. Methods that choose among blocks have batches of their own. Requests begin in the order of their
@@ -110,7 +110,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Let waiting requests begin where there is room, draw a token for every row, and return what has happened.
+        """Let waiting requests begin if there is room, draw a token for every row, and return what has happened.
 
         Events are (number, Step) for every token, as soon as it is certain, then (number, Generation) for a finished
         request, or (number, Failure) for one that cannot be finished, such as one whose reward raises something.
@@ -135,13 +135,13 @@ class Engine:
         return self._cards, deque([row]), 1
 
     def _row(self, request: Request, prefix: Prefix, text: TextStream, guides: Guides) -> Row:
-        chosen, block = request.method, None
-        if not isinstance(chosen, Method):
-            block = chosen
+        method, block = request.method, None
+        if not isinstance(method, Method):
+            block = method
             greedy = block.temperature == 0
-            chosen = Method(None, greedy, 0.0, block.top_k, 1.0 if greedy else block.temperature, block.top_p)
+            method = Method(None, greedy, 0.0, block.top_k, 1.0 if greedy else block.temperature, block.top_p)
         return Row.begin(
-            self._next, prefix, request.seed, text, request.max_new_tokens, chosen, guides, request.limits, block
+            self._next, prefix, request.seed, text, request.max_new_tokens, method, guides, request.limits, block
         )
 
     def _bind(self, reward: Reward) -> Reward:

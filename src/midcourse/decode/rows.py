@@ -142,7 +142,7 @@ class Rows:
         return failures
 
     def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Take that many tokens off each row, where the next token's log-probabilities were `logprobs`."""
+        """Take that many tokens off each row; its next token's log-probabilities there were `logprobs`."""
         self.lm.rewind(counts, logprobs)
         for part in self.guided.values():
             part.rows.rewind([counts[place] for place in part.places])

@@ -234,12 +234,12 @@ def as_steps(
     index: Tensor,
     weights: Sequence[float],
     skipped: Sequence[bool],
-    chosen: Method,
+    method: Method,
 ) -> list[Step]:
     """Return each row's step, its text still to come."""
     picked = index[:, None]
     reference = candidates.logprobs.gather(1, picked)[:, 0]
-    if chosen.greedy:
+    if method.greedy:
         guidance_kl, total_kl = -base.gather(1, picked)[:, 0], -reference
         logprob = torch.zeros_like(reference)
     else:
@@ -248,7 +248,7 @@ def as_steps(
     columns = torch.stack([logprob, reference, guidance_kl, total_kl], 1).tolist()
     chosen_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
     scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(chosen_ids)
-    listed = _listed(candidates, rewards, guided, chosen)
+    listed = _listed(candidates, rewards, guided, method)
     skipped = skipped or [False] * len(chosen_ids)
     return [
         Step(
@@ -258,7 +258,7 @@ def as_steps(
             reference_logprob=columns[i][1],
             reward=None if skipped[i] else scores[i],
             weight=weights[i],
-            guidance_kl=columns[i][2] if chosen.ranked_by == "lm" else None,
+            guidance_kl=columns[i][2] if method.ranked_by == "lm" else None,
             total_kl=columns[i][3],
             candidates=tuple(
                 ScoredCandidate(token, logprob, None if skipped[i] else reward)
@@ -271,11 +271,11 @@ def as_steps(
 
 
 def _listed(
-    candidates: Candidates, rewards: Tensor | None, guided: Tensor, chosen: Method
+    candidates: Candidates, rewards: Tensor | None, guided: Tensor, method: Method
 ) -> list[list[tuple[int, float, float | None]]]:
     """Return the candidates to report: all that were short-listed, of a whole vocabulary the likeliest."""
     ids, logprobs = candidates
-    if chosen.top_k is None:
+    if method.top_k is None:
         best = guided.topk(min(_LISTED, guided.shape[1]), dim=1).indices
         ids, logprobs = ids.gather(1, best), logprobs.gather(1, best)
         rewards = rewards.gather(1, best) if rewards is not None else None

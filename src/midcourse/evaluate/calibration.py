@@ -45,20 +45,20 @@ def calibrate(
     Args:
         pairs: comparisons that were not trained on.
         rewards: for each of `pairs.rows`, the rewards at its response positions.
-        by_length: whether all of these are known, so that there is a mean at every length; otherwise those that pair
-            accuracy reads are.
+        by_length: whether `rewards` are known at every position, so that there is a mean at every length; otherwise
+            only those that pair accuracy reads are.
 
     Returns:
         (calibration, figures). figures: temperature and finished_temperature, limit and finished_limit (see
         `fit_temperature`); shares: a list of {share, before, after}, each a
-        `calibration_error`, or None after where a single prompt has no other half.
+        `calibration_error`, with None as `after` if a single prompt has no other half.
 
     Raises:
         CalibrationError: there are no pairs, or a reward is not a finite number.
     """
     found = margins(pairs, rewards)
     means, finished_mean = length_means(pairs.rows, rewards) if by_length else ((), _mean_end(pairs.rows, rewards))
-    # Where all responses were cut, the whole ones are prefixes too.
+    # If all responses were cut, the whole ones are prefixes too.
     parts = [found] if finished_mean is None else [found[:-1], found[-1:]]
     (temperature, limit), (finished_temperature, finished_limit) = [*map(fit_temperature, parts), (None, None)][:2]
     others = [cross_fitted(part, pairs.prompts) for part in parts for _ in part]

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from midcourse.errors import MidcourseError
 
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_MATCHERS = 256  # kept; another one is made from the response where it is needed again
+_MATCHERS = 256  # kept; another one is made from the response if it is needed again
 
 
 class GrammarError(MidcourseError):
@@ -124,7 +124,7 @@ class Grammar:
         matcher = self._matchers[before] if before in self._matchers else self._read(ids[start:-1])
         if not matcher.validate_tokens(ids[-1:]):
             return None
-        # Moved on, not copied: only where rows part, or one goes back, is it made anew.
+        # Moved on, not copied: it is made anew only if rows part, or one goes back.
         self._matchers.pop(before, None)
         matcher.consume_token(ids[-1])
         return matcher

@@ -49,7 +49,7 @@ from midcourse.lm.prompt import Prefix, PromptError
 from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows
 
-# What shapes the distribution that generate draws from, and its value where nobody set it.
+# What shapes the distribution that generate draws from, and its value if nobody set it.
 _SAMPLING = {
     "temperature": 1.0,
     "top_k": 50,
@@ -158,8 +158,8 @@ def guided(
     if guided_streamer is not None and len(input_ids) > 1:
         raise MethodError(f"a streamer shows one row, not {len(input_ids)}; stream a single prompt")
     lm = _language_model(model, guide)
-    chosen, guides, limits = _settled(guide, lm)
-    _check_sampling(generation_config, model.generation_config, chosen, guide)
+    method, guides, limits = _settled(guide, lm)
+    _check_sampling(generation_config, model.generation_config, method, guide)
     max_new_tokens = generation_config.max_length - input_ids.shape[1]
     prefixes = _prefixes(guide.tokenizer, _prompts(input_ids, model_kwargs.get("attention_mask")))
     _check_rooms(lm, guides, prefixes, max_new_tokens)
@@ -170,7 +170,7 @@ def guided(
     )
     ends = _eos_token_ids(generation_config)
     limits = replace(limits, always_offer_eos=limits.always_offer_eos and bool(ends))
-    asked = (max_new_tokens, chosen, guides, limits)
+    asked = (max_new_tokens, method, guides, limits)
     rows = [
         Row.begin(i, prefix, seed + i, _Ending(guide.tokenizer, input_ids[i : i + 1], criteria), *asked)
         for i, prefix in enumerate(prefixes)
@@ -210,8 +210,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
     its temperature multiplies the method's, its top-k (50 if nobody set it) cuts a longer short list, and KL limits
     hold for the policy as it leaves here. What earlier processors set to -inf stays impossible.
 
-    The rows under the reward are kept between steps and only new tokens are read. A call whose ids do not go on where
-    the last one stopped starts anew. Beam search moves rows between steps and is refused when that is first seen;
+    The rows under the reward are kept between steps and only new tokens are read. A call whose ids do not continue
+    those of the last one starts anew. Beam search moves rows between steps and is refused when that is first seen;
     assisted decoding starts anew at every check of its draft, so leave it out.
 
     Args:
@@ -269,7 +269,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         if self._limits.kl_budget is not None:
             for row, spent in zip(self._rows, kl_divergence(policy, base).tolist(), strict=True):
                 row.spent += spent
-        # The larger where a token has two places: one of EOS's may be empty.
+        # The larger if a token has two places: one of EOS's may be empty.
         found = torch.full_like(logprobs, float("-inf"), dtype=policy.dtype)
         found = found.scatter_reduce(1, candidates.token_ids, policy, "amax")
         # A finished row may have no possible token left; generate ignores what it gets.
@@ -392,7 +392,7 @@ class _ProcessedRows(LanguageModelRows):
 
 
 class _Ending(TextStream):
-    """Takes the place of a row's text, which nobody reads here: it ends the row if a stopping criterion says so."""
+    """A stand-in for a row's text, which nobody reads here: it ends the row if a stopping criterion says so."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, token_ids: Tensor, criteria: StoppingCriteriaList):
         super().__init__(tokenizer)
@@ -424,11 +424,11 @@ def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, Guides, Limits]:
         )
     settings = {key: getattr(guide, key) for key in ("reward_weight", "top_k", "top_p", "temperature")}
     limits = Limits(guide.always_offer_eos, guide.kl_per_token, guide.kl_budget)
-    chosen, guides = settled(guide.method, settings, as_guides(guide.reward))
-    assert isinstance(chosen, Method)
-    check_limits(chosen, guide.method_name, limits)
-    check_guides(chosen, guide.method_name, guides)
-    return chosen, [(reward.bind(lm), weight) for reward, weight in guides], limits
+    method, guides = settled(guide.method, settings, as_guides(guide.reward))
+    assert isinstance(method, Method)
+    check_limits(method, guide.method_name, limits)
+    check_guides(method, guide.method_name, guides)
+    return method, [(reward.bind(lm), weight) for reward, weight in guides], limits
 
 
 def _check_call(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
@@ -447,18 +447,18 @@ def _check_call(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
         raise MethodError(f"guided decoding returns sequences only, no {wanted[0]}; leave it out")
 
 
-def _check_sampling(config: GenerationConfig, default: GenerationConfig, chosen: Method, guide: Guide) -> None:
+def _check_sampling(config: GenerationConfig, default: GenerationConfig, method: Method, guide: Guide) -> None:
     """Raise MethodError on a sampling setting that was given to this call and would have no effect."""
     for name, unset in _SAMPLING.items():
         usual = getattr(default, name, None)
         if getattr(config, name, None) not in (None, unset if usual is None else usual):
             remedy = f"give it to Guide({name}=...)" if hasattr(guide, name) else "leave it out"
             raise MethodError(f"{name} {getattr(config, name)} of generate has no effect on guided decoding; {remedy}")
-    if config.do_sample != bool(default.do_sample) and config.do_sample == chosen.greedy:
-        habit = "takes the likeliest token" if chosen.greedy else "samples"
+    if config.do_sample != bool(default.do_sample) and config.do_sample == method.greedy:
+        habit = "takes the likeliest token" if method.greedy else "samples"
         raise MethodError(
             f"do_sample={config.do_sample} contradicts method {guide.method_name}, which {habit} here; "
-            f"leave it out, or use {'pargs' if chosen.greedy else 'pargs-greedy'}"
+            f"leave it out, or use {'pargs' if method.greedy else 'pargs-greedy'}"
         )
 
 

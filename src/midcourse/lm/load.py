@@ -1,7 +1,7 @@
 """Names to models, tokenizers, configurations and devices: everything that is loaded is loaded here.
 
 What a folder or a Hub id holds is data. Python code that comes with it (transformers' `auto_map`) is never run and
-never asked about: where transformers has the architecture itself, its own class is used, and all else is refused.
+never asked about: if transformers has the architecture itself, its own class is used, and all else is refused.
 Weights are read from safetensors alone, nothing is unpickled, and a model whose checkpoint lacks a tensor is refused,
 since transformers would fill it with random numbers.
 """
@@ -117,7 +117,7 @@ def load_config(folder: str) -> PretrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    except Exception as error:  # of many kinds, where config.json is damaged
+    except Exception as error:  # of many kinds, if config.json is damaged
         if isinstance(error, OSError | ValueError) and not Path(folder).is_dir() and not _needs_code(error):
             raise ModelError(_not_found(folder)) from error
         raise _cannot_load(folder, error) from error
@@ -127,7 +127,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """Read the tokenizer of a model folder or Hub id; ModelError if there is none that transformers can read."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of many kinds, where one of its files is damaged
+    except Exception as error:  # of many kinds, if one of its files is damaged
         if _needs_code(error):
             raise _cannot_load(folder, error) from error
         load_config(folder)  # without a model of that name there is no tokenizer either
@@ -184,7 +184,7 @@ def load_model(
                 output_loading_info=True,
                 **settings,
             )
-    except Exception as error:  # of many kinds, where files are damaged
+    except Exception as error:  # of many kinds, if files are damaged
         raise _cannot_load(name, error) from error
     _check_weights(model, report, name, cut=config is not None, own_head=own_head)
     return model.to(place).eval()
@@ -221,7 +221,7 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         if strange := [*report.missing_keys, *report.unexpected_keys]:
             raise ValueError(f"it lacks or has too much {_listed(strange)}")
         return adapted.merge_and_unload().eval()
-    except Exception as error:  # of many kinds, where files are damaged or of another kind of adapter
+    except Exception as error:  # of many kinds, if files are damaged or of another kind of adapter
         reason = _first_sentence(error)
         message = f"the adapter in {folder} does not fit {model.name_or_path or 'its model'} ({reason}); train it again"
         raise LoadError(message, reason) from error

@@ -8,7 +8,7 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import ModelError, load_adapter
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has the model's name, where PEFT has a path
+RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has the model's name; PEFT has a path
 
 
 def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:

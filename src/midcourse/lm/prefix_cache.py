@@ -4,7 +4,7 @@ One preallocated key/value buffer per layer. Slot j of a row holds the row's tok
 length, and going back is a smaller one. Rows have lengths of their own: a batch needs no padding inside its cache, and
 a row can be replaced by another while its neighbours go on.
 
-    extend     n tokens per row, one after the other (a prompt, or the token that was chosen)
+    extend     n tokens per row, one after the other (a prompt, or the token that was taken)
     branches   k alternative continuations of each row, which see the prefix and themselves but not each other
     keep       of alternatives of one token, one per row stays; whatever is not kept is overwritten by the next forward
     rewind     rows forget their last tokens
@@ -217,7 +217,7 @@ class PrefixCache:
         last = torch.tensor(counts, device=token_ids.device)[:, None] - 1
         steps = torch.arange(tokens, device=token_ids.device).minimum(last.clamp(min=0))
         positions = self._lengths_column(token_ids.device) + steps
-        # Later tokens are invisible, so padding is. A lone token sees all of its prefix where all are equally long, and
+        # Later tokens are invisible, so padding is. A lone token sees all of its prefix if all are equally long, and
         # a prompt is plainly causal: no mask is the fast mask.
         plain = max(self.lengths) == 0 or (tokens == 1 and self.slots.level)
         causal = None if plain else torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
@@ -291,7 +291,7 @@ class PrefixCache:
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order; a row may be named again and again, and the batch may grow by that."""
         moved = [(place, row) for place, row in enumerate(rows) if place != row]
-        # Rows move one by one where none is overwritten before it is read: the last ones into the places of those that
+        # Rows move one by one if none is overwritten before it is read: the last ones into the places of those that
         # leave, or copies behind the others. Nothing else is copied then.
         unharmed = {*range(len(rows), self.batch), *(row for place, row in enumerate(rows) if place == row)}
         one_by_one = all(row in unharmed for _, row in moved)

@@ -60,7 +60,7 @@ class TextStream:
         decode = self.tokenizer.decode
         context = decode(self._ids[self._context : self._start], skip_special_tokens=True)
         text = decode(self._ids[self._context :], skip_special_tokens=True)
-        # Unfinished bytes decode to one U+FFFD, or to one each where a tokenizer falls back to bytes.
+        # Unfinished bytes decode to one U+FFFD, or to one each if a tokenizer falls back to bytes.
         whole = text.rstrip(_INCOMPLETE)
         new = whole[len(context) + self._out :]
         self._out += len(new)

@@ -130,7 +130,7 @@ class Retokenised(Reward):
         before = prompt_ids(self.reward.tokenizer, prompt, self.template)
         ids, points = whole_response(self.lm_tokenizer, self.eos_token_ids, response)
         rows = [self.encode(before, point.text, point.finished) for point in points]
-        # The reward is read at a row's last token, which is the prompt's where the response is still empty.
+        # The reward is read at a row's last token, which is the prompt's if the response is still empty.
         rewards = self.reward.score_ids([(row[:-1], row[-1:]) for row in rows])
         return as_score(self.lm_tokenizer, ids, [row[0].item() for row in rewards])
 

@@ -2,7 +2,7 @@
 
 rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
 rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
-rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
+rows.candidate_rewards(ids); rows.advance(taken)             one forward over the cached prefixes
 """
 
 import copy
@@ -313,7 +313,7 @@ class ScalarTop(Top):
 
 
 class ScalarRows(CachedRows):
-    """Rows under a scalar reward: one forward scores all candidates of all rows, and the chosen ones are kept."""
+    """Rows under a scalar reward: one forward scores all candidates of all rows, and those that are taken are kept."""
 
     def __init__(self, reward: RewardModel, prefixes: Sequence[Prefix], room: int):
         super().__init__(reward.decoder, prefixes, room, reward.info.all_eos)
@@ -345,9 +345,9 @@ class ScalarRows(CachedRows):
         offered, self.offered, self.current = self.offered, None, None
         if offered is None:
             return
-        chosen = offered[0] == token_ids[:, None]
-        if bool(chosen.any(1).all()):
-            index = chosen.int().argmax(1)
+        taken = offered[0] == token_ids[:, None]
+        if bool(taken.any(1).all()):
+            index = taken.int().argmax(1)
             self.cache.keep(index)
             self.current = offered[1].gather(1, index[:, None])[:, 0]
 

@@ -71,7 +71,7 @@ class TrainedVocabularyReward(RewardModel):
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         super().__init__(backbone, tokenizer, info)
         if not backbone.config.tie_word_embeddings:
-            # To be filled by `create` or `load`. Trained, and saved, only where all of the backbone is.
+            # To be filled by `create` or `load`. Trained, and saved, only if all of the backbone is.
             empty = torch.empty_like(self.embeddings)
             self.output = nn.Parameter(empty, requires_grad=Tuning.parse(info.tune).kind == "all")
 

@@ -1,6 +1,6 @@
 """A reward for every next token at once: a causal language model whose outputs are rewards.
 
-One pass over one token rewards all of the vocabulary, where a scalar reward needs one over every candidate. FaRMA's
+One pass over one token rewards all of the vocabulary, while a scalar reward needs one over every candidate. FaRMA's
 value head and GenARM's autoregressive reward model are of this kind.
 """
 

@@ -176,7 +176,7 @@ def consistency(rewards: NextRewards, gradient: Literal["stop", "both"]) -> Floa
     """Return the mean over i < n of 1/2 [V(y[:i]) - max over v of V(y[:i] v)]^2: a prefix is worth its best end.
 
     FaRMA's second loss (Rashid et al., 2025, equation 8). With gradient "stop" the best next token's value is a target;
-    with "both" it learns too, as in the authors' code, where every constant V is a minimiser. The last prefix of a
+    with "both" it learns too, as in the authors' code, whose minimisers are all constant V. The last prefix of a
     response has nothing after it: `sequence` anchors that. A response of one token has loss 0.
     """
     best = rewards.best[:, 1:].detach() if gradient == "stop" else rewards.best[:, 1:]

@@ -1,4 +1,4 @@
-"""Rewards of encoded rows in training: through cached frozen states where there are any, of texts one by one."""
+"""Rewards of encoded rows in training: through cached frozen states if there are any, of texts one by one."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from midcourse.train.states import FrozenStates, split
 
 
 class Scorer(nn.Module):
-    """Rewards at the response positions of rows, through cached frozen states where there are any.
+    """Rewards at the response positions of rows, through cached frozen states if there are any.
 
     Its forward is what the Trainer wraps: all trained parameters are reached through it. An encoder's forward rewards
     whole texts at every position, so it is refused here: `encoder.make_scorer` takes either.
@@ -141,7 +141,7 @@ class EncoderScorer(Scorer):
 
     @torch.no_grad()
     def score(self, row_set: int, batch_rows: int = BATCH_ROWS) -> list[Tensor]:
-        """Return, for every row of a set, the rewards of the text cut behind each position: nan where none is read."""
+        """Return, for every row of a set, the rewards of the text cut behind each position; nan if it is not read."""
         texts = self.texts[row_set]
         device = next(self.parameters()).device
         rewards: dict[EncodedRow, float] = {}

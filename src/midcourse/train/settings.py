@@ -53,7 +53,7 @@ class Settings(CommonSettings):
     """Stop after so many evaluations without a better prefix accuracy on held-out prompts (its mean over the shares of
     the response), and keep the best weights. Half of the held-out prompts decides, the other half reports."""
     precision: str = "auto"
-    """bfloat16: compute in it where that loses nothing, with float32 weights. full: compute in the weights' own dtype.
+    """bfloat16: compute in it if that loses nothing, with float32 weights. full: compute in the weights' own dtype.
     auto: bfloat16 on GPUs that have it."""
 
 

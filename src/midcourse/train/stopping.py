@@ -44,7 +44,7 @@ def best_so_far(rows: Sequence[dict[str, Any]]) -> Best | None:
 
 
 class Interrupted(Exception):
-    """Stopped by Ctrl-C or SIGTERM after a whole checkpoint was written; `signal` is the signal's number."""
+    """Training was stopped by Ctrl-C or SIGTERM after a whole checkpoint; `signal` is the signal's number."""
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)

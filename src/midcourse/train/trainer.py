@@ -352,7 +352,7 @@ def described(
         rows = [data.rows[row] for row in data.items[number]]
         names = ("chosen", "rejected") if len(rows) == 2 else ("response",)
         texts = {"prompt": rows[0].prompt, **{name: row.response for name, row in zip(names, rows, strict=True)}}
-        # As text where it is no number, which JSON does not know.
+        # As text if it is no number, which JSON does not know.
         item: dict[str, Any] = {"number": number, "loss": loss if math.isfinite(loss) else str(loss)}
         if isinstance(data, RolloutSet):
             item["label"] = data.labels[number]

@@ -75,7 +75,7 @@ def train(
         out: folder of the reward.
         settings: how.
         resume: go on from the last checkpoint in `out`.
-        report_to: where else loss, learning rate and accuracies go: tensorboard, trackio, wandb.
+        report_to: trackers that loss, learning rate and accuracies are sent to as well: tensorboard, trackio, wandb.
 
     Raises:
         ObjectiveError: the reward's objective has no such settings, or does not go with its head or the examples.

@@ -21,7 +21,7 @@ BAND_POINTS = 25
 
 @dataclass(frozen=True)
 class MethodCurve:
-    """Arms that differ in their strength alone, the weakest first, after plain where it is their strength 0."""
+    """Arms that differ in their strength alone, the weakest first, after plain if it is their strength 0."""
 
     name: str
     arms: tuple[str, ...]

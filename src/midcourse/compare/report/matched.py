@@ -13,7 +13,7 @@ class Curve:
     """A method at several strengths: each prompt's score by its KL (or another distance) from the base.
 
     Attributes:
-        kls, scores: of shape (strengths, prompts); NaN where a prompt has none.
+        kls, scores: of shape (strengths, prompts); NaN if a prompt has none.
         times: how often each bootstrap draw counts each prompt, of shape (draws, prompts).
     """
 

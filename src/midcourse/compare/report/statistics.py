@@ -40,7 +40,7 @@ class Ratio:
     """A figure as the ratio of two sums over prompts: a mean (denominators 1 and 0), or a rate such as tokens a second.
 
     Attributes:
-        numerators, denominators: of shape (prompts,); both 0 where a prompt has no such figure.
+        numerators, denominators: of shape (prompts,); both 0 if a prompt has no such figure.
         then: applied to the ratio, such as exp.
     """
 

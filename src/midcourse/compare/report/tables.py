@@ -23,8 +23,8 @@ class Cell(NamedTuple):
 
     Attributes:
         text: the figure.
-        interval: its 95 % interval, where it has one.
-        value: to sort by; None where there is none.
+        interval: its 95 % interval, if it has one.
+        value: to sort by; None if there is none.
         note: what the report adds, such as the difference to the reference method.
     """
 
