@@ -85,7 +85,7 @@ def decode(
             kl_base, kl_lm = (q * (log_q - log_b)).sum(), (q * (log_q - log_pi[candidates])).sum()
             figures = (float(log_q[j]), float(kl_base), float(kl_lm))
         token = int(candidates[j])
-        reward = sum(own * float(found[j]) for found, (_, own) in zip(rewards, guides, strict=True))
+        reward = sum(own * float(row[j]) for row, (_, own) in zip(rewards, guides, strict=True))
         guidance_kl = figures[1] if method.ranked_by == "lm" else None
         steps.append(ReferenceStep(token, figures[0], float(log_pi[token]), reward, guidance_kl, figures[2]))
         if token in lm.eos_token_ids:
@@ -100,8 +100,8 @@ def guided(
     """Apply the method's equation once for each reward."""
     assert method.guide is not None
     scores = log_pi[None]
-    for found, (_, own) in zip(rewards, guides, strict=True):
-        scores = method.guide(scores, found[None], method.reward_weight * own)
+    for row, (_, own) in zip(rewards, guides, strict=True):
+        scores = method.guide(scores, row[None], method.reward_weight * own)
     return scores[0]
 
 

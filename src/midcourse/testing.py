@@ -590,11 +590,11 @@ def _assert_siblings(
     rows = lm.start(prompts, len(tokens) + 4, layers)
     before = rows.logprobs.clone()
     for layer in layers:
-        found = rows.siblings(torch.tensor([list(tokens)] * len(prompts), device=lm.device), layer)
+        states = rows.siblings(torch.tensor([list(tokens)] * len(prompts), device=lm.device), layer)
         for j, token in enumerate(tokens):
             stepped = lm.start(prompts, len(tokens) + 4, layers)
             stepped.step(torch.tensor([token] * len(prompts), device=lm.device))
-            for have, want in zip(found[:, j].tolist(), stepped.states[layer].tolist(), strict=True):
+            for have, want in zip(states[:, j].tolist(), stepped.states[layer].tolist(), strict=True):
                 _assert_close(have, want, tolerance, f"siblings and single steps at layer {layer}")
     assert torch.equal(rows.logprobs, before), "asking for siblings has moved the rows"
     rows.step(torch.tensor([tokens[0]] * len(prompts), device=lm.device))
@@ -624,7 +624,7 @@ def _walk(
     rows = reward.start(prefixes, longest, 3)
     lm_rows, followed = _followed(reward, rows, lm, prefixes, longest)
     here = list(range(len(prefixes)))
-    found: list[list[float]] = [[] for _ in prefixes]
+    by_row: list[list[float]] = [[] for _ in prefixes]
     device = lm.model.device
     for t in range(longest):
         places = torch.tensor([(t + i) % 3 for i in here], device=device)
@@ -633,7 +633,7 @@ def _walk(
             candidates[row, [1, place]] = candidates[row, [place, 1]]
         rewards = rows.candidate_rewards(candidates).gather(1, places[:, None])[:, 0].tolist()
         for i, value in zip(here, rewards, strict=True):
-            found[i].append(value)
+            by_row[i].append(value)
         kept = [row for row, i in enumerate(here) if t + 1 < len(responses[i])]
         if not kept:
             break
@@ -647,7 +647,7 @@ def _walk(
         rows.advance(tokens)
         if lm_rows is not None:
             lm_rows.step(tokens)
-    return found
+    return by_row
 
 
 def _followed(

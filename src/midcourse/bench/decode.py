@@ -104,8 +104,8 @@ def bench_decode(json: Path | None = None, quick: bool = False, rounds: int = 5,
     parts = profile(partial(_stream, models.lm, [_prompt(models.lm, 64)], models.rewards["30 layers"], new_tokens))
     _show(rows, parts, bandwidth)
     if json:
-        found = {"rows": rows, "profile": parts, "bandwidth_gb": bandwidth / 1e9, "rounds": rounds}
-        write_results(json, {**found, "threads": torch.get_num_threads()})
+        results = {"rows": rows, "profile": parts, "bandwidth_gb": bandwidth / 1e9, "rounds": rounds}
+        write_results(json, {**results, "threads": torch.get_num_threads()})
         if not quick:
             plot_growth(rows, json.with_name(json.stem + "_growth.png"))
     return rows
@@ -178,12 +178,12 @@ def weight_bytes(model: nn.Module) -> int:
 def memory_bandwidth() -> float:
     """Measure the bytes a second that a matrix-vector product, the shape of a decoding step, reads: the median of 7."""
     matrix, vector = torch.ones(STREAM_BYTES // 4 // 4096, 4096), torch.ones(4096)
-    found = []
+    rates = []
     for _ in range(8):
         start = time.perf_counter()
         matrix @ vector
-        found.append(STREAM_BYTES / (time.perf_counter() - start))
-    return median(found[1:])
+        rates.append(STREAM_BYTES / (time.perf_counter() - start))
+    return median(rates[1:])
 
 
 def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[DecodeCase]:
@@ -371,10 +371,10 @@ def _timed(seconds: dict[str, float]) -> Iterator[None]:
     def timed(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
-            found = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             seconds[part] += time.perf_counter() - start
             seconds[f"{part} calls"] += 1
-            return found
+            return result
 
         return call
 

@@ -173,13 +173,13 @@ def _print(figures: dict[str, Any]) -> None:
         print(f"the reward read only the end of the prompt in {figures['cut_prompts']} comparisons")
 
 
-def _section_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def _section_rows(scores: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = [
         (row["section"], f"{len(row['subsets'])} of {len(row['subsets']) + len(row['missing'])}", row["shares"])
-        for row in found["sections"]
+        for row in scores["sections"]
     ]
-    if found["total"]:
-        rows.append(("total", "", found["total"]))
+    if scores["total"]:
+        rows.append(("total", "", scores["total"]))
     return [(name, count, *_row(shares, "score")) for name, count, shares in rows]
 
 
@@ -194,12 +194,12 @@ def _short(figure: float) -> str:
     return f"{figure:.2f}"
 
 
-def _error(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _error(error: dict[str, Any] | None) -> str:
+    if error is None:
         return "n/a"
-    low, high = found["interval"]
-    return f"{found['ece']:.3f} ({low:.3f} to {high:.3f})"
+    low, high = error["interval"]
+    return f"{error['ece']:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _chance(found: dict[str, Any] | None) -> str:
-    return "n/a" if found is None else f"{found['by_chance']:.3f}"
+def _chance(error: dict[str, Any] | None) -> str:
+    return "n/a" if error is None else f"{error['by_chance']:.3f}"

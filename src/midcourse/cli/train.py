@@ -221,8 +221,8 @@ class Train:
             template=parts.template,
             **asdict(self.machine),
         )
-        found = self._read(prompt_limit(reward, self.training.max_tokens)) if self.data else []
-        comparisons = [one for one in found if isinstance(one, Comparison)]
+        examples = self._read(prompt_limit(reward, self.training.max_tokens)) if self.data else []
+        comparisons = [one for one in examples if isinstance(one, Comparison)]
         self._print(write_implicit(reward, comparisons, out, self.training.max_tokens), "Pair accuracy")
         if not self.write.json:
             print(f"reward: {out}")

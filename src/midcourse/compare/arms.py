@@ -245,7 +245,7 @@ def _settings(
     names = [key for key in swept if _sweepable(method, key) and not (key == "samples" and samples)]
     if sweep is None and isinstance(method, Blockwise):
         names = []
-    found = []
+    arms = []
     for values in itertools.product(*(swept[key] for key in names)):
         setting = _own_setting(method, reward)
         setting |= {key: value if key in WHOLE else float(value) for key, value in zip(names, values, strict=True)}
@@ -260,8 +260,8 @@ def _settings(
         if isinstance(made, Method) and made.temperature == 0:
             made = replace(made, greedy=True)
         check_limits(made, kind, _limits(setting))
-        found.append(Arm(kind, name, setting, made, _starts_from(made, base)))
-    return found
+        arms.append(Arm(kind, name, setting, made, _starts_from(made, base)))
+    return arms
 
 
 def _own_setting(method: AnyMethod, reward: Reward) -> dict[str, Number]:

@@ -106,8 +106,8 @@ class Meter:
 
 def reward_parameters(reward: Reward) -> int:
     """Return the numbers that each of a reward's positions is multiplied by; the mean of its models if it has two."""
-    found = sum(map(parameters, reward.models)) // max(len(reward.models), 1)
-    return found + (reward.outputs.numel() if isinstance(reward, TrainedVocabularyReward) else 0)
+    mean = sum(map(parameters, reward.models)) // max(len(reward.models), 1)
+    return mean + (reward.outputs.numel() if isinstance(reward, TrainedVocabularyReward) else 0)
 
 
 def parameters(model: nn.Module) -> int:
@@ -124,7 +124,7 @@ def parameters(model: nn.Module) -> int:
 
 def _embedding(model: nn.Module, name: str) -> Any:
     try:
-        found = getattr(model, name)()
+        embedding = getattr(model, name)()
     except (AttributeError, NotImplementedError):
         return None
-    return getattr(found, "weight", None)
+    return getattr(embedding, "weight", None)

@@ -156,29 +156,29 @@ def judge_all(
         return row["key"], row["judge"], row.get("versus")
 
     path = folder / JUDGEMENTS
-    found = written_rows(path, resume, key_of)
+    judged = written_rows(path, resume, key_of)
     for judge in judges:
         with appending(path) as file:
             if isinstance(judge, NumberJudge):
-                left = [one for one in responses if (one.key, judge.name, None) not in found]
+                left = [one for one in responses if (one.key, judge.name, None) not in judged]
                 with progress(f"judging by {judge.name}", len(left)) as advance:
                     for rows in _numbers(judge, left):
                         append_rows(file, rows)
-                        found |= {key_of(row): row for row in rows}
+                        judged |= {key_of(row): row for row in rows}
                         advance(len(rows))
                 continue
             pairs = [
                 (one, rival)
                 for one in responses
                 for rival in rivals.get(one.key, ())
-                if (one.key, judge.name, rival.arm) not in found
+                if (one.key, judge.name, rival.arm) not in judged
             ]
             with progress(f"judging by {judge.name}", len(pairs)) as advance:
                 for row in _verdicts(judge, pairs, concurrency):
                     append_row(file, row)
-                    found[key_of(row)] = row
+                    judged[key_of(row)] = row
                     advance(1)
-    return list(found.values())
+    return list(judged.values())
 
 
 def _numbers(judge: NumberJudge, responses: Sequence[JudgedResponse]) -> Iterator[list[dict[str, Any]]]:

@@ -168,6 +168,6 @@ def _judgement(row: Mapping[str, Any]) -> Judgement:
 
 def _known(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a row that the kind has; a JSON number may be written as an integer."""
-    found = {field.name: (row[field.name], field.type) for field in fields(kind) if field.name in row}
+    known = {field.name: (row[field.name], field.type) for field in fields(kind) if field.name in row}
     numbers = (float, float | None)
-    return {k: float(value) if of in numbers and value is not None else value for k, (value, of) in found.items()}
+    return {k: float(value) if of in numbers and value is not None else value for k, (value, of) in known.items()}

@@ -166,27 +166,27 @@ def _best_within(
 
 def _scores(rows: Mapping[str, Any], judgements: Iterable[Mapping[str, Any]], judge: str) -> dict[str, float]:
     """Return each arm's mean by a judge: of its scores, or of its outcomes against plain."""
-    found = defaultdict(list)
+    by_arm = defaultdict(list)
     for one in judgements:
         value = one["score"] if one["score"] is not None else one.get("outcome")
         if one["judge"] == judge and value is not None and one.get("versus", PLAIN) == PLAIN:
-            found[rows[one["key"]]["arm"]].append(value)
-    return {arm: fmean(values) for arm, values in found.items()}
+            by_arm[rows[one["key"]]["arm"]].append(value)
+    return {arm: fmean(values) for arm, values in by_arm.items()}
 
 
 def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
     """Return each arm's mean KL as `SettingSearch` defines it; none for an arm whose KL is not known."""
-    found = defaultdict(list)
+    rows_of = defaultdict(list)
     for row in rows.values():
-        found[row["arm"]].append(row)
+        rows_of[row["arm"]].append(row)
 
     def mean(arm: str, name: str) -> float | None:
-        values = [row.get(name) for row in found[arm]]
+        values = [row.get(name) for row in rows_of[arm]]
         return None if None in values else fmean(values)
 
     plain = mean(PLAIN, "total_kl") or 0.0
     kls = {}
-    for arm in found:
+    for arm in rows_of:
         guidance, bound, total = (mean(arm, name) for name in ("guidance_kl", "kl_bound", "total_kl"))
         known = [kl for kl in (guidance, bound, None if total is None else total - plain) if kl is not None]
         if known:

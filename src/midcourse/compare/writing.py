@@ -124,13 +124,13 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) 
 
 
 def _row(
-    study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Mapping[str, float]
+    study: Study, arm: Arm, prompt_id: int, seed: int, generation: Generation, cost: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return a response as its row of results.jsonl."""
-    bound = found.guidance_kl if isinstance(arm.settled, BestOfN) and arm.base else None
+    bound = generation.guidance_kl if isinstance(arm.settled, BestOfN) and arm.base else None
     own = arm.base and not isinstance(arm.settled, BestOfN)  # its guidance KL is against the study's base
     tokens = []
-    for step in found.steps:
+    for step in generation.steps:
         token = token_row(step) | {"guidance_kl": step.guidance_kl if own else None, "total_kl": step.total_kl}
         if study.save_candidates:
             token["candidates"] = [vars(candidate) for candidate in step.candidates]
@@ -142,14 +142,14 @@ def _row(
         "reward": arm.reward,
         "setting": dict(arm.setting),
         "prompt_id": prompt_id,
-        "prompt": found.prompt,
+        "prompt": generation.prompt,
         "seed": seed,
         "row_seed": row_seed(prompt_id, seed),
-        "text": found.text,
-        "finish_reason": found.finish_reason,
-        "guide_reward": found.reward,
-        "guidance_kl": found.guidance_kl if own else None,
-        "total_kl": found.total_kl,
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "guide_reward": generation.reward,
+        "guidance_kl": generation.guidance_kl if own else None,
+        "total_kl": generation.total_kl,
         "kl_bound": bound,
         "greedy": arm.greedy,
         "tokens": tokens,

@@ -152,13 +152,13 @@ def digest(value: Any) -> str:
 
 
 def _comparison(fields: dict[str, Any]) -> Comparison:
-    found = comparison_of(fields)
-    for side, response in (("chosen", found.chosen), ("rejected", found.rejected)):
+    comparison = comparison_of(fields)
+    for side, response in (("chosen", comparison.chosen), ("rejected", comparison.rejected)):
         if not response.strip():
             raise Problem(side, f"the response {short(response)} is empty; write one or remove the row")
-    if found.chosen == found.rejected:
-        raise Problem("rejected", f"the response {short(found.rejected)} equals the chosen one; remove the row")
-    return found
+    if comparison.chosen == comparison.rejected:
+        raise Problem("rejected", f"the response {short(comparison.rejected)} equals the chosen one; remove the row")
+    return comparison
 
 
 def comparison_of(fields: dict[str, Any]) -> Comparison:

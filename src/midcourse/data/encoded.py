@@ -126,9 +126,9 @@ def pairs_by_label(data: RolloutSet) -> PairSet:
     by_prompt: dict[str, list[int]] = {}
     for number, prompt in enumerate(data.prompts):
         by_prompt.setdefault(prompt, []).append(number)
-    found: dict[tuple[int, int], str] = {}
+    prompt_of: dict[tuple[int, int], str] = {}
     for prompt, group in by_prompt.items():
         for one, other in itertools.permutations(group, 2):
             if data.labels[one] > data.labels[other] and data.items[one] != data.items[other]:
-                found[data.items[one][0], data.items[other][0]] = prompt
-    return PairSet(data.rows, list(found), list(found.values()))
+                prompt_of[data.items[one][0], data.items[other][0]] = prompt
+    return PairSet(data.rows, list(prompt_of), list(prompt_of.values()))

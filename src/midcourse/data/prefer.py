@@ -137,20 +137,20 @@ def prefer_by_judge(
     groups, counts = _distinct(rollouts)
     asked = _combinations(groups, pairs_per_prompt, seed)
     questions = [Question(rollouts[a].prompt, rollouts[a].response, rollouts[b].response) for a, b in asked]
-    found = judge_all(judge, questions, verdicts, concurrency=concurrency, resume=resume)
+    answers = judge_all(judge, questions, verdicts, concurrency=concurrency, resume=resume)
     comparisons = [
         _ordered(_comparison(rollouts, pair), verdict.winner == "a")
-        for pair, verdict in zip(asked, found, strict=True)
+        for pair, verdict in zip(asked, answers, strict=True)
         if verdict.winner in ("a", "b")
     ]
-    parsed = [verdict for verdict in found if verdict.parsed]
-    ties, unparseable = len(parsed) - len(comparisons), len(found) - len(parsed)
-    _check_some(comparisons, f"of {len(found)} pairs {ties} are ties and {unparseable} verdicts unreadable")
+    parsed = [verdict for verdict in answers if verdict.parsed]
+    ties, unparseable = len(parsed) - len(comparisons), len(answers) - len(parsed)
+    _check_some(comparisons, f"of {len(answers)} pairs {ties} are ties and {unparseable} verdicts unreadable")
     return comparisons, replace(
         counts,
         **_of_pairs(comparisons),
         ties=ties,
-        judged=len(found),
+        judged=len(answers),
         contradictions=sum(not verdict.agrees for verdict in parsed),
         unparseable=unparseable,
         agreement=sum(verdict.agrees for verdict in parsed) / len(parsed),
@@ -165,7 +165,7 @@ def write_comparisons(path: str | Path, comparisons: Iterable[Comparison]) -> No
 def _finite(rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> list[float]:
     if rewards is not None and len(rewards) != len(rollouts):
         raise PreferError(f"{len(rewards)} rewards for {len(rollouts)} rollouts; give one for each")
-    found = []
+    numbers = []
     given = [rollout.reward for rollout in rollouts] if rewards is None else rewards
     for number, (rollout, reward) in enumerate(zip(rollouts, given, strict=True), 1):
         if reward is None:
@@ -175,8 +175,8 @@ def _finite(rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> lis
             )
         if not math.isfinite(reward):
             raise PreferError(f"rollout {number} ({rollout.response[:40]!r}) has the reward {reward}, no finite number")
-        found.append(float(reward))
-    return found
+        numbers.append(float(reward))
+    return numbers
 
 
 def _distinct(rollouts: Sequence[Rollout]) -> tuple[list[Group], Summary]:

@@ -168,20 +168,20 @@ def _with_reward(row: dict[str, Any], value: float) -> dict[str, Any]:
     return {**{key: row[key] for key in row if key != "seed"}, "reward": value, "seed": row["seed"]}
 
 
-def _label_file(path: Path, found: dict[int, dict[str, Any]], reward: Reward) -> None:
+def _label_file(path: Path, rows: dict[int, dict[str, Any]], reward: Reward) -> None:
     """Give every row that has no reward one. Those labelled before a mistake or Ctrl-C have theirs in the file."""
-    bare = [index for index, row in found.items() if row.get("reward") is None]
+    bare = [index for index, row in rows.items() if row.get("reward") is None]
     if not bare:
         return
     try:
         with progress("labelling", len(bare)) as advance:
             for begin in range(0, len(bare), LABEL_ROWS):
                 part = bare[begin : begin + LABEL_ROWS]
-                for index, row in zip(part, _labelled_rows([found[index] for index in part], reward), strict=False):
-                    found[index] = row
+                for index, row in zip(part, _labelled_rows([rows[index] for index in part], reward), strict=False):
+                    rows[index] = row
                     advance(1)
     finally:
-        write_bytes(path, b"".join(map(as_line, found.values())))
+        write_bytes(path, b"".join(map(as_line, rows.values())))
 
 
 def _labelled_rows(rows: Sequence[dict[str, Any]], reward: Reward) -> Iterator[dict[str, Any]]:

@@ -57,15 +57,15 @@ def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
 
 def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[float], Failures]:
     """Return the reward of each row's text so far, and the places of rows whose reward raises or is not finite."""
-    found: Answers = {}
+    answers: Answers = {}
     failures: Failures = {}
     for key, part in list(batch.guided.items()):
         places = list(part.places)
         answer, bad = batch.ask(part, lambda asked, which: asked.prefix_rewards(), rows, lm)
         failures |= bad
         if answer is not None:
-            found[key] = places, answer
-    values = [0.0 if place in failures else weighted(found, row, place) for place, row in enumerate(rows)]
+            answers[key] = places, answer
+    values = [0.0 if place in failures else weighted(answers, row, place) for place, row in enumerate(rows)]
     for place, value in enumerate(values):
         if not math.isfinite(value):
             failures[place] = RewardError(
@@ -110,11 +110,11 @@ class Samples:
 
         KL(best of n || plain) <= log n - (n - 1) / n (Beirami et al., 2024, arXiv 2401.01879, theorem 1).
         """
-        n, found = len(self.generations), self.generations[self.best]
+        n, best = len(self.generations), self.generations[self.best]
         if n == 1:
-            return found
-        steps = tuple(replace(step, guidance_kl=None) for step in found.steps)
-        return replace(found, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None, rated=n)
+            return best
+        steps = tuple(replace(step, guidance_kl=None) for step in best.steps)
+        return replace(best, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None, rated=n)
 
 
 @dataclass
@@ -154,8 +154,8 @@ class BestOf:
 
     def compared(self, lm: CausalModel) -> list[Event]:
         """Return the events of the request: the steps of the best sample, and its response."""
-        found = self.samples(lm)
-        winner = replace(found.winner, samples=found.generations if self.keep_all else ())
+        samples = self.samples(lm)
+        winner = replace(samples.winner, samples=samples.generations if self.keep_all else ())
         return [*((self.first.number, step) for step in winner.steps), (self.first.number, winner)]
 
     def samples(self, lm: CausalModel) -> Samples:
@@ -195,21 +195,21 @@ def _read_responses(lm: CausalModel, guides: Guides, rows: Sequence[Row], adding
         part = [responses[i] for i in order[begin : begin + together]]
         longest = len(part[-1])
         # The responses follow as tokens, not as begun ones: only then is every EOS the one of training.
-        found = [reward.start([rows[0].prefix], longest, 1) for reward, _ in guides]
+        reward_rows = [reward.start([rows[0].prefix], longest, 1) for reward, _ in guides]
 
-        for one in found:
+        for one in reward_rows:
             one.select([0] * len(part))
         sums = [0.0] * len(part)
         for place, column in enumerate(zip(*(ids + ids[-1:] * (longest - len(ids)) for ids in part), strict=True)):
-            for one in found:
+            for one in reward_rows:
                 one.advance(torch.tensor(column, device=lm.device))
             if adding:
-                step = zip(sums, _weighted_now(found, guides), part, strict=True)
+                step = zip(sums, _weighted_now(reward_rows, guides), part, strict=True)
                 sums = [total + reward if place < len(ids) else total for total, reward, ids in step]
         if not adding:
-            for one in found:
+            for one in reward_rows:
                 one.rewind([longest - len(ids) for ids in part])
-            sums = _weighted_now(found, guides)
+            sums = _weighted_now(reward_rows, guides)
         for i, reward in zip(order[begin : begin + together], sums, strict=True):
             rewards[i] = reward
     return rewards
@@ -533,18 +533,18 @@ class CardsBatch:
         for place in complete:
             row = self.active[place]
             proposed, length = _Trial(row.trial, rewards[place], reasons[place]), row.length
-            found = row.judge(proposed)
-            if found is None:
+            kept = row.judge(proposed)
+            if kept is None:
                 back[place] = length
                 continue
-            events += _settle(found.row, len(row.kept.steps), found.reward, exact=row.exact)
-            if found.reason is None:
-                row.accept(found.row, batch.lm.logprobs[place])
-                if found is not proposed:
+            events += _settle(kept.row, len(row.kept.steps), kept.reward, exact=row.exact)
+            if kept.reason is None:
+                row.accept(kept.row, batch.lm.logprobs[place])
+                if kept is not proposed:
                     other.append(place)
                 continue
-            found.row.rated = row.rated
-            events.append((found.row.number, found.row.finished(found.reason, found.reward)))
+            kept.row.rated = row.rated
+            events.append((kept.row.number, kept.row.finished(kept.reason, kept.reward)))
             leaving.add(place)
         if any(back):
             now = batch.lm.logprobs

@@ -197,10 +197,10 @@ def method(name: str) -> AnyMethod:
 
 def settings_of(method: AnyMethod) -> dict[str, Any]:
     """Return a method's settings by name, as numbers and words."""
-    found = {field.name: getattr(method, field.name) for field in fields(method)}
+    settings = {field.name: getattr(method, field.name) for field in fields(method)}
     if isinstance(method, Method):
-        found["guide"] = method.guide.__name__ if method.guide else None
-    return found
+        settings["guide"] = method.guide.__name__ if method.guide else None
+    return settings
 
 
 def with_settings(method: AnyMethod, name: str, settings: dict[str, Any]) -> AnyMethod:

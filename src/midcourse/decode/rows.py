@@ -50,11 +50,11 @@ class Rows:
         """Read prompts and begun responses. The rows of one request that begin alike are read once."""
         begins = [(row.number, row.so_far) for row in rows]
         distinct = {repr(begin): row for begin, row in zip(begins, rows, strict=True)}
-        found = cls._read(lm, list(distinct.values()))
+        started = cls._read(lm, list(distinct.values()))
         if len(distinct) < len(rows):
             order = list(distinct)
-            found.select([order.index(repr(begin)) for begin in begins])
-        return found
+            started.select([order.index(repr(begin)) for begin in begins])
+        return started
 
     @classmethod
     def _read(cls, lm: CausalModel, rows: Sequence[Row]) -> "Rows":

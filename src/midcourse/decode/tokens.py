@@ -107,8 +107,8 @@ class TokenBatch:
                 rewards = _of(group, rewarded, True, candidates.token_ids.shape[1])
             policy, weights = group.policy(candidates, rewards, base, skips)
             failures |= no_numbers(self.lm, group, candidates, rewards, policy, failures)
-            found = group.steps(candidates, rewards, base, policy, weights, skips, logprobs.shape[1])
-            steps |= zip(group.places, found, strict=True)
+            drawn = group.steps(candidates, rewards, base, policy, weights, skips, logprobs.shape[1])
+            steps |= zip(group.places, drawn, strict=True)
         return {place: steps[place] for place in range(len(self.rows)) if place not in failures}, failures
 
     def _vocabulary_rewards(self, batch: Rows, failures: Failures) -> Answers:
@@ -157,14 +157,14 @@ class TokenBatch:
         failures: Failures,
     ) -> Answers:
         """Return what these rewards answer for all their rows; rows for which one raises are added to `failures`."""
-        found: Answers = {}
+        answers: Answers = {}
         for part in [part for key, part in batch.guided.items() if key in asking]:
             places = list(part.places)
             answer, bad = batch.ask(part, question(part), self.rows, self.lm)
             failures |= bad
             if answer is not None:
-                found[id(part.reward)] = places, answer
-        return found
+                answers[id(part.reward)] = places, answer
+        return answers
 
     def _ended(self, batch: Rows, finished: dict[int, str], failures: Failures) -> tuple[list[Event], set[int]]:
         """Return the last events of requests, and the numbers of those that have failed."""
@@ -218,16 +218,16 @@ def _of(group: Group, answers: Answers, asked: bool, width: int) -> list[Tensor]
     """Return what each of a group's rewards answered for its rows, in `width` columns; nothing if not asked."""
     if not asked:
         return []
-    found = []
+    columns = []
     for reward in group.rewards:
         places, answer = answers.get(id(reward), ([], group.weight))
         if places == group.places:
-            found.append(answer[:, :width])
+            columns.append(answer[:, :width])
         elif places:
-            found.append(answer[[places.index(place) for place in group.places], :width])
+            columns.append(answer[[places.index(place) for place in group.places], :width])
         else:  # it failed for all of its rows
-            found.append(group.weight.new_zeros(len(group.rows), width))
-    return found
+            columns.append(group.weight.new_zeros(len(group.rows), width))
+    return columns
 
 
 def _filled(lists: Sequence[Tensor]) -> Tensor:

@@ -56,10 +56,10 @@ def calibrate(
     Raises:
         CalibrationError: there are no pairs, or a reward is not a finite number.
     """
-    found = margins(pairs, rewards)
+    gaps = margins(pairs, rewards)
     means, finished_mean = length_means(pairs.rows, rewards) if by_length else ((), _mean_end(pairs.rows, rewards))
     # If all responses were cut, the whole ones are prefixes too.
-    parts = [found] if finished_mean is None else [found[:-1], found[-1:]]
+    parts = [gaps] if finished_mean is None else [gaps[:-1], gaps[-1:]]
     (temperature, limit), (finished_temperature, finished_limit) = [*map(fit_temperature, parts), (None, None)][:2]
     others = [cross_fitted(part, pairs.prompts) for part in parts for _ in part]
     shares = [
@@ -68,7 +68,7 @@ def calibrate(
             "before": calibration_error(row, np.ones(len(row)), pairs.prompts),
             "after": None if other is None else calibration_error(row, other, pairs.prompts),
         }
-        for share, row, other in zip(SHARES, found, others, strict=True)
+        for share, row, other in zip(SHARES, gaps, others, strict=True)
     ]
     calibration = Calibration(temperature, finished_temperature, means, finished_mean)
     figures = {

@@ -243,27 +243,27 @@ def reward_bench(
     else:
         kept, pairs, rewards = _of_ids(reward, benchmark.comparisons, max_tokens, batch_tokens)
         cut_prompts = 0
-    found = margins(pairs, rewards)
-    _refuse_no_numbers(found, [benchmark.comparisons[number] for number in kept])
+    gaps = margins(pairs, rewards)
+    _refuse_no_numbers(gaps, [benchmark.comparisons[number] for number in kept])
     subsets = [benchmark.subsets[number] for number in kept]
     return {
         **pair_accuracy(pairs, rewards),
         "length_baseline": length_baseline(pairs, pairs),
         "left_out": {**benchmark.left_out, "too_long": len(benchmark.comparisons) - len(kept)},
         "cut_prompts": cut_prompts,
-        "calibration": _calibration(reward.calibration, found, pairs),
+        "calibration": _calibration(reward.calibration, gaps, pairs),
         "subsets": {
             name: {**pair_accuracy(part, rewards), "length_baseline": length_baseline(pairs, part)}
             for name in dict.fromkeys(subsets)
             for part in [_part(pairs, [n for n, subset in enumerate(subsets) if subset == name])]
         },
-        "sections": section_scores(0.5 + 0.5 * np.sign(found), subsets, pairs.prompts),
+        "sections": section_scores(0.5 + 0.5 * np.sign(gaps), subsets, pairs.prompts),
         "data_fingerprint": fingerprint(benchmark.comparisons),
     }
 
 
-def _refuse_no_numbers(found: Float[np.ndarray, "shares pairs"], comparisons: Sequence[Comparison]) -> None:
-    broken = np.flatnonzero(~np.isfinite(found).all(0))
+def _refuse_no_numbers(gaps: Float[np.ndarray, "shares pairs"], comparisons: Sequence[Comparison]) -> None:
+    broken = np.flatnonzero(~np.isfinite(gaps).all(0))
     if len(broken):
         raise RewardError(
             f"{len(broken)} comparisons have rewards that are no finite numbers, the first with the prompt "
@@ -373,10 +373,10 @@ def _score_texts(
             part = distinct[begin : begin + BATCH_TEXTS]
             known |= zip(map(repr, part), reward.ask(part), strict=True)
             advance(len(part))
-    found = [torch.full((len(row.response),), torch.nan) for row in pairs.rows]
+    rewards = [torch.full((len(row.response),), torch.nan) for row in pairs.rows]
     for (number, at), text in asked.items():
-        found[number][at] = known[repr(text)]
-    return found
+        rewards[number][at] = known[repr(text)]
+    return rewards
 
 
 def prefix_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -387,14 +387,12 @@ def prefix_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
 # Calibration
 
 
-def _calibration(
-    stored: Calibration | None, found: Float[np.ndarray, "shares pairs"], pairs: PairSet
-) -> dict[str, Any]:
+def _calibration(stored: Calibration | None, gaps: Float[np.ndarray, "shares pairs"], pairs: PairSet) -> dict[str, Any]:
     prefix, finished = (getattr(stored, name, None) for name in ("temperature", "finished_temperature"))
     ends = finished if any(pairs.rows[number].finished for sides in pairs.pairs for number in sides) else prefix
     temperatures = [prefix] * (len(SHARES) - 1) + [ends]
     # Prefixes of all lengths share one temperature, finished texts have their own.
-    fitted = [cross_fitted(part, pairs.prompts) for part in (found[:-1], found[-1:]) for _ in part]
+    fitted = [cross_fitted(part, pairs.prompts) for part in (gaps[:-1], gaps[-1:]) for _ in part]
 
     def error(row: Float[np.ndarray, " pairs"], at: Float[np.ndarray, " pairs"] | None) -> dict[str, Any] | None:
         return None if at is None else calibration_error(row, at, pairs.prompts)
@@ -406,7 +404,7 @@ def _calibration(
             "given": error(row, np.full(len(row), temperature or 1.0)),
             "fitted": error(row, other),
         }
-        for share, row, temperature, other in zip(SHARES, found, temperatures, fitted, strict=True)
+        for share, row, temperature, other in zip(SHARES, gaps, temperatures, fitted, strict=True)
     ]
     return {"temperature": prefix, "finished_temperature": finished, "shares": shares}
 

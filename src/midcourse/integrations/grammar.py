@@ -74,8 +74,8 @@ class Grammar:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, grammar: str, eos_token_ids: Collection[int] | None = None):
         llguidance = _llguidance()
-        if found := llguidance.LLMatcher.validate_grammar(grammar):
-            raise GrammarError(f"llguidance cannot use this grammar ({found.splitlines()[0]}); change it")
+        if problem := llguidance.LLMatcher.validate_grammar(grammar):
+            raise GrammarError(f"llguidance cannot use this grammar ({problem.splitlines()[0]}); change it")
         ends = sorted(eos_token_ids) if eos_token_ids is not None else [tokenizer.eos_token_id]
         try:
             vocabulary = llguidance.hf.from_tokenizer(tokenizer, eos_token=ends)

@@ -237,9 +237,9 @@ class PolicyAsReward:
 
     def curve(self) -> dict[str, Any]:
         """Return what a step's line of metrics shows of the figures."""
-        found = self.figures()
-        accuracy = {str(row["share"]): row["accuracy"] for row in found["shares"]}
-        return {"accuracy": accuracy, "held_out_loss": found["loss"], "log_ratio_margin": found["log_ratio_margin"]}
+        figures = self.figures()
+        accuracy = {str(row["share"]): row["accuracy"] for row in figures["shares"]}
+        return {"accuracy": accuracy, "held_out_loss": figures["loss"], "log_ratio_margin": figures["log_ratio_margin"]}
 
 
 class PolicyTrainer(WholeCheckpoints, DPOTrainer):

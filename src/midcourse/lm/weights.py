@@ -44,13 +44,13 @@ def matrix_hashes(paths: Sequence[Path]) -> dict[str, str]:
 
     Of each the first 4 KiB are read, whatever its name; norms and biases, which start alike everywhere, are left out.
     """
-    found = {}
+    names = {}
     for tensor in _tensors(paths):
         several = len(np.unique(np.frombuffer(tensor.begin[: len(tensor.begin) // 2 * 2], np.uint16))) > 4
         if len(tensor.shape) > 1 and tensor.dtype in ("F64", "F32", "F16", "BF16") and several:
             digest = hashlib.sha256(f"{tensor.shape} {tensor.dtype}".encode() + tensor.begin)
-            found[digest.hexdigest()[:16]] = tensor.name
-    return found
+            names[digest.hexdigest()[:16]] = tensor.name
+    return names
 
 
 def tensors_fingerprint(model: nn.Module) -> str:
@@ -58,12 +58,12 @@ def tensors_fingerprint(model: nn.Module) -> str:
 
     The numbers are rounded to bfloat16, so that it is the same on every device and in float32, float64 and bfloat16.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         begin = tensor.detach().flatten()[:2048].to("cpu", torch.bfloat16)
-        found.update(f"{name} {list(tensor.shape)}".encode())
-        found.update(begin.view(torch.int16).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(begin.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def loaded_fingerprint(model: PreTrainedModel) -> str | None:

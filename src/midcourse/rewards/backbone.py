@@ -79,14 +79,14 @@ def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
         backbone = empty_model(AutoModel, config, dtype=lm.model.dtype)
     theirs = _tensors(base)
     for name, blank in _tensors(backbone).items():
-        found = theirs.get(name)
-        if found is None or found.shape != blank.shape or found.device != lm.model.device or found.is_meta:
+        tensor = theirs.get(name)
+        if tensor is None or tensor.shape != blank.shape or tensor.device != lm.model.device or tensor.is_meta:
             raise RewardError(
                 f"{lm.name} in memory does not hold the weights {name} in their usual form and place, so no reward "
                 "can share them; leave share_with (guide: --share-weights) out"
             )
         path, _, leaf = name.rpartition(".")
-        shared = found.detach()
+        shared = tensor.detach()
         # Buffers too, such as rotary frequencies: what is not saved would otherwise stay without values.
         shared = nn.Parameter(shared, requires_grad=False) if isinstance(blank, nn.Parameter) else shared
         setattr(backbone.get_submodule(path), leaf, shared)
@@ -113,9 +113,9 @@ def check_sharing(
                 f"the reward in {folder} cannot have {name} {asked} on the weights of {lm.name}, which have {has}; "
                 f"leave {name} out"
             )
-    found = None if allow_other_weights else loaded_fingerprint(model)
-    if not allow_other_weights and found != info.backbone_fingerprint:
-        which = f"fingerprint {found}" if found else "it was not loaded from files, or was changed since"
+    fingerprint = None if allow_other_weights else loaded_fingerprint(model)
+    if not allow_other_weights and fingerprint != info.backbone_fingerprint:
+        which = f"fingerprint {fingerprint}" if fingerprint else "it was not loaded from files, or was changed since"
         remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
         raise RewardError(
             f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "

@@ -218,12 +218,12 @@ def check_one_label(labels: int, name: str) -> None:
 
 def recorded_template(config: PretrainedConfig, name: str) -> Template | None:
     """Return the template that `RewardModel.export` recorded in a configuration; None if it did not write it."""
-    found = getattr(config, RECORDED_TEMPLATE, None)
-    if found is not None and found not in TEMPLATES:
+    template = getattr(config, RECORDED_TEMPLATE, None)
+    if template is not None and template not in TEMPLATES:
         raise RewardError(
-            f"{name} records the template {found!r} in its config.json; write one of: {', '.join(TEMPLATES)}"
+            f"{name} records the template {template!r} in its config.json; write one of: {', '.join(TEMPLATES)}"
         )
-    return found
+    return template
 
 
 def as_plain_text(prompt: Prompt) -> str:

@@ -212,15 +212,15 @@ class EncoderReward(TrainedReward):
     def inputs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
         """Return what the classifier takes for (prompt ids, response ids) rows, padded on the right."""
         ids, mask = pad([[*before, *after] for before, after in rows], torch.device("cpu"))
-        found = {"input_ids": ids.masked_fill(~mask, self.backbone.config.pad_token_id), "attention_mask": mask.long()}
+        inputs = {"input_ids": ids.masked_fill(~mask, self.backbone.config.pad_token_id), "attention_mask": mask.long()}
         if self.token_types:
             first, second = self.token_types
             # Without a response transformers' tokenizers read the prompt alone: all is its first part.
             types = [
                 [first] * len(before) + [second if len(after) > 1 else first] * len(after) for before, after in rows
             ]
-            found["token_type_ids"] = pad(types, torch.device("cpu"))[0]
-        return found
+            inputs["token_type_ids"] = pad(types, torch.device("cpu"))[0]
+        return inputs
 
     # Rewards
 

@@ -189,10 +189,10 @@ class RetokenisedRows(ResponseRows):
         first, _ = pad([ids[keep:] for ids, keep in zip(self.cached, kept, strict=True)], self.device)
         ends = [[ids[n:] for ids in row] for row, n in zip(rows, shared, strict=True)]
         rewards = self._branches(ends, first, [n - keep for n, keep in zip(shared, kept, strict=True)])
-        found: dict[Key, float] = {}
+        by_text: dict[Key, float] = {}
         for row, values in zip(asked, rewards, strict=True):
-            found.update(zip(row, values, strict=True))
-        return found
+            by_text.update(zip(row, values, strict=True))
+        return by_text
 
     def _branches(
         self, ends: list[list[list[int]]], first: Int[Tensor, "batch first"], counts: list[int]

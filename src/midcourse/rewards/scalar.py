@@ -192,7 +192,7 @@ class RewardModel(TokenReward, TrainedReward):
             finite: raise RewardError, naming the row, if one is NaN or infinite.
         """
         self.eval()
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        by_row: list[Tensor] = [torch.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
@@ -200,10 +200,10 @@ class RewardModel(TokenReward, TrainedReward):
             starts = [len(rows[i][0]) for i in part]
             rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
             for i, start, row in zip(part, starts, rewards, strict=True):
-                found[i] = row[start : start + len(rows[i][1])].clone()
+                by_row[i] = row[start : start + len(rows[i][1])].clone()
         if finite:
-            check_finite(self.name, self.tokenizer, rows, found)
-        return found
+            check_finite(self.name, self.tokenizer, rows, by_row)
+        return by_row
 
     # Loading and exporting
 

@@ -233,8 +233,8 @@ class TextRows(ResponseRows):
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
         texts = {key: text for row in asked for key, text in row.items()}
         new = {key: text for key, text in texts.items() if key not in self.known}
-        found = dict(zip(new, self.reward.ask(list(new.values())), strict=True))
-        return {key: found[key] if key in found else self.known[key] for key in texts}
+        answers = dict(zip(new, self.reward.ask(list(new.values())), strict=True))
+        return {key: answers[key] if key in answers else self.known[key] for key in texts}
 
 
 class FunctionReward(TextReward):

@@ -155,10 +155,10 @@ class TrainedVocabularyReward(RewardModel):
         """Return the reward of a token after each state."""
         assert isinstance(self.head, VocabularyHead)
         projected = self.head.project(states)
-        found = promoted((projected * self.outputs[token_ids]).sum(-1))
+        rewards = promoted((projected * self.outputs[token_ids]).sum(-1))
         if self.head.state is not None:
-            return found + promoted(self.head.state(states)[:, 0])
-        return found - log_normaliser(projected, self.outputs)
+            return rewards + promoted(self.head.state(states)[:, 0])
+        return rewards - log_normaliser(projected, self.outputs)
 
     def vocabulary_rewards(self, states: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place vocab"]:
         """Return the reward of every token after each state; every end of a text has that of training's EOS."""

@@ -58,16 +58,16 @@ class TrunkHead(nn.Module):
     ) -> Float[Tensor, "*place 2"]:
         h, e = normed(states), normed(embeddings)
         products = (self.left(h) * self.right(e)).unflatten(-1, (2, -1)).sum(-1)
-        found = self.state(h) + self.token(e) + products
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+        terms = self.state(h) + self.token(e) + products
+        return terms.to(torch.promote_types(terms.dtype, torch.float32))
 
     def of_all(
         self, states: Float[Tensor, "*place hidden"], embeddings: Float[Tensor, "vocab hidden"]
     ) -> Float[Tensor, "*place vocab"]:
         """Return f + g of every token after each state, as products of matrices."""
         h, e = normed(states), normed(embeddings)
-        found = self.left(h) @ self.right(e).T + self.state(h).sum(-1, keepdim=True) + self.token(e).sum(-1)
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+        terms = self.left(h) @ self.right(e).T + self.state(h).sum(-1, keepdim=True) + self.token(e).sum(-1)
+        return terms.to(torch.promote_types(terms.dtype, torch.float32))
 
 
 def normed(vectors: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place hidden"]:
@@ -143,8 +143,8 @@ class TrunkReward(RewardModel):
         """Return the reward of every prefix of a response; a prompt's tokens add nothing, and have the reward 0."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         inside = torch.arange(1, input_ids.shape[1], device=input_ids.device) >= starts[:, None]
-        found = self.of_next(hidden[:, :-1], input_ids[:, 1:]) * inside[..., None]
-        rewards = found[..., 0] + found[..., 1].cumsum(1)
+        terms = self.of_next(hidden[:, :-1], input_ids[:, 1:]) * inside[..., None]
+        rewards = terms[..., 0] + terms[..., 1].cumsum(1)
         return torch.cat([rewards.new_zeros(len(rewards), 1), rewards], 1)
 
     def of_next(
@@ -215,12 +215,12 @@ class TrunkTop(nn.Module):
         self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"], best: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         (reward,) = self._reward
-        found = reward.of_next(states, token_ids)
-        sums = found[..., 1].cumsum(1)
+        terms = reward.of_next(states, token_ids)
+        sums = terms[..., 1].cumsum(1)
         if not best:
-            return found[..., 0] + sums
+            return terms[..., 0] + sums
         tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
-        return found[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - found[..., 1]
+        return terms[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - terms[..., 1]
 
 
 class TrunkRows:
@@ -253,17 +253,17 @@ class TrunkRows:
                 self.sums[row] = gains.cumsum(0).tolist()
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        found = self._of_next(self._rows().states(self.reward.layer)[:, None], token_ids).sum(-1)
-        return found + self._totals(found)[:, None]
+        terms = self._of_next(self._rows().states(self.reward.layer)[:, None], token_ids).sum(-1)
+        return terms + self._totals(terms)[:, None]
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
-        found = self.reward.vocabulary_rewards(self._rows().states(self.reward.layer))
-        return found + self._totals(found)[:, None]
+        terms = self.reward.vocabulary_rewards(self._rows().states(self.reward.layer))
+        return terms + self._totals(terms)[:, None]
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
         known = torch.tensor([len(ids) > start for ids, start in zip(self.ids, self.starts, strict=True)])
-        found = self._of_last()[:, 0]
-        return torch.where(known.to(found.device), found + self._totals(found), 0.0)
+        terms = self._of_last()[:, 0]
+        return torch.where(known.to(terms.device), terms + self._totals(terms), 0.0)
 
     def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
         for ids, token in zip(self.ids, token_ids.tolist(), strict=True):

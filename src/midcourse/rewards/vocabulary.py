@@ -135,17 +135,17 @@ class VocabularyReward(TokenReward):
         Args:
             finite: raise RewardError, naming the row, if one is NaN or infinite.
         """
-        found = []
+        by_row = []
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
             ids, mask = pad([[*prompt, *response] for prompt, response in part], self.model.device)
             rewards = self.read(self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits).cpu()
             for (prompt, response), row in zip(part, rewards, strict=True):
                 before = range(len(prompt) - 1, len(prompt) + len(response) - 1)
-                found.append(row[list(before), list(response)])
+                by_row.append(row[list(before), list(response)])
         if finite:
-            check_finite(self.name, self.tokenizer, rows, found)
-        return found
+            check_finite(self.name, self.tokenizer, rows, by_row)
+        return by_row
 
 
 @runtime_checkable
@@ -198,9 +198,9 @@ def best_tokens(reward: Any, states: Float[Tensor, "places hidden"]) -> Int[Tens
 
     The maximum's gradient is that of its token's reward, so nothing else has to be kept for it.
     """
-    found = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
-    ends = torch.tensor(reward.info.all_eos, device=found.device)
-    return found.masked_fill(torch.isin(found, ends), reward.info.eos_token_id)
+    tokens = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
+    ends = torch.tensor(reward.info.all_eos, device=tokens.device)
+    return tokens.masked_fill(torch.isin(tokens, ends), reward.info.eos_token_id)
 
 
 class ModelVocabularyRows(CachedRows):

@@ -193,13 +193,13 @@ def centred(tokens: Sequence[Token], offsets: Sequence[float]) -> list[float | N
 
 def changes(tokens: Sequence[Token]) -> list[float | None]:
     """Return each reward less the one before it; the first less 0."""
-    found: list[float | None] = []
+    differences: list[float | None] = []
     before = 0.0
     for token in tokens:
         reward = finite(token.reward)
-        found.append(None if reward is None else reward - before)
+        differences.append(None if reward is None else reward - before)
         before = before if reward is None else reward
-    return found
+    return differences
 
 
 def positions(tokens: Sequence[Token]) -> list[int]:

@@ -82,9 +82,9 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
 
 def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
     """Return rows of (what, correlation, squared error, 95 % interval) for held-out rollouts; none without them."""
-    if not (found := metrics.get("labels")):
+    if not (fit := metrics.get("labels")):
         return []
-    baseline = found["baseline"]
+    baseline = fit["baseline"]
     return [
         *(
             (
@@ -93,7 +93,7 @@ def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
                 f"{row['squared_error']:.4g}",
                 _interval(row["interval"], ".4g"),
             )
-            for row in found["shares"]
+            for row in fit["shares"]
         ),
         (
             f"baseline: {baseline['guess']:.3g} for all",
@@ -106,7 +106,7 @@ def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
 
 def calibration_table(metrics: dict) -> list[tuple[str, str, str, str]]:
     """Return rows of (share, calibration error before, after, by chance alone) from a reward's held-out metrics."""
-    if not (found := metrics.get("calibration")):
+    if not (fit := metrics.get("calibration")):
         return []
     return [
         (
@@ -115,27 +115,27 @@ def calibration_table(metrics: dict) -> list[tuple[str, str, str, str]]:
             _error(row["after"]),
             f"{row['after']['by_chance']:.3f}" if row["after"] else "n/a",
         )
-        for row in found["shares"]
+        for row in fit["shares"]
     ]
 
 
 def temperature_lines(metrics: dict) -> list[str]:
     """Return what the temperatures are and what limits them, a sentence for each."""
-    if not (found := metrics.get("calibration")):
+    if not (fit := metrics.get("calibration")):
         return []
     return [
         f"Of {texts}, a is preferred to b with probability sigmoid((r_a - r_b) / {temperature:.3g})"
-        f"{LIMITS.get(found[kind + 'limit'], '')}."
+        f"{LIMITS.get(fit[kind + 'limit'], '')}."
         for texts, kind in (("prefixes of equal length", ""), ("finished texts", "finished_"))
-        if (temperature := found[kind + "temperature"]) is not None
+        if (temperature := fit[kind + "temperature"]) is not None
     ]
 
 
-def _error(found: dict | None) -> str:
-    if found is None:
+def _error(error: dict | None) -> str:
+    if error is None:
         return "n/a"
-    low, high = found["interval"]
-    return f"{found['ece']:.3f} ({low:.3f} to {high:.3f})"
+    low, high = error["interval"]
+    return f"{error['ece']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def how_it_went(metrics: dict[str, Any]) -> str:
@@ -159,9 +159,9 @@ def pairs_title(metrics: dict) -> str:
 
 def labels_title(metrics: dict) -> str:
     """Return what the fit to labels is measured on."""
-    found = metrics["labels"]
-    zero = f"; a reward of 0 is the mean label, {found['zero']:.4g}" if found["zero"] else ""
-    return f"{found['rollouts']} rollouts of {found['prompts']} prompts, 95% intervals{zero}"
+    fit = metrics["labels"]
+    zero = f"; a reward of 0 is the mean label, {fit['zero']:.4g}" if fit["zero"] else ""
+    return f"{fit['rollouts']} rollouts of {fit['prompts']} prompts, 95% intervals{zero}"
 
 
 def write_card(info: RewardInfo, path: Path) -> None:

@@ -67,8 +67,8 @@ def check_sealed(checkpoint: Path) -> None:
     """Raise TrainingError if a file of a checkpoint is missing, damaged or another's."""
     try:
         sealed = dict(json.loads((checkpoint / SEAL).read_text()))
-        found = _digests(checkpoint)
-        changed = [name for name, digest in sealed.items() if found.get(name) != digest]
+        digests = _digests(checkpoint)
+        changed = [name for name, digest in sealed.items() if digests.get(name) != digest]
     except (OSError, ValueError, TypeError):
         changed = [SEAL]
     if changed:
@@ -79,12 +79,12 @@ def check_sealed(checkpoint: Path) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / SEAL:
             with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def finish_folder(reward: TrainedReward, out: Path, learned: Sequence[Example]) -> None:

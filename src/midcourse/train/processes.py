@@ -73,9 +73,9 @@ def gathered(items: Sequence[T]) -> list[T]:
     """Return the items of all processes, in the order of their numbers."""
     if count() == 1:
         return list(items)
-    found: list[Any] = [None] * count()
-    dist.all_gather_object(found, list(items))
-    return [item for one in found for item in one]
+    parts: list[Any] = [None] * count()
+    dist.all_gather_object(parts, list(items))
+    return [item for one in parts for item in one]
 
 
 def once(call: Callable[[], T]) -> T:

@@ -57,12 +57,12 @@ def make_room(folder: Path, needed: int) -> None:
     """Delete what was used longest ago and no living run has reserved, until `needed` bytes more stay in the limit."""
     with _locked(folder):
         kept = _reserved(folder)
-        found = []
+        shards = []
         for path in folder.glob("*.safetensors"):
             with suppress(FileNotFoundError):
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = needed + sum(size for _, size, _ in found)
-        for used, size, path in sorted(found):
+                shards.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = needed + sum(size for _, size, _ in shards)
+        for used, size, path in sorted(shards):
             torn = path.name.startswith(".")
             if path.name in kept or (torn and time.time() - used < TORN_SECONDS):
                 continue

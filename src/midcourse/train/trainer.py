@@ -105,8 +105,8 @@ class Watch(TrainerCallback):
             "learning_rate": lr_scheduler.get_last_lr()[0],
         }
         if step % self.eval_steps == 0 or step == self.total:
-            found = self.evaluate()
-            row |= processes.once(lambda: found)
+            figures = self.evaluate()
+            row |= processes.once(lambda: figures)
         self.rows.append(row)
         if processes.first():
             with self.path.open("a") as file:
@@ -211,11 +211,11 @@ class PlanTrainer(WholeCheckpoints):
             return
         losses, step = processes.gathered(self._losses.tolist()), self.state.global_step
         out = Path(self.args.output_dir)
-        found = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
+        record = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
 
         def refuse() -> None:
             batch = described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
-            write_text(out / "bad_batch.json", as_json({**found, "batch": batch}, indent=1, ensure_ascii=False))
+            write_text(out / "bad_batch.json", as_json({**record, "batch": batch}, indent=1, ensure_ascii=False))
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
                 f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
@@ -249,7 +249,7 @@ def phase_losses(
     """Return the loss of each pair or rollout of a batch; `items` are row numbers, `mean_length` is of all rollouts."""
     if phase.of == "chosen":
         rows = items[:, 0]
-        rewards, best = (found.gather(1, columns)[rows] for found in model(**inputs, best=True))
+        rewards, best = (part.gather(1, columns)[rows] for part in model(**inputs, best=True))
         return phase.loss(NextRewards(rewards, best, lengths[rows]))
     rewards = model(**inputs).gather(1, columns)
     if phase.of == "pairs":
@@ -347,7 +347,7 @@ def described(
     decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
     """Return a batch as a person reads it: each item's number among those trained on, its texts, and its loss."""
-    found = []
+    items = []
     for number, loss in zip(batch, losses, strict=True):
         rows = [data.rows[row] for row in data.items[number]]
         names = ("chosen", "rejected") if len(rows) == 2 else ("response",)
@@ -356,6 +356,6 @@ def described(
         item: dict[str, Any] = {"number": number, "loss": loss if math.isfinite(loss) else str(loss)}
         if isinstance(data, RolloutSet):
             item["label"] = data.labels[number]
-        found.append(item | {name: decode(list(ids)) for name, ids in texts.items()})
-        found[-1] |= {f"{name}_ids": list(ids) for name, ids in texts.items()}
-    return found
+        items.append(item | {name: decode(list(ids)) for name, ids in texts.items()})
+        items[-1] |= {f"{name}_ids": list(ids) for name, ids in texts.items()}
+    return items

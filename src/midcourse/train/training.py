@@ -241,21 +241,21 @@ def _held_out(data: Data, rewards: list[Tensor], zero: float) -> dict[str, Any]:
     Args:
         zero: the label at which a reward is 0.
     """
-    found: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
+    figures: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
     if data.held_pairs.pairs:
-        found = pair_accuracy(data.held_pairs, rewards)
+        figures = pair_accuracy(data.held_pairs, rewards)
     if data.held_rollouts:
         assert isinstance(data.train, RolloutSet)
         foretold = [row + zero for row in rewards]
-        found["labels"] = {**label_fit(data.held_rollouts, foretold, data.train.mean_label), "zero": zero}
-    return found
+        figures["labels"] = {**label_fit(data.held_rollouts, foretold, data.train.mean_label), "zero": zero}
+    return figures
 
 
 def _curve(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return what the curves show of held-out metrics."""
-    found = {}
+    figures = {}
     if "shares" in metrics:
-        found["accuracy"] = {str(row["share"]): row["accuracy"] for row in metrics["shares"]}
+        figures["accuracy"] = {str(row["share"]): row["accuracy"] for row in metrics["shares"]}
     if "labels" in metrics:
-        found["correlation"] = {str(row["share"]): row["correlation"] for row in metrics["labels"]["shares"]}
-    return found
+        figures["correlation"] = {str(row["share"]): row["correlation"] for row in metrics["labels"]["shares"]}
+    return figures

@@ -77,15 +77,15 @@ def charts(summary: Found, judge: str) -> list[Chart]:
 
 
 def _by_kl(summary: Found, judge: str, axis: str, greedy: bool) -> list[Series]:
-    found = []
+    series = []
     for style, curve in enumerate(summary["curves"]):
         points = [point for arm in curve["arms"] if (point := _point(summary, arm, judge, summary["arms"][arm], axis))]
         own = [point for point in points if point.arm != summary["plain"]]
         if curve["greedy"] == greedy and own:
             line = curve["bands"][axis].get(judge)
             band = line and {"x": line["kl"], **{name: line[name] for name in ("mean", "low", "high")}}
-            found.append(Series(curve["name"], style, points, band))
-    return found
+            series.append(Series(curve["name"], style, points, band))
+    return series
 
 
 def _by_time(summary: Found, judge: str) -> list[Series]:
@@ -104,16 +104,16 @@ def _by_time(summary: Found, judge: str) -> list[Series]:
     return found if any(series.style >= 0 for series in found) else []
 
 
-def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> CurvePoint | None:
-    at, score = found["figures"][x], _score(found, judge)
+def _point(summary: Found, arm: str, judge: str, figures: Found, x: str) -> CurvePoint | None:
+    at, score = figures["figures"][x], _score(figures, judge)
     if not at or not score:
         return None
     low, high = score["interval"] or (score["mean"], score["mean"])
-    return CurvePoint(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
+    return CurvePoint(arm, at["mean"], score["mean"], low, high, figures["kl_is_bound"] and x.endswith("_kl"))
 
 
-def _score(found: Found, judge: str) -> Found | None:
-    return found["judges"][judge]["score"]
+def _score(of_arm: Found, judge: str) -> Found | None:
+    return of_arm["judges"][judge]["score"]
 
 
 # curves.png
@@ -121,7 +121,7 @@ def _score(found: Found, judge: str) -> Found | None:
 
 def draw(summary: Found) -> bytes | None:
     """Draw a PNG with a row of charts for each judge; None if there is nothing to draw."""
-    rows = [found for judge in summary["judges"] if (found := charts(summary, judge))]
+    rows = [of_judge for judge in summary["judges"] if (of_judge := charts(summary, judge))]
     if not rows:
         return None
     wide = max(map(len, rows))

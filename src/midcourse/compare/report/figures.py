@@ -71,7 +71,7 @@ def summarise(comparison: ComparisonRows, *, kls: Sequence[float] = KLS) -> dict
     curves = method_curves(rows)
     return {
         "prompts": len(rows.prompts),
-        "seeds": max(len({row.seed for row in found}) for found in rows.by_arm.values()),
+        "seeds": max(len({row.seed for row in responses}) for responses in rows.by_arm.values()),
         "reference": rows.reference,
         "plain": rows.plain,
         "judges": {judge: _judge(rows, judge) for judge in rows.judges},
@@ -89,39 +89,39 @@ def summarise(comparison: ComparisonRows, *, kls: Sequence[float] = KLS) -> dict
 
 
 def _arms(rows: GroupedRows) -> dict[str, dict[str, Any]]:
-    found = {arm: _arm(rows, arm) for arm in rows.arms}
+    figures = {arm: _arm(rows, arm) for arm in rows.arms}
     ratios = {arm: _ratios(rows, arm) for arm in rows.arms}
     for figure in FIGURES:
         if figure.name in ratios[rows.arms[0]]:
             of_arm = {arm: ratios[arm][figure.name] for arm in rows.arms}
             for arm, values in _with_differences(rows, of_arm).items():
-                found[arm]["figures"][figure.name] = values
+                figures[arm]["figures"][figure.name] = values
     for arm in rows.arms:
-        found[arm]["figures"].update(_relative(rows, ratios, arm))
+        figures[arm]["figures"].update(_relative(rows, ratios, arm))
     for judge in rows.judges:
         scores = _with_differences(rows, {arm: rows.score(arm, judge) for arm in rows.arms})
         wins = {name: _all_wins(rows, rival, judge) for name, rival in _rivals(rows).items()}
         for arm in rows.arms:
-            found[arm]["judges"][judge] = {
+            figures[arm]["judges"][judge] = {
                 "score": scores[arm],
                 "scored": sum(row.key in rows.scores[judge] for row in rows.by_arm[arm]),
                 "length_controlled": _length_controlled(rows, arm, judge),
                 **{name: won.get(arm) for name, won in wins.items()},
             }
-    return found
+    return figures
 
 
 def _arm(rows: GroupedRows, arm: str) -> dict[str, Any]:
-    found, first = rows.by_arm[arm], rows.first(arm)
+    responses, first = rows.by_arm[arm], rows.first(arm)
     return {
         "method": first.method,
         "reward": first.reward,
         "setting": dict(first.setting or {}),
         "greedy": first.greedy,
         "kl_is_bound": is_bound(first),
-        "responses": len(found),
-        "prompts": len({row.prompt_id for row in found}),
-        "looping": [row.key for row in found if repetition_loop(row.text) is not None],
+        "responses": len(responses),
+        "prompts": len({row.prompt_id for row in responses}),
+        "looping": [row.key for row in responses if repetition_loop(row.text) is not None],
         "figures": {},
         "judges": {},
     }
@@ -188,18 +188,18 @@ def _relative(rows: GroupedRows, ratios: Mapping[str, Mapping[str, Ratio]], arm:
 
 def _with_differences(rows: GroupedRows, ratios: Mapping[str, Ratio]) -> dict[str, dict[str, Any] | None]:
     """Return each arm's estimate, with its difference to the reference method."""
-    found = {arm: _untested(rows.estimate(ratio)) for arm, ratio in ratios.items()}
+    estimates = {arm: _untested(rows.estimate(ratio)) for arm, ratio in ratios.items()}
     if rows.reference is None:
-        return found
-    others = [arm for arm in ratios if arm != rows.reference and found[arm]]
+        return estimates
+    others = [arm for arm in ratios if arm != rows.reference and estimates[arm]]
     gaps = [difference(ratios[arm], ratios[rows.reference], rows.times) for arm in others]
     for arm, gap, p in zip(others, gaps, holm([gap and gap.p for gap in gaps]), strict=True):
-        found[arm] = {**(found[arm] or {}), "difference": gap and {**gap._asdict(), "p_corrected": p}}
-    return found
+        estimates[arm] = {**(estimates[arm] or {}), "difference": gap and {**gap._asdict(), "p_corrected": p}}
+    return estimates
 
 
-def _untested(found: Estimate | None) -> dict[str, Any] | None:
-    return found and found.untested()
+def _untested(estimate: Estimate | None) -> dict[str, Any] | None:
+    return estimate and estimate.untested()
 
 
 # Judges
@@ -230,9 +230,9 @@ def _all_wins(rows: GroupedRows, rival: str | None, judge: str) -> dict[str, dic
     """Return, by arm, how often its response is the better one, and whether that differs from one half."""
     if rival is None:
         return {}
-    found = {arm: won for arm in rows.arms if arm != rival and (won := _wins(rows, arm, rival, judge))}
-    corrected = holm([won["p"] for won in found.values()])
-    return {arm: {**won, "p_corrected": p} for (arm, won), p in zip(found.items(), corrected, strict=True)}
+    wins = {arm: won for arm in rows.arms if arm != rival and (won := _wins(rows, arm, rival, judge))}
+    corrected = holm([won["p"] for won in wins.values()])
+    return {arm: {**won, "p_corrected": p} for (arm, won), p in zip(wins.items(), corrected, strict=True)}
 
 
 def _wins(rows: GroupedRows, arm: str, rival: str, judge: str) -> dict[str, Any] | None:

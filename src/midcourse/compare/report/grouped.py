@@ -21,11 +21,11 @@ class GroupedRows:
         self.prompts = sorted({row.prompt_id for row in comparison.responses})
         self._position = {prompt: i for i, prompt in enumerate(self.prompts)}
         self.times = resamples(len(self.prompts)).astype(float)
-        found: dict[str, list[ResponseRow]] = defaultdict(list)
+        by_arm: dict[str, list[ResponseRow]] = defaultdict(list)
         for row in sorted(comparison.responses, key=lambda row: (row.prompt_id, row.seed)):
-            found[row.arm].append(row)
-        asked = [arm for arm in self.asked.get("arms", {}) if arm in found]
-        self.by_arm = {arm: found[arm] for arm in dict.fromkeys([*asked, *found])}
+            by_arm[row.arm].append(row)
+        asked = [arm for arm in self.asked.get("arms", {}) if arm in by_arm]
+        self.by_arm = {arm: by_arm[arm] for arm in dict.fromkeys([*asked, *by_arm])}
         self.arms = list(self.by_arm)
         self.scores: dict[str, dict[str, float]] = defaultdict(dict)
         self.outcomes: dict[tuple[str, str], dict[str, float | None]] = defaultdict(dict)
@@ -44,8 +44,8 @@ class GroupedRows:
         """Return the arm of that name, or the first of the method of that name, a drawn one if there is one."""
         if name in self.by_arm:
             return name
-        found = [arm for arm in self.arms if method_of(self.first(arm)) == name]
-        return min(found, key=lambda arm: self.first(arm).greedy, default=None)
+        arms = [arm for arm in self.arms if method_of(self.first(arm)) == name]
+        return min(arms, key=lambda arm: self.first(arm).greedy, default=None)
 
     def first(self, arm: str) -> ResponseRow:
         return self.by_arm[arm][0]
@@ -111,14 +111,14 @@ class GroupedRows:
 
     def by_prompt(self, arm: str, value: Callable[[ResponseRow], float | None]) -> np.ndarray:
         """Return each prompt's mean over its seeds; NaN for a prompt without one."""
-        found = self.mean(arm, value)
-        return np.where(found.present, found.numerators, np.nan)
+        mean = self.mean(arm, value)
+        return np.where(mean.present, mean.numerators, np.nan)
 
     def _prompts(self, arm: str) -> Iterator[tuple[int, list[ResponseRow]]]:
-        found: dict[int, list[ResponseRow]] = defaultdict(list)
+        by_prompt: dict[int, list[ResponseRow]] = defaultdict(list)
         for row in self.by_arm[arm]:
-            found[row.prompt_id].append(row)
-        return iter(found.items())
+            by_prompt[row.prompt_id].append(row)
+        return iter(by_prompt.items())
 
     def _of_prompts(self, values: Mapping[int, float | None]) -> Ratio:
         sums = np.zeros((2, len(self.prompts)))
@@ -171,8 +171,8 @@ def total_kl(row: ResponseRow) -> float | None:
 
 def logprob_of(row: ResponseRow, name: Literal["logprob", "reference_logprob"]) -> float | None:
     """Return the sum over a response's tokens; None if there are none, or one has none."""
-    found = [getattr(token, name) for token in row.tokens]
-    return math.fsum(found) if found and None not in found else None
+    logprobs = [getattr(token, name) for token in row.tokens]
+    return math.fsum(logprobs) if logprobs and None not in logprobs else None
 
 
 def is_bound(row: ResponseRow) -> bool:
@@ -187,8 +187,8 @@ def _won(score: float | None, other: float | None) -> float | None:
 
 
 def _mean_of(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if is_finite(value)]
-    return math.fsum(found) / len(found) if found else None
+    numbers = [value for value in values if is_finite(value)]
+    return math.fsum(numbers) / len(numbers) if numbers else None
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:

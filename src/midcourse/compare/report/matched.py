@@ -81,8 +81,8 @@ def score_at(curve: Curve, kl: float) -> Estimate | None:
     prompts = curve.present
     if not curve.reaches(kl, prompts):
         return None
-    found = curve.at(kl, prompts)
-    return from_draws(found[0], found[1:], int(prompts.sum()))
+    means = curve.at(kl, prompts)
+    return from_draws(means[0], means[1:], int(prompts.sum()))
 
 
 def difference_at(one: Curve, other: Curve, kl: float) -> Estimate | None:
@@ -94,5 +94,5 @@ def difference_at(one: Curve, other: Curve, kl: float) -> Estimate | None:
     both = one.present & other.present
     if not (one.reaches(kl, both) and other.reaches(kl, both)):
         return None
-    found = one.at(kl, both) - other.at(kl, both)
-    return from_draws(found[0], found[1:], int(both.sum()))
+    differences = one.at(kl, both) - other.at(kl, both)
+    return from_draws(differences[0], differences[1:], int(both.sum()))

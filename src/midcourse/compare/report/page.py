@@ -69,12 +69,12 @@ def write_comparison_page(path: Path, comparison: ComparisonRows, summary: Found
 
 
 def _judge_content(summary: Found, judge: str) -> dict[str, Any]:
-    found = charts(summary, judge)
-    styles = {series.name: series.style for chart in found for series in chart.series}
+    plots = charts(summary, judge)
+    styles = {series.name: series.style for chart in plots for series in chart.series}
     return {
         "name": judge,
-        "charts": [{"title": title(chart), "svg": chart_svg(chart)} for chart in found],
-        "level": any(chart.level is not None for chart in found),
+        "charts": [{"title": title(chart), "svg": chart_svg(chart)} for chart in plots],
+        "level": any(chart.level is not None for chart in plots),
         "legend": [{"name": name, **_style(style)} for name, style in styles.items()],
         "matched": list(tables.matched_tables(summary, judge)),
         "differences": list(tables.difference_tables(summary, judge)),
@@ -139,8 +139,8 @@ def _best(summary: Found) -> str:
     others = [arm for arm in summary["arms"] if arm != summary["reference"]]
 
     def score(arm: str) -> float:
-        found = summary["arms"][arm]["judges"][judge]["score"] if judge else None
-        return found["mean"] if found else -math.inf
+        estimate = summary["arms"][arm]["judges"][judge]["score"] if judge else None
+        return estimate["mean"] if estimate else -math.inf
 
     return max(others, key=score, default=next(iter(summary["arms"])))
 
@@ -152,15 +152,15 @@ def tokens_of_row(row: ResponseRow) -> list[Token]:
     """
     if not row.tokens:
         return [Token(row.text, None)]
-    found, waiting = [], 0
+    tokens, waiting = [], 0
     for token in row.tokens:
         waiting += 1
         if token.text:
-            found.append(Token(token.text, token.reward, tokens=waiting))
+            tokens.append(Token(token.text, token.reward, tokens=waiting))
             waiting = 0
     if waiting:
-        found.append(Token("", row.tokens[-1].reward, tokens=waiting, end=row.finish_reason == "stop"))
-    return found
+        tokens.append(Token("", row.tokens[-1].reward, tokens=waiting, end=row.finish_reason == "stop"))
+    return tokens
 
 
 def _shades(
@@ -170,13 +170,13 @@ def _shades(
     guides: dict[str | None, list[ResponseRow]] = defaultdict(list)
     for row in rows:
         guides[row.reward].append(row)
-    found = {}
+    shades = {}
     for of_guide in guides.values():
         colouring = by_position([tokens[row.key] for row in of_guide])
         for row in of_guide:
             values = colouring.values(tokens[row.key])
-            found[row.key] = [None if v is None else (round(v, 3), shade(v, colouring.scale)) for v in values]
-    return found
+            shades[row.key] = [None if v is None else (round(v, 3), shade(v, colouring.scale)) for v in values]
+    return shades
 
 
 def _response(

@@ -127,10 +127,10 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 def _p_value(mean: float, error: float, prompts: int) -> float:
     if error <= 1e-12 * max(1.0, abs(mean)):
-        found = 1.0 if abs(mean) <= 1e-12 else 0.0
+        p = 1.0 if abs(mean) <= 1e-12 else 0.0
     else:
-        found = 2 * float(stdtr(prompts - 1, -abs(mean) / error))
-    return max(found, 2.0 ** (1 - prompts))
+        p = 2 * float(stdtr(prompts - 1, -abs(mean) / error))
+    return max(p, 2.0 ** (1 - prompts))
 
 
 # Length
