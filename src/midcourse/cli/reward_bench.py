@@ -143,25 +143,25 @@ def _print(figures: dict[str, Any]) -> None:
         rows = [
             (
                 name,
-                str(found["pairs"]),
-                *_row(found["shares"], "accuracy"),
-                _short(found["length_baseline"]["accuracy"]),
+                str(subset["pairs"]),
+                *_row(subset["shares"], "accuracy"),
+                _short(subset["length_baseline"]["accuracy"]),
             )
-            for name, found in figures["subsets"].items()
+            for name, subset in figures["subsets"].items()
         ]
         table("By subset", ("subset", "pairs", *shares, prefers), rows)
     if figures["sections"]:
         title = "RewardBench's sections (ties count one half)"
         table(title, ("section", "subsets", *shares), _section_rows(figures["sections"]))
-    found = figures["calibration"]
-    stored = found["temperature"] is not None or found["finished_temperature"] is not None
+    calibration = figures["calibration"]
+    stored = calibration["temperature"] is not None or calibration["finished_temperature"] is not None
     table(
         "Expected calibration error of the probabilities (95% intervals), at the temperature "
         f"{'stored with the reward' if stored else '1, as none is stored'} and at one fitted on other prompts",
         ("compared at", "given", "fitted", "by chance"),
         [
             (f"{100 * row['share']:.0f}%", _error(row["given"]), _error(row["fitted"]), _chance(row["fitted"]))
-            for row in found["shares"]
+            for row in calibration["shares"]
         ],
     )
     reasons = {"identical": "identical", "empty": "empty", "too_long": "too long", "bad": "bad rows"}

@@ -113,18 +113,18 @@ def parse_sweep(texts: Sequence[str]) -> dict[str, tuple[Number, ...]]:
     Raises:
         CompareError: not of that form, or a setting that no method has.
     """
-    known = {field.name for found in METHODS.values() for field in fields(found)} | set(LIMITS)
+    known = {field.name for method in METHODS.values() for field in fields(method)} | set(LIMITS)
     known -= {"guide", "greedy", "ranked_by", "soft_value", "source"}
-    found: dict[str, tuple[Number, ...]] = {}
+    swept: dict[str, tuple[Number, ...]] = {}
     for text in texts:
         name, mark, values = text.partition("=")
         name = name.replace("-", "_")
-        if not mark or name in found:
+        if not mark or name in swept:
             raise CompareError(f"sweep {text!r} is not of the form SETTING=VALUE,VALUE, once for each setting")
         if name not in known:
             raise CompareError(f"sweep {name!r} is no setting of any method; use one of: {', '.join(sorted(known))}")
-        found[name] = tuple(dict.fromkeys(_number(name, value) for value in values.split(",")))
-    return found
+        swept[name] = tuple(dict.fromkeys(_number(name, value) for value in values.split(",")))
+    return swept
 
 
 def _number(name: str, text: str) -> Number:

@@ -198,13 +198,13 @@ def _distinct(rollouts: Sequence[Rollout]) -> tuple[list[Group], Summary]:
 def _combinations(groups: Sequence[Group], pairs_per_prompt: int | None, seed: int) -> list[tuple[int, int]]:
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
         raise PreferError(f"pairs-per-prompt {pairs_per_prompt} asks for none; use 1 or more")
-    found = []
+    combinations = []
     for number, group in enumerate(groups):
         pairs = list(itertools.combinations(group, 2))
         if pairs_per_prompt is not None and pairs_per_prompt < len(pairs):
             pairs = random.Random(f"{seed}/{number}").sample(pairs, pairs_per_prompt)
-        found += pairs
-    return found
+        combinations += pairs
+    return combinations
 
 
 def _comparison(rollouts: Sequence[Rollout], pair: tuple[int, int]) -> Comparison:

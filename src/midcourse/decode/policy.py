@@ -257,14 +257,14 @@ def plain_steps(
         They, and what is wrong with rows that have none.
     """
     logprobs, failures = processed(rows, logprobs)
-    found: dict[int, Step] = {}
+    drawn: dict[int, Step] = {}
     for group in grouped(rows, (), logprobs.device, logprobs.dtype):
         candidates = group.offer(logprobs[group.places])
         base, nobody = group.base(candidates), [False] * len(group.rows)
         failures |= no_numbers(lm, group, candidates, (), base, failures)
         steps = group.steps(candidates, (), base, base, [0.0] * len(group.rows), nobody, 0)
-        found |= {place: step for place, step in zip(group.places, steps, strict=True) if place not in failures}
-    return found, failures
+        drawn |= {place: step for place, step in zip(group.places, steps, strict=True) if place not in failures}
+    return drawn, failures
 
 
 def no_numbers(

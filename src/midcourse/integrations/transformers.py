@@ -166,7 +166,7 @@ def guided(
 
     seed = int(torch.randint(2**31, ())) if guide.seed is None else guide.seed
     criteria = StoppingCriteriaList(
-        [found for found in stopping_criteria if not _is_the_loops(found, generation_config)]
+        [criterion for criterion in stopping_criteria if not _is_the_loops(criterion, generation_config)]
     )
     ends = _eos_token_ids(generation_config)
     limits = replace(limits, always_offer_eos=limits.always_offer_eos and bool(ends))
@@ -231,7 +231,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self.guide = guide
         self.attention_mask = attention_mask
         self._lm = _language_model(model, guide)
-        self._chosen, self._guides, self._limits = _settled(guide, self._lm)
+        self._method, self._guides, self._limits = _settled(guide, self._lm)
         offered = self._limits.always_offer_eos and bool(self._lm.eos_token_ids)
         self._limits = replace(self._limits, always_offer_eos=offered)
         self._seen: Tensor | None = None  # the last step's ids
@@ -258,26 +258,26 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self._follow(input_ids.to(device))
         logprobs = scores.to(device).log_softmax(1)
         (group,) = grouped(self._rows, sorted(self._lm.eos_token_ids), device, logprobs.dtype)
-        ranking = [found for found in self._guide_rows if isinstance(found, VocabularyRows)]
-        spoken = [found.vocabulary_rewards() for found in ranking] if group.method.ranked_by == "sum" else []
+        ranking = [rows for rows in self._guide_rows if isinstance(rows, VocabularyRows)]
+        spoken = [rows.vocabulary_rewards() for rows in ranking] if group.method.ranked_by == "sum" else []
         candidates = group.offer(logprobs, spoken)
         base = group.base(candidates)
-        rewards = [found.gather(1, candidates.token_ids) for found in spoken]
+        rewards = [given.gather(1, candidates.token_ids) for given in spoken]
         if group.rewards and not spoken:
-            rewards = [found.candidate_rewards(candidates.token_ids) for found in self._guide_rows]
+            rewards = [rows.candidate_rewards(candidates.token_ids) for rows in self._guide_rows]
         policy, _ = group.policy(candidates, rewards, base, [False] * len(self._rows))
         if self._limits.kl_budget is not None:
             for row, spent in zip(self._rows, kl_divergence(policy, base).tolist(), strict=True):
                 row.spent += spent
         # The larger if a token has two places: one of EOS's may be empty.
-        found = torch.full_like(logprobs, float("-inf"), dtype=policy.dtype)
-        found = found.scatter_reduce(1, candidates.token_ids, policy, "amax")
+        guided = torch.full_like(logprobs, float("-inf"), dtype=policy.dtype)
+        guided = guided.scatter_reduce(1, candidates.token_ids, policy, "amax")
         # A finished row may have no possible token left; generate ignores what it gets.
         impossible = (scores == float("-inf")).all(1, keepdim=True)
         for place, error in no_numbers(self._lm, group, candidates, rewards, policy, {}).items():
             if not bool(impossible[place]):
                 raise error
-        return torch.where(impossible, scores, found.to(scores))
+        return torch.where(impossible, scores, guided.to(scores))
 
     def _follow(self, input_ids: Tensor) -> None:
         """Bring the reward's rows to these ids."""
@@ -287,8 +287,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
         elif torch.equal(before, self._seen):
             new_tokens = input_ids.shape[1] - self._width + 1
             _check_rooms(self._lm, self._guides, [row.prefix for row in self._rows], new_tokens)
-            for found in self._guide_rows:
-                found.advance(input_ids[:, -1])
+            for rows in self._guide_rows:
+                rows.advance(input_ids[:, -1])
         elif bool((before[:, None] == self._seen).all(2).any(1).all()):
             raise MethodError(
                 "the rows changed places between two steps, as in beam search, which guided decoding has not; "
@@ -302,8 +302,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
         prefixes = _prefixes(self.guide.tokenizer, _prompts(input_ids, self._mask(input_ids)))
         _check_rooms(self._lm, self._guides, prefixes, 1)
         no_text = TextStream(self.guide.tokenizer)
-        room = (self._chosen.top_k or 0) + (len(self._lm.eos_token_ids) if self._limits.always_offer_eos else 0)
-        asked = (self._chosen, self._guides, self._limits)
+        room = (self._method.top_k or 0) + (len(self._lm.eos_token_ids) if self._limits.always_offer_eos else 0)
+        asked = (self._method, self._guides, self._limits)
         self._rows = [Row.begin(i, prefix, 0, no_text, 0, *asked) for i, prefix in enumerate(prefixes)]
         self._guide_rows = [reward.start(prefixes, _FIRST_ROOM, room) for reward, _ in self._guides]
         self._width = input_ids.shape[1]

@@ -169,8 +169,8 @@ class LanguageModelRows:
 
 def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids that end a response under a model: a set, since several models have more than one."""
-    found = getattr(generation, "eos_token_id", None)
-    ids = set(found if isinstance(found, list) else [found]) | {tokenizer.eos_token_id}
+    own = getattr(generation, "eos_token_id", None)
+    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
     return frozenset(i for i in ids if i is not None)
 
 

@@ -89,7 +89,7 @@ def _by_kl(summary: Found, judge: str, axis: str, greedy: bool) -> list[Series]:
 
 
 def _by_time(summary: Found, judge: str) -> list[Series]:
-    found = []
+    series = []
     plain = summary["plain"]
     curves = [(style, curve["name"], curve["arms"]) for style, curve in enumerate(summary["curves"])]
     for style, name, arms in [*curves, *([(-1, plain, [plain])] if plain else [])]:
@@ -100,8 +100,8 @@ def _by_time(summary: Found, judge: str) -> list[Series]:
             if (point := _point(summary, arm, judge, summary["arms"][arm], "relative_time"))
         ]
         if points:
-            found.append(Series(name, style, points))
-    return found if any(series.style >= 0 for series in found) else []
+            series.append(Series(name, style, points))
+    return series if any(one.style >= 0 for one in series) else []
 
 
 def _point(summary: Found, arm: str, judge: str, figures: Found, x: str) -> CurvePoint | None:

@@ -277,10 +277,10 @@ def _notes(rows: GroupedRows) -> list[str]:
         if missing:
             notes.append(f"{arm} has no responses to {missing} of {len(rows.prompts)} prompts.")
     for judge in rows.judges:
-        unscored = sum(row.key not in rows.scores[judge] for found in rows.by_arm.values() for row in found)
+        unscored = sum(row.key not in rows.scores[judge] for of_arm in rows.by_arm.values() for row in of_arm)
         if judge in rows.scored and unscored:
             notes.append(f"{judge} has no score for {unscored} responses; they are left out of its figures.")
-        verdicts = [said for (name, _), found in rows.outcomes.items() if name == judge for said in found.values()]
+        verdicts = [said for (name, _), by_row in rows.outcomes.items() if name == judge for said in by_row.values()]
         if None in verdicts:
             unread = f"{verdicts.count(None)} of {len(verdicts)}"
             notes.append(f"{unread} verdicts of {judge} could not be read; they are left out of its win rates.")
