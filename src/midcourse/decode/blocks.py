@@ -189,17 +189,18 @@ def _read_responses(lm: CausalModel, guides: Guides, rows: Sequence[Row], adding
     Responses of about equal length share a forward; if rewards add up, there is one for each of their tokens.
     """
     responses = [[step.token_id for step in row.steps] for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(responses[i]))
+    order = sorted(range(len(rows)), key=lambda i: len(responses[i]))  # so that little of a forward is padding
     rewards = [math.nan] * len(rows)
     for begin in range(0, len(order), together):
         part = [responses[i] for i in order[begin : begin + together]]
         longest = len(part[-1])
         # The responses follow as tokens, not as begun ones: only then is every EOS the one of training.
         reward_rows = [reward.start([rows[0].prefix], longest, 1) for reward, _ in guides]
-
+        # The prompt is read once; its row is then copied for each response.
         for one in reward_rows:
             one.select([0] * len(part))
         sums = [0.0] * len(part)
+        # Shorter responses repeat their last token, to stay in step; what comes of that is not added, or taken back.
         for place, column in enumerate(zip(*(ids + ids[-1:] * (longest - len(ids)) for ids in part), strict=True)):
             for one in reward_rows:
                 one.advance(torch.tensor(column, device=lm.device))
@@ -297,6 +298,7 @@ class BlockwiseBatch:
         if self.batch is None:
             return []
         rows, failures = self.rows, self._draw(self.batch)
+        # Rewards are asked for all rows or none: a batch's rows of a reward are read together.
         values: list[float] = []
         bad: Failures = {}
         if any(request.complete for request in self.requests):
@@ -334,6 +336,7 @@ class BlockwiseBatch:
         ended = [reason is not None for request in self.requests for reason in request.reasons]
         live = [place for place, over in enumerate(ended) if not over]
         steps, failures = plain_steps([rows[place] for place in live], batch.lm.logprobs[live], self.lm)
+        # All rows of a batch take the same step: one that has ended forgets its last token, to read it again.
         if any(ended):
             batch.rewind([int(over) for over in ended], batch.lm.logprobs)
         reasons = [reason for request in self.requests for reason in request.reasons]
@@ -546,10 +549,12 @@ class CardsBatch:
             kept.row.rated = row.rated
             events.append((kept.row.number, kept.row.finished(kept.reason, kept.reward)))
             leaving.add(place)
+        # A rejected segment is taken back out of the caches; the row draws again from where the segment began.
         if any(back):
             now = batch.lm.logprobs
             starts = [row.start if count else old for row, count, old in zip(self.active, back, now, strict=True)]
             batch.rewind(back, torch.stack(starts))
+        # The best rejected trial was taken back when it was rejected: its row is read anew.
         if other:
             arrived = Rows.start(self.lm, [self.active[place].kept for place in other])
             batch.replace(other, arrived)

@@ -246,13 +246,13 @@ def as_steps(
         guidance_kl, total_kl = kl_divergence(guided, base), kl_divergence(guided, candidates.logprobs)
         logprob = guided.gather(1, picked)[:, 0]
     columns = torch.stack([logprob, reference, guidance_kl, total_kl], 1).tolist()
-    chosen_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
-    scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(chosen_ids)
+    picked_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
+    scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(picked_ids)
     listed = _listed(candidates, rewards, guided, method)
-    skipped = skipped or [False] * len(chosen_ids)
+    skipped = skipped or [False] * len(picked_ids)
     return [
         Step(
-            token_id=chosen_ids[i],
+            token_id=picked_ids[i],
             text="",
             logprob=columns[i][0],
             reference_logprob=columns[i][1],
@@ -266,7 +266,7 @@ def as_steps(
                 if logprob > -math.inf
             ),
         )
-        for i in range(len(chosen_ids))
+        for i in range(len(picked_ids))
     ]
 
 

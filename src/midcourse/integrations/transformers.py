@@ -185,19 +185,7 @@ def guided(
         pad_token_id=next(i for i in (generation_config.pad_token_id, *ends, 0) if i is not None),
         rows=rows,
     )
-    if guided_streamer is not None:
-        guided_streamer.put(input_ids.cpu())
-    engine = Engine(called, len(rows))
-    for row in rows:
-        engine.put(row)
-    while engine:
-        for _, event in engine.step():
-            if isinstance(event, Failure):
-                raise event.error
-            if guided_streamer is not None and isinstance(event, Step):
-                guided_streamer.put(torch.tensor([event.token_id]))
-    if guided_streamer is not None:
-        guided_streamer.end()
+    _write(called, guided_streamer)
     sequences = _sequences(input_ids, rows, called.pad_token_id)
     return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
@@ -404,6 +392,23 @@ class _Ending(TextStream):
             self.token_ids = torch.cat([self.token_ids, self.token_ids.new_tensor([[token_id]])], 1)
             self.stopped = bool(self.criteria(self.token_ids, None).all())
         return ""
+
+
+def _write(called: _CalledModel, streamer: Any) -> None:
+    """Write the rows of a call to their ends; the streamer, if there is one, gets the prompt and then each token."""
+    if streamer is not None:
+        streamer.put(called.input_ids.cpu())
+    engine = Engine(called, len(called.rows))
+    for row in called.rows:
+        engine.put(row)
+    while engine:
+        for _, event in engine.step():
+            if isinstance(event, Failure):
+                raise event.error
+            if streamer is not None and isinstance(event, Step):
+                streamer.put(torch.tensor([event.token_id]))
+    if streamer is not None:
+        streamer.end()
 
 
 def _language_model(model: PreTrainedModel, guide: Guide) -> LanguageModel:

@@ -310,24 +310,30 @@ def _make_trainer(
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.model.modules()),  # GPT-2
     )
-    columns = [
-        {
-            "prompt_ids": train.rows[a].prompt,
-            "chosen_ids": train.rows[a].response,
-            "rejected_ids": train.rows[b].response,
-        }
-        for a, b in train.pairs
-    ]
     trainer = PolicyTrainer(
         model=lm.model,
         args=arguments,
-        train_dataset=Dataset.from_list(columns),
+        train_dataset=_token_ids(train),
         processing_class=lm.tokenizer,
         peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.plan = plan
     return trainer
+
+
+def _token_ids(pairs: PairSet) -> Dataset:
+    """Return pairs in the columns that TRL takes."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt_ids": pairs.rows[a].prompt,
+                "chosen_ids": pairs.rows[a].response,
+                "rejected_ids": pairs.rows[b].response,
+            }
+            for a, b in pairs.pairs
+        ]
+    )
 
 
 def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparison], out: Path) -> None:

@@ -240,6 +240,8 @@ class PrefixCache:
         Returns:
             The output at tokens (batch, first + branches * depth), in this order.
         """
+        # One forward reads first | branch 1 | ... | branch k, in slots behind the prefix. The mask makes each branch
+        # follow `first` alone, and positions count as if it did; `first` may be padded on the right (`counts`).
         batch, k, depth = token_ids.shape
         device = token_ids.device
         if first is None:
@@ -254,9 +256,11 @@ class PrefixCache:
         new = torch.zeros(batch, tokens, tokens, dtype=torch.bool, device=device)
         new[:, :, :waiting] = steps[:, None, :] < ahead[:, None, None]
         new[:, :waiting, :waiting] = torch.ones(waiting, waiting, dtype=torch.bool, device=device).tril()
+        # Of the branches, a token sees those of its own that stand before it.
         branch = torch.arange(k * depth, device=device) // depth
         new[:, waiting:, waiting:] = (branch[:, None] == branch).tril()
         output = self._forward(torch.cat([first, token_ids.flatten(1)], 1), positions, new, **kwargs)
+        # Where `keep` will find the alternatives: behind `first` with its padding.
         self._held = ([length + waiting for length in self.lengths], k) if depth == 1 else None
         for row, count in enumerate(ahead.tolist()):
             self.lengths[row] += count
@@ -275,6 +279,7 @@ class PrefixCache:
         if self._held is None:
             raise ValueError("keep() follows branches() of one token, with no other forward between them")
         rows = torch.arange(self.batch, device=index.device)
+        # The alternative's keys and values were computed at the position that it takes: to be kept they are only moved.
         places = torch.tensor(self._held[0], device=index.device) + index
         ends = torch.tensor(self.lengths, device=index.device)
         for layer in self.layers:
@@ -299,6 +304,7 @@ class PrefixCache:
             if one_by_one:
                 layer.hold(max(len(rows), self.batch))
                 for place, row in moved:
+                    # Alternatives that `keep` may still ask for lie behind the prefix, and move with it.
                     end = self._held[0][row] + self._held[1] if self._held else self.lengths[row]
                     layer.keys[place, :, :end] = layer.keys[row, :, :end]
                     layer.values[place, :, :end] = layer.values[row, :, :end]
@@ -326,6 +332,7 @@ class PrefixCache:
 
     def _reserve(self, needed: int) -> None:
         if needed > self.capacity:
+            # With a quarter to spare: all that is cached is copied each time.
             self.capacity = self._rounded(needed + self.capacity // 4)
             for layer in self.layers:
                 layer.reserve(self.capacity)
@@ -386,12 +393,13 @@ class PrefixCache:
             old = self.slots.end - tokens
             sees = torch.cat([new.new_ones(self.batch, tokens, old), new], 2)
         else:
-            # A slot holds an old token, then the row's new ones, then nothing.
+            # Rows of different length: from the left, slots hold a row's old tokens, then its new ones, then nothing.
             which = torch.arange(self._width, device=device) - self._lengths_column(device)
             new_slot = new.gather(2, which.clamp(0, tokens - 1)[:, None, :].expand(-1, tokens, -1))
             sees = (which < 0)[:, None, :] | (new_slot & ((which >= 0) & (which < tokens))[:, None, :])
         masks = {"full_attention": sees}
         if self.window is not None:
+            # A window counts positions, and branches have positions other than their slots.
             which = torch.arange(self._width, device=device) - self._lengths_column(device)
             new_positions = positions.gather(1, which.clamp(0, tokens - 1))
             slot_positions = torch.where(which < 0, torch.arange(self._width, device=device), new_positions)

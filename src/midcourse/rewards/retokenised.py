@@ -160,6 +160,7 @@ class RetokenisedRows(ResponseRows):
         self.dtype = torch.promote_types(backbone.dtype, torch.float32)
         self.before = [prompt_ids(tokenizer, prefix.prompt, prefix.template or reward.template) for prefix in prefixes]
         now = [response.now for response in self.responses]
+        # The prompt is read here, once, and with it the reward of the prefix as it stands.
         self.cached = [reward.encode(ids, p.text, p.finished) for ids, p in zip(self.before, now, strict=True)]
         self.cache = PrefixCache(backbone, len(prefixes), max(map(len, self.cached)) + room)
         token_ids, _ = pad(self.cached, self.device)
@@ -174,18 +175,21 @@ class RetokenisedRows(ResponseRows):
             [self.reward.encode(before, text.response, text.finished) for text in row.values()]
             for before, row in zip(self.before, asked, strict=True)
         ]
+        # Tokenised anew, texts of a row may differ before their candidates: only what all of them begin with is cached.
         # At least the last token of each text is read, since the reward is read there.
         shared = [min(_shared(row), min(map(len, row)) - 1) for row in rows]
         # Padding has positions too, and a model may have none beyond its context: a row near the end of it shares less
         # and reads some again, where others need that much padding.
         depth = max(len(ids) - n for row, n in zip(rows, shared, strict=True) for ids in row)
         shared = [min(n, self.reward.context_length - depth) for n in shared]
+        # Of that beginning, the cache has some: what follows it there may have been tokenised otherwise, and goes.
         kept = [_shared([old, row[0][:n]]) for old, row, n in zip(self.cached, rows, shared, strict=True)]
         ahead = max(n - keep for n, keep in zip(shared, kept, strict=True))
         kept = [min(keep, self.reward.context_length - ahead) for keep in kept]
 
         self.cache.rewind([len(old) - keep for old, keep in zip(self.cached, kept, strict=True)])
         self.cached = [row[0][:n] for row, n in zip(rows, shared, strict=True)]
+        # What is shared and new goes in before the branches, in the same forward; only it stays in the cache.
         first, _ = pad([ids[keep:] for ids, keep in zip(self.cached, kept, strict=True)], self.device)
         ends = [[ids[n:] for ids in row] for row, n in zip(rows, shared, strict=True)]
         rewards = self._branches(ends, first, [n - keep for n, keep in zip(shared, kept, strict=True)])
@@ -198,6 +202,7 @@ class RetokenisedRows(ResponseRows):
         self, ends: list[list[list[int]]], first: Int[Tensor, "batch first"], counts: list[int]
     ) -> list[list[float]]:
         """Return the rewards at the last tokens of each row's alternative ends, which follow `first`."""
+        # A cache takes as many branches of each row: rows with fewer texts are filled up by one token of no meaning.
         width = max(map(len, ends))
         filled = [end for row in ends for end in [*row, *[[0]] * (width - len(row))]]
         token_ids, _ = pad(filled, self.device)
@@ -223,5 +228,5 @@ class RetokenisedRows(ResponseRows):
 
 def _shared(rows: Sequence[list[int]]) -> int:
     """Return the length of the longest beginning that all rows have: what the first and the last in order share."""
-    first, last = min(rows), max(rows)
+    first, last = min(rows), max(rows)  # whatever lies between two rows in order begins with what they share
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
