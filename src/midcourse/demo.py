@@ -265,15 +265,19 @@ def show_accuracy(console: Console, reward: TrunkReward, ceiling: float) -> None
     console.print(table)
 
 
-def show_trials(console: Console, trials: Sequence[dict[str, float]], chosen: float) -> None:
+def show_trials(console: Console, trials: Sequence[dict[str, float]], weight: float) -> None:
     table = Table()
     for column in ("weight", "gold", "guidance KL", "perplexity", "repeated words"):
         table.add_column(column, justify="right")
     for trial in trials:
-        mark = " (chosen)" if trial["weight"] == chosen else ""
-        figures = (f"{trial['gold']:.2f}", f"{trial['guidance_kl']:.1f}", f"{trial['perplexity']:.1f}")
-        figures += (f"{trial['repeated_words']:.1%}",)
-        table.add_row(f"{trial['weight']:g}{mark}", *figures)
+        mark = " (chosen)" if trial["weight"] == weight else ""
+        table.add_row(
+            f"{trial['weight']:g}{mark}",
+            f"{trial['gold']:.2f}",
+            f"{trial['guidance_kl']:.1f}",
+            f"{trial['perplexity']:.1f}",
+            f"{trial['repeated_words']:.1%}",
+        )
     console.print(table)
 
 

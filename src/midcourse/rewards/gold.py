@@ -85,7 +85,7 @@ def _vader_once() -> Gold:
     good, not good" as much as "not good"; of "not good at first, but good later" the later one counts, which VADER
     gives more weight. What strengthens or negates a word, and what exclamation marks add, is VADER's.
     """
-    vader = _vader_library()
+    vader: Any = _vader_library()
 
     class Once(vader.SentimentIntensityAnalyzer):
         def score_valence(self, sentiments: Sequence[float | int], text: str) -> Any:

@@ -15,7 +15,7 @@ whose value head is a language model's; the one with it is GenARM's (Xu et al., 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,20 +76,19 @@ class TrainedVocabularyReward(RewardModel):
             self.output = nn.Parameter(empty, requires_grad=Tuning.parse(info.tune).kind == "all")
 
     @classmethod
-    def create(cls, backbone: str, **settings: Any) -> "RewardModel":
+    def create(cls, backbone: str, **settings: Any) -> Self:
         """Do as `RewardModel.create`; the objective "autoregressive" makes the rewards log-probabilities."""
         reward = super().create(backbone, **settings)
-        assert isinstance(reward, TrainedVocabularyReward)
         return reward.with_outputs(backbone)
 
     @classmethod
-    def load(cls, folder: str | Path, **settings: Any) -> "RewardModel":
+    def load(cls, folder: str | Path, **settings: Any) -> RewardModel:
         """Load a saved reward, as `RewardModel.load` does."""
         reward = super().load(folder, **settings)
         assert isinstance(reward, TrainedVocabularyReward)
         return reward if reward.info.tune == "all" else reward.with_outputs(reward.info.backbone)
 
-    def with_outputs(self, name: str) -> "TrainedVocabularyReward":
+    def with_outputs(self, name: str) -> Self:
         """Read the output embeddings from that model unless they are the input embeddings; return itself."""
         if self.backbone.config.tie_word_embeddings:
             return self
