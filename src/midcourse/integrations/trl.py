@@ -48,7 +48,7 @@ from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train.batches import plan_batches
 from midcourse.train.folder import drop_run, only_training, prepare_folder
 from midcourse.train.settings import Settings, TrainingError, check_settings
-from midcourse.train.stopping import Interrupted, stop_on_signal
+from midcourse.train.stopping import stop_on_signal
 from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints, plan_arguments
 
 try:
@@ -151,15 +151,8 @@ def _train(
     with bar as advance, stop_on_signal() as interruption:
         watch = Watch(out, len(plan), settings, policy.curve, interruption, advance)
         watch.phase = "dpo"
-        watch.start(checkpoint)
-        trainer.watch = watch
-        trainer.add_callback(watch)
-        if not watch.done:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not watch.done:
-        assert interruption.signal is not None
-        message = f"stopped after step {watch.step} of {len(plan)}; add --resume to go on"
-        raise Interrupted(message, interruption.signal)
+        trainer.train_under(watch, checkpoint)
+    watch.check_done()
     if trainer.state.global_step != watch.step:  # all steps were done when an earlier run stopped
         trainer._load_from_checkpoint(str(checkpoint))
     metrics = policy.figures()

@@ -29,7 +29,7 @@ from midcourse.train.objectives import (
 )
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, TrainingError
-from midcourse.train.stopping import Best, Interruption, best_so_far
+from midcourse.train.stopping import Best, Interrupted, Interruption, best_so_far
 
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e9
@@ -120,6 +120,13 @@ class Watch(TrainerCallback):
         if self.interruption.signal is not None or self.done:
             control.should_save = control.should_training_stop = True
 
+    def check_done(self) -> None:
+        """Raise Interrupted if a signal has ended training before its end."""
+        if not self.done:
+            assert self.interruption.signal is not None
+            message = f"stopped after step {self.step} of {self.total}; add --resume to go on"
+            raise Interrupted(message, self.interruption.signal)
+
 
 def _line(row: dict[str, Any]) -> str:
     return as_json(row) + "\n"
@@ -141,6 +148,14 @@ class WholeCheckpoints(Trainer):
 
     watch: Watch
     _saving: str | None = None
+
+    def train_under(self, watch: Watch, checkpoint: Path | None) -> None:
+        """Train from the beginning or a checkpoint until the watch says stop."""
+        watch.start(checkpoint)
+        self.watch = watch
+        self.add_callback(watch)
+        if not watch.done:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._saving or super()._get_output_dir(trial)

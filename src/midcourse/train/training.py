@@ -18,6 +18,7 @@ from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accurac
 from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning
+from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.trained import TrainedReward
 from midcourse.train import processes
 from midcourse.train.batches import in_turns, padding_share, plan_batches
@@ -36,7 +37,7 @@ from midcourse.train.settings import (
     check_reports,
     check_settings,
 )
-from midcourse.train.stopping import Interrupted, stop_on_signal
+from midcourse.train.stopping import stop_on_signal
 from midcourse.train.trainer import Watch, label_zero, make_trainer
 
 
@@ -133,30 +134,15 @@ def _train(
             return _curve(_held_out(asked, prefix_rewards(scorer, rows), zero))
 
         watch = Watch(out, len(plan), settings, evaluate, interruption, advance)
-        watch.start(checkpoint)
         if report_to:
             watch.report = trainer.log
-        trainer.watch = watch
-        trainer.add_callback(watch)
-        if not watch.done:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train_under(watch, checkpoint)
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    if not watch.done:
-        assert interruption.signal is not None
-        message = f"stopped after step {watch.step} of {len(plan)}; add --resume to go on"
-        raise Interrupted(message, interruption.signal)
+    watch.check_done()
     wanted = watch.best.step if deciding and watch.best else watch.step
     if wanted != trainer.state.global_step:
         reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
-    rewards = prefix_rewards(scorer, 1)
-    metrics = _held_out(data, rewards, zero)
-    calibration = None
-    if data.held_pairs.pairs:
-        calibration, metrics["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
-    if data.held_pairs.pairs and data.train_pairs.pairs:
-        metrics["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
-    kind = "train_rollouts" if data.held_rollouts else "train_pairs"
-    metrics[kind] = len(data.train.items if data.held_rollouts else data.train_pairs.items)
+    metrics, calibration = _measured(scorer, data, zero)
     metrics["padding"] = {
         "share": padding_share(data.train.items, lengths, plan_batches(*order)),
         "without_buckets": padding_share(data.train.items, lengths, plan_batches(*order, window=1)),
@@ -170,6 +156,23 @@ def _train(
     # Held-out rows that decided when to stop have shaped it too.
     finish_folder(reward, out, [*kept, *held] if settings.patience else kept)
     return metrics
+
+
+def _measured(scorer: Scorer, data: Data, zero: float) -> tuple[dict[str, Any], Calibration | None]:
+    """Return the figures on held-out prompts, and the calibration if there are pairs to fit it.
+
+    Args:
+        zero: the label at which a reward is 0.
+    """
+    rewards = prefix_rewards(scorer, 1)
+    figures, calibration = _held_out(data, rewards, zero), None
+    if data.held_pairs.pairs:
+        calibration, figures["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
+        if data.train_pairs.pairs:
+            figures["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
+    kind = "train_rollouts" if data.held_rollouts else "train_pairs"
+    figures[kind] = len(data.train.items if data.held_rollouts else data.train_pairs.items)
+    return figures, calibration
 
 
 def checked_objective(reward: TrainedReward, settings: Settings) -> Objective:
