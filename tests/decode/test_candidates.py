@@ -35,6 +35,11 @@ def test_asked_for_tokens_are_offered_once():
     assert math.isclose(logprobs[1, 3].exp(), 0.1, rel_tol=1e-6)
 
 
+def test_asked_for_tokens_are_told_apart():
+    _, logprobs = short_list(LOGPROBS, 2, always=torch.tensor([3, 0]))
+    torch.testing.assert_close(logprobs.exp(), torch.tensor([[0.4, 0.3, 0.0, 0.1], [0.7, 0.15, 0.1, 0.0]]))
+
+
 def test_what_was_masked_stays_masked_where_it_is_asked_for():
     masked = LOGPROBS.index_fill(1, torch.tensor([3]), NOTHING)
     _, logprobs = short_list(masked, 2, always=torch.tensor([3]))
@@ -75,3 +80,9 @@ def test_the_nucleus_is_of_the_policy_at_its_temperature():
     # At T = 1/2 the probabilities are 16, 4, 1 and 1 of 22: the first alone holds 0.7, as it does not at T = 1.
     assert kept(0.7, temperature=1.0) == [5, 7]
     assert kept(0.7, temperature=0.5) == [7]
+
+
+def test_the_whole_policy_is_a_nucleus_without_a_cut():
+    # What adds up to 1 as far as float32 can tell is not all that is possible.
+    candidates = Candidates(torch.tensor([[0, 1, 2]]), torch.tensor([[0.0, -20.0, -21.0]]))
+    assert torch.equal(nucleus(candidates, 1.0, 1.0).logprobs, candidates.logprobs)

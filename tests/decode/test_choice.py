@@ -141,6 +141,8 @@ def moved(base: torch.Tensor, spread: float) -> float:
         ((0.9, 0.1), math.log(3), 0.3 / 1.2 - 0.1),
         # A quarter becomes 9 of 12.
         ((0.25, 0.25, 0.25, 0.25), math.log(9), 0.5),
+        # So does a quarter beside others: all but the likeliest, 0.3, would move by 0.494 only.
+        ((0.7, 0.25, 0.05), math.log(9), 0.5),
         # As sets of a quarter would be moved, had they been there.
         ((0.5, 0.5), math.log(9), 0.5),
         # Nothing is moved by equal rewards, and nothing from a candidate that is sure.
@@ -201,10 +203,17 @@ def test_budget_is_met_by_the_largest_weight_within_it(sign):
     allowances = uniform(*(spent(weight) for weight in weights), spent(4.0) + 1e-9, 0.0)
     found = within_budget(tilted, log(0.5, 0.5).expand(5, -1), sign * 4.0, allowances)[:, 0] * sign
     for have, want in zip(found.tolist(), weights, strict=False):
-        assert want - 4 * 2**-23 <= have <= want
+        assert want - 4 * 2**-24 <= have <= want
     assert found[3] == 4.0
-    assert 0 <= found[4] <= 4 * 2**-23
+    assert 0 <= found[4] <= 4 * 2**-24
     assert (kl_divergence(tilted(found[:, None]), log(0.5, 0.5)) <= allowances).all()
+
+
+def test_an_allowance_may_be_spent_to_the_last():
+    base, whole = log(0.5, 0.5).expand(2, -1), torch.tensor([[4.0], [1.0]], dtype=torch.float64)
+    allowances = kl_divergence(tilted(whole), base)
+    allowances[1] /= 2  # so that a smaller weight is looked for
+    assert within_budget(tilted, base, whole, allowances)[0].item() == 4.0
 
 
 def test_rows_weights_are_kept_where_no_budget_binds():
