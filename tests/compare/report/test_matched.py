@@ -59,6 +59,13 @@ def test_each_draw_has_the_line_of_its_own_prompts(kl, want):
     assert curve(*UNLIKE, times=[[2, 0], [0, 2]]).at(kl, BOTH).tolist() == pytest.approx(want)
 
 
+def test_the_mean_is_of_all_prompts_and_the_interval_of_the_draws():
+    found = score_at(curve(*UNLIKE, times=[[2, 0], [0, 2]]), 4.0)
+    assert found.mean == pytest.approx(7) and found.interval == pytest.approx((3, 11))
+    assert score_at(curve(*UNLIKE, times=[[2, 0], [2, 0]]), 4.0)[:2] == (pytest.approx(7), pytest.approx((3, 3)))
+    assert score_at(curve(*UNLIKE, times=np.zeros((0, 2))), 4.0)[:2] == (pytest.approx(7), None)
+
+
 def test_prompts_that_lack_a_point_are_left_out():
     kls, scores = [[1, 1, 1, NONE], [3, 3, 3, 3]], [[0, 2, 5, 5], [4, 6, NONE, 9]]
     found = curve(kls, scores, times=[[1, 1, 9, 9], [2, 0, 9, 9]])
@@ -103,6 +110,8 @@ def test_differences_are_paired_by_prompt_and_read_off_at_one_kl():
     assert found.mean == pytest.approx(7 - 8 / 3)
     assert found.interval == pytest.approx((-1, 9))
     assert difference_at(other, one, 4.0).mean == pytest.approx(8 / 3 - 7)
+    first = [Curve(of.kls, of.scores, of.times[[0, 0]]) for of in (one, other)]
+    assert difference_at(*first, 4.0).interval == pytest.approx((-1, -1))
 
 
 def test_differences_are_of_the_prompts_that_both_have():
@@ -111,6 +120,7 @@ def test_differences_are_of_the_prompts_that_both_have():
     other = curve([[1, 1, NONE], [3, 3, 3]], [[0, 0, 0], [0, 0, 0]], times)
     assert difference_at(one, other, 2.0).mean == pytest.approx(2)
     assert difference_at(one, other, 2.0).p == 0.5  # two prompts
+    assert difference_at(other, one, 2.0).mean == pytest.approx(-2)
 
 
 def test_a_difference_needs_both_to_reach_the_kl():
