@@ -1,5 +1,7 @@
 """The equations, by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -14,6 +16,25 @@ def test_reward_multiplies_inside_exp():
     e = torch.tensor(1.0, dtype=torch.float64).exp()
     torch.testing.assert_close(add_reward(LOGPROBS, REWARDS, 1.0).exp(), torch.tensor([[0.5, 0.3 * e, 0.2 / e**2]]))
     torch.testing.assert_close(add_reward(LOGPROBS, REWARDS, -2.0), LOGPROBS - 2 * REWARDS)
+
+
+def test_clamped_rewards_count_from_0_to_1():
+    rewards = torch.tensor([[0.25, -3.0, 4.0]], dtype=torch.float64)
+    want = LOGPROBS + torch.tensor([[0.5, 0.0, 2.0]])
+    torch.testing.assert_close(add_clamped(LOGPROBS, rewards, 2.0), want)
+
+
+def test_log_odds_become_log_probabilities():
+    # sigmoid(0) = 1/2, sigmoid(log 3) = 3/4, sigmoid(-log 4) = 1/5; each probability times its square.
+    rewards = torch.tensor([[0.0, math.log(3), -math.log(4)]], dtype=torch.float64)
+    want = torch.tensor([[0.5 / 4, 0.3 * 9 / 16, 0.2 / 25]], dtype=torch.float64)
+    torch.testing.assert_close(add_log_sigmoid(LOGPROBS, rewards, 2.0).exp(), want)
+
+
+def test_each_row_may_have_its_own_weight():
+    weights = torch.tensor([[2.0], [-1.0]], dtype=torch.float64)
+    have = add_reward(LOGPROBS.expand(2, -1), REWARDS.expand(2, -1), weights)
+    torch.testing.assert_close(have, torch.cat([LOGPROBS + 2 * REWARDS, LOGPROBS - REWARDS]))
 
 
 def test_weight_0_is_the_language_model():

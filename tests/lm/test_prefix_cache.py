@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import JambaConfig, LlamaConfig, Qwen3NextConfig, T5Config
 
-from midcourse.lm.prefix_cache import PrefixCache, UnsupportedModelError, check_supported, pad
+from midcourse.lm.prefix_cache import PrefixCache, UnsupportedModelError, check_supported, compile_steps, pad
 from midcourse.testing import ARCHITECTURES, WINDOW, tiny_language_model
 
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under the bridge, ")]
@@ -219,3 +219,161 @@ def test_model_is_left_as_it_was():
 def test_unsupported_models_are_refused(config, words):
     with pytest.raises(UnsupportedModelError, match=words):
         check_supported(config)
+
+
+# Forwards of fixed shape, which is what is compiled; tests/lm/test_compiled.py compiles them
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """The shapes of tokens and masks of every forward that would have been compiled; it runs as it is."""
+    seen = []
+
+    def watched(forward, dynamic):
+        assert dynamic is False
+
+        def call(input_ids, attention_mask, **kwargs):
+            masks = attention_mask.values() if isinstance(attention_mask, dict) else [attention_mask]
+            seen.append((tuple(input_ids.shape), *(tuple(mask.shape) for mask in masks)))
+            return forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", watched)
+    return seen
+
+
+def test_forwards_of_fixed_shape_equal_whole(model, shapes):
+    compile_steps(model)
+    rows, dice = ROWS, random.Random(0)
+    cache = started(model, rows)
+    assert not shapes  # a prompt's length differs every time
+    for index in ([0, 2, 1], [2, 2, 0]):
+        assert_siblings(model, cache, rows, CANDIDATES)
+        cache.keep(torch.tensor(index))
+        rows = [[*row, int(CANDIDATES[i, j])] for i, (row, j) in enumerate(zip(rows, index, strict=True))]
+    cache.extend(pad([[4], [5], [6]], model.device)[0])
+    rows = [[*row, token] for row, token in zip(rows, (4, 5, 6), strict=True)]
+    assert_siblings(model, cache, rows, CANDIDATES)
+    # The mask has a place for each of 256 slots from the first step on.
+    kinds = len(cache.layer_types)
+    assert shapes == [((3, n), *[(3, 1, n, 256)] * kinds) for n in (3, 3, 1, 3)]
+    rows = assert_branches(model, cache, rows, dice)
+    assert len(shapes) == 5
+
+
+def test_long_forwards_and_smaller_batches_are_not_compiled(shapes):
+    model = tiny_language_model().model
+    compile_steps(model)
+    cache, rows = started(model), ROWS
+    for tokens, compiled in ((64, 1), (65, 1)):
+        more = [[7] * tokens] * 3
+        cache.extend(torch.tensor(more))
+        rows = [row + new for row, new in zip(rows, more, strict=True)]
+        assert len(shapes) == compiled
+    assert_siblings(model, cache, rows, CANDIDATES)
+    assert len(shapes) == 2
+    cache.select([0, 2])
+    assert_siblings(model, cache, [rows[0], rows[2]], CANDIDATES[:2])
+    assert len(shapes) == 2
+
+
+def test_a_compiled_cache_grows_by_whole_shapes(shapes):
+    model = tiny_language_model().model
+    compile_steps(model)
+    assert [PrefixCache(model, 1, capacity).capacity for capacity in (1, 256, 257, 512)] == [256, 256, 512, 512]
+    row = [65] * 250
+    cache = started(model, [row], room=0)
+    for token in range(8):
+        cache.extend(torch.tensor([[token]]))
+        row = [*row, token]
+    assert cache.capacity == 512
+    assert [mask[-1] for _, mask in shapes] == [256] * 6 + [512] * 2
+    assert_siblings(model, cache, [row], CANDIDATES[:1])
+
+
+def test_models_that_cannot_be_cached_are_not_compiled(shapes):
+    model = tiny_language_model().model
+    model.config.layer_types = ["linear_attention"]
+    with pytest.raises(UnsupportedModelError, match="linear_attention"):
+        compile_steps(model)
+
+
+# What is copied, and what is not
+
+
+def test_an_uncompiled_cache_has_the_room_it_is_asked_for_and_a_quarter_more_when_it_grows():
+    cache = PrefixCache(tiny_language_model().model, 1, 20)
+    assert cache.capacity == 20
+    cache.extend(torch.tensor([[65] * 20]))
+    assert cache.capacity == 20
+    cache.extend(torch.tensor([[65]]))
+    assert cache.capacity == 21 + 20 // 4
+    assert all(layer.keys.shape[2] == layer.values.shape[2] == layer.get_max_length() == 26 for layer in cache.layers)
+
+
+def test_places_of_rows_that_left_are_used_again():
+    """Rows that come one by one are not copied each time: there is room for half as many again."""
+    cache = started(tiny_language_model().model, [[65, 66]] * 8, room=4)
+    layer = cache.layers[0]
+
+    def rows_held(batch: int) -> int:
+        cache.select([0] * batch if batch > cache.batch else list(range(batch)))
+        assert len(layer.keys) == len(layer.values) == cache.batch == batch
+        return len(layer.stored[0])
+
+    assert [rows_held(batch) for batch in (8, 5, 7, 8, 9, 12, 13, 30)] == [8, 8, 8, 8, 12, 12, 18, 30]
+    assert len(layer.stored[1]) == 30
+
+
+@pytest.mark.parametrize(
+    ("rows", "moved"),
+    [([0, 1, 2, 3], False), ([0, 1], False), ([0, 3, 2], False), ([0, 1, 2, 3, 3], True), ([1, 0, 2, 3], True)],
+)
+def test_rows_that_stay_are_not_copied(rows, moved):
+    """Rows that leave are overwritten by the last ones, where they are; only another order or more rows take copies."""
+    model = tiny_language_model().model
+    prompts = [*ROWS, list(b"over")]
+    cache = started(model, prompts)
+    before = cache.layers[0].keys.data_ptr()
+    cache.select(rows)
+    assert (cache.layers[0].keys.data_ptr() != before) == moved
+    assert_siblings(model, cache, [prompts[row] for row in rows], CANDIDATES[:1].expand(len(rows), -1))
+
+
+def test_select_copies_what_keep_may_need():
+    """The alternatives of a row lie behind its prefix, and go with it."""
+    model = tiny_language_model().model
+    for rows in ([2, 1], [0, 1, 2, 0], [1, 0, 2]):
+        cache = started(model)
+        cache.siblings(CANDIDATES)
+        cache.select(rows)
+        cache.keep(torch.tensor([2, 0, 1, 2][: len(rows)]))
+        tokens = [int(CANDIDATES[row, j]) for row, j in zip(rows, [2, 0, 1, 2], strict=False)]
+        want = [[*ROWS[row], token] for row, token in zip(rows, tokens, strict=True)]
+        assert_siblings(model, cache, want, CANDIDATES[:1].expand(len(rows), -1))
+
+
+@pytest.mark.parametrize("forget", ["rewind", "replace"])
+def test_keep_does_not_follow_what_moves_prefixes(forget):
+    model = tiny_language_model().model
+    cache = started(model)
+    cache.siblings(CANDIDATES)
+    if forget == "rewind":
+        cache.rewind([1, 0, 2])
+    else:
+        cache.replace([1], started(model, [ROWS[2]]))
+    with pytest.raises(ValueError, match="follows branches"):
+        cache.keep(torch.tensor([0, 0, 0]))
+    cache.branches(torch.tensor([[[1, 2], [3, 4]]] * 3))  # of two tokens each
+    with pytest.raises(ValueError, match="follows branches"):
+        cache.keep(torch.tensor([0, 0, 0]))
+
+
+def test_several_rows_are_replaced_at_once():
+    model = tiny_language_model("gemma3").model
+    cache = started(model)
+    cache.replace([2, 0], started(model, [list(b"a longer row than there was any"), list(b"b")]))
+    rows = [list(b"b"), ROWS[1], list(b"a longer row than there was any")]
+    assert cache.lengths == [len(row) for row in rows]
+    assert_siblings(model, cache, rows, CANDIDATES)

@@ -1,6 +1,7 @@
 """Losses of single responses and of token rewards: values by hand, what they read, and what each refuses."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from midcourse.train.objectives import (
     consistency,
     cumulative,
     make_objective,
+    prefix,
+    prefix_past_end,
+    sequence,
     tangent_exp,
     value_max,
     value_mean,
@@ -234,3 +238,117 @@ def test_what_compares_responses_takes_no_rollouts(name):
     check_data(make_objective(name), rollouts=False)
     with pytest.raises(ObjectiveError, match="make comparisons of them with midcourse prefer"):
         check_data(make_objective(name), rollouts=True)
+
+
+@pytest.mark.parametrize("name", ["value", "cumulative"])
+def test_what_learns_from_labels_takes_rollouts_and_comparisons(name):
+    for rollouts in (True, False):
+        check_data(make_objective(name), rollouts)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "phases", "turns", "reward_weight", "from_mean"),
+    [
+        ("prefix", {}, [("pairs", "prefix")], 1, None, False),
+        ("prefix", {"past_end": "paper"}, [("pairs", "prefix")], 1, None, False),
+        ("sequence", {}, [("pairs", "sequence")], 1, None, False),
+        ("value", {}, [("labels", "value mean")], 1, None, True),
+        ("value", {"value": "soft", "value_weight": 2.0}, [("labels", "value soft")], 1, 2.0, True),
+        ("value", {"value": "max"}, [("labels", "value max")], 1, None, True),
+        ("cumulative", {}, [("labels", "cumulative")], 1, None, False),
+        ("farma", {}, [("pairs", "sequence"), ("chosen", "consistency")], 7, None, False),
+        ("farma", {"alternations": 1}, [("pairs", "sequence"), ("chosen", "consistency")], 1, None, False),
+        ("autoregressive", {}, [("pairs", "autoregressive")], 1, None, False),
+    ],
+)
+def test_what_objectives_are_made_of(name, settings, phases, turns, reward_weight, from_mean):
+    objective = make_objective(name, **settings)
+    assert objective.name == name and objective.of == phases[0][0]
+    assert [(phase.of, phase.name) for phase in objective.phases] == phases
+    assert (objective.turns, objective.reward_weight, objective.from_mean) == (turns, reward_weight, from_mean)
+    with pytest.raises(FrozenInstanceError):
+        objective.turns = 3
+
+
+PAIR = PairRewards(
+    torch.tensor([[1.0, -0.5, 2.0]]),
+    torch.tensor([[0.5, 1.5, 0.25]]),
+    torch.tensor([2]),
+    torch.tensor([3]),
+    torch.tensor([True]),
+    torch.tensor([True]),
+)
+NEXT = NextRewards(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[7.0, 3.0, 5.0]]), torch.tensor([3]))
+LABELLED = labelled([([1.0, 0.0], 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "losses"),
+    [
+        ("prefix", {}, [prefix(PAIR)]),
+        ("prefix", {"past_end": "drop"}, [prefix(PAIR)]),
+        ("prefix", {"past_end": "paper"}, [prefix_past_end(PAIR)]),
+        ("sequence", {}, [sequence(PAIR)]),
+        ("value", {}, [value_mean(LABELLED)]),
+        ("value", {"value": "soft", "value_weight": 3.0}, [value_soft(LABELLED, weight=3.0)]),
+        ("value", {"value": "max"}, [value_max(LABELLED, expectile=0.9)]),
+        ("value", {"value": "max", "expectile": 0.5}, [value_max(LABELLED, expectile=0.5)]),
+        ("cumulative", {}, [cumulative(LABELLED)]),
+        ("farma", {}, [sequence(PAIR), consistency(NEXT, "stop")]),
+        ("autoregressive", {}, [autoregressive(PAIR, beta=0.05)]),
+        ("autoregressive", {"beta": 2.0}, [autoregressive(PAIR, beta=2.0)]),
+    ],
+)
+def test_objectives_have_the_losses_that_they_name(name, settings, losses):
+    given = {"pairs": PAIR, "labels": LABELLED, "chosen": NEXT}
+    phases = make_objective(name, **settings).phases
+    assert [phase.loss(given[phase.of]).tolist() for phase in phases] == [loss.tolist() for loss in losses]
+
+
+def test_farmas_gradient_is_as_asked_for():
+    for gradient in ("stop", "both"):
+        best = NEXT.best.clone().requires_grad_()
+        loss = make_objective("farma", farma_gradient=gradient).phases[1].loss(NEXT._replace(best=best))
+        assert loss.requires_grad == (gradient == "both")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ppo", {}, "objective 'ppo' is unknown; use one of: prefix, sequence, value, cumulative, farma, autoregr"),
+        ("prefix", {"past_end": "pad"}, "past-end 'pad' is unknown; use one of: drop, paper"),
+        ("cumulative", {"value_weight": 1.0}, "objective cumulative has no value-weight; leave it out"),
+        ("value", {"value_weight": 2.0}, "value mean has no value-weight, which is for value soft; leave it out"),
+        ("value", {"value": "max", "value_weight": 2.0}, "value max has no value-weight, which is for value soft"),
+        ("value", {"value": "soft", "value_weight": 2.0, "expectile": 0.9}, "value soft has no expectile, which is"),
+        ("value", {"value": "soft"}, "value soft is exact at one weight; say which, such as --value-weight 2"),
+        ("value", {"value": "soft", "value_weight": 0.0}, "value-weight is 0.0; use a positive number"),
+        ("value", {"value": "soft", "value_weight": math.inf}, "value-weight is inf; use a positive number"),
+        ("value", {"value": "max", "expectile": 1.0}, "expectile 1.0 is not from 0.5 .the mean. to below 1; use 0.9"),
+        ("value", {"value": "max", "expectile": 0.49}, "expectile 0.49 is not from 0.5"),
+        ("autoregressive", {"beta": -1.0}, "beta is -1.0; use a positive number"),
+    ],
+)
+def test_what_is_next_to_what_makes_sense_is_refused_too(name, settings, message):
+    with pytest.raises(ObjectiveError, match=message):
+        make_objective(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("value", {"value": "max", "expectile": 0.5}),
+        ("value", {"value": "max", "expectile": 0.999}),
+        ("value", {"value": "soft", "value_weight": 1e-6}),
+        ("farma", {"alternations": 1}),
+        ("farma", {"farma_gradient": "both"}),
+        ("autoregressive", {"beta": 1e-6}),
+        ("autoregressive", {"beta": 100.0}),
+    ],
+)
+def test_settings_just_within_their_bounds_are_taken(name, settings):
+    assert make_objective(name, **settings).settings.items() >= settings.items()
+
+
+def test_heads_of_other_kinds_are_not_the_objectives_business():
+    check_head(make_objective("cumulative"), "classifier")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, ttest_1samp
+from scipy.stats import false_discovery_control, norm, t, ttest_1samp
 
 from midcourse.compare.report.statistics import LengthControl, Ratio, difference, estimate, from_draws, holm, quotient
 from midcourse.evaluate.intervals import resamples
@@ -138,3 +138,76 @@ def test_equal_lengths_leave_scores_as_they_are():
     ones = np.ones((1, 2))
     assert fit.slopes(ones)[0] == 0.0
     assert [fit.effect(arm)(ones)[0] for arm in (0, 1)] == [2.0, 5.0]
+
+
+# Estimates from draws, by hand
+
+
+def test_the_standard_error_is_that_of_a_small_sample():
+    """The bootstrap's is sqrt((n - 1) / n) of the one that Student's t is of."""
+    draws = np.array([0.5, 1.5] * 50)  # their standard deviation is 0.5
+    for prompts in (5, 12):
+        want = 2 * t.sf(1 / (0.5 * np.sqrt(prompts / (prompts - 1))), prompts - 1)
+        assert want > 2.0 ** (1 - prompts)
+        assert from_draws(1.0, draws, prompts).p == pytest.approx(want, rel=1e-12)
+        assert from_draws(-1.0, draws - 2, prompts).p == pytest.approx(want, rel=1e-12)
+
+
+def test_p_values_by_the_table_of_student():
+    """At 7 degrees of freedom t is 2.365 at 5 %; at 4 it is 2.776, but five signs cannot say less than 1 in 16."""
+    for prompts, critical, want in ((8, 2.365, 0.05), (5, 2.776, 1 / 16)):
+        error = 1 / critical * np.sqrt((prompts - 1) / prompts)
+        assert from_draws(1.0, np.array([1 - error, 1 + error] * 50), prompts).p == pytest.approx(want, abs=1e-4)
+
+
+@pytest.mark.parametrize("prompts", [2, 5, 40])
+def test_quantiles_are_moved_outwards_for_few_prompts(prompts):
+    """Normal quantiles at sqrt(n / (n - 1)) times Student's, of draws that lie evenly from 0 to 1."""
+    tail = norm.cdf(np.sqrt(prompts / (prompts - 1)) * t.ppf(0.025, prompts - 1))
+    low, high = from_draws(0.5, np.linspace(0, 1, 1001), prompts).interval
+    assert (low, high) == pytest.approx((tail, 1 - tail), abs=1e-12)
+    assert tail < 0.025
+
+
+def test_what_does_not_vary_is_0_or_is_not():
+    same = np.full(10, 2.0)
+    assert from_draws(2.0, same, 30) == (2.0, (2.0, 2.0), 2.0**-29)
+    assert from_draws(0.0, np.zeros(10), 30).p == 1.0
+    # Rounding is no difference, whatever the size of the figures.
+    assert from_draws(1e-13, np.zeros(10), 30).p == 1.0
+    assert from_draws(1e-11, np.zeros(10), 30).p == 2.0**-29
+    large = 1e6 + np.array([-1e-9, 1e-9] * 5)
+    assert from_draws(1e6, large, 1000).p == 2.0**-999
+
+
+def test_draws_without_a_number_do_not_count():
+    draws = np.array([1.0, np.nan, 1.0, np.inf])
+    assert from_draws(1.0, draws, 4) == (1.0, (1.0, 1.0), 2.0**-3)
+    assert from_draws(1.0, np.full(3, np.nan), 4) == (1.0, None, None)
+    assert from_draws(1.0, np.array([0.0, 2.0]), 1) == (1.0, None, None)
+    assert from_draws(np.nan, draws, 4) is None and from_draws(np.inf, draws, 4) is None
+
+
+def test_an_estimate_that_nobody_tests_has_no_p_value():
+    assert from_draws(2.0, np.full(10, 2.0), 5).untested() == {"mean": 2.0, "interval": (2.0, 2.0)}
+
+
+def test_a_figure_is_of_the_prompts_asked_for():
+    rate = Ratio(np.array([10.0, 30.0, 0.0]), np.array([2.0, 3.0, 0.0]), np.log)
+    assert rate.present.tolist() == [True, True, False]
+    second = rate.on(np.array([False, True, True]))
+    assert second.present.tolist() == [False, True, False]
+    assert second(np.ones((1, 3)))[0] == pytest.approx(np.log(10.0))
+    assert rate(np.array([[2.0, 1.0, 5.0]]))[0] == pytest.approx(np.log(50 / 7))
+    assert np.isnan(second(np.array([[1.0, 0.0, 1.0]]))[0])  # a draw without any of its prompts
+
+
+def test_differences_and_quotients_are_of_the_prompts_that_both_have():
+    one, other = means([6.0, 8.0, np.nan, 1.0]), means([3.0, 2.0, 7.0, np.nan])
+    times = np.array([[2.0, 0.0, 1.0, 1.0], [0.0, 2.0, 1.0, 1.0]])
+    assert difference(one, other, times).mean == 4.5
+    assert difference(one, other, times).interval == pytest.approx((3, 6))
+    ratio = quotient(one, other, times)
+    assert ratio.mean == pytest.approx(14 / 5)
+    assert ratio.interval == pytest.approx((2, 4))
+    assert ratio.p >= 0.5  # two prompts
