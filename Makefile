@@ -43,10 +43,10 @@ check: setup ## lint, format, types, import rule, tables, documentation, quick t
 	$(BIN)/lint-imports
 	for tables in $(TABLES); do $(BIN)/python -m $$tables --check || exit; done
 	$(MAKE) docs
-	$(PYTEST) -m "not slow" --jaxtyping-packages=midcourse,beartype.beartype
+	$(PYTEST) -m "not slow"
 
 test: check ## check, and the slow tests
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow -o addopts=--import-mode=importlib
 
 tables: setup ## fill the tables of the README, of docs/ and of the studies from the committed results
 	for tables in $(TABLES); do $(BIN)/python -m $$tables || exit; done

@@ -292,8 +292,8 @@ def _rows(name: str, rows: Sequence[str]) -> str:
 
 # By name: what has to be there before, and the command that makes it.
 COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "comparisons.jsonl": ((), f"gzip -dc {_COMPARISONS} | sed -n 1,16p > comparisons.jsonl"),
-    "more.jsonl": ((), f"gzip -dc {_COMPARISONS} | tail -n 12 > more.jsonl"),
+    "comparisons.jsonl": ((), f"gzip -dc {_COMPARISONS} | awk 'NR % 640 == 1' > comparisons.jsonl"),
+    "more.jsonl": ((), f"gzip -dc {_COMPARISONS} | awk 'NR % 800 == 7' > more.jsonl"),
     "prompts.jsonl": ((), _rows("prompts.jsonl", [f'{{"prompt": "{prompt}"}}' for prompt in _PROMPTS[:2]])),
     "other-prompts.jsonl": ((), _rows("other-prompts.jsonl", [f'{{"prompt": "{prompt}"}}' for prompt in _PROMPTS[2:]])),
     "taste.py": (
