@@ -133,6 +133,7 @@ def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, 
 def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> TrunkReward:
     """A prefix reward that reads SmolLM2's own states."""
     reward = TrunkReward.create("smollm2", template="raw", layers=LAYERS, tune="head", head=HEAD, seed=seed)
+    assert isinstance(reward, TrunkReward)
     train(reward, comparisons, folder, Settings(epochs=EPOCHS, seed=seed))
     return reward.eval()
 

@@ -8,7 +8,7 @@ rows.candidate_rewards(ids); rows.advance(taken)             one forward over th
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -105,7 +105,7 @@ class RewardModel(TokenReward, TrainedReward):
         seed: int = 0,
         device: str = "auto",
         dtype: str = "auto",
-    ) -> Self:
+    ) -> "RewardModel":
         """Make an untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder, Hub id).
 
         `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.

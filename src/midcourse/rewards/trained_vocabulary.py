@@ -15,7 +15,7 @@ whose value head is a language model's; the one with it is GenARM's (Xu et al., 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,9 +76,10 @@ class TrainedVocabularyReward(RewardModel):
             self.output = nn.Parameter(empty, requires_grad=Tuning.parse(info.tune).kind == "all")
 
     @classmethod
-    def create(cls, backbone: str, **settings: Any) -> Self:
+    def create(cls, backbone: str, **settings: Any) -> "RewardModel":
         """Do as `RewardModel.create`; the objective "autoregressive" makes the rewards log-probabilities."""
         reward = super().create(backbone, **settings)
+        assert isinstance(reward, TrainedVocabularyReward)
         return reward.with_outputs(backbone)
 
     @classmethod
@@ -88,7 +89,7 @@ class TrainedVocabularyReward(RewardModel):
         assert isinstance(reward, TrainedVocabularyReward)
         return reward if reward.info.tune == "all" else reward.with_outputs(reward.info.backbone)
 
-    def with_outputs(self, name: str) -> Self:
+    def with_outputs(self, name: str) -> "TrainedVocabularyReward":
         """Read the output embeddings from that model unless they are the input embeddings; return itself."""
         if self.backbone.config.tie_word_embeddings:
             return self

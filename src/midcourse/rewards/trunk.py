@@ -13,7 +13,7 @@ model stays frozen; the head is trained on states computed once. A head of the f
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -102,7 +102,7 @@ class TrunkReward(RewardModel):
             _remove_final_norm(backbone)
 
     @classmethod
-    def create(cls, backbone: str, *, layers: int | None = None, **settings: Any) -> Self:
+    def create(cls, backbone: str, *, layers: int | None = None, **settings: Any) -> "RewardModel":
         """Do as `RewardModel.create`, on the states after two thirds of the layers by default."""
         if layers is None:
             layers = max(1, 2 * load_config(resolve(backbone)).num_hidden_layers // 3)
