@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests run in so many processes; each computes in one thread.
 JOBS ?= 2
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 STAMP := .venv/.midcourse-setup
 # Modules that fill pages: tables from committed results, the reference of the command line.
 TABLES := studies.readme studies.objectives.tables studies.paper.tables studies.trunk.tables midcourse.cli.reference
@@ -35,17 +36,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## train a small reward and steer the embedded model with it
 	$(BIN)/midcourse demo
 
-check: setup ## lint, format, types, import rule, tables, documentation, quick tests
+check: setup ## lint, format, types, import rule, tables, documentation, quick tests with types and shapes checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 	for tables in $(TABLES); do $(BIN)/python -m $$tables --check || exit; done
 	$(MAKE) docs
-	$(BIN)/pytest -n $(JOBS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: check ## check, and the slow tests
-	$(BIN)/pytest -n $(JOBS) -m slow
+	$(PYTEST) -m slow -o addopts=--import-mode=importlib
 
 tables: setup ## fill the tables of the README, of docs/ and of the studies from the committed results
 	for tables in $(TABLES); do $(BIN)/python -m $$tables || exit; done

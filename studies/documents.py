@@ -277,7 +277,7 @@ class Given:
         Run(self.folder).step(Block(f"given {name}", 1, "sh", command))
 
 
-_SHIPPED = Path(str(files("midcourse"))) / "shipped"
+_COMPARISONS = Path(str(files("midcourse"))) / "shipped/demo_comparisons.jsonl.gz"
 _PROMPTS = [
     "The night train to the coast was full, and",
     "My neighbour knocked on the door and",
@@ -292,8 +292,8 @@ def _rows(name: str, rows: Sequence[str]) -> str:
 
 # By name: what has to be there before, and the command that makes it.
 COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "comparisons.jsonl": ((), f"head -n 16 {_SHIPPED / 'demo_comparisons.jsonl'} > comparisons.jsonl"),
-    "more.jsonl": ((), f"tail -n 12 {_SHIPPED / 'demo_comparisons.jsonl'} > more.jsonl"),
+    "comparisons.jsonl": ((), f"gzip -dc {_COMPARISONS} | awk 'NR % 640 == 1' > comparisons.jsonl"),
+    "more.jsonl": ((), f"gzip -dc {_COMPARISONS} | awk 'NR % 800 == 7' > more.jsonl"),
     "prompts.jsonl": ((), _rows("prompts.jsonl", [f'{{"prompt": "{prompt}"}}' for prompt in _PROMPTS[:2]])),
     "other-prompts.jsonl": ((), _rows("other-prompts.jsonl", [f'{{"prompt": "{prompt}"}}' for prompt in _PROMPTS[2:]])),
     "taste.py": (

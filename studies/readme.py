@@ -33,6 +33,7 @@ def demo(root: Path) -> str:
         ]
         for name, label, digits in [
             ("perplexity", "perplexity under the base model", 1),
+            ("repeated_words", "share of repeated words", 3),
             ("repeated_bigrams", "share of repeated bigrams", 3),
             ("length", "length, tokens", 1),
             ("tokens_per_second", "tokens per second, batch 40", 0),

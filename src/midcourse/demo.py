@@ -23,13 +23,13 @@ from midcourse.data.labels import bayes_accuracy, draw_labels
 from midcourse.decode.engine import stream
 from midcourse.decode.steps import Generation
 from midcourse.evaluate.intervals import mean_interval
-from midcourse.evaluate.metrics import perplexity, repeated_bigrams
+from midcourse.evaluate.metrics import perplexity, repeated_bigrams, repeated_words
 from midcourse.evaluate.provenance import write_results
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.gold import Gold, load_gold
-from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trunk import TrunkReward
 from midcourse.show.page import cells_of, write_page
 from midcourse.show.plots import scatter
 from midcourse.show.tokens import (
@@ -44,13 +44,16 @@ from midcourse.train.card import accuracy_table
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 
-# Ten of thirty layers judge as well as all here, at a third of the cost per token.
-LAYERS, TUNE, EPOCHS = 10, "last:2", 2
+# A head on the states that the steered model has after 8 of its 30 layers guides as well as one on deeper states, or
+# as layers of its own, and costs no pass at decoding (studies/trunk, studies/objectives).
+LAYERS, HEAD, EPOCHS = 8, "trunk:16", 2
 NEW_TOKENS, BATCH_SIZE = 24, 40
 WEIGHTS = (1.0, 2.0, 3.0, 4.0, 6.0)
 # A weight is eligible up to this much guidance KL on validation prompts, so that the limit holds on others too.
 VALIDATION_KL, KL_LIMIT = 7.0, 10.0
-LABEL_SCALE = 4.0
+# ... and if its texts repeat at most this much more of their words than plain ones: praise heaped up is no good text.
+MORE_REPEATED = 0.03
+GOLD, LABEL_SCALE = "vader-once", 4.0
 SHOWN = 6
 
 
@@ -74,7 +77,7 @@ class DemoPair:
         return self.guided_gold - self.base_gold
 
 
-def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str, Any], list[DemoPair]]:
+def run_demo(out: Path, *, seed: int = 0, gold: str = GOLD) -> tuple[dict[str, Any], list[DemoPair]]:
     """Train, choose the weight, compare; write report.html, reward/ and summary.json to `out`.
 
     Returns:
@@ -83,7 +86,7 @@ def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str
     start = time.monotonic()
     console = Console()
     judge = load_gold(gold)
-    comparisons, prompts = shipped(judge if gold != "vader" else None, seed)
+    comparisons, prompts = shipped(judge if gold != GOLD else None, seed)
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "reward", ignore_errors=True)
 
@@ -121,21 +124,21 @@ def run_demo(out: Path, *, seed: int = 0, gold: str = "vader") -> tuple[dict[str
 def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, Any]]:
     """The shipped comparisons and the prompts of the other topics; with a judge, labels are drawn from it anew."""
     folder = files("midcourse") / "shipped"
-    comparisons = read_comparisons(Path(str(folder / "demo_comparisons.jsonl")))
+    comparisons = read_comparisons(Path(str(folder / "demo_comparisons.jsonl.gz")))
     if judge:
         comparisons = draw_labels(comparisons, judge, scale=LABEL_SCALE, seed=seed)
     return comparisons, json.loads((folder / "demo_prompts.json").read_text())
 
 
-def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> RewardModel:
-    """A prefix reward on the first layers of SmolLM2."""
-    reward = RewardModel.create("smollm2", template="raw", layers=LAYERS, tune=TUNE, seed=seed)
+def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> TrunkReward:
+    """A prefix reward that reads SmolLM2's own states."""
+    reward = TrunkReward.create("smollm2", template="raw", layers=LAYERS, tune="head", head=HEAD, seed=seed)
     train(reward, comparisons, folder, Settings(epochs=EPOCHS, seed=seed))
     return reward.eval()
 
 
 def write_texts(
-    lm: LanguageModel, prompts: list[dict[str, str]], reward: RewardModel | None, weight: float, seed: int, name: str
+    lm: LanguageModel, prompts: list[dict[str, str]], reward: TrunkReward | None, weight: float, seed: int, name: str
 ) -> tuple[list[Generation], float]:
     """Responses to the prompts, and the seconds they took."""
     finished: dict[int, Generation] = {}
@@ -162,7 +165,7 @@ def write_texts(
 
 
 def try_weight(
-    lm: LanguageModel, reward: RewardModel, prompts: list[dict[str, str]], weight: float, judge: Gold, seed: int
+    lm: LanguageModel, reward: TrunkReward, prompts: list[dict[str, str]], weight: float, judge: Gold, seed: int
 ) -> dict[str, float]:
     """Gold and KL of one weight on validation prompts, with seeds the test does not use."""
     texts, _ = write_texts(lm, prompts, reward if weight else None, weight, seed + 10_000, f"weight {weight:g}")
@@ -171,13 +174,20 @@ def try_weight(
         "gold": fmean(judge(text.text) for text in texts),
         "guidance_kl": fmean(text.guidance_kl or 0.0 for text in texts),
         "perplexity": perplexity(texts),
+        "repeated_words": fmean(repeated_words(text.text) for text in texts),
     }
 
 
 def best_weight(trials: Sequence[dict[str, float]]) -> float:
-    """The weight of most gold among those within VALIDATION_KL; the smallest weight where none is."""
-    eligible = [trial for trial in trials[1:] if trial["guidance_kl"] <= VALIDATION_KL]
-    return max(eligible, key=lambda trial: trial["gold"])["weight"] if eligible else trials[1]["weight"]
+    """Return the weight of most gold among those within the limits on KL and repetition, or else the smallest weight.
+
+    On validation prompts, a weight may cost VALIDATION_KL nats of guidance KL, and the share of repeated words in its
+    texts may exceed that of the plain texts, which are the first trial, by MORE_REPEATED.
+    """
+    plain, *guided = trials
+    most = plain["repeated_words"] + MORE_REPEATED
+    eligible = [t for t in guided if t["guidance_kl"] <= VALIDATION_KL and t["repeated_words"] <= most]
+    return max(eligible, key=lambda trial: trial["gold"])["weight"] if eligible else guided[0]["weight"]
 
 
 def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> dict[str, Any]:
@@ -186,6 +196,10 @@ def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> 
     mean, interval = mean_interval([b - a for a, b in zip(gold_base, gold_guided, strict=True)])
     guidance_kl = fmean(text.guidance_kl or 0.0 for text in guided)
     both = {"base": base, "guided": guided}
+
+    def repetition(figure: Callable[[str], float]) -> dict[str, float]:
+        return {name: fmean(figure(text.text) for text in texts) for name, texts in both.items()}
+
     return {
         "prompts": len(base),
         "gold_base": fmean(gold_base),
@@ -195,7 +209,8 @@ def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> 
         "total_kl": fmean(text.total_kl or 0.0 for text in guided),
         "total_kl_base": fmean(text.total_kl or 0.0 for text in base),
         "perplexity": {name: perplexity(texts) for name, texts in both.items()},
-        "repeated_bigrams": {name: fmean(repeated_bigrams(t.text) for t in texts) for name, texts in both.items()},
+        "repeated_words": repetition(repeated_words),
+        "repeated_bigrams": repetition(repeated_bigrams),
         "length": {name: tokens(texts) / len(texts) for name, texts in both.items()},
         "passed": interval[0] > 0 and guidance_kl <= KL_LIMIT,
     }
@@ -208,7 +223,7 @@ def tokens(texts: list[Generation]) -> int:
 
 def as_pairs(
     lm: LanguageModel,
-    reward: RewardModel,
+    reward: TrunkReward,
     prompts: list[dict[str, str]],
     base: list[Generation],
     guided: list[Generation],
@@ -239,7 +254,7 @@ def as_pairs(
     ]
 
 
-def show_accuracy(console: Console, reward: RewardModel, ceiling: float) -> None:
+def show_accuracy(console: Console, reward: TrunkReward, ceiling: float) -> None:
     metrics = reward.info.metrics
     table = Table(title=f"pair accuracy on {metrics['prompts']} held-out prompts", title_justify="left")
     for column in ("compared at", "accuracy", "95% interval"):
@@ -250,14 +265,19 @@ def show_accuracy(console: Console, reward: RewardModel, ceiling: float) -> None
     console.print(table)
 
 
-def show_trials(console: Console, trials: Sequence[dict[str, float]], chosen: float) -> None:
+def show_trials(console: Console, trials: Sequence[dict[str, float]], weight: float) -> None:
     table = Table()
-    for column in ("weight", "gold", "guidance KL", "perplexity"):
+    for column in ("weight", "gold", "guidance KL", "perplexity", "repeated words"):
         table.add_column(column, justify="right")
     for trial in trials:
-        mark = " (chosen)" if trial["weight"] == chosen else ""
-        figures = (f"{trial['gold']:.2f}", f"{trial['guidance_kl']:.1f}", f"{trial['perplexity']:.1f}")
-        table.add_row(f"{trial['weight']:g}{mark}", *figures)
+        mark = " (chosen)" if trial["weight"] == weight else ""
+        table.add_row(
+            f"{trial['weight']:g}{mark}",
+            f"{trial['gold']:.2f}",
+            f"{trial['guidance_kl']:.1f}",
+            f"{trial['perplexity']:.1f}",
+            f"{trial['repeated_words']:.1%}",
+        )
     console.print(table)
 
 
@@ -305,6 +325,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("guidance KL, nats", "0", f"{summary['guidance_kl']:.1f}"),
         ("total KL, nats", f"{summary['total_kl_base']:.1f}", f"{summary['total_kl']:.1f}"),
         ("perplexity under the base model", *both("perplexity", "{:.1f}".format)),
+        ("repeated words", *both("repeated_words", "{:.1%}".format)),
         ("repeated bigrams", *both("repeated_bigrams", "{:.1%}".format)),
         ("length, tokens", *both("length", "{:.1f}".format)),
         ("tokens per second", *both("tokens_per_second", "{:.0f}".format)),

@@ -2,4 +2,4 @@
 
 
 class MidcourseError(ValueError):
-    """Caught by the command line, which prints it and exits with status 2."""
+    """An error for a user to read. The command line prints it and exits with status 2."""

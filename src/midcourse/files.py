@@ -72,7 +72,7 @@ def _lock(path: Path) -> IO[str]:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for midcourse (XDG_CACHE_HOME, else ~/.cache)."""
+    """Return the user's cache folder for midcourse (XDG_CACHE_HOME, else ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midcourse"
 
 
@@ -111,7 +111,7 @@ def as_json(value: Any, **layout: Any) -> str:
 
 
 def _no_numbers(value: Any, place: str) -> Iterator[str]:
-    """What is NaN or infinite in a value, such as "tokens.3.reward = nan"."""
+    """Yield what is NaN or infinite in a value, such as "tokens.3.reward = nan"."""
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{place} = {value}" if place else f"{value}"
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
@@ -121,7 +121,7 @@ def _no_numbers(value: Any, place: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write, which takes the place of `path` when the block ends without an error."""
+    """Yield a temporary path to write, which takes the place of `path` when the block ends without an error."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -137,7 +137,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which takes the place of `folder` when the block ends without an error.
+    """Yield a temporary folder to fill, which takes the place of `folder` when the block ends without an error.
 
     A folder of that name stays as it was until the new one is complete on disk.
     """
@@ -154,7 +154,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def publish_folder(work: Path, folder: Path, *, replace: bool) -> None:
     """Flush `work` to disk and rename it to `folder`.
 
-    Where `folder` exists: with `replace` it is moved aside and then deleted, without it `folder` is kept.
+    If `folder` exists: with `replace` it is moved aside and then deleted, without it `folder` is kept.
     """
     for path in work.rglob("*"):
         os.chmod(path, 0o755 if path.is_dir() else 0o644)

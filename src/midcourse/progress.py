@@ -13,7 +13,7 @@ LOG_SECONDS = 10.0
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar for `total` units of work; the yielded function says that so many more are done. `quiet` shows none.
+    """Show a bar for `total` units of work; the yielded function says that so many more are done. `quiet` shows none.
 
     Examples:
         >>> with progress("reading", len(rows)) as advance:

@@ -85,7 +85,7 @@ def decode(
             kl_base, kl_lm = (q * (log_q - log_b)).sum(), (q * (log_q - log_pi[candidates])).sum()
             figures = (float(log_q[j]), float(kl_base), float(kl_lm))
         token = int(candidates[j])
-        reward = sum(own * float(found[j]) for found, (_, own) in zip(rewards, guides, strict=True))
+        reward = sum(own * float(row[j]) for row, (_, own) in zip(rewards, guides, strict=True))
         guidance_kl = figures[1] if method.ranked_by == "lm" else None
         steps.append(ReferenceStep(token, figures[0], float(log_pi[token]), reward, guidance_kl, figures[2]))
         if token in lm.eos_token_ids:
@@ -97,16 +97,16 @@ def decode(
 def guided(
     method: Method, guides: Sequence[tuple[ModelReward, float]], log_pi: Tensor, rewards: Sequence[Tensor]
 ) -> Tensor:
-    """The method's equation, applied once for each reward."""
+    """Apply the method's equation once for each reward."""
     assert method.guide is not None
     scores = log_pi[None]
-    for found, (_, own) in zip(rewards, guides, strict=True):
-        scores = method.guide(scores, found[None], method.reward_weight * own)
+    for row, (_, own) in zip(rewards, guides, strict=True):
+        scores = method.guide(scores, row[None], method.reward_weight * own)
     return scores[0]
 
 
 def nucleus(log_pi: Tensor, candidates: Tensor, top_p: float, temperature: float) -> Tensor:
-    """The likeliest of the candidates until they hold `top_p` of their probability, in the candidates' order."""
+    """Return the likeliest candidates until they hold `top_p` of their probability, in the candidates' order."""
     probabilities = (log_pi[candidates] / temperature).softmax(0)
     kept: set[int] = set()
     mass = 0.0
@@ -119,13 +119,13 @@ def nucleus(log_pi: Tensor, candidates: Tensor, top_p: float, temperature: float
 
 
 def language_model_logprobs(lm: LanguageModel, ids: list[int]) -> Tensor:
-    """log pi(v | ids) for every token v, shape (vocab,)."""
+    """Return log pi(v | ids) for every token v, shape (vocab,)."""
     logits = lm.model(torch.tensor([ids], device=lm.model.device), use_cache=False).logits[0, -1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(0)
 
 
 def rewards_of(reward: ModelReward, ids: list[int], start: int, candidates: Tensor) -> Tensor:
-    """The reward of the row, whose response begins at `start`, extended by each candidate."""
+    """Return the reward of the row, whose response begins at `start`, extended by each candidate."""
     if isinstance(reward, VocabularyReward):
         logits = reward.model(torch.tensor([ids], device=reward.model.device), use_cache=False).logits[0, -1]
         return reward.read(logits)[candidates]
@@ -133,13 +133,13 @@ def rewards_of(reward: ModelReward, ids: list[int], start: int, candidates: Tens
 
 
 def prefix_reward(reward: RewardModel, ids: list[int], start: int) -> Tensor:
-    """The reward of a whole row, read at its last token. Any EOS of the LM counts as the one of training."""
+    """Return the reward of a whole row, read at its last token. Any EOS of the LM counts as the one of training."""
     ids = [*ids[:-1], reward.info.eos_token_id if ids[-1] in reward.info.eos_token_ids else ids[-1]]
     row, starts = (torch.tensor(numbers, device=reward.device) for numbers in ([ids], [start]))
     return reward.of_responses(row, torch.ones_like(row, dtype=torch.bool), starts)[0, -1]
 
 
 def inverse_transform(probabilities: Tensor, uniform: float) -> int:
-    """The first index at which the cumulative probability passes `uniform`."""
+    """Return the first index at which the cumulative probability passes `uniform`."""
     cumulative = probabilities.cumsum(0).tolist()
     return next(j for j, passed in enumerate(cumulative) if passed > uniform * cumulative[-1])

@@ -3,7 +3,7 @@
     lm = tiny_language_model("llama")
     assert_laws(MyReward(), lm, ["The ferry was late, and", "A"], [" we loved it.", " no"])
 
-Each `assert_...` function states one law and raises AssertionError where a reward breaks it. Tokens are compared
+Each `assert_...` function states one law and raises AssertionError if a reward breaks it. Tokens are compared
 exactly, so run them on models in float64: in float32 two candidates may tie.
 """
 
@@ -63,7 +63,7 @@ _CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose token n is byte n (0 to 255); then BOS, EOS and PAD, and a ChatML-like chat template."""
+    """Make a tokenizer whose token n is byte n (0 to 255); then BOS, EOS and PAD, with a ChatML-like chat template."""
     characters = _byte_characters()
     backend = Tokenizer(models.BPE(vocab={character: byte for byte, character in enumerate(characters)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -74,7 +74,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte in byte-level BPE: itself where it prints, else one from 256 on."""
+    """Return the character that stands for each byte in byte-level BPE: itself if it prints, else one from 256 on."""
     prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in prints else chr(next(others)) for byte in range(256)]
@@ -88,7 +88,7 @@ def tiny_language_model(
     more_eos: Sequence[int] = (),
     attention: str = "sdpa",
 ) -> LanguageModel:
-    """A language model of random weights over bytes; it reads 256 tokens at most.
+    """Make a language model of random weights over bytes; it reads 256 tokens at most.
 
     Gemma-3 has sliding-window and full layers, Mistral a window in all of them.
 
@@ -115,7 +115,7 @@ def tiny_reward(
     more_eos: Sequence[int] = (),
     attention: str = "sdpa",
 ) -> RewardModel:
-    """A scalar reward of random weights, for the models of `tiny_language_model`."""
+    """Make a scalar reward of random weights, for the models of `tiny_language_model`."""
     tokenizer = byte_tokenizer()
     backbone = _random(AutoModel, tiny_config(architecture, layers), dtype, seed, attention)
     info = RewardInfo(
@@ -144,7 +144,7 @@ def tiny_vocabulary_reward(
     more_eos: Sequence[int] = (),
     normalised: bool = True,
 ) -> VocabularyReward:
-    """A vocabulary reward of random weights, for the models of `tiny_language_model`."""
+    """Make a vocabulary reward of random weights, for the models of `tiny_language_model`."""
     lm = tiny_language_model(architecture, dtype, seed, layers, more_eos)
     return VocabularyReward(lm.model, lm.tokenizer, template=template, normalised=normalised, name=lm.name)
 
@@ -159,7 +159,7 @@ def tiny_trained_vocabulary_reward(
     more_eos: Sequence[int] = (),
     objective: str = "farma",
 ) -> TrainedVocabularyReward:
-    """A vocabulary reward as `midcourse train` makes them, of random weights, for the models of `tiny_language_model`.
+    """Make a vocabulary reward as `midcourse train` does, of random weights, for the models of `tiny_language_model`.
 
     Args:
         objective: "autoregressive" makes the rewards log-probabilities.
@@ -176,7 +176,7 @@ def tiny_trained_vocabulary_reward(
 def tiny_trunk_reward(
     lm: LanguageModel, seed: int = 1, layers: int = 2, rank: int = 4, template: Template = "raw"
 ) -> TrunkReward:
-    """A trunk reward of random weights on the states of a tiny language model after some of its layers."""
+    """Make a trunk reward of random weights on the states of a tiny language model after some of its layers."""
     config = copy.deepcopy(lm.model.config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -203,7 +203,7 @@ def tiny_trunk_reward(
 
 
 def tiny_config(architecture: Architecture, layers: int) -> PretrainedConfig:
-    """The configuration of a tiny model over bytes."""
+    """Return the configuration of a tiny model over bytes."""
     tokenizer = byte_tokenizer()
     ends: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -252,7 +252,7 @@ def _random(auto_class: Any, config: PretrainedConfig, dtype: torch.dtype, seed:
 
 
 def position_sum(ids: Sequence[int]) -> float:
-    """(1 id_1 + 2 id_2 + ... + n id_n) mod 17, divided by 8: worked out by hand, and exact in float32."""
+    """Return (1 id_1 + 2 id_2 + ... + n id_n) mod 17, divided by 8: easy by hand, and exact in float32."""
     return sum(i * token for i, token in enumerate(ids, 1)) % 17 / 8
 
 
@@ -281,11 +281,11 @@ class KnownReward(Reward):
 
     @property
     def score_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its own."""
+        """Return the reward's own tokenizer."""
         return self.tokenizer
 
     def bind(self, lm: CausalModel) -> "KnownReward":
-        """Itself: it can guide any LM with its tokenizer."""
+        """Return itself: it can guide any LM with its tokenizer."""
         if tokenizer_fingerprint(self.tokenizer) != lm.tokens:
             raise RewardError(f"this known reward reads other tokens than {lm.name} writes; give it that tokenizer")
         return self
@@ -295,7 +295,7 @@ class KnownReward(Reward):
         return KnownRows(self, prefixes)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
-        """The reward of every prefix of whole texts, each ended by EOS."""
+        """Return the reward of every prefix of whole texts, each ended by EOS."""
         return [self._score(*texts) for texts in zip(prompts, responses, strict=True)]
 
     def _score(self, prompt: Prompt, response: str) -> Score:
@@ -305,7 +305,7 @@ class KnownReward(Reward):
         return Score(tuple(ids), texts, tuple(self.value([*before, *ids[: i + 1]]) for i in range(len(ids))))
 
     def read(self, token: int) -> int:
-        """The token, or the tokenizer's EOS for any EOS."""
+        """Return the token, or the tokenizer's EOS for any EOS."""
         return self.tokenizer.eos_token_id if token in self.more_eos else token
 
 
@@ -355,7 +355,7 @@ def assert_laws(
     *,
     tolerance: float = 1e-10,
 ) -> None:
-    """Every law that holds for any reward. Give prompts and responses of different lengths, at least two of each.
+    """Hold a reward to every law. Give prompts and responses of different lengths, at least two of each.
 
     Args:
         tolerance: of rewards and log-probabilities; 1e-10 in float64, 1e-4 in float32.
@@ -529,7 +529,7 @@ def assert_equals_reference(
 def assert_language_model_laws(
     lm: CausalModel, prompts: Sequence[Sequence[int]], layers: Sequence[int], *, tolerance: float = 1e-10
 ) -> None:
-    """The laws of `lm.contract`: what rows say depends on their own tokens only, however they came about.
+    """Hold a model to the laws of `lm.contract`: what rows say depends on their own tokens only.
 
     Args:
         prompts: token ids of at least three prompts of different lengths.
@@ -572,7 +572,7 @@ def assert_language_model_laws(
 def _rows_after(
     lm: CausalModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], layers: Sequence[int]
 ) -> CausalRows:
-    """Rows started at some prompts, and stepped by the same tokens."""
+    """Return rows started at some prompts and stepped by the same tokens."""
     rows = lm.start(prompts, len(tokens) + 4, layers)
     for token in tokens:
         rows.step(torch.tensor([token] * len(prompts), device=lm.device))
@@ -586,15 +586,15 @@ def _assert_siblings(
     layers: Sequence[int],
     tolerance: float,
 ) -> None:
-    """Alternative next tokens have the states of single steps, and leave the rows as they were."""
+    """Check that alternative next tokens have the states of single steps, and leave the rows as they were."""
     rows = lm.start(prompts, len(tokens) + 4, layers)
     before = rows.logprobs.clone()
     for layer in layers:
-        found = rows.siblings(torch.tensor([list(tokens)] * len(prompts), device=lm.device), layer)
+        states = rows.siblings(torch.tensor([list(tokens)] * len(prompts), device=lm.device), layer)
         for j, token in enumerate(tokens):
             stepped = lm.start(prompts, len(tokens) + 4, layers)
             stepped.step(torch.tensor([token] * len(prompts), device=lm.device))
-            for have, want in zip(found[:, j].tolist(), stepped.states[layer].tolist(), strict=True):
+            for have, want in zip(states[:, j].tolist(), stepped.states[layer].tolist(), strict=True):
                 _assert_close(have, want, tolerance, f"siblings and single steps at layer {layer}")
     assert torch.equal(rows.logprobs, before), "asking for siblings has moved the rows"
     rows.step(torch.tensor([tokens[0]] * len(prompts), device=lm.device))
@@ -604,7 +604,7 @@ def _assert_siblings(
 
 
 def assert_same_generation(have: Generation, want: Generation, *, tolerance: float = 1e-10) -> None:
-    """Two generations agree: tokens, texts and reasons exactly, figures to `tolerance`."""
+    """Check that two generations agree: tokens, texts and reasons exactly, figures to `tolerance`."""
     assert have.finish_reason == want.finish_reason
     assert have.text == want.text
     assert [step.token_id for step in have.steps] == [step.token_id for step in want.steps], have.prompt
@@ -619,12 +619,12 @@ def assert_same_generation(have: Generation, want: Generation, *, tolerance: flo
 def _walk(
     reward: Reward, lm: LanguageModel, prefixes: Sequence[Prefix], responses: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """The rewards of given responses, read step by step beside two other candidates; rows that end leave the batch."""
+    """Read the rewards of given responses step by step, beside two other candidates; rows that end leave the batch."""
     longest = max(len(response) for response in responses)
     rows = reward.start(prefixes, longest, 3)
     lm_rows, followed = _followed(reward, rows, lm, prefixes, longest)
     here = list(range(len(prefixes)))
-    found: list[list[float]] = [[] for _ in prefixes]
+    by_row: list[list[float]] = [[] for _ in prefixes]
     device = lm.model.device
     for t in range(longest):
         places = torch.tensor([(t + i) % 3 for i in here], device=device)
@@ -633,7 +633,7 @@ def _walk(
             candidates[row, [1, place]] = candidates[row, [place, 1]]
         rewards = rows.candidate_rewards(candidates).gather(1, places[:, None])[:, 0].tolist()
         for i, value in zip(here, rewards, strict=True):
-            found[i].append(value)
+            by_row[i].append(value)
         kept = [row for row, i in enumerate(here) if t + 1 < len(responses[i])]
         if not kept:
             break
@@ -647,13 +647,13 @@ def _walk(
         rows.advance(tokens)
         if lm_rows is not None:
             lm_rows.step(tokens)
-    return found
+    return by_row
 
 
 def _followed(
     reward: Reward, rows: RewardRows, lm: LanguageModel, prefixes: Sequence[Prefix], max_new_tokens: int
 ) -> tuple[CausalRows, FollowedRows] | tuple[None, None]:
-    """The language model's rows that a reward's rows go along with, if they read its states."""
+    """Return the language model's rows that a reward's rows go along with, if they read its states."""
     if reward.layer is None:
         return None, None
     lm_rows = lm.start([prefix.token_ids for prefix in prefixes], max_new_tokens, [reward.layer])

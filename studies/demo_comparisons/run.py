@@ -1,11 +1,13 @@
 """Make the preference set that the demo ships: python studies/demo_comparisons/run.py
 
 Samples responses of SmolLM2-135M-Instruct to the prompts of prompts.py, pairs them, and labels the pairs with a gold
-reward by Bradley-Terry draws. Writes the comparisons and the demo's prompts into src/midcourse/shipped/, and
-results.json here. Ten minutes on two cores; rows already sampled (runs/demo_comparisons/) are not sampled again.
+reward by Bradley-Terry draws. Responses are drawn as guided ones are, from the LM's top 10. Writes the comparisons and
+the demo's prompts into src/midcourse/shipped/, and results.json here. Ten minutes on two cores; rows already sampled
+(runs/demo_comparisons/) are not sampled again.
 """
 
 import argparse
+import gzip
 import itertools
 import json
 import random
@@ -20,14 +22,14 @@ from midcourse.data.labels import bayes_accuracy, draw_labels
 from midcourse.data.rollouts import Rollout
 from midcourse.data.sample import sample
 from midcourse.evaluate.provenance import write_results
-from midcourse.files import write_text
+from midcourse.files import write_bytes, write_text
 from midcourse.rewards.gold import load_gold
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parents[1] / "src/midcourse/shipped"
 SAMPLED = HERE.parents[1] / "runs/demo_comparisons/rollouts.jsonl"
 
-SAMPLES, PAIRS, NEW_TOKENS, TOP_K = 6, 8, 24, 50
+SAMPLES, PAIRS, NEW_TOKENS, TOP_K = 16, 32, 24, 10
 SCALE, SEED = 4.0, 0
 
 
@@ -62,12 +64,14 @@ def pair(rows: list[Rollout]) -> list[Comparison]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gold", default="vader", help="vader, or MODULE:FUNCTION of a text")
-    gold = load_gold(parser.parse_args().gold)
+    parser.add_argument("--gold", default="vader-once", help="vader-once, vader, or MODULE:FUNCTION of a text")
+    name = parser.parse_args().gold
+    gold = load_gold(name)
     rows = sampled()
     comparisons = draw_labels(pair(rows), gold, scale=SCALE, seed=SEED)
     lines = [json.dumps(vars(comparison), ensure_ascii=False) for comparison in comparisons]
-    write_text(SHIPPED / "demo_comparisons.jsonl", "\n".join(lines) + "\n")
+    # Without the time of writing, so that the same comparisons are the same file.
+    write_bytes(SHIPPED / "demo_comparisons.jsonl.gz", gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
     settings = {
         "model": "SmolLM2-135M-Instruct (Q4_1, dequantised)",
         "template": "raw",
@@ -76,7 +80,7 @@ def main() -> None:
         "max_new_tokens": NEW_TOKENS,
         "top_k": TOP_K,
         "temperature": 1.0,
-        "gold": "VADER compound of the response",
+        "gold": name,
         "scale": SCALE,
         "seed": SEED,
     }

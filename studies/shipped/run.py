@@ -92,9 +92,9 @@ def in_chat(comparison: Comparison, messages: Sequence[str]) -> Comparison:
 
 
 def sentiment(data: Path) -> Shipped:
-    """Cheerful continuations: the demo's comparisons, drawn from VADER by Bradley-Terry."""
+    """Cheerful continuations: the demo's comparisons, drawn from VADER, every word counted once, by Bradley-Terry."""
     folder = Path(str(files("midcourse") / "shipped"))
-    rows = read_comparisons(folder / "demo_comparisons.jsonl")
+    rows = read_comparisons(folder / "demo_comparisons.jsonl.gz")
     prompts = json.loads((folder / "demo_prompts.json").read_text())
     held = set(shuffled(sorted({row.prompt for row in rows}))[:50])
     learn = [row for row in rows if row.prompt not in held]
@@ -104,10 +104,10 @@ def sentiment(data: Path) -> Shipped:
         test=[row for row in rows if row.prompt in held],
         validation=[row["prompt"] for row in prompts["validation"]],
         prompts=[row["prompt"] for row in prompts["test"]],
-        gold=load_gold("vader"),
-        gold_name="VADER's compound score of the response",
+        gold=load_gold("vader-once"),
+        gold_name="VADER's compound score of the response, every word counted once,",
         data="midcourse's own comparisons (Apache-2.0): continuations by SmolLM2-135M-Instruct, labelled by "
-        "Bradley-Terry draws from VADER sentiment",
+        "Bradley-Terry draws from VADER sentiment that counts every word once",
         about="Prefers cheerful, positive text.",
         misuse="It knows tone of words, not truth or helpfulness: do not use it to judge reviews or people, or as a "
         "measure of quality.",

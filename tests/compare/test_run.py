@@ -250,10 +250,10 @@ def test_all_methods_start_from_the_base(lm_folder, rewards):
     arms, _ = study.plan(["args-stochastic", "rad", "fudge", "cards", "genarm", "args"], sweep)
     for arm in arms:
         if arm.method == "genarm":
-            assert arm.chosen.top_k is None and not arm.base
+            assert arm.settled.top_k is None and not arm.base
         else:
-            assert (arm.chosen.top_k, arm.base) == (10, True)
-    assert next(arm for arm in arms if arm.method == "args-stochastic").chosen.temperature == 1.0
+            assert (arm.settled.top_k, arm.base) == (10, True)
+    assert next(arm for arm in arms if arm.method == "args-stochastic").settled.temperature == 1.0
     assert next(arm for arm in arms if arm.method == "args").greedy
 
 

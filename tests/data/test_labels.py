@@ -40,10 +40,10 @@ def test_the_ceiling_is_the_mean_probability_of_the_better_text():
 
 
 def test_the_shipped_labels_are_those_the_gold_reward_draws():
-    """The shipped set says scale 4, seed 0, VADER: drawing again from that gives every label it has."""
+    """The shipped set says its gold, scale and seed: drawing again from them gives every label it has."""
     comparisons, prompts = shipped(None, 0)
     made = prompts["made_by"]
-    assert draw_labels(comparisons, load_gold("vader"), scale=made["scale"], seed=made["seed"]) == comparisons
+    assert draw_labels(comparisons, load_gold(made["gold"]), scale=made["scale"], seed=made["seed"]) == comparisons
     assert len({comparison.prompt for comparison in comparisons}) >= 300
     trained = {comparison.prompt for comparison in comparisons}
     assert not trained & {row["prompt"] for split in ("validation", "test") for row in prompts[split]}

@@ -11,6 +11,7 @@ from midcourse.evaluate.metrics import (
     perplexity,
     repeated,
     repeated_bigrams,
+    repeated_words,
     repetition_loop,
 )
 
@@ -95,3 +96,10 @@ def test_loops_are_found_at_the_end(text, block):
 )
 def test_what_is_no_loop(text):
     assert repetition_loop(text) is None
+
+
+def test_repeated_words_are_those_of_four_letters_or_more_that_came_before():
+    assert repeated_words("a beautiful, old, luxurious, Luxurious, beautiful, beautiful") == 3 / 5
+    assert repeated_words("It was the best of times, it was the worst of times") == 1 / 4
+    assert repeated_words("The end, the end, the end.") == 0.0
+    assert repeated_words("") == 0.0

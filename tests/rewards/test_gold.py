@@ -1,5 +1,6 @@
 """Gold rewards by name."""
 
+import math
 import subprocess
 import sys
 
@@ -15,6 +16,44 @@ from midcourse.rewards.text import FunctionReward
 def test_vader_tells_good_from_bad():
     gold = load_gold("vader")
     assert gold("A lovely, wonderful evening.") > 0 > gold("A horrible, sad evening.")
+
+
+def compound(*valences):
+    """VADER's squashing of a sum of valences, as it rounds it."""
+    return round(sum(valences) / math.sqrt(sum(valences) ** 2 + 15), 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "valences"),
+    [
+        ("good", [1.9]),
+        ("good, good, good", [1.9]),
+        ("Good and GOOD and good", [1.9 + 0.733]),  # capitals among small letters
+        ("good, VERY good", [1.9 + 0.293 + 0.733]),  # the same, whichever comes first
+        ("VERY good, good", [1.9 + 0.293 + 0.733]),
+        ("not good", [-0.74 * 1.9]),
+        ("not good, not good", [-0.74 * 1.9]),
+        ("not good there, but good here", [1.5 * 1.9]),  # what follows a "but" weighs more
+        ("good, great, good, great", [1.9, 3.1]),
+        ("good, bad, good, bad", [1.9, -2.5]),
+        ("good good!", [1.9, 0.292]),
+        ("the the the the", [0.0]),
+        ("", [0.0]),
+    ],
+)
+def test_vader_once_counts_a_word_once_where_it_is_strongest(text, valences):
+    assert load_gold("vader-once")(text) == pytest.approx(compound(*valences), abs=1e-4)
+
+
+def test_without_a_repeated_word_vader_once_is_vader():
+    for text in (
+        "A lovely, wonderful evening!",
+        "It was not bad, but I hated the soup.",
+        "We left.",
+        "\U0001f600 fine",
+    ):
+        assert load_gold("vader-once")(text) == load_gold("vader")(text)
+    assert load_gold("vader-once")("good, good") < load_gold("vader")("good, good")
 
 
 def test_profanity_tells_rude_from_polite():
@@ -48,8 +87,8 @@ def test_any_function_of_a_text(tmp_path, monkeypatch):
     [
         ("no_such_module:f", "no gold reward 'no_such_module:f'"),
         ("math:no_such_function", "no gold reward"),
-        ("math", "use vader, profanity or MODULE:FUNCTION"),
-        ("", "use vader, profanity or MODULE:FUNCTION"),
+        ("math", "use vader, vader-once, profanity or MODULE:FUNCTION"),
+        ("", "use vader, vader-once, profanity or MODULE:FUNCTION"),
         ("math:pi", "is not a function"),
     ],
 )

@@ -64,7 +64,7 @@ class DecodeCase:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """What it has in common with the plain case it is compared with."""
+        """Return what a case shares with the plain one that it is compared with: batch and context."""
         return self.batch, self.context
 
 
@@ -104,8 +104,8 @@ def bench_decode(json: Path | None = None, quick: bool = False, rounds: int = 5,
     parts = profile(partial(_stream, models.lm, [_prompt(models.lm, 64)], models.rewards["30 layers"], new_tokens))
     _show(rows, parts, bandwidth)
     if json:
-        found = {"rows": rows, "profile": parts, "bandwidth_gb": bandwidth / 1e9, "rounds": rounds}
-        write_results(json, {**found, "threads": torch.get_num_threads()})
+        results = {"rows": rows, "profile": parts, "bandwidth_gb": bandwidth / 1e9, "rounds": rounds}
+        write_results(json, {**results, "threads": torch.get_num_threads()})
         if not quick:
             plot_growth(rows, json.with_name(json.stem + "_growth.png"))
     return rows
@@ -133,7 +133,7 @@ class Models:
         return cls(lm, rewards, (fast, reward))
 
     def reads(self, name: str | None = None) -> int:
-        """Bytes of weights of the LM, and of the named reward."""
+        """Return the bytes of weights of the LM, and of the named reward."""
         total = weight_bytes(self.lm.model)
         if name is None:
             return total
@@ -143,7 +143,7 @@ class Models:
 
 
 def _bytes_read(model: nn.Module) -> int:
-    """Bytes of weights that a step reads: of input embeddings that are no outputs only the tokens' rows."""
+    """Return the bytes of weights that a step reads; input embeddings that are no outputs count by the row."""
     numbers = sum(p.numel() for p in model.parameters())
     return weight_bytes(model) * parameters(model) // numbers
 
@@ -154,7 +154,7 @@ def _never_ending() -> LanguageModel:
 
 
 def _reward(layers: int | None) -> RewardModel:
-    """A reward of that size with random weights in its head: speed does not depend on them."""
+    """Make a reward of that size with random weights in its head: speed does not depend on them."""
     reward = RewardModel.create("smollm2", template="raw", layers=layers, tune="head").eval()
     for weight in reward.head.parameters():
         torch.nn.init.normal_(weight, std=0.02)
@@ -162,7 +162,7 @@ def _reward(layers: int | None) -> RewardModel:
 
 
 def _trunk() -> RewardModel:
-    """A trunk reward with random weights in its head."""
+    """Make a trunk reward with random weights in its head."""
     reward = TrunkReward.create("smollm2", template="raw", tune="head", head=f"trunk:{TRUNK_RANK}").eval()
     for weight in reward.head.parameters():
         torch.nn.init.normal_(weight, std=0.02)
@@ -171,19 +171,19 @@ def _trunk() -> RewardModel:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters, shared ones counted once."""
+    """Return the bytes of a model's parameters, shared ones counted once."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def memory_bandwidth() -> float:
-    """Bytes a second that one matrix-vector product reads, the shape of a decoding step: the median of 7."""
+    """Measure the bytes a second that a matrix-vector product, the shape of a decoding step, reads: the median of 7."""
     matrix, vector = torch.ones(STREAM_BYTES // 4 // 4096, 4096), torch.ones(4096)
-    found = []
+    rates = []
     for _ in range(8):
         start = time.perf_counter()
         matrix @ vector
-        found.append(STREAM_BYTES / (time.perf_counter() - start))
-    return median(found[1:])
+        rates.append(STREAM_BYTES / (time.perf_counter() - start))
+    return median(rates[1:])
 
 
 def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[DecodeCase]:
@@ -225,7 +225,7 @@ def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[DecodeCase]
 
 
 def _prompt(lm: LanguageModel, tokens: int) -> str:
-    """A text of exactly that many tokens: the same word again and again is one token each."""
+    """Return a text of exactly that many tokens: the same word again and again is one token each."""
     text = " the" * tokens
     if len(lm.tokenizer(text)["input_ids"]) != tokens:
         raise AssertionError("the benchmark's filler word is not one token of this tokenizer")
@@ -245,7 +245,7 @@ def _stream(lm: LanguageModel, prompts: Sequence[str], reward: Reward, new_token
 
 
 class _Clock(BaseStreamer):
-    """Notes when each token arrives; the first arrival is the prompt's."""
+    """A streamer that notes when each token arrives; the first arrival is the prompt's."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -273,7 +273,7 @@ def _generate(lm: LanguageModel, prompts: Sequence[str], new_tokens: int) -> lis
 
 
 def _naive(lm: LanguageModel, reward: Reward, prompt: str) -> list[float]:
-    """What the methods' published code does: every candidate a full forward, nothing cached, one row."""
+    """Decode one row as the methods' published code does: every candidate a full forward, nothing cached."""
     assert isinstance(reward, RewardModel)
     start = time.perf_counter()
     reference.pargs(lm, reward, prompt, reward_weight=WEIGHT, top_k=TOP_K, max_new_tokens=NAIVE_TOKENS)
@@ -281,13 +281,13 @@ def _naive(lm: LanguageModel, reward: Reward, prompt: str) -> list[float]:
 
 
 def _plain_of(case: DecodeCase, cases: Sequence[DecodeCase]) -> DecodeCase:
-    """The case of transformers of the same batch and context; the short one where there is one."""
+    """Return the case of transformers of the same batch and context; the short one if there is one."""
     plain = [other for other in cases if other.method == "generate" and other.shape == case.shape]
     return next((other for other in plain if other.new_tokens == case.new_tokens), plain[0])
 
 
 def _row(case: DecodeCase, times: list[list[float]], plain: list[list[float]], bandwidth: float) -> dict[str, Any]:
-    """Medians over rounds. The whole call counts, reading the prompt included; `after_first` is without it."""
+    """Return medians over rounds. The whole call counts, reading the prompt included; `after_first` is without it."""
     other = _plain_tokens(plain, case)
     ratios = [((a[-1] - a[0]) / case.new_tokens) / ((b[-1] - b[0]) / other) for a, b in zip(times, plain, strict=True)]
     # Best of n shows its tokens when all is written.
@@ -313,7 +313,7 @@ def _row(case: DecodeCase, times: list[list[float]], plain: list[list[float]], b
 
 
 def _plain_tokens(plain: list[list[float]], case: DecodeCase) -> int:
-    """New tokens of the plain case: one time each for a single row, otherwise as many as the case's."""
+    """Return the new tokens of the plain case: one time each for a single row, otherwise as many as the case's."""
     return len(plain[0]) - 1 if len(plain[0]) > 2 else case.new_tokens
 
 
@@ -321,7 +321,7 @@ def _plain_tokens(plain: list[list[float]], case: DecodeCase) -> int:
 
 
 def peak_megabytes(run: Callable[[], Any]) -> float | None:
-    """The most memory a run held beside what was held before it; None where the system does not tell."""
+    """Return the most memory that a run added to what was held before it; None if the system does not tell."""
     try:
         # What earlier runs freed goes back to the system, or this one would take it unseen.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -334,7 +334,7 @@ def peak_megabytes(run: Callable[[], Any]) -> float | None:
 
 
 def _status(name: str) -> int:
-    """A figure of this process, in KiB."""
+    """Return a figure of this process, in KiB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0])
 
@@ -352,7 +352,7 @@ _PARTS = (
 
 
 def profile(run: Callable[[], list[float]]) -> list[dict[str, Any]]:
-    """Seconds of a run by part of the loop, with their share of it."""
+    """Return the seconds of a run by part of the loop, with their share of it."""
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds):
         times = run()
@@ -371,10 +371,10 @@ def _timed(seconds: dict[str, float]) -> Iterator[None]:
     def timed(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
-            found = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             seconds[part] += time.perf_counter() - start
             seconds[f"{part} calls"] += 1
-            return found
+            return result
 
         return call
 
@@ -391,7 +391,7 @@ def _timed(seconds: dict[str, float]) -> Iterator[None]:
 
 
 def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time per token after the first, by candidates and by context."""
+    """Plot the time per token after the first, by candidates and by context."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     growing = [row for row in rows if row["study"] == "candidates"]

@@ -107,8 +107,8 @@ def _reward(tune: str, quick: bool) -> RewardModel:
 
 
 def _data(reward: RewardModel, quick: bool) -> dict[str, list[Comparison]]:
-    """Shipped comparisons, and longer ones made of several shipped responses in a row."""
-    shipped = read_comparisons(Path(str(files("midcourse") / "shipped" / "demo_comparisons.jsonl")))
+    """Return shipped comparisons, and longer ones made of several shipped responses in a row."""
+    shipped = read_comparisons(Path(str(files("midcourse") / "shipped" / "demo_comparisons.jsonl.gz")))
     if quick:
         return {"shipped": [Comparison("ab", c.chosen[:24], c.rejected[:20]) for c in shipped[:4]]}
     longer = []
@@ -125,7 +125,7 @@ def _joined(reward: RewardModel, texts: Sequence[str]) -> str:
 
 
 def step(scorer: Scorer, pairs: PairSet, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
-    """One step on all pairs, as training takes it."""
+    """Take one step on all pairs, as training does."""
     numbers, items = renumber(pairs.items)
     rows = [pairs.rows[number] for number in numbers]
     losses = phase_losses(
@@ -144,7 +144,7 @@ def step(scorer: Scorer, pairs: PairSet, objective: Objective, optimizer: torch.
 
 
 def published_step(reward: RewardModel, pairs: PairSet, optimizer: torch.optim.Optimizer) -> None:
-    """The same gradients of the prefix loss, with a row of its own for every prefix and whole forwards."""
+    """Take the same step on the prefix loss, with a row of its own for every prefix and whole forwards."""
     for chosen, rejected in ((pairs.rows[a], pairs.rows[b]) for a, b in pairs.pairs):
         shared = min(len(chosen.response), len(rejected.response))
         for begin in range(0, shared, ROWS):
@@ -155,7 +155,7 @@ def published_step(reward: RewardModel, pairs: PairSet, optimizer: torch.optim.O
 
 
 def _last_rewards(reward: RewardModel, row: EncodedRow, lengths: Sequence[int]) -> Tensor:
-    """The rewards of a response's prefixes of those lengths, each from a row of its own."""
+    """Return the rewards of a response's prefixes of those lengths, each from a row of its own."""
     width = len(row.prompt) + lengths[-1]
     ids = torch.zeros(len(lengths), width, dtype=torch.long)
     mask = torch.zeros(len(lengths), width, dtype=torch.bool)

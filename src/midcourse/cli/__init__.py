@@ -19,7 +19,7 @@ from midcourse.errors import MidcourseError
 
 
 def main() -> None:
-    """Entry point: 0 when done, 2 on misuse with one sentence, 130 or 143 when interrupted."""
+    """Run a verb and exit: with 0 when done, 2 on misuse with one sentence, 130 or 143 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # peft and TRL ask transformers by the setting's old name, which is nothing to whoever reads this log.
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)

@@ -20,15 +20,15 @@ class Bench:
     """
 
     what: Annotated[Literal["decode", "train"], tyro.conf.Positional]
-    """What to time."""
+    """What to time: decoding or training."""
     json: Path | None = None
     """Write the measured rows to this file as JSON."""
     quick: bool = False
-    """Only see that it works. decode: 32 new tokens, 3 rounds, no reference, under a minute. train: a tiny model."""
+    """Only see that it works: decode with 32 new tokens, 3 rounds and no reference, train with a tiny model."""
     rounds: int = 5
     """How often each case is timed; the median counts."""
     new_tokens: int = NEW_TOKENS
-    """Tokens that each case of decode writes."""
+    """Tokens that each case writes when decoding is timed."""
 
     def run(self) -> int:
         if self.what == "train":

@@ -174,7 +174,7 @@ class Compare:
         from midcourse.compare.study import GuidingReward
         from midcourse.rewards.named import load_reward, shareable
 
-        found: dict[str, GuidingReward] = {}
+        guides: dict[str, GuidingReward] = {}
         for source, name in named(self.arms.rewards).items():
             reward = load_reward(
                 source,
@@ -182,8 +182,8 @@ class Compare:
                 share_with=lm if shareable(source, lm) else None,
                 **asdict(self.model.machine),
             )
-            found[name] = GuidingReward(reward, of_reward(source, name))
-        return found
+            guides[name] = GuidingReward(reward, of_reward(source, name))
+        return guides
 
     def _policies(self, lm: "LanguageModel") -> "dict[str, Policy]":
         from midcourse.compare.arms import POLICY, policy_name
@@ -191,15 +191,15 @@ class Compare:
         from midcourse.compare.study import Policy
         from midcourse.lm.policy import load_policy
 
-        found = {}
+        policies = {}
         for text in self._methods():
             if text.startswith(f"{POLICY}="):
                 name, source = policy_name(text), text.partition("=")[2]
-                if name in found:
+                if name in policies:
                     raise UsageError(f"two policies are called {name}; rename one folder")
                 policy = load_policy(source, lm, **asdict(self.model.machine))
-                found[name] = Policy(policy, of_policy(source, name))
-        return found
+                policies[name] = Policy(policy, of_policy(source, name))
+        return policies
 
     def _judges(self) -> "list[AnyJudge]":
         from midcourse.compare.judges import VersusJudge, is_address, named_judge
@@ -214,14 +214,14 @@ class Compare:
             raise UsageError("one server judges at a time; add the other with --resume and its own --judge-model")
         if server.concurrency < 1:
             raise UsageError(f"concurrency {server.concurrency} asks nothing; use 1 or more")
-        found: list[AnyJudge] = []
+        judges: list[AnyJudge] = []
         for source, name in named(asked).items():
             if is_address(source):
                 judge = server.at(source)
-                found.append(VersusJudge(judge.model, judge))
+                judges.append(VersusJudge(judge.model, judge))
             else:
-                found.append(named_judge(source, name, **asdict(self.model.machine)))
-        return found
+                judges.append(named_judge(source, name, **asdict(self.model.machine)))
+        return judges
 
     def _report(self) -> None:
         from midcourse.compare.report.page import write_report

@@ -36,7 +36,7 @@ def table(
 
 
 def read_text(text: str, flag: str) -> str:
-    """A text, or what is in the file of that name."""
+    """Return a text, or what is in the file of that name."""
     if not os.path.isfile(text):
         return text
     try:

@@ -13,9 +13,9 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Folder for the report, the reward and the summary; what an earlier demo left there is replaced."""
-    gold: str = "vader"
-    """Function of a text that judges, and draws the labels: vader (sentiment), profanity (1 - its probability), or any
-    MODULE:FUNCTION that returns a number."""
+    gold: str = "vader-once"
+    """Function of a text that judges, and draws the labels: vader-once (sentiment, a repeated word counted once),
+    vader, profanity (1 - its probability), or any MODULE:FUNCTION that returns a number."""
     seed: int = 0
     """Seed of the training and of the responses."""
 

@@ -21,10 +21,10 @@ class Machine:
     """What computes, and in which numbers."""
 
     device: str = "auto"
-    """Where models run: cpu, cuda, cuda:1, mps, ... By auto on a GPU if there is one."""
+    """Where models run: cpu, cuda, cuda:1, mps, ... auto, the default, takes a GPU if there is one."""
     dtype: str = "auto"
-    """Number format of the weights: float32, bfloat16, float16 or float64. By auto float32 on a CPU, elsewhere the
-    checkpoint's own."""
+    """Number format of the weights: float32, bfloat16, float16 or float64. auto, the default, takes
+    float32 on a CPU, elsewhere the checkpoint's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

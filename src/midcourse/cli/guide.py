@@ -83,8 +83,8 @@ class Budget:
     kl_budget: float | None = None
     """Nats of guidance KL that a response may have. No limit by default."""
     skip_tolerance: float | None = None
-    """Ask no reward where none in the range seen so far could change the choice by more than this (total variation).
-    By default every step asks."""
+    """Ask no reward at a step if none in the range seen so far could change the choice by more than this (total
+    variation). By default every step asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,20 +146,21 @@ class GuideCommand:
 
     def run(self) -> int:
         from midcourse.data.prompts import check_out, write_guided
-        from midcourse.decode.methods import Method, method
+        from midcourse.decode.methods import Method
+        from midcourse.decode.methods import method as named_method
 
         rewards, out = self.rewards, self.write.out
         given = [parse_reward(text) for text in rewards.reward]
         functions = [parse_reward(text) for text in rewards.reward_function]
         name = self.method.method or default_method([name for name, _ in given], functions)
-        chosen = method(name)
-        self._check(chosen)
+        method = named_method(name)
+        self._check(method)
         prompts = self._prompts()
         if out:
             check_out(out, self.write.resume)
         self._check_kinds([name for name, _ in given], [name for name, _ in functions])
         lm = self.model.load()
-        guides, weight = self._guides(lm, given, functions, tokenwise=isinstance(chosen, Method))
+        guides, weight = self._guides(lm, given, functions, tokenwise=isinstance(method, Method))
         if self.model.compile:
             _compile(lm, guides)
         settings: dict[str, Any] = asdict(self.method) | asdict(self.budget) | asdict(self.sampling)
@@ -183,7 +184,7 @@ class GuideCommand:
         with bad_rows(self.read.skip_bad_rows) as rejects:
             return read_prompts(self.read.prompts, rejects=rejects) if self.read.prompts else [self.read.prompt or ""]
 
-    def _check(self, chosen: "AnyMethod") -> None:
+    def _check(self, method: "AnyMethod") -> None:
         """Refuse flags that do not go together."""
         from midcourse.decode.methods import BestOfN
 
@@ -198,7 +199,7 @@ class GuideCommand:
             )
         if write.resume and not write.out:
             raise UsageError("--resume goes on with the rows of --out; name that file")
-        if write.keep_all and not (isinstance(chosen, BestOfN) and (write.out or write.json)):
+        if write.keep_all and not (isinstance(method, BestOfN) and (write.out or write.json)):
             raise UsageError("--keep-all writes the samples of --method best-of-n as JSON; add --out FILE or --json")
 
     def _check_kinds(self, names: Sequence[str], functions: Sequence[str]) -> None:
@@ -302,7 +303,7 @@ def _print_rows(
 
 
 def _show(generation: "Generation") -> None:
-    """A response for a person: its text, and one line of figures."""
+    """Print a response for a person: its text, and one line of figures."""
     print(generation.text)
     figures = [f"{len(generation.steps)} tokens, {generation.finish_reason}"]
     if generation.reward is not None:

@@ -143,25 +143,25 @@ def _print(figures: dict[str, Any]) -> None:
         rows = [
             (
                 name,
-                str(found["pairs"]),
-                *_row(found["shares"], "accuracy"),
-                _short(found["length_baseline"]["accuracy"]),
+                str(subset["pairs"]),
+                *_row(subset["shares"], "accuracy"),
+                _short(subset["length_baseline"]["accuracy"]),
             )
-            for name, found in figures["subsets"].items()
+            for name, subset in figures["subsets"].items()
         ]
         table("By subset", ("subset", "pairs", *shares, prefers), rows)
     if figures["sections"]:
         title = "RewardBench's sections (ties count one half)"
         table(title, ("section", "subsets", *shares), _section_rows(figures["sections"]))
-    found = figures["calibration"]
-    stored = found["temperature"] is not None or found["finished_temperature"] is not None
+    calibration = figures["calibration"]
+    stored = calibration["temperature"] is not None or calibration["finished_temperature"] is not None
     table(
         "Expected calibration error of the probabilities (95% intervals), at the temperature "
         f"{'stored with the reward' if stored else '1, as none is stored'} and at one fitted on other prompts",
         ("compared at", "given", "fitted", "by chance"),
         [
             (f"{100 * row['share']:.0f}%", _error(row["given"]), _error(row["fitted"]), _chance(row["fitted"]))
-            for row in found["shares"]
+            for row in calibration["shares"]
         ],
     )
     reasons = {"identical": "identical", "empty": "empty", "too_long": "too long", "bad": "bad rows"}
@@ -173,18 +173,18 @@ def _print(figures: dict[str, Any]) -> None:
         print(f"the reward read only the end of the prompt in {figures['cut_prompts']} comparisons")
 
 
-def _section_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def _section_rows(scores: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = [
         (row["section"], f"{len(row['subsets'])} of {len(row['subsets']) + len(row['missing'])}", row["shares"])
-        for row in found["sections"]
+        for row in scores["sections"]
     ]
-    if found["total"]:
-        rows.append(("total", "", found["total"]))
+    if scores["total"]:
+        rows.append(("total", "", scores["total"]))
     return [(name, count, *_row(shares, "score")) for name, count, shares in rows]
 
 
 def _row(shares: list[dict[str, Any]], name: str) -> list[str]:
-    """A figure at every share, with its interval at the last."""
+    """Return the cells of a figure at every share, with its interval at the last."""
     low, high = shares[-1]["interval"]
     *others, last = (_short(row[name]) for row in shares)
     return [*others, f"{last} [{low:.2f}, {high:.2f}]"]
@@ -194,12 +194,12 @@ def _short(figure: float) -> str:
     return f"{figure:.2f}"
 
 
-def _error(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _error(error: dict[str, Any] | None) -> str:
+    if error is None:
         return "n/a"
-    low, high = found["interval"]
-    return f"{found['ece']:.3f} ({low:.3f} to {high:.3f})"
+    low, high = error["interval"]
+    return f"{error['ece']:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _chance(found: dict[str, Any] | None) -> str:
-    return "n/a" if found is None else f"{found['by_chance']:.3f}"
+def _chance(error: dict[str, Any] | None) -> str:
+    return "n/a" if error is None else f"{error['by_chance']:.3f}"

@@ -86,13 +86,7 @@ class ScoreText:
         if html:
             write_score_page(html, read.prompt, tokens[0], title="midcourse score")
         if self.write.json:
-            first, *others = (
-                {"text": text, **_figures(score, calibration, finished)}
-                for text, score in zip(texts, scores, strict=True)
-            )
-            names = ("temperature", "finished_temperature")
-            row = {"prompt": read.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
-            print(as_json({**row, "against": others[0], "preferred": preferred} if others else row))
+            print(as_json(self._row(texts, scores, calibration, preferred)))
         else:
             self._print(scores, tokens)
             if preferred is not None:
@@ -119,6 +113,22 @@ class ScoreText:
             reward = reward.bind(self.model.load())
         assert reward.score_tokenizer is not None
         return reward, reward.score_tokenizer
+
+    def _row(
+        self,
+        texts: "Sequence[str]",
+        scores: "Sequence[Score]",
+        calibration: "Calibration | None",
+        preferred: float | None,
+    ) -> dict[str, Any]:
+        """Return what is printed as JSON: all of the first text, and of the other one, if there is one."""
+        first, *others = (
+            {"text": text, **_figures(score, calibration, not self.read.unfinished)}
+            for text, score in zip(texts, scores, strict=True)
+        )
+        names = ("temperature", "finished_temperature")
+        row = {"prompt": self.read.prompt, **{name: getattr(calibration, name, None) for name in names}, **first}
+        return {**row, "against": others[0], "preferred": preferred} if others else row
 
     def _print(self, scores: "Sequence[Score]", texts: "list[list[Token]]") -> None:
         from rich.console import Console

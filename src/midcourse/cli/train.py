@@ -37,7 +37,7 @@ class Write:
     resume: bool = False
     """Go on from the last whole checkpoint in --out."""
     report_to: Annotated[tuple[Report, ...], tyro.conf.UseAppendAction] = ()
-    """Send loss, learning rate and accuracies there too, as the library of that name is set up."""
+    """Trackers to send loss, learning rate and accuracies to as well, each as its library is set up."""
     json: bool = False
     """Print the metrics as JSON."""
 
@@ -47,25 +47,26 @@ class Objective:
     """What is learned, and settings of single objectives."""
 
     objective: Literal["prefix", "sequence", "value", "cumulative", "farma", "autoregressive", "implicit"] = "prefix"
-    """What is learned; see above."""
+    """What is learned: one of the objectives described above."""
     past_end: Literal["drop", "paper"] | None = None
-    """prefix: past the shorter response's end stop (drop, the default), or compare its finished text with longer
-    prefixes (PARGS's authors)."""
+    """What prefix does past the shorter response's end. drop, the default: it stops there. paper: it compares the
+    finished shorter text with longer prefixes, as PARGS's authors do."""
     value: Literal["mean", "soft", "max"] | None = None
-    """value: the mean of the final reward (the default), its soft value (1/w) log E exp(w R), which guides exactly at
-    weight w and at no other, or about its maximum, by expectile regression."""
+    """What value learns of the final reward R. mean, the default: its expectation. soft: (1/w) log E exp(w R), which
+    guides exactly at weight w and at no other. max: nearly its maximum, by expectile regression."""
     value_weight: float | None = None
-    """value soft: w, stored with the reward."""
+    """The weight w of value soft, which is stored with the reward."""
     expectile: float | None = None
-    """value max: from 0.5, the mean, to below 1; 0.9 by default."""
+    """The expectile of value max: from 0.5, which is the mean, to below 1; 0.9 by default."""
     beta: float | None = None
-    """autoregressive, implicit: the factor of log-probabilities; 0.05 and 0.1 by default."""
+    """What autoregressive and implicit multiply log-probabilities by; 0.05 and 0.1 by default."""
     alternations: int | None = None
-    """farma: how often its two losses take turns during the run; 7 by default."""
+    """How often the two losses of farma take turns during the run; 7 by default."""
     farma_gradient: Literal["stop", "both"] | None = None
-    """farma: the best next token's value is a target (stop, the default), or learns too (the authors' code)."""
+    """Which side of farma's second loss learns. stop, the default: the prefix alone, the best next token's value being
+    its target. both: that value too, as in the authors' code."""
     reference: str | None = None
-    """implicit: the model that --backbone was aligned from."""
+    """The model that --backbone was aligned from, for implicit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +79,17 @@ class Parts:
     layers: int | None = None
     """Use only the first N layers (fewer are faster at every token); all by default."""
     head: str | None = None
-    """scalar: a number for every prefix, by a pass of the reward's own over the candidates. vocabulary: one for every
-    next token, by a pass of its own over one token. trunk[:RANK]: from the hidden states that the steered model
-    computes anyway, without a pass; --layers says after how many layers (two thirds by default). By default the first
-    of these that the objective trains."""
+    """What the reward reads out. scalar: a number for every prefix, by a pass of the reward's own over the candidates.
+    vocabulary: one for every next token, by a pass of its own over one token. trunk[:RANK]: from the hidden states that
+    the steered model computes anyway, without a pass; --layers says after how many layers (two thirds by default). By
+    default the first of these that the objective trains."""
     tune: str | None = None
-    """What is trained: head, last:N layers, lora[:RANK], or all; last:2 by default, of other heads than scalar the
-    head. What lies below is computed once and cached (of an encoder only what lies below its head)."""
+    """What is trained: head, last:N layers, lora[:RANK], or all. By default last:2 for a scalar head, and head for
+    others. What lies below is computed once and cached (of an encoder only what lies below its head)."""
     template: TemplateName = "chat"
-    """How prompts are rendered, stored with the reward. chat: by the chat template. raw: as they are, to be continued.
-    mixed: texts raw, message lists by the chat template; such a reward guides both. An encoder reads texts as they are
-    and the contents of messages, whatever this says."""
+    """How prompts are rendered, which is stored with the reward. chat: by the chat template. raw: as they are, to be
+    continued. mixed: texts raw, message lists by the chat template; such a reward guides both. An encoder reads texts
+    as they are and the contents of messages, whatever this says."""
 
 
 @dataclass(kw_only=True)
@@ -110,7 +111,7 @@ class Train:
     """
 
     data: Annotated[Path | None, tyro.conf.Positional] = None
-    """Comparisons: JSONL (also .gz), CSV or Parquet. Rollouts: JSONL (also .gz). Which it is, its fields say."""
+    """Comparisons or rollouts, told apart by their fields: JSONL (also .gz), CSV or Parquet."""
     read: Read = field(default_factory=Read)
     write: Write
     objective: Objective = field(default_factory=Objective)
@@ -221,8 +222,8 @@ class Train:
             template=parts.template,
             **asdict(self.machine),
         )
-        found = self._read(prompt_limit(reward, self.training.max_tokens)) if self.data else []
-        comparisons = [one for one in found if isinstance(one, Comparison)]
+        examples = self._read(prompt_limit(reward, self.training.max_tokens)) if self.data else []
+        comparisons = [one for one in examples if isinstance(one, Comparison)]
         self._print(write_implicit(reward, comparisons, out, self.training.max_tokens), "Pair accuracy")
         if not self.write.json:
             print(f"reward: {out}")

@@ -58,40 +58,40 @@ class Arm:
         method: a name from METHODS, or "policy".
         given: the reward's name, or the policy's; None for plain.
         setting: what tells it from other arms of the same method and reward, as midcourse.generate takes it.
-        chosen: the method with all its settings; for a policy how it is sampled.
+        settled: the method with all its settings; for a policy how it is sampled.
         base: whether it starts from the study's base, so that its guidance KL may be compared with others'.
     """
 
     method: str
     given: str | None
     setting: Mapping[str, Number]
-    chosen: AnyMethod
+    settled: AnyMethod
     base: bool
 
     @property
     def name(self) -> str:
-        """For people, and in keys: "pargs my-reward w=2"."""
+        """Return the name for people and keys: "pargs my-reward w=2"."""
         settings = (f"{_SHORT.get(key, key)}={value:g}" for key, value in self.setting.items())
         return " ".join([self.method, *([self.given] if self.given else []), *settings])
 
     @property
     def reward(self) -> str | None:
-        """The name of its reward."""
+        """Return the name of the arm's reward."""
         return None if self.method == POLICY else self.given
 
     @property
     def greedy(self) -> bool:
-        """Whether it writes the same whatever the seed."""
-        return isinstance(self.chosen, Method) and self.chosen.greedy
+        """Return whether the arm writes the same whatever the seed."""
+        return isinstance(self.settled, Method) and self.settled.greedy
 
     @property
     def limits(self) -> dict[str, Any]:
-        """Its budgets, as midcourse.generate takes them."""
+        """Return the arm's budgets, as midcourse.generate takes them."""
         return {name: self.setting[name] for name in LIMITS if name in self.setting}
 
     def prompts_at_a_time(self, batch_size: int) -> int:
-        """How many prompts are written side by side in that many rows of the language model."""
-        samples = self.chosen.samples if isinstance(self.chosen, BestOfN | Blockwise) else 1
+        """Return how many prompts are written side by side in that many rows of the language model."""
+        samples = self.settled.samples if isinstance(self.settled, BestOfN | Blockwise) else 1
         return max(1, batch_size // samples)
 
 
@@ -108,23 +108,23 @@ class LeftOut:
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, tuple[Number, ...]]:
-    """{"reward_weight": (0, 0.5, 1)} from ["reward_weight=0,0.5,1"].
+    """Return {"reward_weight": (0, 0.5, 1)} for ["reward_weight=0,0.5,1"].
 
     Raises:
         CompareError: not of that form, or a setting that no method has.
     """
-    known = {field.name for found in METHODS.values() for field in fields(found)} | set(LIMITS)
+    known = {field.name for method in METHODS.values() for field in fields(method)} | set(LIMITS)
     known -= {"guide", "greedy", "ranked_by", "soft_value", "source"}
-    found: dict[str, tuple[Number, ...]] = {}
+    swept: dict[str, tuple[Number, ...]] = {}
     for text in texts:
         name, mark, values = text.partition("=")
         name = name.replace("-", "_")
-        if not mark or name in found:
+        if not mark or name in swept:
             raise CompareError(f"sweep {text!r} is not of the form SETTING=VALUE,VALUE, once for each setting")
         if name not in known:
             raise CompareError(f"sweep {name!r} is no setting of any method; use one of: {', '.join(sorted(known))}")
-        found[name] = tuple(dict.fromkeys(_number(name, value) for value in values.split(",")))
-    return found
+        swept[name] = tuple(dict.fromkeys(_number(name, value) for value in values.split(",")))
+    return swept
 
 
 def _number(name: str, text: str) -> Number:
@@ -136,43 +136,43 @@ def _number(name: str, text: str) -> Number:
 
 
 def _limits(setting: Mapping[str, Number]) -> Limits:
-    """The budgets among some settings."""
+    """Return the budgets among some settings."""
     given: dict[str, Any] = {name: setting[name] for name in LIMITS if name in setting}
     return Limits(**given)
 
 
-def _sweepable(chosen: AnyMethod, name: str) -> bool:
-    """Whether a setting makes a difference to a method."""
+def _sweepable(method: AnyMethod, name: str) -> bool:
+    """Return whether a setting makes a difference to a method."""
     if name in LIMITS:
         try:
-            check_limits(chosen, "", _limits({name: 0.5}))
+            check_limits(method, "", _limits({name: 0.5}))
         except MethodError:
             return False
         return True
-    if not hasattr(chosen, name):
+    if not hasattr(method, name):
         return False
-    if isinstance(chosen, Method):
+    if isinstance(method, Method):
         if name == "reward_weight":
-            return not chosen.soft_value
+            return not method.soft_value
         if name == "temperature":
-            return not (chosen.greedy or chosen.soft_value)
+            return not (method.greedy or method.soft_value)
         if name == "top_k":
-            return chosen.top_k is not None
+            return method.top_k is not None
     return True
 
 
-def on_base(chosen: AnyMethod, base: Base) -> AnyMethod:
-    """The method, starting from the base. One that ranks the whole vocabulary keeps the size of its own list."""
-    if isinstance(chosen, Method) and chosen.ranked_by == "sum":
-        return replace(chosen, temperature=base.temperature)
-    if isinstance(chosen, Method) and chosen.greedy:
-        return replace(chosen, top_k=base.top_k, top_p=base.top_p)
-    return replace(chosen, temperature=base.temperature, top_k=base.top_k, top_p=base.top_p)
+def on_base(method: AnyMethod, base: Base) -> AnyMethod:
+    """Return the method, starting from the base; one that ranks the whole vocabulary keeps the size of its own list."""
+    if isinstance(method, Method) and method.ranked_by == "sum":
+        return replace(method, temperature=base.temperature)
+    if isinstance(method, Method) and method.greedy:
+        return replace(method, top_k=base.top_k, top_p=base.top_p)
+    return replace(method, temperature=base.temperature, top_k=base.top_k, top_p=base.top_p)
 
 
-def _starts_from(chosen: AnyMethod, base: Base) -> bool:
-    temperature = chosen.policy_temperature if isinstance(chosen, Method) else chosen.temperature
-    own = (temperature, chosen.top_k, chosen.top_p)
+def _starts_from(method: AnyMethod, base: Base) -> bool:
+    temperature = method.policy_temperature if isinstance(method, Method) else method.temperature
+    own = (temperature, method.top_k, method.top_p)
     return own == (base.temperature, base.top_k, base.top_p)
 
 
@@ -186,7 +186,7 @@ def plan(
     sweep: Mapping[str, Sequence[Number]] | None = None,
     base: Base = Base(),
 ) -> tuple[list[Arm], list[LeftOut]]:
-    """Every method with every reward that it can use, at every setting of the sweep that it has; plain first.
+    """Return an arm for every method, reward that it can use, and setting of the sweep that it has; plain first.
 
     Args:
         methods: names of `METHODS`, with ":N" samples or without, with "@REWARD" for one reward alone; and
@@ -209,17 +209,17 @@ def plan(
             arms[arm.name] = arm
             continue
         spec, bound, only = text.partition("@")
-        chosen = on_base(named_method(spec), base)
+        method = on_base(named_method(spec), base)
         if bound and only not in rewards:
             raise CompareError(f"method {text} names a reward that is not among --rewards: {', '.join(rewards)}")
         if spec == PLAIN:
             raise CompareError(f"method {text} takes no reward; leave {bound}{only} out")
         reasons = []
         for name in [only] if bound else list(rewards):
-            if reason := why_not(lm, chosen, rewards[name]):
+            if reason := why_not(lm, method, rewards[name]):
                 reasons.append(LeftOut(spec, name, reason))
                 continue
-            for arm in _settings(spec, chosen, name, rewards[name], sweep, base):
+            for arm in _settings(spec, method, name, rewards[name], sweep, base):
                 arms[arm.name] = arm
                 swept |= arm.setting.keys()
         if len(reasons) == (1 if bound else len(rewards)):
@@ -233,24 +233,24 @@ def plan(
 
 def _settings(
     spec: str,
-    chosen: AnyMethod,
+    method: AnyMethod,
     name: str,
     reward: Reward,
     sweep: Mapping[str, Sequence[Number]] | None,
     base: Base,
 ) -> list[Arm]:
-    """A method with a reward at every setting."""
-    method, _, samples = spec.partition(":")
+    """Return an arm for each setting of a method with a reward."""
+    kind, _, samples = spec.partition(":")
     swept = DEFAULT_SWEEP if sweep is None else sweep
-    names = [key for key in swept if _sweepable(chosen, key) and not (key == "samples" and samples)]
-    if sweep is None and isinstance(chosen, Blockwise):
+    names = [key for key in swept if _sweepable(method, key) and not (key == "samples" and samples)]
+    if sweep is None and isinstance(method, Blockwise):
         names = []
-    found = []
+    arms = []
     for values in itertools.product(*(swept[key] for key in names)):
-        setting = _own_setting(chosen, reward)
+        setting = _own_setting(method, reward)
         setting |= {key: value if key in WHOLE else float(value) for key, value in zip(names, values, strict=True)}
         own: dict[str, Any] = {key: value for key, value in setting.items() if key not in LIMITS}
-        made = replace(chosen, **own)
+        made = replace(method, **own)
         if isinstance(made, Cards) and made.reward_threshold is None:
             raise CompareError(
                 "cards needs the reward that a good response has, on the reward's own scale; "
@@ -259,17 +259,17 @@ def _settings(
         check(made)
         if isinstance(made, Method) and made.temperature == 0:
             made = replace(made, greedy=True)
-        check_limits(made, method, _limits(setting))
-        found.append(Arm(method, name, setting, made, _starts_from(made, base)))
-    return found
+        check_limits(made, kind, _limits(setting))
+        arms.append(Arm(kind, name, setting, made, _starts_from(made, base)))
+    return arms
 
 
-def _own_setting(chosen: AnyMethod, reward: Reward) -> dict[str, Number]:
-    """What stands in an arm's name though it is not swept."""
-    if not isinstance(chosen, Method):
-        return {"samples": chosen.samples} if isinstance(chosen, BestOfN | Blockwise) else {}
-    weight = reward.soft_value_weight if chosen.soft_value else reward.reward_weight
-    return {"reward_weight": chosen.reward_weight if weight is None else weight}
+def _own_setting(method: AnyMethod, reward: Reward) -> dict[str, Number]:
+    """Return the settings that an arm's name tells though they are not swept."""
+    if not isinstance(method, Method):
+        return {"samples": method.samples} if isinstance(method, BestOfN | Blockwise) else {}
+    weight = reward.soft_value_weight if method.soft_value else reward.reward_weight
+    return {"reward_weight": method.reward_weight if weight is None else weight}
 
 
 def _check_base(base: Base) -> None:
@@ -279,20 +279,20 @@ def _check_base(base: Base) -> None:
 
 
 def policy_name(text: str) -> str:
-    """The name of the fine-tuned policy in "policy=PATH"."""
+    """Return the name of the fine-tuned policy in "policy=PATH"."""
     path = text.partition("=")[2]
     if not path:
         raise CompareError("policy= names no model; write policy=PATH, a folder or a Hub id")
     return Path(path).name
 
 
-def why_not(lm: LanguageModel, chosen: AnyMethod, reward: Reward) -> str | None:
-    """Why a method cannot use a reward; None where it can."""
-    if reward.layer is not None and not isinstance(chosen, Method):
+def why_not(lm: LanguageModel, method: AnyMethod, reward: Reward) -> str | None:
+    """Return why a method cannot use a reward; None if it can."""
+    if reward.layer is not None and not isinstance(method, Method):
         return "a trunk reward guides tokens, and this method judges blocks"
-    if isinstance(chosen, Method) and chosen.soft_value and reward.soft_value_weight is None:
+    if isinstance(method, Method) and method.soft_value and reward.soft_value_weight is None:
         return "it is no soft value"
-    if isinstance(chosen, Method) and chosen.ranked_by == "sum" and not reward.speaks_for_vocabulary:
+    if isinstance(method, Method) and method.ranked_by == "sum" and not reward.speaks_for_vocabulary:
         return "it does not speak for the whole vocabulary"
     try:
         reward.bind(lm)

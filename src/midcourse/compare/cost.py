@@ -21,7 +21,7 @@ Event = TypeVar("Event")
 
 @dataclass
 class Cost:
-    """Of one response.
+    """What one response cost.
 
     Attributes:
         lm_passes, reward_passes: token positions that the language model and the reward computed, padding included.
@@ -36,12 +36,12 @@ class Cost:
     first_token_seconds: float = 0.0
 
     def stored(self) -> dict[str, float]:
-        """As a row holds it."""
+        """Return the cost as a row holds it."""
         return asdict(self)
 
 
 class Meter:
-    """Counts positions and seconds while responses are written, and shares them."""
+    """A meter of positions and seconds while responses are written, which shares them among the responses."""
 
     def __init__(self) -> None:
         self.lm = self.reward = self.seconds = 0.0
@@ -67,7 +67,7 @@ class Meter:
                 hook.remove()
 
     def timed(self, events: Iterable[Event]) -> Iterator[Event]:
-        """The events; only what it takes to make them counts, not what is done with them."""
+        """Yield the events; only the time that it takes to make them counts, not what is done with them."""
         left = iter(events)
         while True:
             begin, self._running = time.perf_counter(), True
@@ -81,7 +81,7 @@ class Meter:
     def shared(
         self, events: Iterable[tuple[int, Step | Generation]], rows: int, *, rated_at_end: bool = False
     ) -> Iterator[tuple[int, Any, Cost]]:
-        """(row, generation, cost) of each of `rows` responses that are written side by side, as they are finished.
+        """Yield (row, generation, cost) for each of `rows` responses written side by side, as they are finished.
 
         Args:
             rated_at_end: the reward reads a response when it is finished, as in best-of-n, and is then its own.
@@ -106,14 +106,14 @@ class Meter:
 
 def reward_parameters(reward: Reward) -> int:
     """Return the numbers that each of a reward's positions is multiplied by; the mean of its models if it has two."""
-    found = sum(map(parameters, reward.models)) // max(len(reward.models), 1)
-    return found + (reward.outputs.numel() if isinstance(reward, TrainedVocabularyReward) else 0)
+    mean = sum(map(parameters, reward.models)) // max(len(reward.models), 1)
+    return mean + (reward.outputs.numel() if isinstance(reward, TrainedVocabularyReward) else 0)
 
 
 def parameters(model: nn.Module) -> int:
-    """The numbers that each position is multiplied by: a FLOPs estimate is twice this times the positions.
+    """Return the numbers that each position is multiplied by: a FLOPs estimate is twice this times the positions.
 
-    Input embeddings are looked up, so they count only where they are the output's matrix too.
+    Input embeddings are looked up, so they count only if they are the output's matrix too.
     """
     distinct = {id(p): p.numel() for p in model.parameters()}
     inputs, outputs = _embedding(model, "get_input_embeddings"), _embedding(model, "get_output_embeddings")
@@ -124,7 +124,7 @@ def parameters(model: nn.Module) -> int:
 
 def _embedding(model: nn.Module, name: str) -> Any:
     try:
-        found = getattr(model, name)()
+        embedding = getattr(model, name)()
     except (AttributeError, NotImplementedError):
         return None
-    return getattr(found, "weight", None)
+    return getattr(embedding, "weight", None)

@@ -25,7 +25,7 @@ class Origin:
         name: for people.
         fingerprint: of all of it.
         matrices: hashes of its matrices and of those that it was trained from, to their names.
-        rows: hashes of the rows that it learned from, sorted; None where it does not say.
+        rows: hashes of the rows that it learned from, sorted; None if it does not say.
         function: the name of the function that it is.
     """
 
@@ -37,7 +37,7 @@ class Origin:
 
 
 def of_function(name: str) -> Origin:
-    """That of a function of the text: "vader", or "MODULE:FUNCTION"."""
+    """Return the origin of a function of the text: "vader", or "MODULE:FUNCTION"."""
     return Origin(name, name, rows=np.empty(0, dtype=np.int64), function=name)
 
 
@@ -61,7 +61,7 @@ def of_reward(source: str, name: str) -> Origin:
 
 
 def of_policy(source: str, name: str) -> Origin:
-    """That of what `load_policy` loads."""
+    """Return the origin of a policy that `load_policy` can load."""
     folder = Path(source)
     if not (folder / ADAPTER).is_file():
         files = weight_files(source)
@@ -72,12 +72,12 @@ def of_policy(source: str, name: str) -> Origin:
 
 
 def _with_parents(own: dict[str, str], backbone: str) -> dict[str, str]:
-    """The matrices with those of the model that they were trained from."""
+    """Return the matrices, with those of the model that they were trained from."""
     return {**matrix_hashes(weight_files(backbone)), **own}
 
 
 def why_dependent(judge: Origin, guide: Origin) -> str | None:
-    """What a judge shares with a guide, as the end of a sentence; None where it is nothing that is known."""
+    """Return what a judge shares with a guide, as the end of a sentence; None if nothing is known to be shared."""
     if judge.fingerprint == guide.fingerprint:
         return f"is the guide {guide.name} itself"
     shared = judge.matrices.keys() & guide.matrices.keys()
@@ -94,7 +94,7 @@ def why_dependent(judge: Origin, guide: Origin) -> str | None:
 
 
 def unknown(judge: Origin, guides: Sequence[Origin]) -> list[str]:
-    """What could not be checked, a sentence each."""
+    """Return what could not be checked, a sentence each."""
     silent = [one for one in (judge, *guides) if one.rows is None]
     if judge.function is not None or not silent:
         return []

@@ -31,7 +31,7 @@ _OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: None}
 
 @dataclass(frozen=True)
 class JudgedResponse:
-    """What is judged. `key` is that of its row, "reference/3" for the reference response of prompt 3."""
+    """A response to be judged. `key` is its row's, or "reference/3" for the reference response of prompt 3."""
 
     key: str
     arm: str
@@ -42,7 +42,7 @@ class JudgedResponse:
 
 @dataclass(frozen=True)
 class NumberJudge:
-    """Gives every response a number.
+    """A judge that gives every response a number.
 
     Attributes:
         rate: responses to numbers.
@@ -58,7 +58,7 @@ class NumberJudge:
 
 @dataclass(frozen=True)
 class VersusJudge:
-    """Says which of two responses is better; see `midcourse.data.judge`."""
+    """A judge that says which of two responses is better; see `midcourse.data.judge`."""
 
     name: str
     judge: Judge
@@ -66,12 +66,12 @@ class VersusJudge:
 
     @property
     def origin(self) -> Origin:
-        """Nothing is known of its weights and rows."""
+        """Return an origin of which only the name is known, not weights and rows."""
         return Origin(self.name, self.judge.fingerprint)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What compare.json says of it besides."""
+        """Return what compare.json says of the judge besides."""
         return {"instructions": self.judge.instructions}
 
 
@@ -82,7 +82,7 @@ AnyJudge = NumberJudge | VersusJudge
 
 
 def is_address(text: str) -> bool:
-    """Whether a judge's name is that of a server."""
+    """Return whether a judge's name is that of a server."""
     return text.startswith(("http://", "https://"))
 
 
@@ -105,7 +105,7 @@ def gold_judge(name: str) -> NumberJudge:
 
 
 def reward_judge(source: str, name: str, *, device: str = "auto", dtype: str = "auto") -> NumberJudge:
-    """A trained reward as a judge, with its own template, and the accuracy that it had on held-out pairs.
+    """Return a trained reward as a judge, with its own template, and the accuracy that it had on held-out pairs.
 
     The reward of a response that was cut is that of the prefix it is.
     """
@@ -139,7 +139,7 @@ def judge_all(
     resume: bool = False,
     concurrency: int = 8,
 ) -> list[dict[str, Any]]:
-    """Append what is missing to the folder's judgements; all of them.
+    """Append what is missing to the folder's judgements, and return all of them.
 
     Args:
         rivals: by response key, what a judge that compares compares it with: plain's response to the same prompt and
@@ -156,29 +156,29 @@ def judge_all(
         return row["key"], row["judge"], row.get("versus")
 
     path = folder / JUDGEMENTS
-    found = written_rows(path, resume, key_of)
+    judged = written_rows(path, resume, key_of)
     for judge in judges:
         with appending(path) as file:
             if isinstance(judge, NumberJudge):
-                left = [one for one in responses if (one.key, judge.name, None) not in found]
+                left = [one for one in responses if (one.key, judge.name, None) not in judged]
                 with progress(f"judging by {judge.name}", len(left)) as advance:
                     for rows in _numbers(judge, left):
                         append_rows(file, rows)
-                        found |= {key_of(row): row for row in rows}
+                        judged |= {key_of(row): row for row in rows}
                         advance(len(rows))
                 continue
             pairs = [
                 (one, rival)
                 for one in responses
                 for rival in rivals.get(one.key, ())
-                if (one.key, judge.name, rival.arm) not in found
+                if (one.key, judge.name, rival.arm) not in judged
             ]
             with progress(f"judging by {judge.name}", len(pairs)) as advance:
                 for row in _verdicts(judge, pairs, concurrency):
                     append_row(file, row)
-                    found[key_of(row)] = row
+                    judged[key_of(row)] = row
                     advance(1)
-    return list(found.values())
+    return list(judged.values())
 
 
 def _numbers(judge: NumberJudge, responses: Sequence[JudgedResponse]) -> Iterator[list[dict[str, Any]]]:
@@ -198,7 +198,7 @@ def _numbers(judge: NumberJudge, responses: Sequence[JudgedResponse]) -> Iterato
 def _verdicts(
     judge: VersusJudge, pairs: Sequence[tuple[JudgedResponse, JudgedResponse]], concurrency: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for each pair as its verdicts are there. Equal texts are a tie, and nobody is asked."""
+    """Yield a row for each pair as soon as its verdicts are there. Equal texts are a tie, and nobody is asked."""
     pool = ThreadPoolExecutor(concurrency)
     try:
         asked = {}
@@ -229,7 +229,7 @@ def _versus(judge: VersusJudge, one: JudgedResponse, rival: JudgedResponse, verd
 def judge_rows(
     judges: Sequence[AnyJudge], rows: Mapping[str, dict[str, Any]], folder: Path, concurrency: int
 ) -> list[dict[str, Any]]:
-    """Have all rows judged; the judgements. A judge that compares does so with plain and the reference responses."""
+    """Have all rows judged, and return the judgements. A judge that compares does so with plain and the references."""
     responses = {
         key: JudgedResponse(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
         for key, row in rows.items()
@@ -245,7 +245,7 @@ def judge_rows(
 
 
 def check_judges(judges: Sequence[AnyJudge], study: Study, force: bool) -> dict[str, list[str]]:
-    """By judge: what shall be known of its independence.
+    """Return, by judge, what shall be known of its independence.
 
     Raises:
         CompareError: two judges of one name, or one that is not independent of what it judges, unless forced.

@@ -68,7 +68,7 @@ class ResponseRow:
         text: the response without EOS.
         finish_reason: "stop" (EOS or a stop string) or "length".
         guide_reward: the guide's own reward of the response.
-        guidance_kl, total_kl: nats of the response; None where a method has none.
+        guidance_kl, total_kl: nats of the response; None if a method has none.
         kl_bound: best-of-n's bound on its guidance KL, log n - (n - 1) / n.
         greedy: its choices were not drawn.
         tokens: none for responses of a data set.
@@ -101,10 +101,10 @@ class Judgement:
     Attributes:
         key: the response judged.
         judge: its name.
-        score: None where there is none.
+        score: None if there is none.
         versus: the arm whose response to the same prompt was the other side.
-        outcome: 1 for the response, 0 for the other, 0.5 for a tie; None where no verdict could be read.
-        parsed: False where no verdict could be read.
+        outcome: 1 for the response, 0 for the other, 0.5 for a tie; None if no verdict could be read.
+        parsed: False if no verdict could be read.
     """
 
     key: str
@@ -125,7 +125,7 @@ class ComparisonRows:
 
 
 def read_folder(folder: Path) -> ComparisonRows:
-    """The rows of a comparison, finished or not; a torn last line is left out.
+    """Read the rows of a comparison, finished or not; a torn last line is left out.
 
     Of rows with the same key (and judge, and other side) the last one counts.
 
@@ -145,7 +145,7 @@ def read_folder(folder: Path) -> ComparisonRows:
 
 
 def _asked(path: Path) -> Mapping[str, Any]:
-    """compare.json; {} where there is none."""
+    """Return compare.json; {} if there is none."""
     if not path.exists():
         return {}
     return read_record(path, ComparisonError, "restore it or run the comparison anew")
@@ -167,7 +167,7 @@ def _judgement(row: Mapping[str, Any]) -> Judgement:
 
 
 def _known(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a row that the kind has; a JSON number may be written as an integer."""
-    found = {field.name: (row[field.name], field.type) for field in fields(kind) if field.name in row}
+    """Return the fields of a row that the kind has; a JSON number may be written as an integer."""
+    known = {field.name: (row[field.name], field.type) for field in fields(kind) if field.name in row}
     numbers = (float, float | None)
-    return {k: float(value) if of in numbers and value is not None else value for k, (value, of) in found.items()}
+    return {k: float(value) if of in numbers and value is not None else value for k, (value, of) in known.items()}

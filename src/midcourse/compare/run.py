@@ -5,7 +5,7 @@ A folder holds
     compare.json       what was asked: the models, prompts, arms, judges, and what was chosen on validation prompts
     results.jsonl      a row for each arm, prompt and seed, on disk as soon as it is finished
     judgements.jsonl   a row for each response and judge
-    validation/        the same of the validation prompts, where settings are tuned on them
+    validation/        the same of the validation prompts, if settings are tuned on them
 
 A later call with `resume` goes on to the row, and may bring more methods, settings and judges; it may not change what
 would make the rows incomparable.
@@ -36,10 +36,10 @@ VALIDATION = "validation"
 
 @dataclass(frozen=True)
 class SettingSearch:
-    """Settings are chosen on these prompts: of each method and reward that with the best mean of the first judge.
+    """The prompts to choose settings on: for each method and reward, those with the first judge's best mean.
 
     Attributes:
-        kl: nats that it may cost at most, on the mean: of guidance KL (best-of-n: its bound), where a method has none
+        kl: nats that it may cost at most, on the mean: of guidance KL (best-of-n: its bound), if a method has none
             of total KL less plain's. None for no limit; a method whose KL nobody knows has none either.
     """
 
@@ -90,8 +90,8 @@ def compare(
         if tuning is not None:
             record["tried"] |= {arm.name: _arm_record(study, arm) for arm in arms}
             write_record(out / ASKED, record)
-            arms, chosen = _tuned(study, arms, tuning, judges[0], out / VALIDATION, record["tried"], concurrency)
-            record["tuned"] = [*_others(record["tuned"], chosen), *chosen]
+            arms, tuned = _tuned(study, arms, tuning, judges[0], out / VALIDATION, record["tried"], concurrency)
+            record["tuned"] = [*_others(record["tuned"], tuned), *tuned]
         record["arms"] |= {arm.name: _arm_record(study, arm) for arm in arms}
         write_record(out / ASKED, record)
         rows = write_rows(study, arms, out / RESULTS, record["arms"])
@@ -103,7 +103,7 @@ def compare(
 
 
 def _incomplete(study: Study, arms: Iterable[str], rows: Mapping[str, Any]) -> dict[str, int]:
-    """How many rows an arm lacks, of those that lack some."""
+    """Return how many rows an arm lacks, of those that lack some."""
     lacking = {name: sum(key_of(name, i, seed) not in rows for i, seed in _places(study)) for name in arms}
     return {name: count for name, count in lacking.items() if count}
 
@@ -133,7 +133,7 @@ def _tuned(
     known: Iterable[str],
     concurrency: int,
 ) -> tuple[list[Arm], list[dict[str, Any]]]:
-    """The best arm of each method and reward on the validation prompts, and how it was found."""
+    """Return the best arm of each method and reward on the validation prompts, and how it was chosen."""
     folder.mkdir(exist_ok=True)
     rows = write_rows(replace(study, tasks=tuning.tasks), arms, folder / RESULTS, known)
     scores = _scores(rows, judge_rows([judge], rows, folder, concurrency), judge.name)
@@ -144,20 +144,20 @@ def _tuned(
     best, record = [], []
     for (method, given), members in groups.items():
         names = [arm.name for arm in members]
-        chosen, within = _chosen(names, scores, kls, tuning.kl)
-        best += [arm for arm in members if arm.name == chosen]
+        winner, within = _best_within(names, scores, kls, tuning.kl)
+        best += [arm for arm in members if arm.name == winner]
         tried = [{"arm": name, "score": scores.get(name), "kl": kls.get(name)} for name in names]
         limit = {"kl_limit": tuning.kl, "within_limit": within}
         record.append(
-            {"method": method, "reward": given, "judge": judge.name, "chosen": chosen, **limit, "tried": tried}
+            {"method": method, "reward": given, "judge": judge.name, "chosen": winner, **limit, "tried": tried}
         )
     return best, record
 
 
-def _chosen(
+def _best_within(
     names: Sequence[str], scores: Mapping[str, float], kls: Mapping[str, float], limit: float | None
 ) -> tuple[str, bool]:
-    """The arm of the best score within the limit, the first of equals; where none is within, that of the lowest KL."""
+    """Return the arm of the best score within the limit, the first of equals; if none is within, the lowest KL's."""
     within = [name for name in names if limit is None or kls.get(name, 0.0) <= limit]
     if not within:
         return min(names, key=lambda name: kls[name]), False
@@ -165,28 +165,28 @@ def _chosen(
 
 
 def _scores(rows: Mapping[str, Any], judgements: Iterable[Mapping[str, Any]], judge: str) -> dict[str, float]:
-    """Each arm's mean by a judge: of its scores, or of its outcomes against plain."""
-    found = defaultdict(list)
+    """Return each arm's mean by a judge: of its scores, or of its outcomes against plain."""
+    by_arm = defaultdict(list)
     for one in judgements:
         value = one["score"] if one["score"] is not None else one.get("outcome")
         if one["judge"] == judge and value is not None and one.get("versus", PLAIN) == PLAIN:
-            found[rows[one["key"]]["arm"]].append(value)
-    return {arm: fmean(values) for arm, values in found.items()}
+            by_arm[rows[one["key"]]["arm"]].append(value)
+    return {arm: fmean(values) for arm, values in by_arm.items()}
 
 
 def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
-    """Each arm's mean KL as `SettingSearch` defines it; none for an arm whose KL is not known."""
-    found = defaultdict(list)
+    """Return each arm's mean KL as `SettingSearch` defines it; none for an arm whose KL is not known."""
+    rows_of = defaultdict(list)
     for row in rows.values():
-        found[row["arm"]].append(row)
+        rows_of[row["arm"]].append(row)
 
     def mean(arm: str, name: str) -> float | None:
-        values = [row.get(name) for row in found[arm]]
+        values = [row.get(name) for row in rows_of[arm]]
         return None if None in values else fmean(values)
 
     plain = mean(PLAIN, "total_kl") or 0.0
     kls = {}
-    for arm in found:
+    for arm in rows_of:
         guidance, bound, total = (mean(arm, name) for name in ("guidance_kl", "kl_bound", "total_kl"))
         known = [kl for kl in (guidance, bound, None if total is None else total - plain) if kl is not None]
         if known:
@@ -205,7 +205,7 @@ def _begun(
     notes: Mapping[str, list[str]],
     resume: bool,
 ) -> dict[str, Any]:
-    """compare.json as it begins: what was asked, and what earlier calls left.
+    """Return compare.json as it begins: what was asked, and what earlier calls left.
 
     Raises:
         CompareError: the folder holds something else, or rows that would not be comparable.
@@ -235,7 +235,7 @@ def _begun(
 
 
 def _asked(study: Study, tuning: SettingSearch | None) -> dict[str, Any]:
-    """What no later call may change."""
+    """Return what no later call may change."""
     return {
         "lm_fingerprint": study.lm_fingerprint,
         "prompts": len(study.tasks),
@@ -256,7 +256,7 @@ def _fingerprint(tasks: Sequence[Task]) -> str:
 
 
 def _earlier(out: Path, resume: bool) -> dict[str, Any]:
-    """compare.json of earlier calls; {} in a new folder."""
+    """Return compare.json of earlier calls; {} in a new folder."""
     path = out / ASKED
     if not path.is_file():
         if any(one.name != LOCK and not one.name.startswith(f".{ASKED}") for one in out.iterdir()):
@@ -274,7 +274,7 @@ def _check_comparable(
     judges: Mapping[str, Mapping[str, Any]],
     out: Path,
 ) -> None:
-    """Raise CompareError where a folder's rows would not be comparable with those that are asked for."""
+    """Raise CompareError if a folder's rows would not be comparable with those that are asked for."""
     check_same(earlier.get("asked", {}), asked, out, "a comparison", CompareError)
     remedy = "resume with the same arguments, or name another folder for --out"
     for name, fingerprint in guides.items():
@@ -286,9 +286,9 @@ def _check_comparable(
 
 
 def _others(earlier: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was tuned in earlier calls and not in this one."""
-    chosen = {(one["method"], one["reward"]) for one in now}
-    return [one for one in earlier if (one["method"], one["reward"]) not in chosen]
+    """Return what was tuned in earlier calls and not in this one."""
+    tuned_now = {(one["method"], one["reward"]) for one in now}
+    return [one for one in earlier if (one["method"], one["reward"]) not in tuned_now]
 
 
 def _arm_record(study: Study, arm: Arm) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from midcourse.rewards.contract import Reward
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt, and a response to it to compare with, where there is one."""
+    """A prompt, and a response to it to compare with, if there is one."""
 
     prompt: Prompt
     reference: str | None = None
@@ -24,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class GuidingReward:
-    """A reward to guide with, and where it comes from."""
+    """A reward to guide with, and its origin."""
 
     reward: Reward
     origin: Origin
@@ -32,7 +32,7 @@ class GuidingReward:
 
 @dataclass(frozen=True)
 class Policy:
-    """A fine-tuned model, and where it comes from."""
+    """A fine-tuned model, and its origin."""
 
     lm: LanguageModel
     origin: Origin
@@ -68,12 +68,12 @@ class Study:
 
     @property
     def rendering(self) -> Template:
-        """The one template of all arms; RewardError where the rewards have different ones."""
+        """Return the one template of all arms; RewardError if the rewards have different ones."""
         return agreed_template([(guide.reward, 1.0) for guide in self.guides.values()], self.template)
 
     @property
     def origins(self) -> dict[str, Origin]:
-        """Where the rewards and policies come from, by name."""
+        """Return the origins of the rewards and policies, by name."""
         guides = {name: one.origin for name, one in self.guides.items()}
         return guides | {name: one.origin for name, one in self.policies.items()}
 
@@ -90,7 +90,7 @@ class Study:
     def plan(
         self, methods: Sequence[str], sweep: Mapping[str, Sequence[Number]] | None
     ) -> tuple[list[Arm], list[LeftOut]]:
-        """The arms; see `arms.plan`."""
+        """Return the arms; see `arms.plan`."""
         rewards = {name: one.reward for name, one in self.guides.items()}
         arms, left_out = plan(self.lm, methods, rewards, sweep, self.base)
         for arm in arms:

@@ -30,17 +30,17 @@ _SEED_STEP = 1_000_000  # between the seeds of one prompt; prompts are counted w
 
 
 def key_of(arm: str, prompt_id: int, seed: int) -> str:
-    """The name of a row."""
+    """Return the name of a row."""
     return f"{arm}/{prompt_id}/{seed}"
 
 
 def row_seed(prompt_id: int, seed: int) -> int:
-    """What midcourse.generate writes the row with: no two prompts share their random numbers, but all arms do."""
+    """Return the seed that writes a row: no two prompts share their random numbers, but all arms do."""
     return _SEED_STEP * seed + prompt_id
 
 
 def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Append what is missing to a file of rows; all its rows by key.
+    """Append what is missing to a file of rows, and return all its rows by key.
 
     The arms take turns, a batch of prompts each: what is there is balanced at any time, and so is the time left.
 
@@ -92,7 +92,7 @@ def _batches(study: Study) -> Iterator[range]:
 
 
 def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) -> Iterator[dict[str, Any]]:
-    """The rows of some prompts, as they are finished. What is the same for every seed is written for all at once.
+    """Yield the rows of some prompts, as they are finished. What every seed shares is written for all at once.
 
     Args:
         batch: the first prompt of the batch that they are of.
@@ -106,31 +106,31 @@ def _respond(study: Study, arm: Arm, ids: Sequence[int], seed: int, batch: int) 
             lm,
             [study.tasks[i].prompt for i in part],
             reward,
-            method=arm.chosen,
+            method=arm.settled,
             template=study.rendering,
             max_new_tokens=study.max_new_tokens,
             seed=[row_seed(i, seed) for i in part],
             batch_size=study.batch_size,
             **arm.limits,
         )
-        meter, best_of_n = Meter(), isinstance(arm.chosen, BestOfN)
+        meter, best_of_n = Meter(), isinstance(arm.settled, BestOfN)
         with meter.reading(lm.model, reward.models if reward else ()):
             for place, generation, cost in meter.shared(events, len(part), rated_at_end=best_of_n):
                 if arm.method == POLICY:
-                    assert isinstance(arm.chosen, Method)
-                    generation = with_kl(lm, study.lm, generation, arm.chosen, study.rendering)
+                    assert isinstance(arm.settled, Method)
+                    generation = with_kl(lm, study.lm, generation, arm.settled, study.rendering)
                 for one in range(study.seeds) if arm.greedy else [seed]:
                     yield _row(study, arm, part[place], one, generation, cost.stored() | {"batch": batch})
 
 
 def _row(
-    study: Study, arm: Arm, prompt_id: int, seed: int, found: Generation, cost: Mapping[str, float]
+    study: Study, arm: Arm, prompt_id: int, seed: int, generation: Generation, cost: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A response as its row of results.jsonl."""
-    bound = found.guidance_kl if isinstance(arm.chosen, BestOfN) and arm.base else None
-    own = arm.base and not isinstance(arm.chosen, BestOfN)  # its guidance KL is against the study's base
+    """Return a response as its row of results.jsonl."""
+    bound = generation.guidance_kl if isinstance(arm.settled, BestOfN) and arm.base else None
+    own = arm.base and not isinstance(arm.settled, BestOfN)  # its guidance KL is against the study's base
     tokens = []
-    for step in found.steps:
+    for step in generation.steps:
         token = token_row(step) | {"guidance_kl": step.guidance_kl if own else None, "total_kl": step.total_kl}
         if study.save_candidates:
             token["candidates"] = [vars(candidate) for candidate in step.candidates]
@@ -142,14 +142,14 @@ def _row(
         "reward": arm.reward,
         "setting": dict(arm.setting),
         "prompt_id": prompt_id,
-        "prompt": found.prompt,
+        "prompt": generation.prompt,
         "seed": seed,
         "row_seed": row_seed(prompt_id, seed),
-        "text": found.text,
-        "finish_reason": found.finish_reason,
-        "guide_reward": found.reward,
-        "guidance_kl": found.guidance_kl if own else None,
-        "total_kl": found.total_kl,
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "guide_reward": generation.reward,
+        "guidance_kl": generation.guidance_kl if own else None,
+        "total_kl": generation.total_kl,
         "kl_bound": bound,
         "greedy": arm.greedy,
         "tokens": tokens,
@@ -158,7 +158,7 @@ def _row(
 
 
 def _references(study: Study) -> Iterator[dict[str, Any]]:
-    """The reference responses as rows, without figures."""
+    """Yield the reference responses as rows, without figures."""
     for i, task in enumerate(study.tasks):
         if task.reference is not None:
             yield {
@@ -180,17 +180,17 @@ def _references(study: Study) -> Iterator[dict[str, Any]]:
 
 @torch.inference_mode()
 def with_kl(
-    policy: LanguageModel, lm: LanguageModel, generation: Generation, chosen: Method, template: Template
+    policy: LanguageModel, lm: LanguageModel, generation: Generation, method: Method, template: Template
 ) -> Generation:
-    """A policy's response with the exact KL(q || pi) of every step, q what it was sampled from and pi the LM.
+    """Return a policy's response with the exact KL(q || pi) of every step, q what it was sampled from and pi the LM.
 
     Both models read the response once more. There is no guidance KL: q leaves the LM's candidates.
     """
     prompt = prompt_ids(lm.tokenizer, generation.prompt, template)
     tokens = [step.token_id for step in generation.steps]
     ours, theirs = (_logprobs(model, prompt, tokens) for model in (policy, lm))
-    candidates = nucleus(short_list(ours, chosen.top_k), chosen.top_p, chosen.temperature)
-    sampled = normalise(candidates.logprobs, chosen.temperature)
+    candidates = nucleus(short_list(ours, method.top_k), method.top_p, method.temperature)
+    sampled = normalise(candidates.logprobs, method.temperature)
     kls = kl_divergence(sampled, theirs.gather(1, candidates.token_ids)).tolist()
     reference = theirs.gather(1, torch.tensor(tokens, device=theirs.device)[:, None])[:, 0].tolist()
     steps = tuple(
@@ -201,7 +201,7 @@ def with_kl(
 
 
 def _logprobs(lm: LanguageModel, prompt: Sequence[int], response: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
-    """log pi of each response token's place, over the vocabulary."""
+    """Return log pi at each response token's place, over the vocabulary."""
     ids = torch.tensor([[*prompt, *response[:-1]]], device=lm.model.device)
     logits = lm.model(input_ids=ids, use_cache=False, logits_to_keep=len(response)).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -33,11 +33,11 @@ class Example(Protocol):
 
     @property
     def prompt(self) -> Prompt:
-        """What was asked."""
+        """Return what was asked."""
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """The texts besides the prompt."""
+        """Return the texts besides the prompt."""
 
 
 AnyExample = TypeVar("AnyExample", bound=Example)
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """Its texts besides the prompt."""
+        """Return its texts besides the prompt."""
         return self.chosen, self.rejected
 
 
@@ -68,9 +68,9 @@ def read_comparisons(
     limit: Callable[[Comparison], str | None] | None = None,
     rejects: list[BadRow] | None = None,
 ) -> list[Comparison]:
-    """The comparisons of a .jsonl, .json (one object a line), .jsonl.gz, .json.gz, .csv or .parquet file, in order.
+    """Read the comparisons of a .jsonl or .json (one object a line, perhaps .gz), .csv or .parquet file, in order.
 
-    Fields: `chosen` and `rejected`, optionally `prompt`, `chosen_finished` and `rejected_finished` (true where
+    Fields: `chosen` and `rejected`, optionally `prompt`, `chosen_finished` and `rejected_finished` (true if
     absent); others are ignored. Each of the first three is a text or, except in CSV, a list of {role, content}. With
     `prompt`, a list in `chosen` or `rejected` is one assistant message. Without it the prompt is what both sides
     share: the messages before the last, the transcript ("\\n\\nHuman: ...\\n\\nAssistant: ...") up to its last
@@ -86,14 +86,14 @@ def read_comparisons(
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """A prompt as one text, the same in every process: itself, or its messages as JSON."""
+    """Return a prompt as one text, the same in every process: itself, or its messages as JSON."""
     return prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True, ensure_ascii=False)
 
 
 def prompt_groups(examples: Sequence[Example]) -> list[str]:
-    """What must stay together, one name per comparison or rollout: the prompt.
+    """Return one name per comparison or rollout, the same for those that must stay together: the prompt.
 
-    Where the prompt is empty (edits, unconditional texts) it says nothing; there rows that share a text belong
+    An empty prompt (edits, unconditional texts) says nothing; of those, rows that share a text belong
     together, directly or through others, and the first of their texts in alphabetical order names them.
     """
     smaller: dict[str, str] = {}
@@ -114,7 +114,7 @@ def prompt_groups(examples: Sequence[Example]) -> list[str]:
 def split_by_prompt(
     examples: Sequence[AnyExample], held_out: float, seed: int
 ) -> tuple[list[AnyExample], list[AnyExample]]:
-    """(kept, held out) comparisons or rollouts, each in the order given; no prompt is on both sides.
+    """Return (kept, held out) comparisons or rollouts, each in the order given; no prompt is on both sides.
 
     `held_out` is a share of the distinct prompts; at least one goes to each side. Which ones depends on the seed and
     on the set of prompts, not on the order of rows.
@@ -152,17 +152,17 @@ def digest(value: Any) -> str:
 
 
 def _comparison(fields: dict[str, Any]) -> Comparison:
-    found = comparison_of(fields)
-    for side, response in (("chosen", found.chosen), ("rejected", found.rejected)):
+    comparison = comparison_of(fields)
+    for side, response in (("chosen", comparison.chosen), ("rejected", comparison.rejected)):
         if not response.strip():
             raise Problem(side, f"the response {short(response)} is empty; write one or remove the row")
-    if found.chosen == found.rejected:
-        raise Problem("rejected", f"the response {short(found.rejected)} equals the chosen one; remove the row")
-    return found
+    if comparison.chosen == comparison.rejected:
+        raise Problem("rejected", f"the response {short(comparison.rejected)} equals the chosen one; remove the row")
+    return comparison
 
 
 def comparison_of(fields: dict[str, Any]) -> Comparison:
-    """The comparison in a row's fields, whose responses may still be empty or equal; Problem where there is none."""
+    """Return the comparison in a row's fields, its responses perhaps empty or equal; Problem if there is none."""
     for side in ("chosen", "rejected"):
         if side not in fields:
             raise Problem(side, f"the field is missing among {names(fields)}; each row needs chosen and rejected")
@@ -210,7 +210,7 @@ def _one_assistant_message(side: str, messages: list[Message], remedy: str) -> s
 
 
 def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None:
-    """Prompt and responses where either side is a transcript."""
+    """Return prompt and responses if either side is a transcript; otherwise None."""
     one, other = split_transcript(chosen), split_transcript(rejected)
     if one is None and other is None:
         return None
@@ -220,7 +220,7 @@ def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | Non
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The longest common beginning, cut back to the end of a word; its white space goes to the responses."""
+    """Split off the longest common beginning, cut back to a word's end; its white space goes to the responses."""
     end = _shared_length(chosen, rejected)
     while end and not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
         end -= 1

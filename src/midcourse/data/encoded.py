@@ -25,7 +25,7 @@ class EncodedRow(NamedTuple):
 
     @property
     def text_length(self) -> int:
-        """Tokens of the response without its EOS."""
+        """Return the number of the response's tokens without its EOS."""
         return len(self.response) - self.finished
 
 
@@ -45,7 +45,7 @@ class PairSet:
 
     @property
     def items(self) -> list[tuple[int, ...]]:
-        """The row numbers of each pair."""
+        """Return the row numbers of each pair."""
         return list(self.pairs)
 
 
@@ -67,29 +67,29 @@ class RolloutSet:
 
     @property
     def mean_length(self) -> float:
-        """Response tokens of a rollout."""
+        """Return the mean number of response tokens of a rollout."""
         return fmean(len(self.rows[row].response) for (row,) in self.items)
 
     @property
     def mean_label(self) -> float:
-        """The label that is expected of a rollout of which nothing is known."""
+        """Return the label that is expected of a rollout of which nothing is known."""
         return fmean(self.labels)
 
 
 def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> EncodedRow:
-    """A prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
+    """Return a prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
     before, ids, whole = reward.encode_within(prompt, response, finished=finished, max_tokens=max_tokens)
     return EncodedRow(tuple(before), tuple(ids), whole)
 
 
 def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | None]:
-    """What is wrong with a row's prompt, if anything: the check that `read_comparisons` and `read_rollouts` take."""
+    """Return the check of a row's prompt that `read_comparisons` and `read_rollouts` take as their `limit`."""
 
     return lambda example: reward.prompt_problem(example.prompt, max_tokens)
 
 
 def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
-    """Token ids of the comparisons, each distinct row once."""
+    """Return token ids of the comparisons, each distinct row once."""
     numbers: dict[EncodedRow, int] = {}
     pairs = []
     for c in comparisons:
@@ -122,13 +122,13 @@ def _label(number: int, rollout: Rollout) -> float:
 
 
 def pairs_by_label(data: RolloutSet) -> PairSet:
-    """Every two rollouts of a prompt that differ in text and label, the better one chosen."""
+    """Return a pair of every two rollouts of a prompt that differ in text and label, the better one chosen."""
     by_prompt: dict[str, list[int]] = {}
     for number, prompt in enumerate(data.prompts):
         by_prompt.setdefault(prompt, []).append(number)
-    found: dict[tuple[int, int], str] = {}
+    prompt_of: dict[tuple[int, int], str] = {}
     for prompt, group in by_prompt.items():
         for one, other in itertools.permutations(group, 2):
             if data.labels[one] > data.labels[other] and data.items[one] != data.items[other]:
-                found[data.items[one][0], data.items[other][0]] = prompt
-    return PairSet(data.rows, list(found), list(found.values()))
+                prompt_of[data.items[one][0], data.items[other][0]] = prompt
+    return PairSet(data.rows, list(prompt_of), list(prompt_of.values()))

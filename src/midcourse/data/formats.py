@@ -193,7 +193,7 @@ def optional_text(fields: dict[str, Any], field: str) -> str | None:
 
 
 def _given(fields: dict[str, Any], field: str) -> Any:
-    """The value of a field, None if it is absent: a table has every column in every row."""
+    """Return the value of a field, None if it is absent: a table has every column in every row."""
     value = fields.get(field)
     return None if isinstance(value, CsvCell) and not value.strip() else value
 
@@ -208,7 +208,7 @@ def _message(field: str, number: int, message: Any) -> Message:
 
 
 def _whole(field: str, text: str) -> str:
-    """The text as a plain str. JSON can spell half a surrogate pair ("\\ud83d"), which no tokenizer takes."""
+    """Return the text as a plain str. JSON can spell half a surrogate pair ("\\ud83d"), which no tokenizer takes."""
     if isinstance(text, CsvCell) and _MESSAGES_AS_TEXT.match(text):
         raise Problem(field, "CSV cannot hold lists of messages; write them as JSON Lines or Parquet")
     try:
@@ -219,12 +219,12 @@ def _whole(field: str, text: str) -> str:
 
 
 def names(fields: Iterable[str]) -> str:
-    """Some of the fields there are, for a message."""
+    """Return some of the fields there are, for a message."""
     return ", ".join(short(name) for name in list(fields)[:8]) or "no fields"
 
 
 def short(value: Any) -> str:
-    """A value for a message."""
+    """Return a value for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
@@ -257,7 +257,7 @@ def _reader(path: Path, what: str) -> Reader:
 
 
 def _lines(path: Path, columns: Sequence[str], *, opener: Callable[..., Any]) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines without their ends; blank ones are counted but left out, and no field is."""
+    """Yield numbered lines without their ends; blank ones are counted but left out, and no field is."""
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -317,7 +317,7 @@ def _table_rows(
 
 
 def _table(path: Path, load: Callable[[str, str], Any], columns: Sequence[str]) -> Any:
-    """The columns of a table that matter, in memory."""
+    """Return the columns of a table that matter, in memory."""
     with tempfile.TemporaryDirectory() as folder, _quiet_datasets():
         # A link with a plain name: datasets takes "pairs[1].csv" for a pattern.
         link = Path(folder) / f"rows{path.suffix.lower()}"
@@ -372,7 +372,7 @@ def _row_text(row: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """No progress bars and no log lines from datasets; its settings are put back at the end."""
+    """Keep datasets from showing progress bars and log lines; its settings are put back at the end."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     verbosity, had_bars = logging.get_verbosity(), not are_progress_bars_disabled()

@@ -1,6 +1,6 @@
 """A language model as the judge of two responses: an OpenAI-compatible server, and a rubric.
 
-Judges prefer what stands first, so every pair is asked in both orders, and counts only where both agree (Zheng et al.,
+Judges prefer what stands first, so every pair is asked in both orders, and counts only if both agree (Zheng et al.,
 Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, 2023, arXiv 2306.05685, section 3.4).
 """
 
@@ -53,31 +53,31 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said when `a` stood first, and when `b` did; None where no verdict could be read."""
+    """What the judge said when `a` stood first, and when `b` did; None if no verdict could be read."""
 
     a_first: Side | None
     b_first: Side | None
 
     @property
     def parsed(self) -> bool:
-        """Both answers could be read."""
+        """Return whether both answers could be read."""
         return self.a_first is not None and self.b_first is not None
 
     @property
     def agrees(self) -> bool:
-        """Both orders gave the same verdict."""
+        """Return whether both orders gave the same verdict."""
         return self.parsed and self.a_first == self.b_first
 
     @property
     def winner(self) -> Side | None:
-        """What both orders say, "tie" where they contradict each other, None where an answer could not be read."""
+        """Return what both orders say: "tie" if they contradict each other, None if an answer could not be read."""
         if not self.parsed:
             return None
         return self.a_first if self.agrees else "tie"
 
 
 class Judge:
-    """Asks a model behind an OpenAI-compatible /chat/completions which of two responses is better, at temperature 0.
+    """A judge that asks an OpenAI-compatible /chat/completions which of two responses is better, at temperature 0.
 
     Connection errors, timeouts and the statuses 408, 409, 429 and 5xx are tried again with back-off (the openai
     client's own: exponential with jitter, or what Retry-After asks for). May be used by several threads.
@@ -123,11 +123,11 @@ class Judge:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the model and all it is told but the question."""
+        """Return 16 hexadecimal digits that name the model and all it is told but the question."""
         return hashlib.sha256(json.dumps([self.model, self.instructions, self.max_tokens]).encode()).hexdigest()[:16]
 
     def compare(self, prompt: Prompt, a: str, b: str) -> Verdict:
-        """The judge's verdict in both orders.
+        """Return the judge's verdict in both orders.
 
         Raises:
             JudgeError: the server cannot be reached, refuses, or speaks another protocol.
@@ -176,7 +176,7 @@ class Judge:
 
 
 def read_verdict(answer: str) -> Side | None:
-    """ "a", "b" or "tie" from an answer whose last line is "VERDICT: ..."; None where it is not."""
+    """Return "a", "b" or "tie" from an answer whose last line is "VERDICT: ..."; None if it is not."""
     lines = answer.strip().splitlines()
     match = _VERDICT.fullmatch(lines[-1]) if lines else None
     sides: dict[str, Side] = {"A": "a", "B": "b", "TIE": "tie"}
@@ -186,7 +186,7 @@ def read_verdict(answer: str) -> Side | None:
 def judge_all(
     judge: Judge, questions: Sequence[Question], path: Path, *, concurrency: int = 8, resume: bool = False
 ) -> list[Verdict]:
-    """The verdict of every question, each appended to `path` when it is known and found again with `resume`.
+    """Return the verdict of every question, each appended to `path` when it is known and found again with `resume`.
 
     Args:
         concurrency: pairs asked about at a time.

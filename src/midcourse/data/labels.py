@@ -10,7 +10,7 @@ from midcourse.rewards.gold import Gold
 
 
 def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, seed: int) -> list[Comparison]:
-    """The same pairs, each with a preference drawn anew: P(a over b) = sigmoid(scale (gold(a) - gold(b))).
+    """Return the pairs, each with a preference drawn anew: P(a over b) = sigmoid(scale (gold(a) - gold(b))).
 
     `gold` judges the response alone. The draw of a pair depends on the seed, its place and its two texts, not on which
     of them was preferred before, so labelling twice gives the same labels.
@@ -25,7 +25,7 @@ def draw_labels(comparisons: Sequence[Comparison], gold: Gold, *, scale: float, 
 
 
 def draw_label(comparison: Comparison, margin: float, scale: float, rng: random.Random) -> Comparison:
-    """The same pair, its preference drawn anew: P(chosen over rejected) = sigmoid(scale margin).
+    """Return the pair with its preference drawn anew: P(chosen over rejected) = sigmoid(scale margin).
 
     Args:
         margin: reward of the chosen response less that of the rejected one.
@@ -36,17 +36,17 @@ def draw_label(comparison: Comparison, margin: float, scale: float, rng: random.
 
 
 def bayes_accuracy(comparisons: Sequence[Comparison], gold: Gold, *, scale: float) -> float:
-    """The accuracy expected of the gold reward itself on labels drawn from it: no reward can do better."""
+    """Return the accuracy expected of the gold reward itself on labels drawn from it: no reward can do better."""
     return label_ceiling([gold(c.chosen) - gold(c.rejected) for c in comparisons], scale)
 
 
 def label_ceiling(margins: Sequence[float], scale: float) -> float:
-    """The same from the margins of the pairs: the mean of sigmoid(scale |margin|)."""
+    """Return that accuracy from the margins of the pairs: the mean of sigmoid(scale |margin|)."""
     return sum(_sigmoid(scale * abs(margin)) for margin in margins) / len(margins)
 
 
 def swapped(c: Comparison) -> Comparison:
-    """The opposite preference."""
+    """Return the opposite preference."""
     return replace(
         c,
         chosen=c.rejected,

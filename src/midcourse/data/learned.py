@@ -1,8 +1,8 @@
 """Which rows a model learned from: hashes beside it, by which an evaluation tells whether a judge is independent.
 
 rows.safetensors holds one sorted int64 tensor, `rows`: the first 8 bytes of the SHA-256 of each (prompt, response),
-where white space and the form of a prompt (transcript or messages) make no difference. A comparison is two such rows.
-The texts cannot be read back, and two different rows of a million each collide with probability 5e-8.
+whatever its white space and the form of its prompt (transcript or messages). A comparison is two such rows. The texts
+cannot be read back, and two different rows of a million each collide with probability 5e-8.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ def write_learned_rows(folder: str | Path, examples: Iterable[Example]) -> None:
 
 
 def read_learned_rows(folder: str | Path) -> np.ndarray | None:
-    """The sorted hashes of the rows that a model in `folder` learned from; None where it does not say.
+    """Return the sorted hashes of the rows that a model in `folder` learned from; None if it does not say.
 
     Raises:
         DataError: the file is damaged.
@@ -45,7 +45,7 @@ def read_learned_rows(folder: str | Path) -> np.ndarray | None:
 
 
 def row_hash(prompt: Prompt, response: str) -> int:
-    """The hash of a row, as a signed 64-bit number."""
+    """Return the hash of a row, as a signed 64-bit number."""
     messages = [[message["role"], _squeezed(message["content"])] for message in as_messages(prompt)]
     text = json.dumps([messages, _squeezed(response)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)

@@ -34,7 +34,7 @@ class Summary:
         repeated: rollouts whose text another of their prompt has already, left out.
         pairs: comparisons.
         pairs_of_prompts: prompts that these are of.
-        ties: pairs left out: of a gap that is no more than the least, or where the judge sees no difference.
+        ties: pairs left out: of a gap that is no more than the least, or in which the judge sees no difference.
         mean_gap: mean difference of the two rewards of a comparison; None with a judge.
         bayes_accuracy: of Bradley-Terry draws: the accuracy that no reward can exceed.
         judged: pairs that the judge was asked about.
@@ -68,7 +68,7 @@ def prefer(
     pairs_per_prompt: int | None = None,
     seed: int = 0,
 ) -> tuple[list[Comparison], Summary]:
-    """Comparisons of responses to the same prompt, by their rewards.
+    """Make comparisons of responses to the same prompt, by their rewards.
 
     Args:
         rewards: one for each rollout; by default those the rollouts have.
@@ -125,7 +125,7 @@ def prefer_by_judge(
     concurrency: int = 8,
     resume: bool = False,
 ) -> tuple[list[Comparison], Summary]:
-    """Comparisons of responses to the same prompt, each asked of the judge in both orders.
+    """Make comparisons of responses to the same prompt, each asked of the judge in both orders.
 
     Args:
         verdicts: file of verdicts, appended to as they come; with `resume`, those it holds are not asked for again.
@@ -137,20 +137,20 @@ def prefer_by_judge(
     groups, counts = _distinct(rollouts)
     asked = _combinations(groups, pairs_per_prompt, seed)
     questions = [Question(rollouts[a].prompt, rollouts[a].response, rollouts[b].response) for a, b in asked]
-    found = judge_all(judge, questions, verdicts, concurrency=concurrency, resume=resume)
+    answers = judge_all(judge, questions, verdicts, concurrency=concurrency, resume=resume)
     comparisons = [
         _ordered(_comparison(rollouts, pair), verdict.winner == "a")
-        for pair, verdict in zip(asked, found, strict=True)
+        for pair, verdict in zip(asked, answers, strict=True)
         if verdict.winner in ("a", "b")
     ]
-    parsed = [verdict for verdict in found if verdict.parsed]
-    ties, unparseable = len(parsed) - len(comparisons), len(found) - len(parsed)
-    _check_some(comparisons, f"of {len(found)} pairs {ties} are ties and {unparseable} verdicts unreadable")
+    parsed = [verdict for verdict in answers if verdict.parsed]
+    ties, unparseable = len(parsed) - len(comparisons), len(answers) - len(parsed)
+    _check_some(comparisons, f"of {len(answers)} pairs {ties} are ties and {unparseable} verdicts unreadable")
     return comparisons, replace(
         counts,
         **_of_pairs(comparisons),
         ties=ties,
-        judged=len(found),
+        judged=len(answers),
         contradictions=sum(not verdict.agrees for verdict in parsed),
         unparseable=unparseable,
         agreement=sum(verdict.agrees for verdict in parsed) / len(parsed),
@@ -165,7 +165,7 @@ def write_comparisons(path: str | Path, comparisons: Iterable[Comparison]) -> No
 def _finite(rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> list[float]:
     if rewards is not None and len(rewards) != len(rollouts):
         raise PreferError(f"{len(rewards)} rewards for {len(rollouts)} rollouts; give one for each")
-    found = []
+    numbers = []
     given = [rollout.reward for rollout in rollouts] if rewards is None else rewards
     for number, (rollout, reward) in enumerate(zip(rollouts, given, strict=True), 1):
         if reward is None:
@@ -175,12 +175,12 @@ def _finite(rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> lis
             )
         if not math.isfinite(reward):
             raise PreferError(f"rollout {number} ({rollout.response[:40]!r}) has the reward {reward}, no finite number")
-        found.append(float(reward))
-    return found
+        numbers.append(float(reward))
+    return numbers
 
 
 def _distinct(rollouts: Sequence[Rollout]) -> tuple[list[Group], Summary]:
-    """Each prompt's rollouts with a text of their own, and what was left out."""
+    """Return each prompt's rollouts with a text of their own, and what was left out."""
     groups: dict[str, dict[str, int]] = {}
     empty = repeated = 0
     for place, rollout in enumerate(rollouts):
@@ -198,13 +198,13 @@ def _distinct(rollouts: Sequence[Rollout]) -> tuple[list[Group], Summary]:
 def _combinations(groups: Sequence[Group], pairs_per_prompt: int | None, seed: int) -> list[tuple[int, int]]:
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
         raise PreferError(f"pairs-per-prompt {pairs_per_prompt} asks for none; use 1 or more")
-    found = []
+    combinations = []
     for number, group in enumerate(groups):
         pairs = list(itertools.combinations(group, 2))
         if pairs_per_prompt is not None and pairs_per_prompt < len(pairs):
             pairs = random.Random(f"{seed}/{number}").sample(pairs, pairs_per_prompt)
-        found += pairs
-    return found
+        combinations += pairs
+    return combinations
 
 
 def _comparison(rollouts: Sequence[Rollout], pair: tuple[int, int]) -> Comparison:

@@ -105,10 +105,10 @@ def guided_row(row: int, generation: Generation) -> dict[str, Any]:
 
     A token's text is what became certain with it; their texts joined are `text`.
     """
-    found = {"row": row, "prompt": generation.prompt, **_response(generation)}
+    fields = {"row": row, "prompt": generation.prompt, **_response(generation)}
     if generation.samples:
-        found["samples"] = [_response(sample) for sample in generation.samples]
-    return found
+        fields["samples"] = [_response(sample) for sample in generation.samples]
+    return fields
 
 
 def _response(generation: Generation) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Rollout:
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """Its texts besides the prompt."""
+        """Return its texts besides the prompt."""
         return (self.response,)
 
 
@@ -82,7 +82,7 @@ def are_rollouts(path: str | Path) -> bool:
 
 
 def label_comparisons(comparisons: Iterable[Comparison]) -> list[Rollout]:
-    """Two labelled responses of each comparison: the chosen one with 1, the rejected one with 0.
+    """Return two labelled responses of each comparison: the chosen one with 1, the rejected one with 0.
 
     So FUDGE (Yang and Klein, 2021) and RAD (Deng and Raffel, 2023) label texts that have an attribute or have it not.
     """
@@ -120,7 +120,7 @@ def _place(fields: dict[str, Any]) -> tuple[int, int]:
 
 
 def _count(value: Any) -> int:
-    """A number, also as a cell of CSV spells it; 0 for whatever else other tools may have put there."""
+    """Return a number, also as a cell of CSV spells it; 0 for whatever else other tools may have put there."""
     if isinstance(value, CsvCell) and value.isdecimal():
         return int(value)
     return value if isinstance(value, int) else 0

@@ -112,7 +112,7 @@ def sample(
 
 
 def _index(row: dict[str, Any], prompts: Sequence[Prompt], n: int, seed: int) -> int:
-    """The place of a written row among all; Problem if this run would write another there."""
+    """Return the place of a written row among all; Problem if this run would write another there."""
     index = answered(row, prompts) * n + row["sample"]
     if not 0 <= row["sample"] < n or row["seed"] != seed + index:
         raise Problem("row", f"was sampled with another --n or --seed than {n} and {seed}")
@@ -140,7 +140,7 @@ def _row(index: int, n: int, generation: Generation, reward: Reward | None) -> d
 
 
 def as_reward(label: Label | None) -> Reward | None:
-    """A reward as it is, a function as the reward of the response."""
+    """Return a reward as it is, a function as the reward of the response."""
     if label is None or hasattr(label, "start"):  # models are callable too
         return cast(Reward | None, label)
     return FunctionReward(label)
@@ -152,7 +152,7 @@ def rewards_of(reward: Reward, rollouts: Sequence[Rollout]) -> list[float]:
 
 
 def _labelled(row: dict[str, Any], reward: Reward) -> dict[str, Any]:
-    """The row with its reward, before the seed."""
+    """Return the row with its reward, before the seed."""
     try:
         (value,) = rewards_of(reward, [_rollout(row)])
     except MidcourseError as error:
@@ -168,24 +168,24 @@ def _with_reward(row: dict[str, Any], value: float) -> dict[str, Any]:
     return {**{key: row[key] for key in row if key != "seed"}, "reward": value, "seed": row["seed"]}
 
 
-def _label_file(path: Path, found: dict[int, dict[str, Any]], reward: Reward) -> None:
+def _label_file(path: Path, rows: dict[int, dict[str, Any]], reward: Reward) -> None:
     """Give every row that has no reward one. Those labelled before a mistake or Ctrl-C have theirs in the file."""
-    bare = [index for index, row in found.items() if row.get("reward") is None]
+    bare = [index for index, row in rows.items() if row.get("reward") is None]
     if not bare:
         return
     try:
         with progress("labelling", len(bare)) as advance:
             for begin in range(0, len(bare), LABEL_ROWS):
                 part = bare[begin : begin + LABEL_ROWS]
-                for index, row in zip(part, _labelled_rows([found[index] for index in part], reward), strict=False):
-                    found[index] = row
+                for index, row in zip(part, _labelled_rows([rows[index] for index in part], reward), strict=False):
+                    rows[index] = row
                     advance(1)
     finally:
-        write_bytes(path, b"".join(map(as_line, found.values())))
+        write_bytes(path, b"".join(map(as_line, rows.values())))
 
 
 def _labelled_rows(rows: Sequence[dict[str, Any]], reward: Reward) -> Iterator[dict[str, Any]]:
-    """The rows with their rewards, read together; one by one where that fails, to name the row."""
+    """Yield the rows with their rewards, read together; one by one if that fails, to name the row."""
     try:
         values = rewards_of(reward, [_rollout(row) for row in rows])
     except MidcourseError:

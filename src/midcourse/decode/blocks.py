@@ -34,17 +34,17 @@ _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count 
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:
-    """A row's stream of random numbers of that number, independent of its other streams and of its own uniforms."""
+    """Return a row's stream of random numbers, independent of its other streams and of its own uniforms."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream,)))
 
 
 def _uniforms(row: Row, stream: int) -> np.ndarray:
-    """A uniform number in [0, 1) for every step: of stream 0 the row's own, of another derived from its seed."""
+    """Return a uniform number in [0, 1) for every step: the row's own for stream 0, else derived from its seed."""
     return row.uniforms if stream == 0 else _generator(row.seed, stream).random(len(row.uniforms))
 
 
 def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
-    """The events of the row's steps from `begin` on, a block that was kept: the reward at its end.
+    """Return the events of a kept block, the row's steps from `begin` on; the last has the block's reward.
 
     Args:
         exact: the block is a plain draw, whose KL is known; that of a choice among several is not.
@@ -56,16 +56,16 @@ def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
 
 
 def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[float], Failures]:
-    """The reward of each row's text so far, and the places of rows whose reward raises something or is not finite."""
-    found: Answers = {}
+    """Return the reward of each row's text so far, and the places of rows whose reward raises or is not finite."""
+    answers: Answers = {}
     failures: Failures = {}
     for key, part in list(batch.guided.items()):
         places = list(part.places)
         answer, bad = batch.ask(part, lambda asked, which: asked.prefix_rewards(), rows, lm)
         failures |= bad
         if answer is not None:
-            found[key] = places, answer
-    values = [0.0 if place in failures else weighted(found, row, place) for place, row in enumerate(rows)]
+            answers[key] = places, answer
+    values = [0.0 if place in failures else weighted(answers, row, place) for place, row in enumerate(rows)]
     for place, value in enumerate(values):
         if not math.isfinite(value):
             failures[place] = RewardError(
@@ -76,7 +76,7 @@ def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[flo
 
 
 def _failed(failures: Failures, rows: Sequence[Row]) -> list[Event]:
-    """The events of requests some of whose rows have failed."""
+    """Return the events of requests some of whose rows have failed."""
     errors: dict[int, Exception] = {}
     for place, error in sorted(failures.items()):
         errors.setdefault(rows[place].number, error)
@@ -84,7 +84,7 @@ def _failed(failures: Failures, rows: Sequence[Row]) -> list[Event]:
 
 
 def _last_tokens(rows: Sequence[Row], batch: Rows) -> Tensor:
-    """The newest token of each row; any for one that failed before it had one."""
+    """Return the newest token of each row; any token for a row that failed before it had one."""
     return torch.tensor([row.last_token if row.steps else 0 for row in rows], device=batch.device)
 
 
@@ -106,15 +106,15 @@ class Samples:
 
     @property
     def winner(self) -> Generation:
-        """The best one, with the KL of having chosen it.
+        """Return the best response, with the KL of having chosen it.
 
         KL(best of n || plain) <= log n - (n - 1) / n (Beirami et al., 2024, arXiv 2401.01879, theorem 1).
         """
-        n, found = len(self.generations), self.generations[self.best]
+        n, best = len(self.generations), self.generations[self.best]
         if n == 1:
-            return found
-        steps = tuple(replace(step, guidance_kl=None) for step in found.steps)
-        return replace(found, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None, rated=n)
+            return best
+        steps = tuple(replace(step, guidance_kl=None) for step in best.steps)
+        return replace(best, steps=steps, guidance_kl=math.log(n) - (n - 1) / n, total_kl=None, rated=n)
 
 
 @dataclass
@@ -134,7 +134,7 @@ class BestOf:
 
     @property
     def count(self) -> int:
-        """n."""
+        """Return n, the number of samples."""
         assert isinstance(self.first.block, BestOfN)
         return self.first.block.samples
 
@@ -145,7 +145,7 @@ class BestOf:
 
     @property
     def complete(self) -> bool:
-        """Whether all samples are there."""
+        """Return whether all samples are there."""
         return len(self.finished) == self.count
 
     def add(self, row: Row, reason: str) -> None:
@@ -154,8 +154,8 @@ class BestOf:
 
     def compared(self, lm: CausalModel) -> list[Event]:
         """Return the events of the request: the steps of the best sample, and its response."""
-        found = self.samples(lm)
-        winner = replace(found.winner, samples=found.generations if self.keep_all else ())
+        samples = self.samples(lm)
+        winner = replace(samples.winner, samples=samples.generations if self.keep_all else ())
         return [*((self.first.number, step) for step in winner.steps), (self.first.number, winner)]
 
     def samples(self, lm: CausalModel) -> Samples:
@@ -184,39 +184,40 @@ class BestOf:
 
 
 def _read_responses(lm: CausalModel, guides: Guides, rows: Sequence[Row], adding: bool, together: int) -> list[float]:
-    """The rewards at the ends of whole responses to one prompt, or with `adding` the sums of their tokens'.
+    """Return the rewards at the ends of whole responses to one prompt; with `adding`, the sums of their tokens'.
 
-    A forward for several responses of about equal length, and if rewards add up one for each of their tokens.
+    Responses of about equal length share a forward; if rewards add up, there is one for each of their tokens.
     """
     responses = [[step.token_id for step in row.steps] for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(responses[i]))
+    order = sorted(range(len(rows)), key=lambda i: len(responses[i]))  # so that little of a forward is padding
     rewards = [math.nan] * len(rows)
     for begin in range(0, len(order), together):
         part = [responses[i] for i in order[begin : begin + together]]
         longest = len(part[-1])
         # The responses follow as tokens, not as begun ones: only then is every EOS the one of training.
-        found = [reward.start([rows[0].prefix], longest, 1) for reward, _ in guides]
-
-        for one in found:
+        reward_rows = [reward.start([rows[0].prefix], longest, 1) for reward, _ in guides]
+        # The prompt is read once; its row is then copied for each response.
+        for one in reward_rows:
             one.select([0] * len(part))
         sums = [0.0] * len(part)
+        # Shorter responses repeat their last token, to stay in step; what comes of that is not added, or taken back.
         for place, column in enumerate(zip(*(ids + ids[-1:] * (longest - len(ids)) for ids in part), strict=True)):
-            for one in found:
+            for one in reward_rows:
                 one.advance(torch.tensor(column, device=lm.device))
             if adding:
-                step = zip(sums, _weighted_now(found, guides), part, strict=True)
+                step = zip(sums, _weighted_now(reward_rows, guides), part, strict=True)
                 sums = [total + reward if place < len(ids) else total for total, reward, ids in step]
         if not adding:
-            for one in found:
+            for one in reward_rows:
                 one.rewind([longest - len(ids) for ids in part])
-            sums = _weighted_now(found, guides)
+            sums = _weighted_now(reward_rows, guides)
         for i, reward in zip(order[begin : begin + together], sums, strict=True):
             rewards[i] = reward
     return rewards
 
 
 def _weighted_now(rows: Sequence[RewardRows], guides: Guides) -> list[float]:
-    """The weighted sum of all rewards of each row's prefix."""
+    """Return the weighted sum of all rewards of each row's prefix."""
     parts = [
         [weight * reward for reward in one.prefix_rewards().tolist()]
         for one, (_, weight) in zip(rows, guides, strict=True)
@@ -244,7 +245,7 @@ class _Blocks:
 
     @classmethod
     def follow(cls, row: Row, first: Row) -> "_Blocks":
-        """K rows that continue `row`."""
+        """Make K rows that continue `row`."""
         assert isinstance(first.block, Blockwise)
         count = first.block.samples
         rows = [row.branch(_uniforms(first, j)) for j in range(count)]
@@ -252,7 +253,7 @@ class _Blocks:
 
     @property
     def complete(self) -> bool:
-        """Whether every row has drawn a whole block or is finished."""
+        """Return whether every row has drawn a whole block or is finished."""
         assert isinstance(self.first.block, Blockwise)
         end = self.begin + self.first.block.block_tokens
         return all(reason or len(row.steps) == end for row, reason in zip(self.rows, self.reasons, strict=True))
@@ -268,12 +269,12 @@ class BlockwiseBatch:
 
     @property
     def size(self) -> int:
-        """How many rows of the language model it holds."""
+        """Return how many rows of the language model the batch holds."""
         return len(self.rows)
 
     @property
     def rows(self) -> list[Row]:
-        """All rows."""
+        """Return the rows of all requests."""
         return [row for request in self.requests for row in request.rows]
 
     def enter(self, rows: Sequence[Row]) -> list[Event]:
@@ -297,6 +298,7 @@ class BlockwiseBatch:
         if self.batch is None:
             return []
         rows, failures = self.rows, self._draw(self.batch)
+        # Rewards are asked for all rows or none: a batch's rows of a reward are read together.
         values: list[float] = []
         bad: Failures = {}
         if any(request.complete for request in self.requests):
@@ -334,6 +336,7 @@ class BlockwiseBatch:
         ended = [reason is not None for request in self.requests for reason in request.reasons]
         live = [place for place, over in enumerate(ended) if not over]
         steps, failures = plain_steps([rows[place] for place in live], batch.lm.logprobs[live], self.lm)
+        # All rows of a batch take the same step: one that has ended forgets its last token, to read it again.
         if any(ended):
             batch.rewind([int(over) for over in ended], batch.lm.logprobs)
         reasons = [reason for request in self.requests for reason in request.reasons]
@@ -397,62 +400,64 @@ class _Segments:
 
     @property
     def length(self) -> int:
-        """Tokens proposed."""
+        """Return how many tokens the trial proposes."""
         return len(self.trial.steps) - len(self.kept.steps)
 
     @property
-    def chosen(self) -> Cards:
-        """How segments end and are accepted."""
+    def method(self) -> Cards:
+        """Return the method's settings: how segments end and are accepted."""
         assert isinstance(self.kept.block, Cards)
         return self.kept.block
 
     @property
     def exact(self) -> bool:
-        """Whether everything is accepted, so that its KL is known."""
-        return self.chosen.reward_threshold == -math.inf
+        """Return whether everything is accepted, so that its KL is known."""
+        return self.method.reward_threshold == -math.inf
 
     def complete(self, entropy: float) -> bool:
         """Return whether the segment ends before the next token, whose distribution has this entropy."""
-        chosen = self.chosen
-        unsure = self.length >= chosen.least_tokens and entropy >= chosen.entropy_threshold
-        return unsure or self.length >= chosen.segment_tokens
+        method = self.method
+        unsure = self.length >= method.least_tokens and entropy >= method.entropy_threshold
+        return unsure or self.length >= method.segment_tokens
 
     def judge(self, trial: _Trial) -> _Trial | None:
-        """Return the trial that is kept: this one, after the last rejection the best, or None, and another is drawn."""
-        chosen = self.chosen
-        tau = threshold(chosen, self.prompt_reward, len(trial.row.steps), trial.row.max_new_tokens)
+        """Return the trial that is kept: this one, or after the last rejection the best. None: another is drawn."""
+        method = self.method
+        tau = threshold(method, self.prompt_reward, len(trial.row.steps), trial.row.max_new_tokens)
         self.rated += 1
         # Accepted with probability min(1, exp((r - tau) / T)).
-        if trial.reward >= tau or self.acceptance.random() < math.exp((trial.reward - tau) / chosen.temperature):
+        if trial.reward >= tau or self.acceptance.random() < math.exp((trial.reward - tau) / method.temperature):
             return trial
         self.rejected += 1
         self.rejected_here += 1
         if self.best is None or trial.reward > self.best.reward:
             self.best = trial
-        if self.rejected_here == chosen.retries:
+        if self.rejected_here == method.retries:
             return self.best
         self.trial = self.kept.branch(_uniforms(self.kept, self.rejected))
         return None
 
     def accept(self, row: Row, start: Float[Tensor, " vocab"]) -> None:
-        """Go on from here."""
+        """Accept the segment, and go on from its end."""
         self.kept, self.start = row, start.clone()
         self.best, self.rejected_here = None, 0
         self.trial = row.branch(_uniforms(row, self.rejected))
 
 
-def threshold(chosen: Cards, prompt_reward: float, tokens: int, max_new_tokens: int) -> float:
-    """tau(n) = min(r*, tau0 + n (r* - tau0) / N) with tau0 = (1 - alpha) r(prompt) + alpha r*, as in the authors' code.
+def threshold(method: Cards, prompt_reward: float, tokens: int, max_new_tokens: int) -> float:
+    """Return tau(n) = min(r*, tau0 + n (r* - tau0) / N), tau0 = (1 - alpha) r(prompt) + alpha r*.
+
+    So it is in the authors' code.
 
     Args:
         tokens: n, of the response with its new segment.
         max_new_tokens: N.
     """
-    goal = chosen.reward_threshold
+    goal = method.reward_threshold
     assert goal is not None
     if math.isinf(goal):
         return goal
-    first = (1 - chosen.start_share) * prompt_reward + chosen.start_share * goal
+    first = (1 - method.start_share) * prompt_reward + method.start_share * goal
     return min(goal, first + tokens * (goal - first) / max_new_tokens)
 
 
@@ -466,7 +471,7 @@ class CardsBatch:
 
     @property
     def size(self) -> int:
-        """How many rows of the language model it holds."""
+        """Return how many rows of the language model the batch holds."""
         return len(self.active)
 
     def enter(self, rows: Sequence[Row]) -> list[Event]:
@@ -511,7 +516,7 @@ class CardsBatch:
         return events
 
     def _draw(self, batch: Rows, trials: Sequence[Row]) -> tuple[list[str | None], Failures]:
-        """Continue every trial by a token; why each is finished, if it is."""
+        """Continue every trial by a token; return why each is finished, if it is."""
         steps, failures = plain_steps(trials, batch.lm.logprobs, self.lm)
         reasons: list[str | None] = [None] * len(trials)
         for place, step in steps.items():
@@ -523,7 +528,7 @@ class CardsBatch:
     def _judge(
         self, batch: Rows, complete: Sequence[int], rewards: Sequence[float], reasons: Sequence[str | None]
     ) -> tuple[list[Event], set[int]]:
-        """Accept or reject these segments: the events of what was accepted, and the places of finished rows."""
+        """Accept or reject these segments; return the events of what was accepted, and the places of finished rows."""
         events: list[Event] = []
         back = [0] * len(self.active)
         other: list[int] = []  # rows that go on from another trial than the one just drawn
@@ -531,23 +536,25 @@ class CardsBatch:
         for place in complete:
             row = self.active[place]
             proposed, length = _Trial(row.trial, rewards[place], reasons[place]), row.length
-            found = row.judge(proposed)
-            if found is None:
+            kept = row.judge(proposed)
+            if kept is None:
                 back[place] = length
                 continue
-            events += _settle(found.row, len(row.kept.steps), found.reward, exact=row.exact)
-            if found.reason is None:
-                row.accept(found.row, batch.lm.logprobs[place])
-                if found is not proposed:
+            events += _settle(kept.row, len(row.kept.steps), kept.reward, exact=row.exact)
+            if kept.reason is None:
+                row.accept(kept.row, batch.lm.logprobs[place])
+                if kept is not proposed:
                     other.append(place)
                 continue
-            found.row.rated = row.rated
-            events.append((found.row.number, found.row.finished(found.reason, found.reward)))
+            kept.row.rated = row.rated
+            events.append((kept.row.number, kept.row.finished(kept.reason, kept.reward)))
             leaving.add(place)
+        # A rejected segment is taken back out of the caches; the row draws again from where the segment began.
         if any(back):
             now = batch.lm.logprobs
             starts = [row.start if count else old for row, count, old in zip(self.active, back, now, strict=True)]
             batch.rewind(back, torch.stack(starts))
+        # The best rejected trial was taken back when it was rejected: its row is read anew.
         if other:
             arrived = Rows.start(self.lm, [self.active[place].kept for place in other])
             batch.replace(other, arrived)
@@ -564,5 +571,5 @@ class CardsBatch:
 
 
 def _entropy(logprobs: Float[Tensor, "batch vocab"]) -> Float[Tensor, " batch"]:
-    """-sum p log p, in nats."""
+    """Return -sum p log p, in nats."""
     return -kl_divergence(logprobs, torch.zeros_like(logprobs))

@@ -11,7 +11,7 @@ class Candidates(NamedTuple):
     """Short-listed next tokens.
 
     Attributes:
-        token_ids: likeliest first; by id where the whole vocabulary is listed.
+        token_ids: likeliest first; by id if the whole vocabulary is listed.
         logprobs: under the language model, over its whole vocabulary; -inf marks a place without a candidate.
     """
 
@@ -25,7 +25,7 @@ def short_list(
     always: Int[Tensor, " always"] | None = None,
     order: Float[Tensor, "batch vocab"] | None = None,
 ) -> Candidates:
-    """The `top_k` likeliest tokens (PARGS and ARGS take 10), and those of `always` (EOS) wherever they rank.
+    """Return the `top_k` likeliest tokens (PARGS and ARGS take 10), and those of `always` (EOS) wherever they rank.
 
     A token of `always` that is among the top k already gets a place with log-probability -inf instead of a second one.
 
@@ -47,7 +47,7 @@ def short_list(
 
 
 def nucleus(candidates: Candidates, top_p: float, temperature: float | Float[Tensor, "batch 1"]) -> Candidates:
-    """Only the likeliest candidates that together hold `top_p` of softmax(log pi / T); the others are at -inf.
+    """Keep the likeliest candidates that together hold `top_p` of softmax(log pi / T), and set the others to -inf.
 
     Nucleus sampling (Holtzman et al., 2020), after the short list as in transformers. The likeliest always stays.
     """

@@ -23,7 +23,7 @@ def normalise(
 
 
 def draw(guided: Float[Tensor, "batch candidates"], uniforms: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """The candidate at which the cumulative probability passes the row's uniform number (inverse transform).
+    """Return the candidate at which the cumulative probability passes the row's uniform number (inverse transform).
 
     Candidates come likeliest first under the LM, so rows with equal uniforms stay close when the guidance is weak:
     base and guided samples of one seed are paired.
@@ -39,7 +39,7 @@ def draw(guided: Float[Tensor, "batch candidates"], uniforms: Float[Tensor, " ba
 def kl_divergence(
     guided: Float[Tensor, "batch candidates"], base: Float[Tensor, "batch candidates"]
 ) -> Float[Tensor, " batch"]:
-    """KL(guided || base) in nats, with 0 log 0 = 0. `base` may be unnormalised over these candidates (pi itself)."""
+    """Return KL(guided || base) in nats, with 0 log 0 = 0. `base` may be unnormalised here (pi itself)."""
     terms = guided.exp() * (guided - base)
     return torch.where(guided == float("-inf"), 0.0, terms).sum(1)
 
@@ -50,7 +50,7 @@ def within_budget(
     weight: float | Float[Tensor, "batch 1"],
     allowance: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch 1"]:
-    """For each row the largest weight from 0 to `weight` whose policy q has KL(q || base) <= allowance.
+    """Return for each row the largest weight from 0 to `weight` whose policy q has KL(q || base) <= allowance.
 
     An additive guidance tilts the base by exp(w f(r)), so d KL / d w = w Var_q(f(r)) / T^2: the divergence grows with
     |w|, and bisection finds where it passes the allowance. The lower end is returned: it is never exceeded.
@@ -76,7 +76,7 @@ def within_budget(
 
 
 def largest_shift(base: Float[Tensor, "batch candidates"], spread: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """The most that exp(f) can change `base` in total variation, for any f whose values differ by at most `spread`.
+    """Bound how far exp(f) can change `base` in total variation, for any f whose values differ by at most `spread`.
 
     Raising a set of probability a by e^spread moves g(a) = a (1 - a) (e^s - 1) / (1 + a (e^s - 1)) to it, which grows
     up to a* = 1 / (1 + e^(s/2)), where it is tanh(s / 4). A set without the likeliest candidate holds at most
@@ -90,7 +90,7 @@ def largest_shift(base: Float[Tensor, "batch candidates"], spread: Float[Tensor,
 
 
 def greedy_gap(logprobs: Float[Tensor, "batch candidates"]) -> Float[Tensor, " batch"]:
-    """How far the likeliest candidate lies above the next: no smaller spread of rewards can change a greedy choice."""
+    """Return how far the likeliest candidate lies above the next: no smaller spread can change a greedy choice."""
     if logprobs.shape[1] == 1:
         return logprobs.new_full((len(logprobs),), math.inf)
     first, second = logprobs.topk(2, dim=1).values.unbind(1)
@@ -98,12 +98,12 @@ def greedy_gap(logprobs: Float[Tensor, "batch candidates"]) -> Float[Tensor, " b
 
 
 def row_uniforms(seed: int, tokens: int) -> Float[np.ndarray, " tokens"]:
-    """A row's uniform numbers in [0, 1), one a step: a function of its own seed only."""
+    """Return a row's uniform numbers in [0, 1), one a step: a function of its own seed only."""
     return np.random.default_rng(seed).random(tokens)
 
 
 def uniforms_now(uniforms: Sequence[float], device: torch.device) -> Float[Tensor, " batch"]:
-    """The rows' uniform numbers of one step."""
-    # fp64 where the device has it: in fp32 a draw may round to 1, which no cumulative probability passes.
+    """Return the rows' uniform numbers of one step as a tensor."""
+    # fp64 if the device has it: in fp32 a draw may round to 1, which no cumulative probability passes.
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return torch.tensor(uniforms, dtype=dtype, device=device)

@@ -42,7 +42,7 @@ class _Waiting:
 
 
 class Engine:
-    """Writes responses to requests that may come and go at any time.
+    """An engine that writes responses to requests, which may come and go at any time.
 
     Rows of different methods, rewards, weights, limits and lengths share a batch; what a request gets does not depend
     on any other. Methods that choose among blocks have batches of their own. Requests begin in the order of their
@@ -73,7 +73,7 @@ class Engine:
         self._next = 0
 
     def __bool__(self) -> bool:
-        """Whether there is anything left to do."""
+        """Return whether there is anything left to do."""
         return bool(self._requests)
 
     def add(self, request: Request) -> int:
@@ -110,7 +110,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Let waiting requests begin where there is room, draw a token for every row, and return what has happened.
+        """Let waiting requests begin if there is room, draw a token for every row, and return what has happened.
 
         Events are (number, Step) for every token, as soon as it is certain, then (number, Generation) for a finished
         request, or (number, Failure) for one that cannot be finished, such as one whose reward raises something.
@@ -123,7 +123,7 @@ class Engine:
         return events
 
     def _place(self, row: Row, keep_all: bool) -> tuple[Batch, deque[Row], int]:
-        """Where a request's rows belong, these rows, and how many places each takes."""
+        """Return the batch that a request belongs in, its rows, and how many places each takes."""
         if row.block is None:
             return self._tokens, deque([row]), 1
         if isinstance(row.block, BestOfN):
@@ -135,17 +135,17 @@ class Engine:
         return self._cards, deque([row]), 1
 
     def _row(self, request: Request, prefix: Prefix, text: TextStream, guides: Guides) -> Row:
-        chosen, block = request.method, None
-        if not isinstance(chosen, Method):
-            block = chosen
+        method, block = request.method, None
+        if not isinstance(method, Method):
+            block = method
             greedy = block.temperature == 0
-            chosen = Method(None, greedy, 0.0, block.top_k, 1.0 if greedy else block.temperature, block.top_p)
+            method = Method(None, greedy, 0.0, block.top_k, 1.0 if greedy else block.temperature, block.top_p)
         return Row.begin(
-            self._next, prefix, request.seed, text, request.max_new_tokens, chosen, guides, request.limits, block
+            self._next, prefix, request.seed, text, request.max_new_tokens, method, guides, request.limits, block
         )
 
     def _bind(self, reward: Reward) -> Reward:
-        """The reward as it reads the model's tokens: one object for all requests that it guides at a time."""
+        """Return the reward as it reads the model's tokens: one object for all requests that it guides at a time."""
         if id(reward) not in self._bound:
             self._bound[id(reward)] = reward, reward.bind(self.lm)
         return self._bound[id(reward)][1]
@@ -240,7 +240,7 @@ def stream(
 
 
 def _until_failure(engine: Engine) -> Iterator[tuple[int, Step | Generation]]:
-    """The events of all requests; the error of the first that fails."""
+    """Yield the events of all requests; raise the error of the first that fails."""
     while engine:
         for number, event in engine.step():
             if isinstance(event, Failure):

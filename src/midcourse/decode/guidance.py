@@ -24,7 +24,7 @@ Guidance: TypeAlias = Callable[[Tensor, Tensor, Weight], Tensor]
 def add_reward(
     logprobs: Float[Tensor, "batch candidates"], rewards: Float[Tensor, "batch candidates"], weight: Weight
 ) -> Float[Tensor, "batch candidates"]:
-    """log pi(v | x, y_<i) + w r(y_<i v | x), the tokenwise RLHF policy before normalisation.
+    """Return log pi(v | x, y_<i) + w r(y_<i v | x), the tokenwise RLHF policy before normalisation.
 
     PARGS (Rashid et al., A Critical Look At Tokenwise Reward-Guided Text Generation, 2024), its decoding rule, with w
     the multiplier of the reward inside exp (1 / KL coefficient; the paper's beta in its decoder). The same sum with a
@@ -38,14 +38,14 @@ def add_reward(
 def add_clamped(
     logprobs: Float[Tensor, "batch candidates"], rewards: Float[Tensor, "batch candidates"], weight: Weight
 ) -> Float[Tensor, "batch candidates"]:
-    """log pi(v | .) + beta min(max(r, 0), 1): RAD (Deng and Raffel, Reward-Augmented Decoding, 2023), its beta = w."""
+    """Return log pi(v | .) + w min(max(r, 0), 1): RAD (Deng and Raffel, 2023), whose beta is w."""
     return _add(logprobs, weight * rewards.clamp(0, 1))
 
 
 def add_log_sigmoid(
     logprobs: Float[Tensor, "batch candidates"], rewards: Float[Tensor, "batch candidates"], weight: Weight
 ) -> Float[Tensor, "batch candidates"]:
-    """log pi(v | .) + lambda log sigmoid(r), r the log-odds of an attribute given the prefix, lambda = w.
+    """Return log pi(v | .) + w log sigmoid(r), r the log-odds of an attribute given the prefix; w is its lambda.
 
     FUDGE (Yang and Klein, 2021), equation 2: P(x_i | x_<i) P(a | x_<=i)^lambda.
     """

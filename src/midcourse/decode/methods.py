@@ -49,7 +49,7 @@ class Method:
 
     @property
     def policy_temperature(self) -> float:
-        """Of the base and guided policies; a greedy choice has none, and its base is taken at 1."""
+        """Return the base and guided policies' temperature; a greedy choice has none, and its base is taken at 1."""
         return 1.0 if self.greedy else self.temperature
 
 
@@ -127,7 +127,7 @@ class Limits:
     """What holds for every method that guides tokens.
 
     Attributes:
-        always_offer_eos: EOS is a candidate even where it is not short-listed.
+        always_offer_eos: EOS is a candidate even if it is not short-listed.
         kl_per_token: the most nats of guidance KL a step may have.
         kl_budget: the most nats of guidance KL a response may have.
         skip_tolerance: a step whose choice no reward within the range seen so far could change by more than this in
@@ -179,7 +179,7 @@ METHODS: dict[str, AnyMethod] = {
 
 
 def method(name: str) -> AnyMethod:
-    """The method of that name; "best-of-n:4" and "cd-blockwise:4" set the number of samples.
+    """Return the method of that name; "best-of-n:4" and "cd-blockwise:4" set the number of samples.
 
     Raises:
         MethodError: an unknown name, with the known ones.
@@ -195,75 +195,75 @@ def method(name: str) -> AnyMethod:
     return replace(found, samples=int(samples))
 
 
-def settings_of(chosen: AnyMethod) -> dict[str, Any]:
-    """A method's settings by name, as numbers and words."""
-    found = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
-    if isinstance(chosen, Method):
-        found["guide"] = chosen.guide.__name__ if chosen.guide else None
-    return found
+def settings_of(method: AnyMethod) -> dict[str, Any]:
+    """Return a method's settings by name, as numbers and words."""
+    settings = {field.name: getattr(method, field.name) for field in fields(method)}
+    if isinstance(method, Method):
+        settings["guide"] = method.guide.__name__ if method.guide else None
+    return settings
 
 
-def with_settings(chosen: AnyMethod, name: str, settings: dict[str, Any]) -> AnyMethod:
-    """The method with those settings that are not None.
+def with_settings(method: AnyMethod, name: str, settings: dict[str, Any]) -> AnyMethod:
+    """Return the method with those settings that are not None.
 
     Raises:
         MethodError: a setting that this method does not have, or whose value makes no sense.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    known = {field.name for field in fields(chosen)}
+    known = {field.name for field in fields(method)}
     if strange := sorted(given.keys() - known):
         words = ", ".join(word.replace("_", "-") for word in strange)
         raise MethodError(f"method {name} has no {words}; leave it out or use another method")
-    chosen = replace(chosen, **given)
-    check(chosen)
-    return chosen
+    method = replace(method, **given)
+    check(method)
+    return method
 
 
-def check(chosen: AnyMethod) -> None:
+def check(method: AnyMethod) -> None:
     """Raise MethodError on a setting that makes no sense."""
-    if chosen.top_k is not None and chosen.top_k < 1:
-        raise MethodError(f"top-k {chosen.top_k} leaves no candidates; use 1 or more")
-    if not 0 < chosen.top_p <= 1:
-        raise MethodError(f"top-p {chosen.top_p} is not a share above 0 and up to 1; use 1 to keep every candidate")
-    if not 0 <= chosen.temperature < math.inf:
+    if method.top_k is not None and method.top_k < 1:
+        raise MethodError(f"top-k {method.top_k} leaves no candidates; use 1 or more")
+    if not 0 < method.top_p <= 1:
+        raise MethodError(f"top-p {method.top_p} is not a share above 0 and up to 1; use 1 to keep every candidate")
+    if not 0 <= method.temperature < math.inf:
         raise MethodError(
-            f"temperature {chosen.temperature} is not a number of 0 or more; use 1 for the paper's setting"
+            f"temperature {method.temperature} is not a number of 0 or more; use 1 for the paper's setting"
         )
-    if isinstance(chosen, Method):
-        if not math.isfinite(chosen.reward_weight):
-            raise MethodError(f"reward weight {chosen.reward_weight} is not a finite number; give one, such as 2")
-        if chosen.soft_value and (chosen.greedy or chosen.temperature != 1):
+    if isinstance(method, Method):
+        if not math.isfinite(method.reward_weight):
+            raise MethodError(f"reward weight {method.reward_weight} is not a finite number; give one, such as 2")
+        if method.soft_value and (method.greedy or method.temperature != 1):
             raise MethodError(
-                f"soft-value is exact when sampled at temperature 1, not {0 if chosen.greedy else chosen.temperature}; "
+                f"soft-value is exact when sampled at temperature 1, not {0 if method.greedy else method.temperature}; "
                 "leave the temperature out, or use method 'cd'"
             )
         return
     counts = ("samples", "block_tokens", "least_tokens", "segment_tokens", "retries")
     for name in counts:
-        if (count := getattr(chosen, name, 1)) < 1:
+        if (count := getattr(method, name, 1)) < 1:
             raise MethodError(f"{name.replace('_', '-')} {count} is too few; use 1 or more")
-    if chosen.temperature == 0 and not (isinstance(chosen, Cards) or chosen.samples == 1):
+    if method.temperature == 0 and not (isinstance(method, Cards) or method.samples == 1):
         raise MethodError("at temperature 0 all samples are the same; use a temperature above 0, such as 1")
-    if isinstance(chosen, Cards):
-        _check_cards(chosen)
+    if isinstance(method, Cards):
+        _check_cards(method)
 
 
-def _check_cards(chosen: Cards) -> None:
-    if chosen.temperature == 0:
+def _check_cards(method: Cards) -> None:
+    if method.temperature == 0:
         raise MethodError("cards accepts by its temperature, which cannot be 0; use 0.7 for the paper's setting")
-    if chosen.reward_threshold is None:
+    if method.reward_threshold is None:
         raise MethodError(
             "cards needs the reward that a good response has, on your reward's scale; "
             "give it with --reward-threshold, say the mean reward of responses you like"
         )
     for name in ("reward_threshold", "entropy_threshold", "start_share"):
-        if math.isnan(getattr(chosen, name)):
+        if math.isnan(getattr(method, name)):
             raise MethodError(f"{name.replace('_', '-')} is not a number; give one")
-    if not 0 <= chosen.start_share <= 1:
-        raise MethodError(f"start-share {chosen.start_share} is not between 0 and 1; use 0.5 for the paper's setting")
+    if not 0 <= method.start_share <= 1:
+        raise MethodError(f"start-share {method.start_share} is not between 0 and 1; use 0.5 for the paper's setting")
 
 
-def check_limits(chosen: AnyMethod, name: str, limits: Limits) -> None:
+def check_limits(method: AnyMethod, name: str, limits: Limits) -> None:
     """Raise MethodError on a limit that makes no sense, or not for this method."""
     budgets = {"kl-per-token": limits.kl_per_token, "kl-budget": limits.kl_budget}
     for flag, nats in budgets.items():
@@ -271,21 +271,21 @@ def check_limits(chosen: AnyMethod, name: str, limits: Limits) -> None:
             continue
         if not (nats > 0 and math.isfinite(nats)):
             raise MethodError(f"{flag} {nats} is not a number of nats above 0; give one, or use method 'plain' for 0")
-        _check_tokenwise(chosen, name, flag)
-        if isinstance(chosen, Method) and chosen.soft_value:
+        _check_tokenwise(method, name, flag)
+        if isinstance(method, Method) and method.soft_value:
             raise MethodError(
                 f"{flag} lowers the weight where it must, and soft-value is exact at one; use method 'cd'"
             )
-        if isinstance(chosen, Method) and chosen.greedy:
+        if isinstance(method, Method) and method.greedy:
             raise MethodError(f"{flag} limits how far a sampling policy moves; a greedy choice has none, use pargs")
     if limits.skip_tolerance is not None:
         if not 0 <= limits.skip_tolerance < 1:
             raise MethodError(f"skip-tolerance {limits.skip_tolerance} is not a share from 0 to below 1; try 0.01")
-        _check_tokenwise(chosen, name, "skip-tolerance")
-    if limits.always_offer_eos and not isinstance(chosen, Method):
+        _check_tokenwise(method, name, "skip-tolerance")
+    if limits.always_offer_eos and not isinstance(method, Method):
         raise MethodError(f"method {name} draws from the LM's own candidates; leave always-offer-eos out")
 
 
-def _check_tokenwise(chosen: AnyMethod, name: str, flag: str) -> None:
-    if not isinstance(chosen, Method) or chosen.guide is None or chosen.ranked_by == "sum":
+def _check_tokenwise(method: AnyMethod, name: str, flag: str) -> None:
+    if not isinstance(method, Method) or method.guide is None or method.ranked_by == "sum":
         raise MethodError(f"{flag} needs rewards of the LM's own candidates, which method {name} has not; use pargs")

@@ -165,7 +165,7 @@ class Group:
 
 
 def _allowance(row: Row) -> float:
-    """The nats of guidance that the row's next step may have; of what its response may have, a rounding error less."""
+    """Return the nats that the row's next step may have; of its response's budget, a rounding error less is left."""
     step, response = row.limits.kl_per_token, row.limits.kl_budget
     left = math.inf if response is None else max(response * (1 - 1e-9) - row.spent, 0.0)
     return left if step is None else min(step, left)
@@ -228,24 +228,24 @@ def processed(
     """
     if all(row.limits.logits_processor is None for row in rows):
         return logprobs, {}
-    found: list[Tensor] = []
+    scores: list[Tensor] = []
     failures: Failures = {}
     for place, row in enumerate(rows):
-        found.append(logprobs[place : place + 1])
+        scores.append(logprobs[place : place + 1])
         if row.limits.logits_processor is None:
             continue
         try:
             token_ids = torch.tensor([row.token_ids], device=logprobs.device)
-            changed = row.limits.logits_processor(token_ids, found[-1])
+            changed = row.limits.logits_processor(token_ids, scores[-1])
             if bool((changed == -math.inf).all()):
                 raise MethodError(
                     f"the logits processor leaves prompt {row.number + 1} no token at step {len(row.steps) + 1}; "
                     "it has to leave at least one"
                 )
-            found[-1] = changed
+            scores[-1] = changed
         except Exception as error:
             failures[place] = error
-    return torch.cat(found), failures
+    return torch.cat(scores), failures
 
 
 def plain_steps(
@@ -257,14 +257,14 @@ def plain_steps(
         They, and what is wrong with rows that have none.
     """
     logprobs, failures = processed(rows, logprobs)
-    found: dict[int, Step] = {}
+    drawn: dict[int, Step] = {}
     for group in grouped(rows, (), logprobs.device, logprobs.dtype):
         candidates = group.offer(logprobs[group.places])
         base, nobody = group.base(candidates), [False] * len(group.rows)
         failures |= no_numbers(lm, group, candidates, (), base, failures)
         steps = group.steps(candidates, (), base, base, [0.0] * len(group.rows), nobody, 0)
-        found |= {place: step for place, step in zip(group.places, steps, strict=True) if place not in failures}
-    return found, failures
+        drawn |= {place: step for place, step in zip(group.places, steps, strict=True) if place not in failures}
+    return drawn, failures
 
 
 def no_numbers(
@@ -280,14 +280,14 @@ def no_numbers(
     Args:
         known: rows of the batch that have failed already.
     """
-    found: Failures = {}
+    failures: Failures = {}
     for number, broken in enumerate(policy.isnan().any(1).tolist()):
         place, row = group.places[number], group.rows[number]
         if not broken or place in known:
             continue
         where = f"for prompt {row.number + 1} at step {len(row.steps) + 1}"
         if bool(candidates.logprobs[number].isnan().any()):
-            found[place] = ModelError(
+            failures[place] = ModelError(
                 f"the language model {lm.name} gives log-probabilities that are not numbers {where}; "
                 "restore its weights, or try another dtype, such as float32"
             )
@@ -300,5 +300,7 @@ def no_numbers(
             if not math.isfinite(value)
         ]
         name, value = strange[0] if strange else ("the reward", math.inf)
-        found[place] = RewardError(f"{name} gives a candidate the reward {value} {where}; it has to be a finite number")
-    return found
+        failures[place] = RewardError(
+            f"{name} gives a candidate the reward {value} {where}; it has to be a finite number"
+        )
+    return failures

@@ -94,11 +94,11 @@ class Request:
         """Make a request of the settings of `midcourse.generate`; those of the method that are None are its own."""
         given = as_guides(reward)
         name = method if isinstance(method, str) else type(method).__name__
-        chosen, guides = settled(method, settings, given)
+        filled, guides = settled(method, settings, given)
         return cls(
             prompt,
             guides,
-            chosen,
+            filled,
             Limits(always_offer_eos, kl_per_token, kl_budget, skip_tolerance, logits_processor),
             # At weight 0 nothing guides, but the rewards' template holds all the same.
             agreed_template(guides or given[:1], template),
@@ -136,46 +136,46 @@ def settled(method: str | AnyMethod, settings: dict[str, Any], guides: Guides) -
         MethodError: settings that the method does not have, or no reward for a method that needs one.
     """
     name = method if isinstance(method, str) else type(method).__name__
-    chosen = named_method(method) if isinstance(method, str) else method
-    if isinstance(method, str) and isinstance(chosen, Method) and chosen.guide and len(guides) == 1:
-        chosen = with_settings(chosen, name, {"reward_weight": guides[0][0].reward_weight})
-    chosen = with_settings(chosen, name, settings)
-    if isinstance(chosen, Method) and chosen.temperature == 0:
-        chosen = replace(chosen, greedy=True)
-    if isinstance(chosen, Method) and (chosen.guide is None or chosen.reward_weight == 0):
-        return replace(chosen, guide=None, reward_weight=0.0, ranked_by="lm", soft_value=False), ()
+    filled = named_method(method) if isinstance(method, str) else method
+    if isinstance(method, str) and isinstance(filled, Method) and filled.guide and len(guides) == 1:
+        filled = with_settings(filled, name, {"reward_weight": guides[0][0].reward_weight})
+    filled = with_settings(filled, name, settings)
+    if isinstance(filled, Method) and filled.temperature == 0:
+        filled = replace(filled, greedy=True)
+    if isinstance(filled, Method) and (filled.guide is None or filled.reward_weight == 0):
+        return replace(filled, guide=None, reward_weight=0.0, ranked_by="lm", soft_value=False), ()
     if not guides:
         raise MethodError(f"method {name} needs a reward; give one, or use method 'plain'")
-    return chosen, guides
+    return filled, guides
 
 
-def check_guides(chosen: AnyMethod, name: str, guides: Guides) -> None:
+def check_guides(method: AnyMethod, name: str, guides: Guides) -> None:
     """Raise MethodError or RewardError if a method cannot use a reward."""
     for reward, own in guides:
-        if not isinstance(chosen, Method) and reward.layer is not None:
+        if not isinstance(method, Method) and reward.layer is not None:
             raise MethodError(f"method {name} judges blocks, a trunk reward guides tokens; use pargs or another reward")
-        if not isinstance(chosen, Method | BestOfN) and reward.additive:
+        if not isinstance(method, Method | BestOfN) and reward.additive:
             raise MethodError(
                 f"method {name} judges a block by its last prefix, and this reward is of tokens; "
                 "use best-of-n or genarm"
             )
-        if isinstance(chosen, Method) and chosen.ranked_by == "sum" and not reward.speaks_for_vocabulary:
+        if isinstance(method, Method) and method.ranked_by == "sum" and not reward.speaks_for_vocabulary:
             raise MethodError(
                 "this method ranks the whole vocabulary, which takes a vocabulary reward; "
                 "use pargs with a reward of prefixes or texts"
             )
-        if isinstance(chosen, Method) and chosen.soft_value:
-            _check_soft_value(chosen, reward, own)
+        if isinstance(method, Method) and method.soft_value:
+            _check_soft_value(method, reward, own)
 
 
-def _check_soft_value(chosen: Method, reward: Reward, own: float) -> None:
+def _check_soft_value(method: Method, reward: Reward, own: float) -> None:
     """Raise RewardError if a soft value would be used at another weight than its own, or is none."""
     made_for = reward.soft_value_weight
     if made_for is None:
         raise RewardError("soft-value needs a reward trained to estimate (1/w) log E exp(w R); use method 'cd'")
-    if not math.isclose(made_for, own * chosen.reward_weight, rel_tol=1e-9):
+    if not math.isclose(made_for, own * method.reward_weight, rel_tol=1e-9):
         raise RewardError(
-            f"this soft value is exact at weight {made_for:g} only, not at {own * chosen.reward_weight:g}; "
+            f"this soft value is exact at weight {made_for:g} only, not at {own * method.reward_weight:g}; "
             f"use --reward-weight {made_for:g} or method 'cd'"
         )
 

@@ -29,7 +29,7 @@ class Guided:
 
     @property
     def places(self) -> list[int]:
-        """Which rows of the batch they are."""
+        """Return which rows of the batch they are."""
         return self.followed.places
 
 
@@ -50,11 +50,11 @@ class Rows:
         """Read prompts and begun responses. The rows of one request that begin alike are read once."""
         begins = [(row.number, row.so_far) for row in rows]
         distinct = {repr(begin): row for begin, row in zip(begins, rows, strict=True)}
-        found = cls._read(lm, list(distinct.values()))
+        started = cls._read(lm, list(distinct.values()))
         if len(distinct) < len(rows):
             order = list(distinct)
-            found.select([order.index(repr(begin)) for begin in begins])
-        return found
+            started.select([order.index(repr(begin)) for begin in begins])
+        return started
 
     @classmethod
     def _read(cls, lm: CausalModel, rows: Sequence[Row]) -> "Rows":
@@ -75,12 +75,12 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many rows there are."""
+        """Return how many rows there are."""
         return len(self.lm.lengths)
 
     @property
     def device(self) -> torch.device:
-        """Where the language model's log-probabilities are."""
+        """Return the device of the language model's log-probabilities."""
         return self.lm.logprobs.device
 
     def select(self, places: Sequence[int]) -> None:
@@ -142,7 +142,7 @@ class Rows:
         return failures
 
     def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Take that many tokens off each row, where the next token's log-probabilities were `logprobs`."""
+        """Take that many tokens off each row; its next token's log-probabilities there were `logprobs`."""
         self.lm.rewind(counts, logprobs)
         for part in self.guided.values():
             part.rows.rewind([counts[place] for place in part.places])
@@ -199,7 +199,7 @@ def at(values: Tensor, places: Sequence[int]) -> Tensor:
 
 
 def _candidates(lm: CausalModel, row: Row) -> int:
-    """The most candidates that a row's step may have."""
+    """Return the most candidates that a row's step may have."""
     ends = len(lm.eos_token_ids) if row.limits.always_offer_eos else 0
     return min(row.method.top_k or 0, lm.vocab_size) + ends
 

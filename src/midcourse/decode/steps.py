@@ -23,7 +23,7 @@ Guides: TypeAlias = Sequence[tuple[Reward, float]]
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """A candidate of a step: its token, log-probability under the LM, and reward (None where none was computed)."""
+    """A candidate of a step: its token, log-probability under the LM, and reward (None if none was computed)."""
 
     token_id: int
     logprob: float
@@ -39,9 +39,9 @@ class Step:
         text: the text that became certain with it: whole characters, "" while one is incomplete.
         logprob: of the token under the guided policy, over the candidates.
         reference_logprob: of the token under the language model, over its vocabulary.
-        reward: of the prefix that ends with the token, of several rewards their weighted sum; None where none was
+        reward: of the prefix that ends with the token, of several rewards their weighted sum; None if none was
             computed (weight 0, a step that was skipped, the inside of a block).
-        weight: the reward's weight at this step: what a KL budget left of it, 0 where it was skipped.
+        weight: the reward's weight at this step: what a KL budget left of it, 0 if it was skipped.
         guidance_kl: KL(q || b) of this step; for greedy choices -log b of the token; None for methods whose policy
             leaves the base's candidates, and inside blocks.
         total_kl: KL(q || pi) of this step; for greedy choices -log pi of the token; None inside blocks. The steps of a
@@ -70,13 +70,13 @@ class Generation:
         text: the response without EOS and stop string.
         steps: one per token; their texts joined are `text`.
         finish_reason: "stop" (EOS or a stop string) or "length".
-        reward: of the whole response; None where no reward guides.
-        guidance_kl, total_kl: summed over the steps, in nats; None where a step has none. Of best-of-n the first is
+        reward: of the whole response; None if no reward guides.
+        guidance_kl, total_kl: summed over the steps, in nats; None if a step has none. Of best-of-n the first is
             the bound log n - (n - 1) / n, and the second None.
         prompt_tokens: length of the prompt in tokens.
         seed: the row's own.
-        samples: all responses among which best-of-n chose, where they were asked for.
-        rated: how often a reward was computed for it: of candidates, the whole vocabulary where a method ranks it, of
+        samples: all responses among which best-of-n chose, if they were asked for.
+        rated: how often a reward was computed for it: of candidates, the whole vocabulary if a method ranks it, of
             blocks or of samples.
     """
 
@@ -156,17 +156,17 @@ class Row:
 
     @property
     def max_new_tokens(self) -> int:
-        """The most tokens of its response."""
+        """Return the most tokens that the response may have."""
         return len(self.uniforms)
 
     @property
     def rewards(self) -> tuple[Reward, ...]:
-        """What guides its tokens or judges its blocks."""
+        """Return the rewards that guide the row's tokens or judge its blocks."""
         return tuple(reward for reward, _ in self.guides)
 
     @property
     def last_token(self) -> int:
-        """The newest token of its response."""
+        """Return the newest token of the response."""
         return self.steps[-1].token_id
 
     def branch(self, uniforms: np.ndarray) -> "Row":
@@ -175,17 +175,17 @@ class Row:
 
     @property
     def so_far(self) -> Prefix:
-        """The prompt and the response so far, to start from."""
+        """Return the prompt and the response so far, to start from."""
         return self.prefix._replace(response_ids=[step.token_id for step in self.steps])
 
     @property
     def uniform(self) -> float:
-        """The uniform number of the next step."""
+        """Return the uniform number of the next step."""
         return float(self.uniforms[len(self.steps)])
 
     @property
     def token_ids(self) -> list[int]:
-        """Prompt and response so far."""
+        """Return the token ids of the prompt and the response so far."""
         return [*self.prefix.prompt_ids, *(step.token_id for step in self.steps)]
 
     def push(self, step: Step, eos_token_ids: Collection[int]) -> str | None:
@@ -206,7 +206,7 @@ class Row:
         return "length" if last else None
 
     def finished(self, reason: str, reward: float | None) -> Generation:
-        """The row as a response."""
+        """Return the row as a response."""
         return Generation(
             prompt=self.prefix.prompt,
             text="".join(step.text for step in self.steps),
@@ -234,31 +234,31 @@ def as_steps(
     index: Tensor,
     weights: Sequence[float],
     skipped: Sequence[bool],
-    chosen: Method,
+    method: Method,
 ) -> list[Step]:
-    """Each row's step, its text still to come."""
+    """Return each row's step, its text still to come."""
     picked = index[:, None]
     reference = candidates.logprobs.gather(1, picked)[:, 0]
-    if chosen.greedy:
+    if method.greedy:
         guidance_kl, total_kl = -base.gather(1, picked)[:, 0], -reference
         logprob = torch.zeros_like(reference)
     else:
         guidance_kl, total_kl = kl_divergence(guided, base), kl_divergence(guided, candidates.logprobs)
         logprob = guided.gather(1, picked)[:, 0]
     columns = torch.stack([logprob, reference, guidance_kl, total_kl], 1).tolist()
-    chosen_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
-    scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(chosen_ids)
-    listed = _listed(candidates, rewards, guided, chosen)
-    skipped = skipped or [False] * len(chosen_ids)
+    picked_ids = candidates.token_ids.gather(1, picked)[:, 0].tolist()
+    scores = rewards.gather(1, picked)[:, 0].tolist() if rewards is not None else [None] * len(picked_ids)
+    listed = _listed(candidates, rewards, guided, method)
+    skipped = skipped or [False] * len(picked_ids)
     return [
         Step(
-            token_id=chosen_ids[i],
+            token_id=picked_ids[i],
             text="",
             logprob=columns[i][0],
             reference_logprob=columns[i][1],
             reward=None if skipped[i] else scores[i],
             weight=weights[i],
-            guidance_kl=columns[i][2] if chosen.ranked_by == "lm" else None,
+            guidance_kl=columns[i][2] if method.ranked_by == "lm" else None,
             total_kl=columns[i][3],
             candidates=tuple(
                 ScoredCandidate(token, logprob, None if skipped[i] else reward)
@@ -266,16 +266,16 @@ def as_steps(
                 if logprob > -math.inf
             ),
         )
-        for i in range(len(chosen_ids))
+        for i in range(len(picked_ids))
     ]
 
 
 def _listed(
-    candidates: Candidates, rewards: Tensor | None, guided: Tensor, chosen: Method
+    candidates: Candidates, rewards: Tensor | None, guided: Tensor, method: Method
 ) -> list[list[tuple[int, float, float | None]]]:
-    """The candidates to report: all that were short-listed, of a whole vocabulary the likeliest."""
+    """Return the candidates to report: all that were short-listed, of a whole vocabulary the likeliest."""
     ids, logprobs = candidates
-    if chosen.top_k is None:
+    if method.top_k is None:
         best = guided.topk(min(_LISTED, guided.shape[1]), dim=1).indices
         ids, logprobs = ids.gather(1, best), logprobs.gather(1, best)
         rewards = rewards.gather(1, best) if rewards is not None else None
@@ -286,7 +286,7 @@ def _listed(
 
 
 def remaining(count: int, leaving: set[int]) -> list[int]:
-    """The places that stay of `count`, the last ones moved into the holes: little is copied."""
+    """Return the places that stay of `count`, the last ones moved into the holes: little is copied."""
     places = list(range(count))
     for hole in sorted(leaving, reverse=True):
         last = places.pop()

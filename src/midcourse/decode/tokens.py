@@ -35,7 +35,7 @@ class TokenBatch:
 
     @property
     def size(self) -> int:
-        """How many rows of the language model it holds."""
+        """Return how many rows of the language model the batch holds."""
         return len(self.rows)
 
     def enter(self, rows: Sequence[Row]) -> list[Event]:
@@ -92,7 +92,7 @@ class TokenBatch:
     # The parts of a step
 
     def _drawn(self, batch: Rows) -> tuple[dict[int, Step], Failures]:
-        """The next step of each row by its place, and what went wrong with the others."""
+        """Return the next step of each row by its place, and what went wrong with the others."""
         logprobs, failures = processed(self.rows, batch.lm.logprobs)
         spoken = self._vocabulary_rewards(batch, failures)
         said = [_of(group, spoken, group.method.ranked_by == "sum", logprobs.shape[1]) for group in self.groups]
@@ -107,12 +107,12 @@ class TokenBatch:
                 rewards = _of(group, rewarded, True, candidates.token_ids.shape[1])
             policy, weights = group.policy(candidates, rewards, base, skips)
             failures |= no_numbers(self.lm, group, candidates, rewards, policy, failures)
-            found = group.steps(candidates, rewards, base, policy, weights, skips, logprobs.shape[1])
-            steps |= zip(group.places, found, strict=True)
+            drawn = group.steps(candidates, rewards, base, policy, weights, skips, logprobs.shape[1])
+            steps |= zip(group.places, drawn, strict=True)
         return {place: steps[place] for place in range(len(self.rows)) if place not in failures}, failures
 
     def _vocabulary_rewards(self, batch: Rows, failures: Failures) -> Answers:
-        """What rewards give every token of the vocabulary, for rows whose method ranks by it."""
+        """Return what rewards give every token of the vocabulary, for rows whose method ranks by it."""
         asking = {id(reward) for group in self.groups if group.method.ranked_by == "sum" for reward in group.rewards}
 
         def question(rows: RewardRows, which: Sequence[int]) -> Float[Tensor, "rows vocab"]:
@@ -124,9 +124,9 @@ class TokenBatch:
     def _candidate_rewards(
         self, batch: Rows, offers: Sequence[Candidates], skipped: Sequence[Sequence[bool]], failures: Failures
     ) -> Answers:
-        """The rewards of the candidates: one pass of each reward for all rows that it guides.
+        """Return the rewards of the candidates: one pass of each reward for all rows that it guides.
 
-        A reward is not asked if all its rows are so sure that they skip it. Where rows have short lists of different
+        A reward is not asked if all its rows are so sure that they skip it. If rows have short lists of different
         length, the shorter ones are filled up with their first candidate.
         """
         asking = [
@@ -156,18 +156,18 @@ class TokenBatch:
         question: Callable[[Guided], Callable[[RewardRows, Sequence[int]], Tensor]],
         failures: Failures,
     ) -> Answers:
-        """What these rewards answer for all their rows; rows for which one raises something are added to `failures`."""
-        found: Answers = {}
+        """Return what these rewards answer for all their rows; rows for which one raises are added to `failures`."""
+        answers: Answers = {}
         for part in [part for key, part in batch.guided.items() if key in asking]:
             places = list(part.places)
             answer, bad = batch.ask(part, question(part), self.rows, self.lm)
             failures |= bad
             if answer is not None:
-                found[id(part.reward)] = places, answer
-        return found
+                answers[id(part.reward)] = places, answer
+        return answers
 
     def _ended(self, batch: Rows, finished: dict[int, str], failures: Failures) -> tuple[list[Event], set[int]]:
-        """The last events of requests, and the numbers of those that have failed."""
+        """Return the last events of requests, and the numbers of those that have failed."""
         final = self._final_rewards(batch, [place for place in finished if place not in failures], failures)
         failed = {self.rows[place].number: error for place, error in sorted(failures.items())}
         events: list[Event] = []
@@ -183,7 +183,7 @@ class TokenBatch:
         return [*events, *((number, Failure(error)) for number, error in failed.items())], set(failed)
 
     def _compared(self) -> list[Event]:
-        """The events of a request for the best of n that has all samples; of one request a step, so as not to stall."""
+        """Return the events of a request for the best of n that has all samples: one request a step, not to stall."""
         number = next((number for number, samples in self.best_of.items() if samples.complete), None)
         if number is None:
             return []
@@ -193,7 +193,7 @@ class TokenBatch:
             return [(number, Failure(error))]
 
     def _final_rewards(self, batch: Rows, places: Sequence[int], failures: Failures) -> dict[int, float | None]:
-        """The reward of each finished response: its last step's, or if that was skipped, read now.
+        """Return the reward of each finished response: its last step's, or if that was skipped, read now.
 
         Of rewards that add up it is the sum of all steps'; None if one was skipped, or if only some of them add up.
         """
@@ -215,22 +215,22 @@ class TokenBatch:
 
 
 def _of(group: Group, answers: Answers, asked: bool, width: int) -> list[Tensor]:
-    """What each of a group's rewards answered for its rows, the first `width` columns of it; nothing if not asked."""
+    """Return what each of a group's rewards answered for its rows, in `width` columns; nothing if not asked."""
     if not asked:
         return []
-    found = []
+    columns = []
     for reward in group.rewards:
         places, answer = answers.get(id(reward), ([], group.weight))
         if places == group.places:
-            found.append(answer[:, :width])
+            columns.append(answer[:, :width])
         elif places:
-            found.append(answer[[places.index(place) for place in group.places], :width])
+            columns.append(answer[[places.index(place) for place in group.places], :width])
         else:  # it failed for all of its rows
-            found.append(group.weight.new_zeros(len(group.rows), width))
-    return found
+            columns.append(group.weight.new_zeros(len(group.rows), width))
+    return columns
 
 
 def _filled(lists: Sequence[Tensor]) -> Tensor:
-    """Rows of candidates at one length, the shorter ones filled up with their first."""
+    """Return rows of candidates at one length, the shorter ones filled up with their first."""
     longest = max(map(len, lists))
     return torch.stack([torch.cat([ids, ids[:1].expand(longest - len(ids))]) for ids in lists])

@@ -20,7 +20,7 @@ EQUAL_LENGTH = 0.1  # lengths within 10 % of the longer count as equal
 
 
 def pair_accuracy(pairs: PairSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
-    """Accuracy by share of the response, with 95 % intervals over prompts.
+    """Return accuracy by share of the response, with 95 % intervals over prompts.
 
     Args:
         pairs: the comparisons.
@@ -28,7 +28,7 @@ def pair_accuracy(pairs: PairSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
 
     Returns:
         pairs, prompts; shares: a list of {share, accuracy, interval, ties}; equal_length: the same at share 1 on pairs
-        of equal length, or None where there are none.
+        of equal length, or None if there are none.
     """
     shares = [{"share": share, **_accuracy(pairs, rewards, share)} for share in SHARES]
     equal = [n for n, (a, b) in enumerate(pairs.pairs) if _equal_length(pairs.rows[a], pairs.rows[b])]
@@ -41,7 +41,7 @@ def pair_accuracy(pairs: PairSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def length_baseline(train: PairSet, held_out: PairSet) -> dict[str, Any]:
-    """Accuracy on `held_out` of preferring the longer response, or the shorter if `train` says so."""
+    """Return the accuracy on `held_out` of preferring the longer response, or the shorter if `train` says so."""
     sign = 1.0 if np.mean(_length_outcomes(train)) >= 0.5 else -1.0
     outcomes = 0.5 + sign * (_length_outcomes(held_out) - 0.5)
     mean, interval = mean_interval(outcomes, held_out.prompts)
@@ -49,7 +49,7 @@ def length_baseline(train: PairSet, held_out: PairSet) -> dict[str, Any]:
 
 
 def label_fit(data: RolloutSet, rewards: Sequence[Tensor], guess: float) -> dict[str, Any]:
-    """How well the rewards of prefixes foretell the labels of their rollouts, by share of the response.
+    """Measure how well the rewards of prefixes foretell the labels of their rollouts, by share of the response.
 
     Args:
         data: the rollouts.
@@ -57,7 +57,7 @@ def label_fit(data: RolloutSet, rewards: Sequence[Tensor], guess: float) -> dict
         guess: the label that is expected of every rollout by the baseline.
 
     Returns:
-        rollouts, prompts; shares: a list of {share, correlation (Pearson's; None where one side is constant),
+        rollouts, prompts; shares: a list of {share, correlation (Pearson's; None if one side is constant),
         squared_error, interval (of the error, 95 % over prompts)}; baseline: {guess, squared_error, interval}.
     """
     labels = np.array(data.labels)
@@ -86,7 +86,7 @@ def _at_share(row: EncodedRow, rewards: Tensor, share: float) -> float:
 
 
 def outcome(difference: float) -> float:
-    """1 where the chosen response wins, 0 where it loses, one half for a tie; RewardError for no number."""
+    """Return 1 if the chosen response wins, 0 if it loses, one half for a tie; RewardError for no number."""
     if math.isnan(difference):
         raise RewardError("a difference of rewards is nan; train the reward again")
     return 0.5 + 0.5 * ((difference > 0) - (difference < 0))
@@ -104,7 +104,7 @@ def _accuracy(
 
 
 def difference(pairs: PairSet, rewards: Sequence[Tensor], number: int, share: float) -> float:
-    """r_chosen - r_rejected of a pair at a share of the response; exactly 0 where both prefixes have the same tokens.
+    """Return r_chosen - r_rejected of a pair at a share; exactly 0 if both prefixes have the same tokens.
 
     Rounding may tell equal prefixes apart: rows are scored in batches of different widths.
     """
@@ -119,7 +119,7 @@ def difference(pairs: PairSet, rewards: Sequence[Tensor], number: int, share: fl
 
 
 def cut_at(pairs: PairSet, sides: tuple[int, int], share: float) -> int:
-    """The last position of both responses of a pair at a share below 1; `sides` are their row numbers."""
+    """Return the last position of both responses of a pair at a share below 1; `sides` are their row numbers."""
     shorter = min(pairs.rows[number].text_length for number in sides)
     return max(math.ceil(share * shorter) - 1, 0)
 

@@ -37,7 +37,7 @@ WIDEST = 1e3  # T is sought up to so many times the median margin, and down to t
 def calibrate(
     pairs: PairSet, rewards: Sequence[Tensor], *, by_length: bool = True
 ) -> tuple[Calibration, dict[str, Any]]:
-    """The calibration of a reward, and how honest its probabilities are.
+    """Calibrate a reward, and measure how honest its probabilities are.
 
     The stored temperatures are fitted on all pairs. The errors after it are those of temperatures fitted on other
     prompts: each half of the prompts is judged with the temperature of the other half.
@@ -45,21 +45,21 @@ def calibrate(
     Args:
         pairs: comparisons that were not trained on.
         rewards: for each of `pairs.rows`, the rewards at its response positions.
-        by_length: whether all of these are known, so that there is a mean at every length; otherwise those that pair
-            accuracy reads are.
+        by_length: whether `rewards` are known at every position, so that there is a mean at every length; otherwise
+            only those that pair accuracy reads are.
 
     Returns:
         (calibration, figures). figures: temperature and finished_temperature, limit and finished_limit (see
         `fit_temperature`); shares: a list of {share, before, after}, each a
-        `calibration_error`, or None after where a single prompt has no other half.
+        `calibration_error`, with None as `after` if a single prompt has no other half.
 
     Raises:
         CalibrationError: there are no pairs, or a reward is not a finite number.
     """
-    found = margins(pairs, rewards)
+    gaps = margins(pairs, rewards)
     means, finished_mean = length_means(pairs.rows, rewards) if by_length else ((), _mean_end(pairs.rows, rewards))
-    # Where all responses were cut, the whole ones are prefixes too.
-    parts = [found] if finished_mean is None else [found[:-1], found[-1:]]
+    # If all responses were cut, the whole ones are prefixes too.
+    parts = [gaps] if finished_mean is None else [gaps[:-1], gaps[-1:]]
     (temperature, limit), (finished_temperature, finished_limit) = [*map(fit_temperature, parts), (None, None)][:2]
     others = [cross_fitted(part, pairs.prompts) for part in parts for _ in part]
     shares = [
@@ -68,7 +68,7 @@ def calibrate(
             "before": calibration_error(row, np.ones(len(row)), pairs.prompts),
             "after": None if other is None else calibration_error(row, other, pairs.prompts),
         }
-        for share, row, other in zip(SHARES, found, others, strict=True)
+        for share, row, other in zip(SHARES, gaps, others, strict=True)
     ]
     calibration = Calibration(temperature, finished_temperature, means, finished_mean)
     figures = {
@@ -85,12 +85,12 @@ def calibrate(
 
 
 def margins(pairs: PairSet, rewards: Sequence[Tensor]) -> Float[np.ndarray, "shares pairs"]:
-    """r_chosen - r_rejected of every pair at every share, cut as for pair accuracy."""
+    """Return r_chosen - r_rejected of every pair at every share, cut as for pair accuracy."""
     return np.array([[difference(pairs, rewards, n, share) for n in range(len(pairs.pairs))] for share in SHARES])
 
 
 def fit_temperature(margins: Float[np.ndarray, "shares pairs"]) -> tuple[float, str | None]:
-    """(T, limit): the T under which sigmoid(margin / T) is most likely, and what it rests on besides the data.
+    """Return (T, limit): the T under which sigmoid(margin / T) is most likely, and what it rests on besides data.
 
     With 1/T = b the likelihood is concave in b, and its slope is the mean of m (1 - sigmoid(b m)).
 
@@ -128,7 +128,7 @@ def fit_temperature(margins: Float[np.ndarray, "shares pairs"]) -> tuple[float, 
 def cross_fitted(
     margins: Float[np.ndarray, "shares pairs"], prompts: Sequence[str]
 ) -> Float[np.ndarray, " pairs"] | None:
-    """For each pair the temperature fitted on the half of the prompts that its own is not in; None for one prompt."""
+    """Return each pair's temperature, fitted on the half of the prompts without its own; None for one prompt."""
     names = sorted(set(prompts))
     if len(names) < 2:
         return None
@@ -145,12 +145,13 @@ def cross_fitted(
 def calibration_error(
     margins: Float[np.ndarray, " pairs"], temperatures: Float[np.ndarray, " pairs"], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """{ece, interval, by_chance}: expected calibration error of sigmoid(margin / T), its 95 % interval over prompts.
+    """Return {ece, interval, by_chance}: calibration error of sigmoid(margin / T), its 95 % interval over prompts.
 
-    ECE = sum over bins of (share of the pairs) |accuracy - mean confidence| (Naeini et al., 2015), in bins of equal
-    mass by confidence (equal confidences share a bin). Chance makes it positive: by_chance is what honest probabilities
-    would show on average on as many independent pairs. Resampling adds that once more, so the interval is the reflected
-    one (2 ECE - quantiles of the resampled ECE), cut at 0 and widened to hold the ECE itself; it can miss a true 0.
+    The expected calibration error (ECE) is the sum over bins of (share of the pairs) |accuracy - mean confidence|
+    (Naeini et al., 2015), in bins of equal mass by confidence (equal confidences share a bin). Chance makes it
+    positive: by_chance is what honest probabilities would show on average on as many independent pairs. Resampling adds
+    that once more, so the interval is the reflected one (2 ECE - quantiles of the resampled ECE), cut at 0 and widened
+    to hold the ECE itself; it can miss a true 0.
     """
     confidence = expit(np.abs(margins) / temperatures)
     correct = 0.5 + 0.5 * np.sign(margins)
@@ -174,7 +175,7 @@ def calibration_error(
 
 
 def length_means(rows: Sequence[EncodedRow], rewards: Sequence[Tensor]) -> tuple[tuple[float, ...], float | None]:
-    """(mean reward of the prefixes of 1, 2, ... tokens, that of the finished texts or None where there are none).
+    """Return (mean reward of prefixes of 1, 2, ... tokens, that of the finished texts or None if there are none).
 
     From the last length on that `ENOUGH` responses reach there is one mean for all longer prefixes; each of those
     responses has the same weight in it, however long it is. Means of neighbouring lengths are of the same responses:
@@ -202,11 +203,11 @@ def length_means(rows: Sequence[EncodedRow], rewards: Sequence[Tensor]) -> tuple
 
 
 def _mean_end(rows: Sequence[EncodedRow], rewards: Sequence[Tensor]) -> float | None:
-    """The mean reward of the finished texts; None where there are none."""
+    """Return the mean reward of the finished texts; None if there are none."""
     ends = [float(reward[-1]) for row, reward in zip(rows, rewards, strict=True) if row.finished]
     return _rounded(np.mean(ends)) if ends else None
 
 
 def _rounded(number: float | np.floating) -> float:
-    """To the seven digits that a float32 has."""
+    """Return a number to the seven digits that a float32 has."""
     return float(f"{float(number):.7g}")

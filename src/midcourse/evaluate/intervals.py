@@ -10,7 +10,7 @@ RESAMPLES = 4000
 def mean_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, *, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """(mean, its 95 % percentile interval), resampling whole groups; each value is its own group where None.
+    """Return (mean, its 95 % percentile interval), resampling whole groups; by default each value is one.
 
     Raises:
         ValueError: no values.
@@ -28,5 +28,5 @@ def mean_interval(
 
 
 def resamples(groups: int, *, seed: int = 0) -> np.ndarray:
-    """How often each group is drawn in each bootstrap sample, of shape (resamples, groups)."""
+    """Return how often each group is drawn in each bootstrap sample, of shape (resamples, groups)."""
     return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)

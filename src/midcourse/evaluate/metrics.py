@@ -35,6 +35,15 @@ def repeated_bigrams(text: str) -> float:
     return repeated(text, 2)
 
 
+def repeated_words(text: str) -> float:
+    """Return the share of a text's words of four letters or more that occurred in it before; 0 if it has none.
+
+    Capitals do not count. Shorter words are left out: most are "the", "and" and the like, which good texts repeat.
+    """
+    words = re.findall(r"[^\W\d_]{4,}", text.lower())
+    return 1 - len(set(words)) / len(words) if words else 0.0
+
+
 def diversity(text: str) -> float:
     """Return the product over n = 2, 3, 4 of 1 - rep_n, as ARGS reports it (Khanov et al., 2024, arXiv 2402.01694).
 

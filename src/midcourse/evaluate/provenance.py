@@ -20,7 +20,7 @@ def write_results(path: Path, content: dict[str, Any]) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """commit, date, versions and cores of this run."""
+    """Return commit, date, versions and cores of this run."""
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the working directory, where there is one; "+" marks uncommitted changes."""
+    """Return the commit of the working directory, if there is one; "+" marks uncommitted changes."""
     try:
         head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)

@@ -106,9 +106,9 @@ def read_benchmark(
     limit: int | None = None,
     rejects: list[BadRow] | None = None,
 ) -> Benchmark:
-    """The comparisons of files in the formats of `read_comparisons`, RewardBench's among them.
+    """Read the comparisons of files in the formats of `read_comparisons`, RewardBench's among them.
 
-    A row's subset is its `subset_field`; where it has none, the file's name. Rows whose responses are equal, or one of
+    A row's subset is its `subset_field`; if it has none, the file's name. Rows whose responses are equal, or one of
     them empty, are left out and counted.
 
     Args:
@@ -176,7 +176,7 @@ def _prompt_problem(reward: Reward, comparison: Comparison) -> str | None:
 
 
 def _file_names(paths: Sequence[str | Path]) -> list[str]:
-    """Each file's name without its endings; its whole path where two share a name."""
+    """Return each file's name without its endings; its whole path if two share a name."""
     names = [Path(path).name.partition(".")[0] or Path(path).name for path in paths]
     return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
 
@@ -207,7 +207,7 @@ def reward_bench(
     max_tokens: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> dict[str, Any]:
-    """How well a reward orders the comparisons of a benchmark.
+    """Measure how well a reward orders the comparisons of a benchmark.
 
     A reward that adds up over tokens (log-probabilities, implicit rewards) is summed up to the prefix's end. A reward
     of whole texts reads a prefix as the text of its tokens.
@@ -223,13 +223,13 @@ def reward_bench(
     Returns:
         What `pair_accuracy` gives; with it
         left_out: by reason; cut_prompts: comparisons of which a classifier has not read the whole prompt;
-        length_baseline: of preferring the longer response, or the shorter where more of these are chosen;
+        length_baseline: of preferring the longer response, or the shorter if more of these are chosen;
         calibration: {temperature, finished_temperature (those stored with the reward, else None), shares: a list of
         {share, temperature (the stored one, else 1), given, fitted}}, each a `calibration_error`: at that temperature,
         and at one that was fitted on the other half of the prompts (None for a single prompt);
         subsets: the same figures but the calibration for each subset;
         sections: {sections: a list of {section, subsets, missing, shares: a list of {share, score, interval}},
-        total: a list of {share, score, interval}, None where a subset is missing}; None without RewardBench's subsets.
+        total: a list of {share, score, interval}, None if a subset is missing}; None without RewardBench's subsets.
 
     Raises:
         RewardError: a reward that is no finite number, or limits that leave nothing.
@@ -243,27 +243,27 @@ def reward_bench(
     else:
         kept, pairs, rewards = _of_ids(reward, benchmark.comparisons, max_tokens, batch_tokens)
         cut_prompts = 0
-    found = margins(pairs, rewards)
-    _refuse_no_numbers(found, [benchmark.comparisons[number] for number in kept])
+    gaps = margins(pairs, rewards)
+    _refuse_no_numbers(gaps, [benchmark.comparisons[number] for number in kept])
     subsets = [benchmark.subsets[number] for number in kept]
     return {
         **pair_accuracy(pairs, rewards),
         "length_baseline": length_baseline(pairs, pairs),
         "left_out": {**benchmark.left_out, "too_long": len(benchmark.comparisons) - len(kept)},
         "cut_prompts": cut_prompts,
-        "calibration": _calibration(reward.calibration, found, pairs),
+        "calibration": _calibration(reward.calibration, gaps, pairs),
         "subsets": {
             name: {**pair_accuracy(part, rewards), "length_baseline": length_baseline(pairs, part)}
             for name in dict.fromkeys(subsets)
             for part in [_part(pairs, [n for n, subset in enumerate(subsets) if subset == name])]
         },
-        "sections": section_scores(0.5 + 0.5 * np.sign(found), subsets, pairs.prompts),
+        "sections": section_scores(0.5 + 0.5 * np.sign(gaps), subsets, pairs.prompts),
         "data_fingerprint": fingerprint(benchmark.comparisons),
     }
 
 
-def _refuse_no_numbers(found: Float[np.ndarray, "shares pairs"], comparisons: Sequence[Comparison]) -> None:
-    broken = np.flatnonzero(~np.isfinite(found).all(0))
+def _refuse_no_numbers(gaps: Float[np.ndarray, "shares pairs"], comparisons: Sequence[Comparison]) -> None:
+    broken = np.flatnonzero(~np.isfinite(gaps).all(0))
     if len(broken):
         raise RewardError(
             f"{len(broken)} comparisons have rewards that are no finite numbers, the first with the prompt "
@@ -288,7 +288,7 @@ def _of_ids(
     max_tokens: int | None,
     batch_tokens: int,
 ) -> tuple[list[int], PairSet, list[Tensor]]:
-    """(numbers of the comparisons that fit, these encoded, the rewards at their response positions)."""
+    """Return (numbers of the comparisons that fit, these encoded, the rewards at their response positions)."""
     room = min(reward.context_length, MAX_TOKENS if max_tokens is None else max_tokens)
 
     def tokens(comparison: Comparison) -> int:
@@ -312,9 +312,9 @@ def _of_texts(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int | None,
 ) -> tuple[list[int], PairSet, int, list[Tensor]]:
-    """(numbers of the comparisons that fit, these in tokens, how many prompts are cut, the rewards that are read).
+    """Return (numbers of the comparisons that fit, these in tokens, how many prompts are cut, their rewards).
 
-    Each response is a row of its own, and its rewards are nan but where pair accuracy reads them.
+    Each response is a row of its own, and its rewards are nan except where pair accuracy reads them.
     """
     if max_tokens is not None:
         reward = reward.within(max_tokens)
@@ -343,7 +343,7 @@ def _whole_texts(comparison: Comparison) -> list[Text]:
 
 
 def _lost(reward: TextReward, texts: Sequence[Text], rows: Sequence[EncodedRow], max_tokens: int | None) -> int | None:
-    """How many of the prompt's tokens are not read; None where a response does not fit."""
+    """Return how many of the prompt's tokens are not read; None if a response does not fit."""
     if reward.room is None:
         longest = max(row.text_length for row in rows)
         return None if max_tokens is not None and longest > max_tokens else 0
@@ -373,28 +373,26 @@ def _score_texts(
             part = distinct[begin : begin + BATCH_TEXTS]
             known |= zip(map(repr, part), reward.ask(part), strict=True)
             advance(len(part))
-    found = [torch.full((len(row.response),), torch.nan) for row in pairs.rows]
+    rewards = [torch.full((len(row.response),), torch.nan) for row in pairs.rows]
     for (number, at), text in asked.items():
-        found[number][at] = known[repr(text)]
-    return found
+        rewards[number][at] = known[repr(text)]
+    return rewards
 
 
 def prefix_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """The text of a response's first tokens, as `response_text` has it: without a last character that is not whole."""
+    """Return the text of a response's first tokens, without a last character that is not whole."""
     return tokenizer.decode(list(token_ids), skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 # Calibration
 
 
-def _calibration(
-    stored: Calibration | None, found: Float[np.ndarray, "shares pairs"], pairs: PairSet
-) -> dict[str, Any]:
+def _calibration(stored: Calibration | None, gaps: Float[np.ndarray, "shares pairs"], pairs: PairSet) -> dict[str, Any]:
     prefix, finished = (getattr(stored, name, None) for name in ("temperature", "finished_temperature"))
     ends = finished if any(pairs.rows[number].finished for sides in pairs.pairs for number in sides) else prefix
     temperatures = [prefix] * (len(SHARES) - 1) + [ends]
     # Prefixes of all lengths share one temperature, finished texts have their own.
-    fitted = [cross_fitted(part, pairs.prompts) for part in (found[:-1], found[-1:]) for _ in part]
+    fitted = [cross_fitted(part, pairs.prompts) for part in (gaps[:-1], gaps[-1:]) for _ in part]
 
     def error(row: Float[np.ndarray, " pairs"], at: Float[np.ndarray, " pairs"] | None) -> dict[str, Any] | None:
         return None if at is None else calibration_error(row, at, pairs.prompts)
@@ -406,7 +404,7 @@ def _calibration(
             "given": error(row, np.full(len(row), temperature or 1.0)),
             "fitted": error(row, other),
         }
-        for share, row, temperature, other in zip(SHARES, found, temperatures, fitted, strict=True)
+        for share, row, temperature, other in zip(SHARES, gaps, temperatures, fitted, strict=True)
     ]
     return {"temperature": prefix, "finished_temperature": finished, "shares": shares}
 
@@ -417,13 +415,13 @@ def _calibration(
 def section_scores(
     outcomes: Float[np.ndarray, "shares pairs"], subsets: Sequence[str], prompts: Sequence[str]
 ) -> dict[str, Any] | None:
-    """RewardBench's scores at every share of the response; see `reward_bench` for their form.
+    """Return RewardBench's scores at every share of the response; see `reward_bench` for their form.
 
     A section's score is the mean of its subsets' accuracies, weighted as in `SECTIONS`, over the subsets that are
     there; the total is the plain mean of the four sections. Intervals resample the prompts of each subset.
 
     Args:
-        outcomes: 1 where the chosen response wins, 0 where it loses, one half for a tie.
+        outcomes: 1 if the chosen response wins, 0 if it loses, one half for a tie.
         subsets: of each pair.
         prompts: of each pair.
     """
@@ -457,7 +455,7 @@ def section_scores(
 
 
 def _resampled(outcomes: Float[np.ndarray, "shares pairs"], prompts: Sequence[str], seed: int) -> np.ndarray:
-    """Means of bootstrap samples of prompts, of shape (resamples, shares)."""
+    """Return the means of bootstrap samples of prompts, of shape (resamples, shares)."""
     _, group = np.unique(list(prompts), return_inverse=True)
     sums = np.stack([np.bincount(group, row) for row in outcomes], 1)
     times = resamples(len(sums), seed=seed)
@@ -476,7 +474,7 @@ def _scores(means: np.ndarray, samples: np.ndarray) -> list[dict[str, Any]]:
 
 
 def plot_shares(figures: dict[str, Any], path: Path) -> None:
-    """Accuracy by share of the response with its interval, and that of the sections, or of the subsets if few."""
+    """Plot accuracy by share of the response with its interval, and that of the sections, or of the subsets if few."""
     figure = Figure(figsize=(7.2, 4), layout="constrained")
     axes = figure.subplots()
     percent = [100 * share for share in SHARES]

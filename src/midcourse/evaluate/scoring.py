@@ -17,26 +17,26 @@ def score_rows(
     rows: Sequence[EncodedRow],
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[Tensor]:
-    """The rewards at the response positions of every row, `batch_tokens` of one forward, padding included.
+    """Return the rewards at the response positions of every row; a forward takes `batch_tokens`, padding included.
 
     They may be NaN or infinite: who compares them says of which comparison they are.
     """
     lengths = [len(row.prompt) + len(row.response) for row in rows]
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    rewards: list[Tensor] = [torch.empty(0)] * len(rows)
     with progress("scoring", len(rows)) as advance:
         for part in _batches(lengths, batch_tokens):
             ids = [(rows[number].prompt, rows[number].response) for number in part]
             for number, row in zip(part, reward.score_ids(ids, batch_size=len(part), finite=False), strict=True):
-                found[number] = row
+                rewards[number] = row
             advance(len(part))
-    return found
+    return rewards
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """The numbers of all rows, like lengths together, at most so many tokens in a batch of more than one row."""
-    found: list[list[int]] = []
+    """Return the numbers of all rows in batches of like length; one of several rows has at most so many tokens."""
+    batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
-        if not found or (len(found[-1]) + 1) * lengths[number] > batch_tokens:
-            found.append([])
-        found[-1].append(number)
-    return found
+        if not batches or (len(batches[-1]) + 1) * lengths[number] > batch_tokens:
+            batches.append([])
+        batches[-1].append(number)
+    return batches

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from midcourse.errors import MidcourseError
 
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_MATCHERS = 256  # kept; another one is made from the response where it is needed again
+_MATCHERS = 256  # kept; another one is made from the response if it is needed again
 
 
 class GrammarError(MidcourseError):
@@ -25,7 +25,7 @@ class GrammarError(MidcourseError):
 def json_grammar(
     tokenizer: PreTrainedTokenizerBase, schema: Mapping[str, Any], eos_token_ids: Collection[int] | None = None
 ) -> "Grammar":
-    """A logits processor under which every finished response is JSON that is valid under the schema.
+    """Return a logits processor under which every finished response is JSON that is valid under the schema.
 
     Spaces are those that `json.dumps` writes, so that no response runs on in white space. One that is cut at its
     length limit may be unfinished JSON: bound the schema's strings and arrays.
@@ -46,7 +46,7 @@ def json_grammar(
 def regex_grammar(
     tokenizer: PreTrainedTokenizerBase, pattern: str, eos_token_ids: Collection[int] | None = None
 ) -> "Grammar":
-    """A logits processor under which every finished response matches the whole pattern (Rust's regex syntax).
+    """Return a logits processor under which every finished response matches the pattern (Rust's regex syntax).
 
     Raises:
         GrammarError: as by `json_grammar`.
@@ -74,8 +74,8 @@ class Grammar:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, grammar: str, eos_token_ids: Collection[int] | None = None):
         llguidance = _llguidance()
-        if found := llguidance.LLMatcher.validate_grammar(grammar):
-            raise GrammarError(f"llguidance cannot use this grammar ({found.splitlines()[0]}); change it")
+        if problem := llguidance.LLMatcher.validate_grammar(grammar):
+            raise GrammarError(f"llguidance cannot use this grammar ({problem.splitlines()[0]}); change it")
         ends = sorted(eos_token_ids) if eos_token_ids is not None else [tokenizer.eos_token_id]
         try:
             vocabulary = llguidance.hf.from_tokenizer(tokenizer, eos_token=ends)
@@ -88,7 +88,7 @@ class Grammar:
     def __call__(
         self, token_ids: Int[Tensor, "batch tokens"], logprobs: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
-        """The log-probabilities (or scores) with -inf at impossible tokens.
+        """Return the log-probabilities (or scores) with -inf at impossible tokens.
 
         Args:
             token_ids: prompt and response of each row; left padding counts as prompt.
@@ -105,7 +105,7 @@ class Grammar:
         return logprobs.masked_fill(~torch.from_numpy(possible).to(logprobs.device), float("-inf"))
 
     def _matcher(self, ids: list[int]) -> Any:
-        """The matcher that has read the response in these ids."""
+        """Return the matcher that has read the response in these ids."""
         here = _key(ids)
         if here not in self._starts:
             before = _key(ids[:-1])
@@ -120,11 +120,11 @@ class Grammar:
         return self._matchers[here]
 
     def _advanced(self, ids: list[int], before: bytes, start: int) -> Any | None:
-        """The matcher of `ids[:-1]`, one token on; None where the grammar does not allow the token."""
+        """Return the matcher of `ids[:-1]`, one token on; None if the grammar does not allow the token."""
         matcher = self._matchers[before] if before in self._matchers else self._read(ids[start:-1])
         if not matcher.validate_tokens(ids[-1:]):
             return None
-        # Moved on, not copied: only where rows part, or one goes back, is it made anew.
+        # Moved on, not copied: it is made anew only if rows part, or one goes back.
         self._matchers.pop(before, None)
         matcher.consume_token(ids[-1])
         return matcher
@@ -141,7 +141,7 @@ class Grammar:
 
 
 def _key(ids: list[int]) -> bytes:
-    """Of equal length for any number of ids: responses are asked about at every one of their tokens."""
+    """Return a key of ids, as short for many as for few: a response is asked about at every one of its tokens."""
     return hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16).digest()
 
 

@@ -49,7 +49,7 @@ from midcourse.lm.prompt import Prefix, PromptError
 from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows
 
-# What shapes the distribution that generate draws from, and its value where nobody set it.
+# What shapes the distribution that generate draws from, and its value if nobody set it.
 _SAMPLING = {
     "temperature": 1.0,
     "top_k": 50,
@@ -86,11 +86,11 @@ class Guide:
         method: a name from `METHODS`, or a `Method` of your own; block methods are for `midcourse.generate`.
         reward_weight, top_k, top_p, temperature: the method's settings (None: its own).
         kl_per_token, kl_budget: the most nats of guidance KL a token, or a response, may have.
-        always_offer_eos: EOS is a candidate even where the LM does not rank it among the top k.
+        always_offer_eos: EOS is a candidate even if the LM does not rank it among the top k.
         seed: row i uses seed + i; None draws the seed from torch's global generator, so that `set_seed` reproduces.
 
     Examples:
-        >>> guide = Guide(RewardModel.load("runs/demo/reward"), tokenizer, reward_weight=2.0)
+        >>> guide = Guide(RewardModel.load("my-reward"), tokenizer, reward_weight=2.0)
         >>> model.generate(**inputs, custom_generate=guided, guide=guide, max_new_tokens=24)
     """
 
@@ -108,7 +108,7 @@ class Guide:
 
     @property
     def method_name(self) -> str:
-        """For messages."""
+        """Return the method's name for messages."""
         return self.method if isinstance(self.method, str) else type(self.method).__name__
 
 
@@ -158,19 +158,19 @@ def guided(
     if guided_streamer is not None and len(input_ids) > 1:
         raise MethodError(f"a streamer shows one row, not {len(input_ids)}; stream a single prompt")
     lm = _language_model(model, guide)
-    chosen, guides, limits = _settled(guide, lm)
-    _check_sampling(generation_config, model.generation_config, chosen, guide)
+    method, guides, limits = _settled(guide, lm)
+    _check_sampling(generation_config, model.generation_config, method, guide)
     max_new_tokens = generation_config.max_length - input_ids.shape[1]
     prefixes = _prefixes(guide.tokenizer, _prompts(input_ids, model_kwargs.get("attention_mask")))
     _check_rooms(lm, guides, prefixes, max_new_tokens)
 
     seed = int(torch.randint(2**31, ())) if guide.seed is None else guide.seed
     criteria = StoppingCriteriaList(
-        [found for found in stopping_criteria if not _is_the_loops(found, generation_config)]
+        [criterion for criterion in stopping_criteria if not _is_the_loops(criterion, generation_config)]
     )
     ends = _eos_token_ids(generation_config)
     limits = replace(limits, always_offer_eos=limits.always_offer_eos and bool(ends))
-    asked = (max_new_tokens, chosen, guides, limits)
+    asked = (max_new_tokens, method, guides, limits)
     rows = [
         Row.begin(i, prefix, seed + i, _Ending(guide.tokenizer, input_ids[i : i + 1], criteria), *asked)
         for i, prefix in enumerate(prefixes)
@@ -185,19 +185,7 @@ def guided(
         pad_token_id=next(i for i in (generation_config.pad_token_id, *ends, 0) if i is not None),
         rows=rows,
     )
-    if guided_streamer is not None:
-        guided_streamer.put(input_ids.cpu())
-    engine = Engine(called, len(rows))
-    for row in rows:
-        engine.put(row)
-    while engine:
-        for _, event in engine.step():
-            if isinstance(event, Failure):
-                raise event.error
-            if guided_streamer is not None and isinstance(event, Step):
-                guided_streamer.put(torch.tensor([event.token_id]))
-    if guided_streamer is not None:
-        guided_streamer.end()
+    _write(called, guided_streamer)
     sequences = _sequences(input_ids, rows, called.pad_token_id)
     return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
@@ -207,11 +195,11 @@ class GuidedLogitsProcessor(LogitsProcessor):
 
     Whether the likeliest token is taken or one is drawn is generate's choice (`do_sample`), so a greedy method samples
     its guided scores under `do_sample=True`. What generate applies after this processor changes the policy further:
-    its temperature multiplies the method's, its top-k (50 where nobody set it) cuts a longer short list, and KL limits
+    its temperature multiplies the method's, its top-k (50 if nobody set it) cuts a longer short list, and KL limits
     hold for the policy as it leaves here. What earlier processors set to -inf stays impossible.
 
-    The rows under the reward are kept between steps and only new tokens are read. A call whose ids do not go on where
-    the last one stopped starts anew. Beam search moves rows between steps and is refused when that is first seen;
+    The rows under the reward are kept between steps and only new tokens are read. A call whose ids do not continue
+    those of the last one starts anew. Beam search moves rows between steps and is refused when that is first seen;
     assisted decoding starts anew at every check of its draft, so leave it out.
 
     Args:
@@ -231,7 +219,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self.guide = guide
         self.attention_mask = attention_mask
         self._lm = _language_model(model, guide)
-        self._chosen, self._guides, self._limits = _settled(guide, self._lm)
+        self._method, self._guides, self._limits = _settled(guide, self._lm)
         offered = self._limits.always_offer_eos and bool(self._lm.eos_token_ids)
         self._limits = replace(self._limits, always_offer_eos=offered)
         self._seen: Tensor | None = None  # the last step's ids
@@ -243,7 +231,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "batch tokens"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
-        """Guided log-probabilities of the next token, in the dtype of `scores`.
+        """Return guided log-probabilities of the next token, in the dtype of `scores`.
 
         Args:
             input_ids: prompts, padded on the left, and responses so far.
@@ -258,26 +246,26 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self._follow(input_ids.to(device))
         logprobs = scores.to(device).log_softmax(1)
         (group,) = grouped(self._rows, sorted(self._lm.eos_token_ids), device, logprobs.dtype)
-        ranking = [found for found in self._guide_rows if isinstance(found, VocabularyRows)]
-        spoken = [found.vocabulary_rewards() for found in ranking] if group.method.ranked_by == "sum" else []
+        ranking = [rows for rows in self._guide_rows if isinstance(rows, VocabularyRows)]
+        spoken = [rows.vocabulary_rewards() for rows in ranking] if group.method.ranked_by == "sum" else []
         candidates = group.offer(logprobs, spoken)
         base = group.base(candidates)
-        rewards = [found.gather(1, candidates.token_ids) for found in spoken]
+        rewards = [given.gather(1, candidates.token_ids) for given in spoken]
         if group.rewards and not spoken:
-            rewards = [found.candidate_rewards(candidates.token_ids) for found in self._guide_rows]
+            rewards = [rows.candidate_rewards(candidates.token_ids) for rows in self._guide_rows]
         policy, _ = group.policy(candidates, rewards, base, [False] * len(self._rows))
         if self._limits.kl_budget is not None:
             for row, spent in zip(self._rows, kl_divergence(policy, base).tolist(), strict=True):
                 row.spent += spent
-        # The larger where a token has two places: one of EOS's may be empty.
-        found = torch.full_like(logprobs, float("-inf"), dtype=policy.dtype)
-        found = found.scatter_reduce(1, candidates.token_ids, policy, "amax")
+        # The larger if a token has two places: one of EOS's may be empty.
+        guided = torch.full_like(logprobs, float("-inf"), dtype=policy.dtype)
+        guided = guided.scatter_reduce(1, candidates.token_ids, policy, "amax")
         # A finished row may have no possible token left; generate ignores what it gets.
         impossible = (scores == float("-inf")).all(1, keepdim=True)
         for place, error in no_numbers(self._lm, group, candidates, rewards, policy, {}).items():
             if not bool(impossible[place]):
                 raise error
-        return torch.where(impossible, scores, found.to(scores))
+        return torch.where(impossible, scores, guided.to(scores))
 
     def _follow(self, input_ids: Tensor) -> None:
         """Bring the reward's rows to these ids."""
@@ -287,8 +275,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
         elif torch.equal(before, self._seen):
             new_tokens = input_ids.shape[1] - self._width + 1
             _check_rooms(self._lm, self._guides, [row.prefix for row in self._rows], new_tokens)
-            for found in self._guide_rows:
-                found.advance(input_ids[:, -1])
+            for rows in self._guide_rows:
+                rows.advance(input_ids[:, -1])
         elif bool((before[:, None] == self._seen).all(2).any(1).all()):
             raise MethodError(
                 "the rows changed places between two steps, as in beam search, which guided decoding has not; "
@@ -302,14 +290,14 @@ class GuidedLogitsProcessor(LogitsProcessor):
         prefixes = _prefixes(self.guide.tokenizer, _prompts(input_ids, self._mask(input_ids)))
         _check_rooms(self._lm, self._guides, prefixes, 1)
         no_text = TextStream(self.guide.tokenizer)
-        room = (self._chosen.top_k or 0) + (len(self._lm.eos_token_ids) if self._limits.always_offer_eos else 0)
-        asked = (self._chosen, self._guides, self._limits)
+        room = (self._method.top_k or 0) + (len(self._lm.eos_token_ids) if self._limits.always_offer_eos else 0)
+        asked = (self._method, self._guides, self._limits)
         self._rows = [Row.begin(i, prefix, 0, no_text, 0, *asked) for i, prefix in enumerate(prefixes)]
         self._guide_rows = [reward.start(prefixes, _FIRST_ROOM, room) for reward, _ in self._guides]
         self._width = input_ids.shape[1]
 
     def _mask(self, input_ids: Tensor) -> Tensor | None:
-        """Which of the prompts' tokens are no padding; None where that is all."""
+        """Return which of the prompts' tokens are no padding; None if all are."""
         if self.attention_mask is not None:
             copies, rest = divmod(len(input_ids), len(self.attention_mask))
             if rest or self.attention_mask.shape[1] != input_ids.shape[1]:
@@ -392,7 +380,7 @@ class _ProcessedRows(LanguageModelRows):
 
 
 class _Ending(TextStream):
-    """In place of a row's text, which nobody reads here: ends the row where a stopping criterion says so."""
+    """A stand-in for a row's text, which nobody reads here: it ends the row if a stopping criterion says so."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, token_ids: Tensor, criteria: StoppingCriteriaList):
         super().__init__(tokenizer)
@@ -406,6 +394,23 @@ class _Ending(TextStream):
         return ""
 
 
+def _write(called: _CalledModel, streamer: Any) -> None:
+    """Write the rows of a call to their ends; the streamer, if there is one, gets the prompt and then each token."""
+    if streamer is not None:
+        streamer.put(called.input_ids.cpu())
+    engine = Engine(called, len(called.rows))
+    for row in called.rows:
+        engine.put(row)
+    while engine:
+        for _, event in engine.step():
+            if isinstance(event, Failure):
+                raise event.error
+            if streamer is not None and isinstance(event, Step):
+                streamer.put(torch.tensor([event.token_id]))
+    if streamer is not None:
+        streamer.end()
+
+
 def _language_model(model: PreTrainedModel, guide: Guide) -> LanguageModel:
     return LanguageModel(model, guide.tokenizer, model.name_or_path or "model")
 
@@ -416,7 +421,7 @@ def _check_rooms(lm: LanguageModel, guides: Guides, prefixes: Sequence[Prefix], 
 
 
 def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, Guides, Limits]:
-    """The method with the guide's settings, the rewards as they read this model's tokens, and the limits."""
+    """Return the method with the guide's settings, the rewards as they read this model's tokens, and the limits."""
     method = named_method(guide.method) if isinstance(guide.method, str) else guide.method
     if not isinstance(method, Method):
         raise MethodError(
@@ -424,11 +429,11 @@ def _settled(guide: Guide, lm: LanguageModel) -> tuple[Method, Guides, Limits]:
         )
     settings = {key: getattr(guide, key) for key in ("reward_weight", "top_k", "top_p", "temperature")}
     limits = Limits(guide.always_offer_eos, guide.kl_per_token, guide.kl_budget)
-    chosen, guides = settled(guide.method, settings, as_guides(guide.reward))
-    assert isinstance(chosen, Method)
-    check_limits(chosen, guide.method_name, limits)
-    check_guides(chosen, guide.method_name, guides)
-    return chosen, [(reward.bind(lm), weight) for reward, weight in guides], limits
+    method, guides = settled(guide.method, settings, as_guides(guide.reward))
+    assert isinstance(method, Method)
+    check_limits(method, guide.method_name, limits)
+    check_guides(method, guide.method_name, guides)
+    return method, [(reward.bind(lm), weight) for reward, weight in guides], limits
 
 
 def _check_call(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
@@ -447,23 +452,23 @@ def _check_call(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
         raise MethodError(f"guided decoding returns sequences only, no {wanted[0]}; leave it out")
 
 
-def _check_sampling(config: GenerationConfig, default: GenerationConfig, chosen: Method, guide: Guide) -> None:
+def _check_sampling(config: GenerationConfig, default: GenerationConfig, method: Method, guide: Guide) -> None:
     """Raise MethodError on a sampling setting that was given to this call and would have no effect."""
     for name, unset in _SAMPLING.items():
         usual = getattr(default, name, None)
         if getattr(config, name, None) not in (None, unset if usual is None else usual):
             remedy = f"give it to Guide({name}=...)" if hasattr(guide, name) else "leave it out"
             raise MethodError(f"{name} {getattr(config, name)} of generate has no effect on guided decoding; {remedy}")
-    if config.do_sample != bool(default.do_sample) and config.do_sample == chosen.greedy:
-        habit = "takes the likeliest token" if chosen.greedy else "samples"
+    if config.do_sample != bool(default.do_sample) and config.do_sample == method.greedy:
+        habit = "takes the likeliest token" if method.greedy else "samples"
         raise MethodError(
             f"do_sample={config.do_sample} contradicts method {guide.method_name}, which {habit} here; "
-            f"leave it out, or use {'pargs' if chosen.greedy else 'pargs-greedy'}"
+            f"leave it out, or use {'pargs' if method.greedy else 'pargs-greedy'}"
         )
 
 
 def _eos_token_ids(config: GenerationConfig) -> list[int]:
-    """Every token that ends a response in this call, in the given order."""
+    """Return every token that ends a response in this call, in the given order."""
     given = config.eos_token_id
     if given is None:
         return []
@@ -471,14 +476,14 @@ def _eos_token_ids(config: GenerationConfig) -> list[int]:
 
 
 def _is_the_loops(criterion: StoppingCriteria, config: GenerationConfig) -> bool:
-    """Whether the loop ends rows by this criterion anyway, so that it need not be asked about every row and token."""
+    """Return whether the loop ends rows by this criterion anyway, so that it need not be asked at every token."""
     if isinstance(criterion, MaxLengthCriteria):
         return criterion.max_length == config.max_length
     return isinstance(criterion, EosTokenCriteria) and set(criterion.eos_token_id.tolist()) <= {*_eos_token_ids(config)}
 
 
 def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    """Each row's token ids without its left padding."""
+    """Return each row's token ids without its left padding."""
     if attention_mask is None:
         return input_ids.tolist()
     mask = attention_mask.bool()
@@ -491,12 +496,12 @@ def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]
 
 
 def _prefixes(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]) -> list[Prefix]:
-    """The prompts with their texts, which rewards of texts read."""
+    """Return the prompts with their texts, which rewards of texts read."""
     return [Prefix(tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in prompts]
 
 
 def _sequences(input_ids: Tensor, rows: Sequence[Row], pad_token_id: int) -> Tensor:
-    """Prompts and responses, padded on the right."""
+    """Return prompts and responses, padded on the right."""
     longest = max(len(row.steps) for row in rows)
     responses = [[step.token_id for step in row.steps] for row in rows]
     padded = [ids + [pad_token_id] * (longest - len(ids)) for ids in responses]

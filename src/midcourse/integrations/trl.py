@@ -48,7 +48,7 @@ from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train.batches import plan_batches
 from midcourse.train.folder import drop_run, only_training, prepare_folder
 from midcourse.train.settings import Settings, TrainingError, check_settings
-from midcourse.train.stopping import Interrupted, stop_on_signal
+from midcourse.train.stopping import stop_on_signal
 from midcourse.train.trainer import EXPLODED, Watch, WholeCheckpoints, plan_arguments
 
 try:
@@ -151,15 +151,8 @@ def _train(
     with bar as advance, stop_on_signal() as interruption:
         watch = Watch(out, len(plan), settings, policy.curve, interruption, advance)
         watch.phase = "dpo"
-        watch.start(checkpoint)
-        trainer.watch = watch
-        trainer.add_callback(watch)
-        if not watch.done:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not watch.done:
-        assert interruption.signal is not None
-        message = f"stopped after step {watch.step} of {len(plan)}; add --resume to go on"
-        raise Interrupted(message, interruption.signal)
+        trainer.train_under(watch, checkpoint)
+    watch.check_done()
     if trainer.state.global_step != watch.step:  # all steps were done when an earlier run stopped
         trainer._load_from_checkpoint(str(checkpoint))
     metrics = policy.figures()
@@ -186,7 +179,7 @@ def _estimate(
     done: int,
     settings: Settings,
 ) -> str:
-    """How long the steps that are not done will take, by the time of a forward of the first batch."""
+    """Say how long the steps that are not done will take, by the time of a forward of the first batch."""
 
     def tokens(batches: list[list[int]]) -> int:
         return sum(_tokens(train.rows[number]) for batch in batches for pair in batch for number in train.pairs[pair])
@@ -221,12 +214,12 @@ class PolicyAsReward:
             self.reference_logprobs = score_rows(self.policy, pairs.rows)
 
     def log_ratios(self) -> list[Tensor]:
-        """For every row, log pi/pi_ref of its response up to each of its tokens."""
+        """Return for every row log pi/pi_ref of its response up to each of its tokens."""
         logprobs = score_rows(self.policy, self.pairs.rows)
         return [(a - b).cumsum(0) for a, b in zip(logprobs, self.reference_logprobs, strict=True)]
 
     def figures(self) -> dict[str, Any]:
-        """Accuracy of the implicit reward by share of the response, the loss and the mean margin."""
+        """Return accuracy of the implicit reward by share of the response, the loss and the mean margin."""
         ratios = self.log_ratios()
         margins = torch.stack([ratios[a][-1] - ratios[b][-1] for a, b in self.pairs.pairs]).double()
         return {
@@ -236,10 +229,10 @@ class PolicyAsReward:
         }
 
     def curve(self) -> dict[str, Any]:
-        """What a step's line of metrics shows of them."""
-        found = self.figures()
-        accuracy = {str(row["share"]): row["accuracy"] for row in found["shares"]}
-        return {"accuracy": accuracy, "held_out_loss": found["loss"], "log_ratio_margin": found["log_ratio_margin"]}
+        """Return what a step's line of metrics shows of the figures."""
+        figures = self.figures()
+        accuracy = {str(row["share"]): row["accuracy"] for row in figures["shares"]}
+        return {"accuracy": accuracy, "held_out_loss": figures["loss"], "log_ratio_margin": figures["log_ratio_margin"]}
 
 
 class PolicyTrainer(WholeCheckpoints, DPOTrainer):
@@ -257,7 +250,7 @@ class PolicyTrainer(WholeCheckpoints, DPOTrainer):
         pass  # `_finish` writes one
 
     def get_train_dataloader(self) -> DataLoader:
-        """All steps in order."""
+        """Return all steps in order."""
         rows, collate = self.train_dataset, self.data_collator
         plan: Any = self.plan
         return DataLoader(plan, batch_size=1, collate_fn=lambda batches: collate([rows[n] for n in batches[0]]))
@@ -310,24 +303,30 @@ def _make_trainer(
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.model.modules()),  # GPT-2
     )
-    columns = [
-        {
-            "prompt_ids": train.rows[a].prompt,
-            "chosen_ids": train.rows[a].response,
-            "rejected_ids": train.rows[b].response,
-        }
-        for a, b in train.pairs
-    ]
     trainer = PolicyTrainer(
         model=lm.model,
         args=arguments,
-        train_dataset=Dataset.from_list(columns),
+        train_dataset=_token_ids(train),
         processing_class=lm.tokenizer,
         peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.plan = plan
     return trainer
+
+
+def _token_ids(pairs: PairSet) -> Dataset:
+    """Return pairs in the columns that TRL takes."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt_ids": pairs.rows[a].prompt,
+                "chosen_ids": pairs.rows[a].response,
+                "rejected_ids": pairs.rows[b].response,
+            }
+            for a, b in pairs.pairs
+        ]
+    )
 
 
 def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparison], out: Path) -> None:

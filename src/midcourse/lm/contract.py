@@ -18,23 +18,23 @@ class CausalRows(Protocol):
 
     @property
     def logprobs(self) -> Float[Tensor, "batch vocab"]:
-        """The log-probabilities of each row's next token, over the whole vocabulary."""
+        """Return the log-probabilities of each row's next token, over the whole vocabulary."""
 
     @property
     def lengths(self) -> Sequence[int]:
-        """How many tokens of each row have been read."""
+        """Return how many tokens of each row have been read."""
 
     @property
     def states(self) -> Mapping[int, Float[Tensor, "batch hidden"]]:
-        """By layer, the hidden state of each row's last token; behind the last layer it is normalised."""
+        """Return, by layer, the hidden state of each row's last token; behind the last layer it is normalised."""
 
     @property
     def previous(self) -> Mapping[int, Float[Tensor, "batch hidden"]]:
-        """By layer, the hidden state of the token before that one."""
+        """Return, by layer, the hidden state of the token before each row's last."""
 
     @property
     def read_states(self) -> Mapping[int, Float[Tensor, "batch tokens hidden"]]:
-        """By layer, the hidden states of all tokens that the rows were started with, until anything else is called."""
+        """Return, by layer, the hidden states of all tokens that the rows were started with, until another call."""
 
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
         """Append one token to every row."""
@@ -42,9 +42,9 @@ class CausalRows(Protocol):
     def siblings(
         self, token_ids: Int[Tensor, "batch candidates"], layer: int
     ) -> Float[Tensor, "batch candidates hidden"]:
-        """Return the hidden states after a layer of alternative next tokens, in one forward; the rows stay as they are.
+        """Return a layer's hidden states at alternative next tokens, in one forward; the rows stay as they are.
 
-        They are those that `states` would hold after a `step` with each alternative.
+        Each is what `states` would hold after a `step` with that alternative.
         """
 
     def select(self, rows: Sequence[int]) -> None:
@@ -54,7 +54,7 @@ class CausalRows(Protocol):
         """Put the rows of `other`, of the same model, at these places."""
 
     def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Take that many tokens off the end of each row, where its next token's log-probabilities were `logprobs`.
+        """Take that many tokens off the end of each row; its next token's log-probabilities there were `logprobs`.
 
         Hidden states do not go back.
         """
@@ -66,31 +66,31 @@ class CausalModel(Protocol):
 
     @property
     def name(self) -> str:
-        """What it was loaded from, for messages."""
+        """Return what the model was loaded from, for messages."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
+        """Return the model's tokenizer."""
 
     @property
     def tokens(self) -> str:
-        """The fingerprint of the tokenizer: rewards with the same one read this model's token ids as they are."""
+        """Return the tokenizer's fingerprint: rewards with the same one read this model's token ids as they are."""
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every token id that ends a response."""
+        """Return every token id that ends a response."""
 
     @property
     def context_length(self) -> int:
-        """The most tokens that a row may have, prompt and response together."""
+        """Return the most tokens that a row may have, prompt and response together."""
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens that have a log-probability."""
+        """Return the number of tokens that have a log-probability."""
 
     @property
     def device(self) -> torch.device:
-        """The device of `logprobs` and states."""
+        """Return the device of `logprobs` and states."""
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, layers: Sequence[int] = ()) -> CausalRows:
         """Read a batch of prompts (token ids, none empty) and be ready for `max_new_tokens` more per row.

@@ -31,7 +31,7 @@ class EmbeddedModelError(MidcourseError):
 
 
 def smollm2_folder() -> Path:
-    """The folder of the converted model, converting it first where it is not there yet.
+    """Return the folder of the converted model, which is converted first if it is not there yet.
 
     Safe when several processes start at once: each converts into its own temporary folder, one rename wins.
 
@@ -54,17 +54,17 @@ def smollm2_folder() -> Path:
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed wheel."""
+    """Return the GGUF file inside the installed wheel."""
     return _find(WHEEL, GGUF_NAME, "0.1.2")
 
 
 def minilm_folder() -> Path:
-    """The folder of all-MiniLM-L6-v2 inside the installed wheel; EmbeddedModelError where it is not installed."""
+    """Return the folder of all-MiniLM-L6-v2 inside the installed wheel; EmbeddedModelError if it is not installed."""
     return _find(MINILM_WHEEL, "model.safetensors", "0.1.0").parent
 
 
 def _find(wheel: str, name: str, version: str) -> Path:
-    """The file of that name inside an installed wheel."""
+    """Return the file of that name inside an installed wheel."""
     try:
         files = importlib.metadata.distribution(wheel).files or []
     except importlib.metadata.PackageNotFoundError:

@@ -49,27 +49,27 @@ class LanguageModel:
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every token id that ends a response: the generation config's and the tokenizer's."""
+        """Return every token id that ends a response: the generation config's and the tokenizer's."""
         return eos_token_ids(self.model.generation_config, self.tokenizer)
 
     @cached_property
     def tokens(self) -> str:
-        """The fingerprint of the tokenizer: rewards with the same one read this model's token ids as they are."""
+        """Return the tokenizer's fingerprint: rewards with the same one read this model's token ids as they are."""
         return tokenizer_fingerprint(self.tokenizer)
 
     @property
     def context_length(self) -> int:
-        """The most tokens a row may have, prompt and response together."""
+        """Return the most tokens that a row may have, prompt and response together."""
         return context_length(self.model.config)
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens that have a log-probability."""
+        """Return the number of tokens that have a log-probability."""
         return self.model.config.get_text_config().vocab_size
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return the model's device."""
         return self.model.device
 
     def start(
@@ -118,7 +118,7 @@ class LanguageModelRows:
 
     @property
     def lengths(self) -> Sequence[int]:
-        """How many tokens of each row have been read."""
+        """Return how many tokens of each row have been read."""
         return self.cache.lengths
 
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
@@ -131,7 +131,7 @@ class LanguageModelRows:
     def siblings(
         self, token_ids: Int[Tensor, "batch candidates"], layer: int
     ) -> Float[Tensor, "batch candidates hidden"]:
-        """Return the hidden states after a layer of alternative next tokens; the rows stay as they are."""
+        """Return a layer's hidden states at alternative next tokens; the rows stay as they are."""
         output = self.cache.siblings(token_ids, output_hidden_states=True, logits_to_keep=1)
         return output.hidden_states[layer]
 
@@ -156,7 +156,7 @@ class LanguageModelRows:
                 mine[layer] = old.index_copy(0, torch.tensor(places, device=states.device), states)
 
     def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Go back by that many tokens in each row, where the next token's log-probabilities were `logprobs`.
+        """Go back by that many tokens in each row; its next token's log-probabilities there were `logprobs`.
 
         Hidden states do not go back; block methods take no reward that reads them.
         """
@@ -168,19 +168,19 @@ class LanguageModelRows:
 
 
 def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end a response under a model: a set, since several models have more than one."""
-    found = getattr(generation, "eos_token_id", None)
-    ids = set(found if isinstance(found, list) else [found]) | {tokenizer.eos_token_id}
+    """Return the ids that end a response under a model: a set, since several models have more than one."""
+    own = getattr(generation, "eos_token_id", None)
+    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
     return frozenset(i for i in ids if i is not None)
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """The longest row a model was made for."""
+    """Return the length of the longest row that a model was made for, in tokens."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**20
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for two tokenizers exactly when they give a text the same ids: a hash of vocabulary, merges and rules."""
+    """Hash vocabulary, merges and rules: equal for two tokenizers exactly if they give every text the same ids."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     # Padding and truncation are how a call was made, not what the tokenizer is.
     rules = {key: rules[key] for key in sorted(rules) if key not in ("padding", "truncation", "version")}
@@ -188,5 +188,5 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def chat_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of the tokenizer's chat template."""
+    """Return a hash of the tokenizer's chat template."""
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Names to models, tokenizers, configurations and devices: everything that is loaded is loaded here.
 
 What a folder or a Hub id holds is data. Python code that comes with it (transformers' `auto_map`) is never run and
-never asked about: where transformers has the architecture itself, its own class is used, and all else is refused.
+never asked about: if transformers has the architecture itself, its own class is used, and all else is refused.
 Weights are read from safetensors alone, nothing is unpickled, and a model whose checkpoint lacks a tensor is refused,
 since transformers would fill it with random numbers.
 """
@@ -77,7 +77,7 @@ class MissingWeightsError(LoadError):
 
 
 def resolve(name: str) -> str:
-    """What transformers should load for a name: an embedded model's folder, the folder itself, or the Hub id."""
+    """Return what transformers should load for a name: an embedded model's folder, the folder itself, or the Hub id."""
     if name == EMBEDDED:
         return str(smollm2_folder())
     if name == EMBEDDED_ENCODER:
@@ -88,7 +88,7 @@ def resolve(name: str) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, then Apple's GPU, then the CPU."""
+    """Return the device of that name; "auto" is CUDA if there is one, else Apple's GPU, else the CPU."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -100,7 +100,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """The dtype of that name; "auto" is float32 on the CPU, where bf16 is slow, and the checkpoint's own elsewhere."""
+    """Return the dtype of that name; "auto" is float32 on the CPU, where bf16 is slow, else the checkpoint's own."""
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     if isinstance(found := getattr(torch, dtype, None), torch.dtype) and found.is_floating_point:
@@ -117,17 +117,17 @@ def load_config(folder: str) -> PretrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    except Exception as error:  # of many kinds, where config.json is damaged
+    except Exception as error:  # of many kinds, if config.json is damaged
         if isinstance(error, OSError | ValueError) and not Path(folder).is_dir() and not _needs_code(error):
             raise ModelError(_not_found(folder)) from error
         raise _cannot_load(folder, error) from error
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a model folder or Hub id; ModelError where there is none that transformers can read."""
+    """Read the tokenizer of a model folder or Hub id; ModelError if there is none that transformers can read."""
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of many kinds, where one of its files is damaged
+    except Exception as error:  # of many kinds, if one of its files is damaged
         if _needs_code(error):
             raise _cannot_load(folder, error) from error
         load_config(folder)  # without a model of that name there is no tokenizer either
@@ -137,7 +137,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 
 def load_generation_config(folder: str) -> GenerationConfig | None:
-    """Read the generation settings of a model folder or Hub id; None where it has none."""
+    """Read the generation settings of a model folder or Hub id; None if it has none."""
     try:
         return GenerationConfig.from_pretrained(folder)
     except OSError:
@@ -184,7 +184,7 @@ def load_model(
                 output_loading_info=True,
                 **settings,
             )
-    except Exception as error:  # of many kinds, where files are damaged
+    except Exception as error:  # of many kinds, if files are damaged
         raise _cannot_load(name, error) from error
     _check_weights(model, report, name, cut=config is not None, own_head=own_head)
     return model.to(place).eval()
@@ -221,7 +221,7 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         if strange := [*report.missing_keys, *report.unexpected_keys]:
             raise ValueError(f"it lacks or has too much {_listed(strange)}")
         return adapted.merge_and_unload().eval()
-    except Exception as error:  # of many kinds, where files are damaged or of another kind of adapter
+    except Exception as error:  # of many kinds, if files are damaged or of another kind of adapter
         reason = _first_sentence(error)
         message = f"the adapter in {folder} does not fit {model.name_or_path or 'its model'} ({reason}); train it again"
         raise LoadError(message, reason) from error
@@ -283,19 +283,19 @@ def _check_weights(
 
 
 def _in_trunk(model: PreTrainedModel, key: str) -> bool:
-    """Whether a tensor of that name is of the layers below the head; a pooler counts as of the head."""
+    """Return whether a tensor of that name is of the layers below the head; a pooler counts as of the head."""
     part, *_ = key.removeprefix(f"{model.base_model_prefix}.").split(".")
     return part != "pooler" and part in dict(model.base_model.named_children())
 
 
 def _layer(key: str) -> int:
-    """The number of the layer that a tensor is of; -1 where it is of none."""
+    """Return the number of the layer that a tensor is of; -1 if it is of none."""
     found = re.search(r"\.(\d+)\.", key)
     return int(found[1]) if found else -1
 
 
 def _seems_to_be(folder: str, needed: str, unexpected: Sequence[str]) -> str | None:
-    """What a checkpoint is by its config.json and tensors, such as "a token classifier"; None where as needed."""
+    """Return what a checkpoint is by its config.json and tensors, such as "a token classifier"; None if as needed."""
     if any(key.startswith("v_head.") for key in unexpected):
         return CHECKPOINTS["WithValueHead"]
     architectures = PretrainedConfig.get_config_dict(folder)[0].get("architectures")
@@ -310,7 +310,7 @@ def _checkpoint(architecture: str) -> str | None:
 
 
 def _listed(keys: Sequence[str]) -> str:
-    """Such as "1 tensor (score.weight)" or "14 tensors (a, b, c and more)"."""
+    """Return keys for a message: "1 tensor (score.weight)" or "14 tensors (a, b, c and more)"."""
     more = " and more" if len(keys) > 3 else ""
     return f"{len(keys)} tensor{'s' if len(keys) > 1 else ''} ({', '.join(keys[:3])}{more})"
 

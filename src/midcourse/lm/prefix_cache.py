@@ -4,7 +4,7 @@ One preallocated key/value buffer per layer. Slot j of a row holds the row's tok
 length, and going back is a smaller one. Rows have lengths of their own: a batch needs no padding inside its cache, and
 a row can be replaced by another while its neighbours go on.
 
-    extend     n tokens per row, one after the other (a prompt, or the token that was chosen)
+    extend     n tokens per row, one after the other (a prompt, or the token that was taken)
     branches   k alternative continuations of each row, which see the prefix and themselves but not each other
     keep       of alternatives of one token, one per row stays; whatever is not kept is overwritten by the next forward
     rewind     rows forget their last tokens
@@ -44,7 +44,7 @@ class UnsupportedModelError(MidcourseError):
 
 
 def check_supported(config: PretrainedConfig) -> None:
-    """Raise UnsupportedModelError where a model's layers or kernels cannot take midcourse's masks."""
+    """Raise UnsupportedModelError if a model's layers or kernels cannot take midcourse's masks."""
     name = config.model_type
     if config._attn_implementation not in MASK_ATTENTION:
         raise UnsupportedModelError(
@@ -86,12 +86,12 @@ class _Slots:
 
     @property
     def end(self) -> int:
-        """One past the last slot that the forward needs."""
+        """Return one past the last slot that the forward needs."""
         return max(self.lengths) + self.count
 
     @property
     def level(self) -> bool:
-        """Whether all rows have the same length."""
+        """Return whether all rows have the same length."""
         return min(self.lengths) == max(self.lengths)
 
 
@@ -168,7 +168,7 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class PrefixCache:
-    """Cached prefixes of `batch` rows under `model`, with room for `capacity` slots (it grows where that is exceeded).
+    """Cached prefixes of `batch` rows under `model`, with room for `capacity` slots (it grows if that is exceeded).
 
     `model` is a causal LM or a bare backbone of transformers; its forward is called with masks, positions and cache,
     and its output is returned. Nothing is written into the model.
@@ -217,7 +217,7 @@ class PrefixCache:
         last = torch.tensor(counts, device=token_ids.device)[:, None] - 1
         steps = torch.arange(tokens, device=token_ids.device).minimum(last.clamp(min=0))
         positions = self._lengths_column(token_ids.device) + steps
-        # Later tokens are invisible, so padding is. A lone token sees all of its prefix where all are equally long, and
+        # Later tokens are invisible, so padding is. A lone token sees all of its prefix if all are equally long, and
         # a prompt is plainly causal: no mask is the fast mask.
         plain = max(self.lengths) == 0 or (tokens == 1 and self.slots.level)
         causal = None if plain else torch.ones(tokens, tokens, dtype=torch.bool, device=token_ids.device).tril()
@@ -233,13 +233,15 @@ class PrefixCache:
         counts: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """The model's output at k alternative continuations per row, of `depth` tokens each, in one forward.
+        """Return the model's output at k alternative continuations per row, of `depth` tokens each, in one forward.
 
         `first` is appended to the prefix on the way, as by `extend`; the alternatives continue it, and do not stay.
 
         Returns:
             The output at tokens (batch, first + branches * depth), in this order.
         """
+        # One forward reads first | branch 1 | ... | branch k, in slots behind the prefix. The mask makes each branch
+        # follow `first` alone, and positions count as if it did; `first` may be padded on the right (`counts`).
         batch, k, depth = token_ids.shape
         device = token_ids.device
         if first is None:
@@ -254,16 +256,18 @@ class PrefixCache:
         new = torch.zeros(batch, tokens, tokens, dtype=torch.bool, device=device)
         new[:, :, :waiting] = steps[:, None, :] < ahead[:, None, None]
         new[:, :waiting, :waiting] = torch.ones(waiting, waiting, dtype=torch.bool, device=device).tril()
+        # Of the branches, a token sees those of its own that stand before it.
         branch = torch.arange(k * depth, device=device) // depth
         new[:, waiting:, waiting:] = (branch[:, None] == branch).tril()
         output = self._forward(torch.cat([first, token_ids.flatten(1)], 1), positions, new, **kwargs)
+        # Where `keep` will find the alternatives: behind `first` with its padding.
         self._held = ([length + waiting for length in self.lengths], k) if depth == 1 else None
         for row, count in enumerate(ahead.tolist()):
             self.lengths[row] += count
         return output
 
     def siblings(self, token_ids: Int[Tensor, "batch candidates"], **kwargs: Any) -> ModelOutput:
-        """The model's output at k alternative next tokens per row, in one forward; the prefix does not change."""
+        """Return the output at k alternative next tokens per row, in one forward; the prefix does not change."""
         return self.branches(token_ids[:, :, None], **kwargs)
 
     def keep(self, index: Int[Tensor, " batch"]) -> None:
@@ -275,6 +279,7 @@ class PrefixCache:
         if self._held is None:
             raise ValueError("keep() follows branches() of one token, with no other forward between them")
         rows = torch.arange(self.batch, device=index.device)
+        # The alternative's keys and values were computed at the position that it takes: to be kept they are only moved.
         places = torch.tensor(self._held[0], device=index.device) + index
         ends = torch.tensor(self.lengths, device=index.device)
         for layer in self.layers:
@@ -291,7 +296,7 @@ class PrefixCache:
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order; a row may be named again and again, and the batch may grow by that."""
         moved = [(place, row) for place, row in enumerate(rows) if place != row]
-        # Rows move one by one where none is overwritten before it is read: the last ones into the places of those that
+        # Rows move one by one if none is overwritten before it is read: the last ones into the places of those that
         # leave, or copies behind the others. Nothing else is copied then.
         unharmed = {*range(len(rows), self.batch), *(row for place, row in enumerate(rows) if place == row)}
         one_by_one = all(row in unharmed for _, row in moved)
@@ -299,6 +304,7 @@ class PrefixCache:
             if one_by_one:
                 layer.hold(max(len(rows), self.batch))
                 for place, row in moved:
+                    # Alternatives that `keep` may still ask for lie behind the prefix, and move with it.
                     end = self._held[0][row] + self._held[1] if self._held else self.lengths[row]
                     layer.keys[place, :, :end] = layer.keys[row, :, :end]
                     layer.values[place, :, :end] = layer.values[row, :, :end]
@@ -326,6 +332,7 @@ class PrefixCache:
 
     def _reserve(self, needed: int) -> None:
         if needed > self.capacity:
+            # With a quarter to spare: all that is cached is copied each time.
             self.capacity = self._rounded(needed + self.capacity // 4)
             for layer in self.layers:
                 layer.reserve(self.capacity)
@@ -364,17 +371,17 @@ class PrefixCache:
 
     @property
     def _width(self) -> int:
-        """Slots that the forward under way attends to."""
+        """Return how many slots the forward under way attends to."""
         return self.slots.end if self.slots.places is None else self.capacity
 
     def _masks(
         self, positions: Int[Tensor, "batch tokens"], new: Bool[Tensor, "*batch tokens tokens"] | None
     ) -> Tensor | dict[str, Tensor] | None:
-        """What each new token may see, in the form the model takes.
+        """Return what each new token may see, in the form the model takes.
 
         Args:
             positions: the new tokens' positions in their rows.
-            new: which of the new tokens see which; None where every token sees all before it.
+            new: which of the new tokens see which; None if every token sees all before it.
         """
         if new is None and self.window is None and self.slots.places is None:
             return None
@@ -386,12 +393,13 @@ class PrefixCache:
             old = self.slots.end - tokens
             sees = torch.cat([new.new_ones(self.batch, tokens, old), new], 2)
         else:
-            # A slot holds an old token, then the row's new ones, then nothing.
+            # Rows of different length: from the left, slots hold a row's old tokens, then its new ones, then nothing.
             which = torch.arange(self._width, device=device) - self._lengths_column(device)
             new_slot = new.gather(2, which.clamp(0, tokens - 1)[:, None, :].expand(-1, tokens, -1))
             sees = (which < 0)[:, None, :] | (new_slot & ((which >= 0) & (which < tokens))[:, None, :])
         masks = {"full_attention": sees}
         if self.window is not None:
+            # A window counts positions, and branches have positions other than their slots.
             which = torch.arange(self._width, device=device) - self._lengths_column(device)
             new_positions = positions.gather(1, which.clamp(0, tokens - 1))
             slot_positions = torch.where(which < 0, torch.arange(self._width, device=device), new_positions)
@@ -402,14 +410,14 @@ class PrefixCache:
 
 
 def _additive(sees: Bool[Tensor, "batch tokens slots"], dtype: torch.dtype) -> Float[Tensor, "batch 1 tokens slots"]:
-    """0 where a token is seen and the dtype's lowest number elsewhere: the form sdpa and eager attention share."""
+    """Return 0 where a token is seen and the dtype's lowest number elsewhere, as sdpa and eager attention take it."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
 def pad(
     rows: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-    """Token ids padded on the right (with id 0, which the mask hides) and the mask of real tokens."""
+    """Return token ids padded on the right (with id 0, which the mask hides) and the mask of real tokens."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)

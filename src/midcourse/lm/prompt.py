@@ -42,7 +42,7 @@ class Prefix(NamedTuple):
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> list[int]:
-    """Token ids of a prompt, ready for the response to follow; never empty.
+    """Return the token ids of a prompt, ready for the response to follow; never empty.
 
     "raw" takes a text and continues it; an empty text starts from BOS. "chat" takes a text (one user message), a
     transcript ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or a list of messages, and applies the tokenizer's own chat
@@ -91,13 +91,13 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **set
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str, *, finished: bool) -> list[int]:
-    """Token ids of a response; a finished one ends with EOS, one that was cut at a length limit does not."""
+    """Return the token ids of a response; a finished one ends with EOS, one that was cut at a length limit does not."""
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id] if finished else ids
 
 
 def as_messages(prompt: Prompt) -> list[Message]:
-    """A prompt as chat messages: a list as it is, a transcript turn by turn, any other text as the user's message."""
+    """Return a prompt as chat messages: a list as it is, a transcript turn by turn, any other text as the user's."""
     if not isinstance(prompt, str):
         return list(prompt)
     if not _TURN.match(prompt):
@@ -110,13 +110,13 @@ def as_messages(prompt: Prompt) -> list[Message]:
 
 
 def split_transcript(transcript: str) -> tuple[str, str] | None:
-    """(prompt up to the last "\\n\\nAssistant:", response) of a transcript that begins with a turn; else None."""
+    """Return (prompt up to the last "\\n\\nAssistant:", response) of a transcript; None if it begins with no turn."""
     head, mark, response = transcript.rpartition("\n\nAssistant:")
     return (head + mark, response) if mark and _TURN.match(transcript) else None
 
 
 def start_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that generation starts from where there is no prompt."""
+    """Return the token that generation starts from if there is no prompt."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

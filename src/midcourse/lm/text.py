@@ -41,17 +41,17 @@ class TextStream:
         self._held = ""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now and was not before this token."""
+        """Append a token, and return the text that is certain now and was not before."""
         self._ids.append(token_id)
         return self._release(self._decode_new())
 
     def finish(self) -> str:
-        """What was held back; bytes of a character that never became whole are dropped."""
+        """Return what was held back; bytes of a character that never became whole are dropped."""
         piece, self._held = self._held, ""
         return "" if self.stopped else piece
 
     def copy(self) -> "TextStream":
-        """The same text, to go on apart from this one."""
+        """Return the same text, to go on apart from this one."""
         other = copy.copy(self)
         other._ids = list(self._ids)
         return other
@@ -60,7 +60,7 @@ class TextStream:
         decode = self.tokenizer.decode
         context = decode(self._ids[self._context : self._start], skip_special_tokens=True)
         text = decode(self._ids[self._context :], skip_special_tokens=True)
-        # Unfinished bytes decode to one U+FFFD, or to one each where a tokenizer falls back to bytes.
+        # Unfinished bytes decode to one U+FFFD, or to one each if a tokenizer falls back to bytes.
         whole = text.rstrip(_INCOMPLETE)
         new = whole[len(context) + self._out :]
         self._out += len(new)
@@ -80,7 +80,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Return the length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
@@ -124,11 +124,11 @@ class ResponseText:
 
     @property
     def now(self) -> Point:
-        """The text as it stands."""
+        """Return the text as it stands."""
         return self.points[-1]
 
     def after(self, token_id: int) -> Point:
-        """The text if this token came next."""
+        """Return the text as it would be if this token came next."""
         now = self.now
         if token_id in self.eos_token_ids:
             return now._replace(finished=True)
@@ -153,13 +153,13 @@ class ResponseText:
         del self.token_ids[kept:], self.points[kept + 1 :]
 
     def copy(self) -> "ResponseText":
-        """The same response, to go on in another way."""
+        """Return the same response, to go on in another way."""
         other = copy.copy(self)
         other.token_ids, other.points = list(self.token_ids), list(self.points)
         return other
 
     def _next_anchor(self, point: Point) -> _Anchor:
-        """Behind the last token where new characters are complete with it; else the one before."""
+        """Return the anchor behind the last token if new characters are complete with it; else the one before."""
         anchor, text = point.anchor, point.text
         # A tokenizer that cleans up spaces changes text far from where it decodes: there every text is decoded whole.
         grown = point.complete and not point.finished and text != anchor.head + anchor.known

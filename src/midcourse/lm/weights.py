@@ -23,7 +23,7 @@ from midcourse.lm.load import (
 
 
 def weights_fingerprint(name: str) -> str:
-    """A hash of every tensor's name, shape and first 4 KiB in a model's safetensors files.
+    """Hash every tensor's name, shape and first 4 KiB in a model's safetensors files.
 
     It tells a fine-tuned or requantised model from its base without reading all of it.
     """
@@ -31,7 +31,7 @@ def weights_fingerprint(name: str) -> str:
 
 
 def files_fingerprint(paths: Sequence[Path]) -> str:
-    """The same of these safetensors files."""
+    """Hash the tensors of these safetensors files in the same way."""
     digest = hashlib.sha256()
     for tensor in _tensors(paths):
         digest.update(f"{tensor.name} {tensor.shape} {tensor.dtype}".encode())
@@ -40,17 +40,17 @@ def files_fingerprint(paths: Sequence[Path]) -> str:
 
 
 def matrix_hashes(paths: Sequence[Path]) -> dict[str, str]:
-    """A hash of the values of every matrix of numbers that are not all alike, to its name: what two models may share.
+    """Map a hash of every matrix whose numbers are not all alike to its name: what two models may share.
 
     Of each the first 4 KiB are read, whatever its name; norms and biases, which start alike everywhere, are left out.
     """
-    found = {}
+    names = {}
     for tensor in _tensors(paths):
         several = len(np.unique(np.frombuffer(tensor.begin[: len(tensor.begin) // 2 * 2], np.uint16))) > 4
         if len(tensor.shape) > 1 and tensor.dtype in ("F64", "F32", "F16", "BF16") and several:
             digest = hashlib.sha256(f"{tensor.shape} {tensor.dtype}".encode() + tensor.begin)
-            found[digest.hexdigest()[:16]] = tensor.name
-    return found
+            names[digest.hexdigest()[:16]] = tensor.name
+    return names
 
 
 def tensors_fingerprint(model: nn.Module) -> str:
@@ -58,16 +58,16 @@ def tensors_fingerprint(model: nn.Module) -> str:
 
     The numbers are rounded to bfloat16, so that it is the same on every device and in float32, float64 and bfloat16.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         begin = tensor.detach().flatten()[:2048].to("cpu", torch.bfloat16)
-        found.update(f"{name} {list(tensor.shape)}".encode())
-        found.update(begin.view(torch.int16).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(begin.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def loaded_fingerprint(model: PreTrainedModel) -> str | None:
-    """The `weights_fingerprint` of the files a model was loaded from; None where it was not, or has changed since.
+    """Return the `weights_fingerprint` of a model's files; None if it was not loaded from any, or has changed since.
 
     The first row of every tensor is compared with that in the files, in the model's dtype.
     """
@@ -98,7 +98,7 @@ def _as_in_files(model: PreTrainedModel, files: Sequence[Path]) -> bool:
 
 
 def weight_files(name: str) -> list[Path]:
-    """The safetensors files of a model's name; ModelError where there are none."""
+    """Return the safetensors files of a model's name; ModelError if there are none."""
     folder = Path(resolve(name))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

@@ -42,7 +42,7 @@ class Tuning:
 
     @classmethod
     def parse(cls, text: str) -> "Tuning":
-        """From "head", "last:2", "lora", "lora:8" or "all"."""
+        """Read a tuning from "head", "last:2", "lora", "lora:8" or "all"."""
         kind, _, amount = text.partition(":")
         default = {"head": 0, "last": 2, "lora": 8, "all": 0}.get(kind)
         if default is None or (amount and (kind in ("head", "all") or not amount.isdecimal() or int(amount) < 1)):
@@ -54,7 +54,7 @@ class Tuning:
 
 
 def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
-    """The first `layers` layers of a pretrained causal LM (all where None), without its LM head."""
+    """Load the first `layers` layers of a pretrained causal LM (None: all), without its LM head."""
     config = load_config(resolve(name))
     if layers is not None:
         keep_layers(config, layers, name)
@@ -64,7 +64,7 @@ def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -
 
 
 def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
-    """The first `layers` layers of a language model in memory: a module of its own on the LM's very tensors.
+    """Make a module of the first `layers` layers of a language model in memory, on the LM's very tensors.
 
     Nothing is copied. Its parameters are frozen and objects of their own, so that freezing, `.to(...)` and adapters
     stay its own affair; only a change of the tensors in place would reach the LM.
@@ -79,14 +79,14 @@ def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
         backbone = empty_model(AutoModel, config, dtype=lm.model.dtype)
     theirs = _tensors(base)
     for name, blank in _tensors(backbone).items():
-        found = theirs.get(name)
-        if found is None or found.shape != blank.shape or found.device != lm.model.device or found.is_meta:
+        tensor = theirs.get(name)
+        if tensor is None or tensor.shape != blank.shape or tensor.device != lm.model.device or tensor.is_meta:
             raise RewardError(
                 f"{lm.name} in memory does not hold the weights {name} in their usual form and place, so no reward "
                 "can share them; leave share_with (guide: --share-weights) out"
             )
         path, _, leaf = name.rpartition(".")
-        shared = found.detach()
+        shared = tensor.detach()
         # Buffers too, such as rotary frequencies: what is not saved would otherwise stay without values.
         shared = nn.Parameter(shared, requires_grad=False) if isinstance(blank, nn.Parameter) else shared
         setattr(backbone.get_submodule(path), leaf, shared)
@@ -113,9 +113,9 @@ def check_sharing(
                 f"the reward in {folder} cannot have {name} {asked} on the weights of {lm.name}, which have {has}; "
                 f"leave {name} out"
             )
-    found = None if allow_other_weights else loaded_fingerprint(model)
-    if not allow_other_weights and found != info.backbone_fingerprint:
-        which = f"fingerprint {found}" if found else "it was not loaded from files, or was changed since"
+    fingerprint = None if allow_other_weights else loaded_fingerprint(model)
+    if not allow_other_weights and fingerprint != info.backbone_fingerprint:
+        which = f"fingerprint {fingerprint}" if fingerprint else "it was not loaded from files, or was changed since"
         remedy = ", or allow other weights (--allow-other-weights) if they are nearly the same"
         raise RewardError(
             f"the reward in {folder} was trained on the weights of {info.backbone} (fingerprint "
@@ -132,7 +132,7 @@ def check_sharing(
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, a tensor with two names by both."""
+    """Return parameters and buffers by name, a tensor with two names by both."""
     return {
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
@@ -140,7 +140,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def keep_layers(config: PretrainedConfig, layers: int, name: str) -> None:
-    """Cut a configuration to its first layers; RewardError where it has fewer."""
+    """Cut a configuration to its first layers; RewardError if it has fewer."""
     if not 1 <= layers <= config.num_hidden_layers:
         raise RewardError(f"layers {layers} is not between 1 and the {config.num_hidden_layers} that {name} has")
     config.num_hidden_layers = layers
@@ -149,7 +149,7 @@ def keep_layers(config: PretrainedConfig, layers: int, name: str) -> None:
 
 
 def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
-    """A backbone of that configuration whose weights are still to be read."""
+    """Make a backbone of that configuration, whose weights are still to be read."""
     place = resolve_device(device)
     wanted = resolve_dtype(dtype, place)
     # Made in its dtype, not cast to it: a cast would round the rotary frequencies, which are float32 in any dtype.
@@ -158,7 +158,7 @@ def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrai
 
 
 def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
-    """The backbone, with fresh LoRA adapters where the tuning asks for them."""
+    """Return the backbone, with fresh LoRA adapters if the tuning asks for them."""
     if tuning.kind != "lora":
         return backbone
     config = LoraConfig(
@@ -171,7 +171,7 @@ def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
 
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
-    """The list of a backbone's layers (`layers` in most architectures, `h` in GPT-2's)."""
+    """Return the list of a backbone's layers (`layers` in most architectures, `h` in GPT-2's)."""
     for name in ("layers", "h"):
         if isinstance(found := getattr(backbone, name, None), nn.ModuleList):
             return found
@@ -179,7 +179,7 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 
 
 def final_norm_of(backbone: nn.Module) -> nn.Module:
-    """The norm behind a backbone's last layer (`norm` in most architectures, `ln_f` in GPT-2's)."""
+    """Return the norm behind a backbone's last layer (`norm` in most architectures, `ln_f` in GPT-2's)."""
     for name in FINAL_NORMS:
         if isinstance(found := getattr(backbone, name, None), nn.Module):
             return found

@@ -29,13 +29,13 @@ class CachedRows:
         self.other_eos = torch.tensor(other, device=model.device, dtype=torch.long)
 
     def as_trained(self, token_ids: Tensor) -> Tensor:
-        """Every end of a text is the same end: the one that training wrote."""
+        """Replace every token that ends a text by the one that training wrote."""
         if not len(self.other_eos):
             return token_ids
         return token_ids.masked_fill(torch.isin(token_ids, self.other_eos), self.eos_token_id)
 
     def waiting(self) -> tuple[Int[Tensor, "batch tokens"], list[int]]:
-        """The tokens not read yet, padded, and how many they are in each row."""
+        """Return the tokens not read yet, padded, and how many they are in each row."""
         rows = [ids[length:] for ids, length in zip(self.ids, self.cache.lengths, strict=True)]
         return pad(rows, self.other_eos.device)[0], [len(row) for row in rows]
 

@@ -22,11 +22,11 @@ class Calibration:
 
     Attributes:
         temperature: T in P(a is preferred to b) = sigmoid((r_a - r_b) / T) for prefixes of equal length, in units of
-            the reward; None where there were no pairs to fit it.
-        finished_temperature: that for finished texts; None where none was seen.
+            the reward; None if there were no pairs to fit it.
+        finished_temperature: the same for finished texts; None if none was seen.
         means: the mean reward of prefixes of 1, 2, ... response tokens; the last one holds for all longer prefixes.
-            Empty where they are not known, as of a reward of whole texts.
-        finished_mean: that of finished texts, at their EOS; None where none was seen.
+            Empty if they are not known, as of a reward of whole texts.
+        finished_mean: the mean reward of finished texts, at their EOS; None if none was seen.
 
     Examples:
         >>> calibration = RewardModel.load("my-reward").calibration
@@ -40,7 +40,7 @@ class Calibration:
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> "Calibration | None":
-        """From midcourse.json's `calibration`; None where it is empty, CalibrationError where it makes no sense."""
+        """Read midcourse.json's `calibration`; None if it is empty, CalibrationError if it makes no sense."""
         if not stored:
             return None
         try:
@@ -57,11 +57,11 @@ class Calibration:
         return cls(prefix, finished, means, finished_mean)
 
     def stored(self) -> dict[str, Any]:
-        """As midcourse.json holds it."""
+        """Return the calibration as midcourse.json holds it."""
         return {**asdict(self), "means": list(self.means)}
 
     def centred(self, rewards: Sequence[float], *, finished: bool) -> list[float | None]:
-        """Each reward less the mean one at its length; None where no mean is known.
+        """Return each reward less the mean one at its length; None if no mean is known.
 
         Args:
             rewards: of a response's prefixes of 1, 2, ... tokens.
@@ -76,7 +76,7 @@ class Calibration:
         return centred
 
     def probability(self, margin: float, *, finished: bool) -> float | None:
-        """P(a is preferred to b) = sigmoid(margin / T), where their rewards are `margin` apart; None without a T.
+        """Return P(a is preferred to b) = sigmoid(margin / T) of two texts `margin` apart in reward; None without a T.
 
         Args:
             finished: a and b are finished texts; otherwise prefixes of equal length.
@@ -85,7 +85,7 @@ class Calibration:
         return None if temperature is None else 0.5 + 0.5 * math.tanh(margin / (2 * temperature))
 
     def against_mean(self, rewards: Sequence[float], *, finished: bool) -> list[float | None]:
-        """For each of `centred`: the probability of being preferred to a text of that length with the mean reward."""
+        """Return the probability of each prefix to be preferred to one of its length with the mean reward."""
         centred = self.centred(rewards, finished=finished)
         return [
             None if value is None else self.probability(value, finished=finished and place == len(centred) - 1)

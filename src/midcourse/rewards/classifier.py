@@ -37,7 +37,7 @@ Reading: TypeAlias = Template | Literal["pair"]
 
 
 class ClassifierReward(TextReward):
-    """The one label of a sequence-classification model of transformers, with a tokenizer of its own.
+    """A sequence classifier of transformers with one label and a tokenizer of its own, as a reward of texts.
 
     An encoder (BERT, RoBERTa, DeBERTa) reads both ways, so nothing of a text can be kept for the next: each step costs
     one padded forward over every `batch_size` distinct texts of all rows' candidates.
@@ -55,12 +55,12 @@ class ClassifierReward(TextReward):
     joined by blank lines. A text too long for the model loses the prompt's beginning.
 
     Attributes:
-        reading: that way, or the template that an exported reward records. `template`, the language model's, is None:
+        reading: one of these ways, or the template that an exported reward records. `template` is None:
             how the language model's prompts are rendered makes no difference.
 
     Args:
         model: with num_labels=1 and a pad_token_id. It is set to eval mode.
-        template: "raw" or "mixed" for a chat model that was trained so; it has no effect where there is one way only.
+        template: "raw" or "mixed" for a chat model that was trained so; it has no effect if there is one way only.
         batch_size: texts of one forward.
 
     Raises:
@@ -107,7 +107,7 @@ class ClassifierReward(TextReward):
         dtype: str = "auto",
         batch_size: int = 64,
     ) -> "ClassifierReward":
-        """From a folder or Hub id with safetensors weights.
+        """Load a classifier from a folder or Hub id with safetensors weights.
 
         Raises:
             ModelError: no such model, device or dtype.
@@ -131,16 +131,16 @@ class ClassifierReward(TextReward):
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """The classifier: each step costs forwards over whole texts."""
+        """Return the classifier: each step costs forwards over whole texts."""
         return [self.model]
 
     @property
     def room(self) -> int:
-        """The most tokens of a text."""
+        """Return the most tokens that a text may have."""
         return min(self.tokenizer.model_max_length, context_length(self.model.config))
 
     def within(self, max_tokens: int) -> "ClassifierReward":
-        """A copy, on the same weights, that reads at most so many tokens of a text."""
+        """Return a copy, on the same weights, that reads at most so many tokens of a text."""
         other = copy.copy(self)
         other.score_texts = other._read_all
         other.tokenizer = copy.deepcopy(self.tokenizer)
@@ -148,7 +148,7 @@ class ClassifierReward(TextReward):
         return other
 
     def encode(self, text: Text) -> tuple[list[int], list[int] | None]:
-        """(token ids, token type ids where the model takes them) of a text.
+        """Return (token ids, token type ids if the model takes them) of a text.
 
         Raises:
             RewardError: the response alone exceeds the model's context.
@@ -161,12 +161,12 @@ class ClassifierReward(TextReward):
         )
 
     def lost(self, text: Text) -> int:
-        """How many tokens of its prompt `encode` leaves out; RewardError as there."""
+        """Return how many tokens of the prompt `encode` leaves out; RewardError as there."""
         ids, _, places = self._tokens(text)
         return self._over(ids, places)
 
     def _tokens(self, text: Text) -> tuple[list[int], list[int] | None, list[int]]:
-        """The ids and token types of the whole text, and the places of the prompt among them."""
+        """Return the ids and token types of the whole text, and the places of the prompt among them."""
         if self.reading == "pair":
             pair = self.tokenizer(as_plain_text(text.prompt), text.response, verbose=False)
             places = [i for i, part in enumerate(pair.sequence_ids(0)) if part == 0]
@@ -211,21 +211,21 @@ class ClassifierReward(TextReward):
 
 
 def check_one_label(labels: int, name: str) -> None:
-    """Raise RewardError where a classifier's output is not one number."""
+    """Raise RewardError if a classifier's output is not one number."""
     if labels != 1:
         raise RewardError(f"{name} has {labels} labels, a reward is one number; use a classifier with num_labels=1")
 
 
 def recorded_template(config: PretrainedConfig, name: str) -> Template | None:
-    """Return the template that `RewardModel.export` recorded in a configuration; None where it did not write it."""
-    found = getattr(config, RECORDED_TEMPLATE, None)
-    if found is not None and found not in TEMPLATES:
+    """Return the template that `RewardModel.export` recorded in a configuration; None if it did not write it."""
+    template = getattr(config, RECORDED_TEMPLATE, None)
+    if template is not None and template not in TEMPLATES:
         raise RewardError(
-            f"{name} records the template {found!r} in its config.json; write one of: {', '.join(TEMPLATES)}"
+            f"{name} records the template {template!r} in its config.json; write one of: {', '.join(TEMPLATES)}"
         )
-    return found
+    return template
 
 
 def as_plain_text(prompt: Prompt) -> str:
-    """A text as it is; of chat messages the contents, joined by blank lines."""
+    """Return a text as it is; of chat messages the contents, joined by blank lines."""
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)

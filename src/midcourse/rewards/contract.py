@@ -32,10 +32,10 @@ class RewardRows(Protocol):
     """A batch of rows under a reward, each at some prefix."""
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        """The reward of every row's prefix extended by each of its candidates."""
+        """Return the reward of every row's prefix extended by each of its candidates."""
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
-        """The reward of every row's prefix as it stands."""
+        """Return the reward of every row's prefix as it stands."""
 
     def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
         """Extend every row's prefix by a token. One of the last `candidate_rewards` call costs nothing more."""
@@ -55,7 +55,7 @@ class VocabularyRows(RewardRows, Protocol):
     """Rows whose reward speaks for every token of the vocabulary at once."""
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
-        """The reward of every row's prefix extended by each token of the vocabulary."""
+        """Return the reward of every row's prefix extended by each token of the vocabulary."""
 
 
 @dataclass
@@ -72,19 +72,19 @@ class FollowedRows:
 
     @property
     def lengths(self) -> list[int]:
-        """How many tokens of each row the language model has read."""
+        """Return how many tokens of each row the language model has read."""
         return [self.rows.lengths[place] for place in self.places]
 
     def states(self, layer: int) -> Float[Tensor, "batch hidden"]:
-        """The state of each row's last token."""
+        """Return the state of each row's last token."""
         return self.rows.states[layer][self.places]
 
     def previous(self, layer: int) -> Float[Tensor, "batch hidden"]:
-        """The state of the token before it."""
+        """Return the state of the token before each row's last."""
         return self.rows.previous[layer][self.places]
 
     def read_states(self, layer: int) -> Float[Tensor, "batch tokens hidden"]:
-        """The states of all tokens that the rows were started with."""
+        """Return the states of all tokens that the rows were started with."""
         return self.rows.read_states[layer][self.places]
 
 
@@ -113,52 +113,52 @@ class Reward(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Return what messages call the reward."""
         return type(self).__name__
 
     @property
     def template(self) -> Template | None:
-        """How prompts were rendered in training, and must be at decoding; None if that makes no difference."""
+        """Return how prompts were rendered in training and must be in decoding; None if that makes no difference."""
         return None
 
     @property
     def context_length(self) -> int:
-        """The most tokens a row may have, prompt and response together."""
+        """Return the most tokens that a row may have, prompt and response together."""
         return NO_LIMIT
 
     @property
     def score_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of the tokens that `score` rewards; None if they are those of a language model to be bound."""
+        """Return the tokenizer of the tokens that `score` rewards; None: that of the language model to be bound."""
         return None
 
     @property
     def additive(self) -> bool:
-        """Whether it rewards tokens: a text's reward is the sum of its tokens'. Else it is that of its last prefix."""
+        """Return whether it rewards tokens: a text's reward is the sum of its tokens', else that of its last prefix."""
         return False
 
     @property
     def every_prefix(self) -> bool:
-        """Whether one forward over a text rewards all its prefixes; otherwise each is read as a text of its own."""
+        """Return whether one forward over a text rewards all its prefixes; otherwise each is read by itself."""
         return True
 
     @property
     def reward_weight(self) -> float | None:
-        """The weight to guide at if none is asked for; None if nothing speaks for one."""
+        """Return the weight to guide at if none is asked for; None if nothing speaks for one."""
         return None
 
     @property
     def soft_value_weight(self) -> float | None:
-        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
+        """Return the weight w at which the reward is exact, (1/w) log E exp(w R); None if it is no soft value."""
         return None
 
     @property
     def calibration(self) -> Calibration | None:
-        """What turns its rewards into probabilities for a reader; None if none is stored with it."""
+        """Return what turns rewards into probabilities for a reader; None if none is stored with it."""
         return None
 
     @property
     def layer(self) -> int | None:
-        """After how many layers it reads the language model's own states; None if it reads none.
+        """Return after how many layers it reads the language model's own states; None if it reads none.
 
         The rows of a reward with a layer are `StateReader`s.
         """
@@ -166,12 +166,12 @@ class Reward(Protocol):
 
     @property
     def speaks_for_vocabulary(self) -> bool:
-        """Whether its rows reward every token of the vocabulary at once, and are `VocabularyRows`."""
+        """Return whether its rows reward every token of the vocabulary at once, and are `VocabularyRows`."""
         return False
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """The models whose forwards guiding with it costs."""
+        """Return the models whose forwards are the cost of guiding with it."""
         return ()
 
     def bind(self, lm: CausalModel) -> "Reward":
@@ -191,10 +191,10 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """Rewards of a response's prefixes: `rewards[i]` is that of the prefix ending with token i.
+    """Rewards of a response's prefixes: `rewards[i]` is the reward of the prefix that ends with token i.
 
     Attributes:
-        additive: `rewards[i]` is that of token i, and a text's is the sum of its tokens'.
+        additive: `rewards[i]` is the reward of token i alone, and a text's reward is the sum of its tokens'.
     """
 
     token_ids: tuple[int, ...]
@@ -204,20 +204,20 @@ class Score:
 
     @property
     def prefixes(self) -> tuple[float, ...]:
-        """The reward of every prefix: what has added up until there, where rewards are of tokens."""
+        """Return the reward of every prefix: if rewards are of tokens, what has added up until there."""
         return tuple(accumulate(self.rewards)) if self.additive else self.rewards
 
     @property
     def whole(self) -> float:
-        """The reward of the whole text; of no tokens the sum is 0."""
+        """Return the reward of the whole text; without tokens, the sum is 0."""
         return self.prefixes[-1] if self.rewards or not self.additive else 0.0
 
     def without_end(self) -> "Score":
-        """Less the last token, a finished text's EOS: what was read before the end does not depend on it."""
+        """Return the score without the last token, a finished text's EOS: no earlier reward depends on it."""
         return replace(self, token_ids=self.token_ids[:-1], texts=self.texts[:-1], rewards=self.rewards[:-1])
 
     def of_response(self, finished: bool) -> float:
-        """The reward of the finished text or, if it was cut, of the prefix before the EOS.
+        """Return the reward of the finished text or, if it was cut, of the prefix before the EOS.
 
         A cut response without a token is worth the empty sum, 0, if rewards add up. If they are of prefixes it has none
         of its own, and counts as the finished text.
@@ -256,7 +256,7 @@ def short(text: str) -> str:
 def check_rendering(
     lm: CausalModel, name: str, template: Template | None, chat_template: str | None, eos_token_ids: Collection[int]
 ) -> None:
-    """Raise RewardError where the LM's chat template or ends of texts are not those a reward was trained with.
+    """Raise RewardError if the LM's chat template or ends of texts are not those a reward was trained with.
 
     Args:
         name: of the reward's backbone.

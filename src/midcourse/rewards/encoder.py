@@ -45,7 +45,7 @@ from midcourse.rewards.trained import TrainedReward, check_tokenizer, check_weig
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
-    """Whether a model of that configuration reads both ways: transformers can fill in its masks."""
+    """Return whether a model of that configuration reads both ways: transformers can fill in its masks."""
     mixed = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
     return type(config) in AutoModelForMaskedLM._model_mapping and not mixed
 
@@ -91,7 +91,7 @@ class EncoderReward(TrainedReward):
         dtype: str = "auto",
         **recorded: Any,
     ) -> "EncoderReward":
-        """An untrained reward on a pretrained encoder ("minilm", folder or Hub id).
+        """Make an untrained reward on a pretrained encoder ("minilm", folder or Hub id).
 
         Args:
             template: makes no difference: the encoder reads a prompt's text, of messages their contents.
@@ -157,17 +157,17 @@ class EncoderReward(TrainedReward):
         return reward.eval()
 
     def top(self, layers: nn.Module | None) -> nn.Module:
-        """RewardError: an encoder has no states of tokens to keep."""
+        """Raise RewardError: an encoder has no states of tokens to keep."""
         raise RewardError(f"{self.info.backbone} is an encoder, which is not trained on states of tokens")
 
     def make_head(self) -> nn.ModuleList:
-        """What the classifier has behind the encoder's layers, in the order of its forward."""
+        """Return what the classifier has behind the encoder's layers, in the order of its forward."""
         encoder = self.backbone.base_model
         parts = [getattr(encoder, "pooler", None), *(part for part in self.backbone.children() if part is not encoder)]
         return nn.ModuleList(part for part in parts if part is not None and any(True for _ in part.parameters()))
 
     def last_parts(self, amount: int) -> list[nn.Module]:
-        """The last layers of the encoder."""
+        """Return the last layers of the encoder."""
         count = self.backbone.config.num_hidden_layers
         for part in self.backbone.modules():
             if isinstance(part, nn.ModuleList) and len(part) == count and part is not self.head:
@@ -178,7 +178,7 @@ class EncoderReward(TrainedReward):
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a row: as in training, where it has been trained."""
+        """Return the most tokens of a row: those of its training, if it has been trained."""
         limits = [self.tokenizer.model_max_length, context_length(self.backbone.config)]
         if self.info.training:
             limits.append(self.info.training["settings"]["max_tokens"])
@@ -210,17 +210,17 @@ class EncoderReward(TrainedReward):
         return None
 
     def inputs(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, Tensor]:
-        """What the classifier takes for (prompt ids, response ids) rows, padded on the right."""
+        """Return what the classifier takes for (prompt ids, response ids) rows, padded on the right."""
         ids, mask = pad([[*before, *after] for before, after in rows], torch.device("cpu"))
-        found = {"input_ids": ids.masked_fill(~mask, self.backbone.config.pad_token_id), "attention_mask": mask.long()}
+        inputs = {"input_ids": ids.masked_fill(~mask, self.backbone.config.pad_token_id), "attention_mask": mask.long()}
         if self.token_types:
             first, second = self.token_types
             # Without a response transformers' tokenizers read the prompt alone: all is its first part.
             types = [
                 [first] * len(before) + [second if len(after) > 1 else first] * len(after) for before, after in rows
             ]
-            found["token_type_ids"] = pad(types, torch.device("cpu"))[0]
-        return found
+            inputs["token_type_ids"] = pad(types, torch.device("cpu"))[0]
+        return inputs
 
     # Rewards
 
@@ -231,10 +231,10 @@ class EncoderReward(TrainedReward):
         token_type_ids: Int[Tensor, "batch tokens"] | None = None,
         entering: Float[Tensor, "batch 1 hidden"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of each whole text, at every one of its places.
+        """Return the reward of each whole text, at every one of its places.
 
         Args:
-            entering: what enters the head, where it is known; see `read_frozen`.
+            entering: what enters the head, if it is known; see `read_frozen`.
         """
         if entering is None:
             more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
@@ -245,14 +245,14 @@ class EncoderReward(TrainedReward):
         return rewards[:, None].expand(-1, input_ids.shape[1])
 
     def read_head(self, entering: Float[Tensor, "batch 1 hidden"]) -> Float[Tensor, " batch"]:
-        """The head on what the encoder gave it."""
+        """Apply the head to what the encoder gave it."""
         for part in self.head:
             entering = part(entering)
         return entering.reshape(len(entering))
 
     @torch.no_grad()
     def read_frozen(self, inputs: dict[str, Tensor]) -> Float[Tensor, "batch 1 hidden"] | None:
-        """What enters the head: all there is to an encoder that is not trained. None where the head is not its parts.
+        """Return what enters the head, all that a frozen encoder gives; None if the head cannot be run by itself.
 
         A head that reads all states takes its first one, as every architecture's does, so only that is kept.
         """
@@ -267,7 +267,7 @@ class EncoderReward(TrainedReward):
         return entering if torch.allclose(have, want, rtol=1e-4, atol=1e-4) else None
 
     def classifier(self, name: str = "encoder reward") -> ClassifierReward:
-        """The reward itself, on the same weights."""
+        """Return the reward that everything else uses, on the same weights."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = self.context_length
         made = ClassifierReward(self.backbone, tokenizer, name=name)
@@ -275,15 +275,15 @@ class EncoderReward(TrainedReward):
         return made
 
     def bind(self, lm: CausalModel) -> Reward:
-        """The classifier, as it reads the texts of `lm`."""
+        """Return the classifier as it reads the texts of `lm`."""
         return self.classifier().bind(lm)
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> RewardRows:
-        """RewardError: texts are read once `bind` has said whose."""
+        """Raise RewardError: texts are read once `bind` has said whose."""
         return self.classifier().start(prefixes, max_new_tokens, candidates)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], **settings: Any) -> list[Score]:
-        """RewardError: texts are read once `bind` has said whose."""
+        """Raise RewardError: texts are read once `bind` has said whose."""
         return self.classifier().score(prompts, responses)
 
     def export(self, folder: str | Path) -> None:
@@ -297,7 +297,7 @@ class EncoderReward(TrainedReward):
 
 
 def _pretrained(name: str, device: str, dtype: str) -> PreTrainedModel:
-    """The classifier on a pretrained encoder; its head is new where the checkpoint has none."""
+    """Load the classifier on a pretrained encoder; its head is new if the checkpoint has none."""
     config = load_config(resolve(name))
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise ModelError(f"transformers has no sequence classification for {config.model_type}; use a BERT")
@@ -309,7 +309,7 @@ def _pretrained(name: str, device: str, dtype: str) -> PreTrainedModel:
 
 
 def _empty(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
-    """A classifier whose weights are still to be read."""
+    """Make a classifier whose weights are still to be read."""
     place = resolve_device(device)
     wanted = resolve_dtype(dtype, place)
     wanted = config.dtype if isinstance(wanted, str) else wanted
@@ -317,6 +317,6 @@ def _empty(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel
 
 
 def _adapted(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
-    """The classifier, with LoRA adapters in its encoder where the tuning asks for them."""
+    """Return the classifier, with LoRA adapters in its encoder if the tuning asks for them."""
     setattr(model, model.base_model_prefix, with_adapter(model.base_model, tuning))
     return model

@@ -25,7 +25,7 @@ def reward_fingerprint(reward: Reward) -> str:
 
 
 def _weights(part: Any) -> list[str]:
-    """The fingerprints of the models that a reward holds, also within rewards of which it is made."""
+    """Return the fingerprints of the models that a reward holds, also within rewards of which it is made."""
     if isinstance(part, nn.Module):
         return [tensors_fingerprint(part)]
     held = [value for value in vars(part).values() if isinstance(value, nn.Module | Reward)]

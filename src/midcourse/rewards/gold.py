@@ -1,10 +1,11 @@
-"""Functions of a text that return a number, by name: vader, profanity, and any other as MODULE:FUNCTION."""
+"""Functions of a text that return a number, by name: vader, vader-once, profanity, and any other as MODULE:FUNCTION."""
 
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from midcourse.rewards.info import RewardError
 
@@ -68,16 +69,47 @@ def _imported(name: str) -> Gold:
 
 
 def _vader() -> Gold:
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError as error:
-        raise RewardError("the gold reward 'vader' needs vaderSentiment; run: pip install vaderSentiment") from error
-    analyzer = SentimentIntensityAnalyzer()
+    analyzer = _vader_library().SentimentIntensityAnalyzer()
 
     def vader(text: str) -> float:
         return analyzer.polarity_scores(text)["compound"]
 
     return vader
+
+
+def _vader_once() -> Gold:
+    """VADER's compound sentiment, with every word counted once, where it is strongest.
+
+    VADER adds up the valences of a text's words, so that "good, good, good" is worth more than "good", and a reward
+    that learns from it asks for lists of praise. Here "good, VERY good!" is worth as much as "VERY good!", and "not
+    good, not good" as much as "not good"; of "not good at first, but good later" the later one counts, which VADER
+    gives more weight. What strengthens or negates a word, and what exclamation marks add, is VADER's.
+    """
+    vader: Any = _vader_library()
+
+    class Once(vader.SentimentIntensityAnalyzer):
+        def score_valence(self, sentiments: Sequence[float | int], text: str) -> Any:
+            strongest: dict[str, float] = {}
+            for word, valence in zip(vader.SentiText(text).words_and_emoticons, sentiments, strict=True):
+                strongest[word.lower()] = max(strongest.get(word.lower(), 0.0), valence, key=abs)
+            return super().score_valence([*strongest.values()], text)
+
+    analyzer = Once()
+
+    def vader_once(text: str) -> float:
+        return analyzer.polarity_scores(text)["compound"]
+
+    return vader_once
+
+
+def _vader_library() -> Any:
+    try:
+        from vaderSentiment import vaderSentiment
+    except ImportError as error:
+        raise RewardError(
+            "the gold rewards 'vader' and 'vader-once' need vaderSentiment; run: pip install vaderSentiment"
+        ) from error
+    return vaderSentiment
 
 
 def _profanity() -> Gold:
@@ -99,5 +131,6 @@ def _profanity() -> Gold:
     return profanity
 
 
-# vader: the compound sentiment of a text, from -1 to 1. profanity: from 0, certainly profane, to 1.
-GOLDS: dict[str, Callable[[], Gold]] = {"vader": _vader, "profanity": _profanity}
+# vader: the compound sentiment of a text, from -1 to 1; vader-once: the same, counting a repeated word once.
+# profanity: from 0, certainly profane, to 1.
+GOLDS: dict[str, Callable[[], Gold]] = {"vader": _vader, "vader-once": _vader_once, "profanity": _profanity}

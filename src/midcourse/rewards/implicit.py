@@ -74,7 +74,7 @@ class ImplicitReward(TokenReward):
         device: str = "auto",
         dtype: str = "auto",
     ) -> "ImplicitReward":
-        """From the names of two models: "smollm2", folders or Hub ids.
+        """Make the reward of two models by their names: "smollm2", folders or Hub ids.
 
         Raises:
             RewardError: their tokenizers differ, or beta is not a positive number.
@@ -141,21 +141,21 @@ class ImplicitReward(TokenReward):
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """Both models."""
+        """Return both models."""
         return [*self.aligned.models, *self.base.models]
 
     @property
     def calibration(self) -> Calibration | None:
-        """What turns its sums over tokens into probabilities for a reader; None where no comparisons were given."""
+        """Return what turns sums over tokens into probabilities for a reader; None if no comparisons were given."""
         return Calibration.read(self.info.calibration)
 
     @property
     def context_length(self) -> int:
-        """The longest row that both models were made for, in tokens."""
+        """Return the length of the longest row that both models were made for, in tokens."""
         return min(self.aligned.context_length, self.base.context_length)
 
     def bind(self, lm: CausalModel) -> "ImplicitReward":
-        """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
+        """Return itself; RewardError if the LM writes other tokens, or renders or ends texts otherwise."""
         self.aligned.bind(lm)
         return self
 

@@ -46,12 +46,12 @@ class RewardInfo:
 
     @property
     def all_eos(self) -> list[int]:
-        """Every token that ends a text, the one that training wrote first."""
+        """Return every token that ends a text, first the one that training wrote."""
         return [self.eos_token_id, *(i for i in self.eos_token_ids if i != self.eos_token_id)]
 
     @property
     def additive(self) -> bool:
-        """Whether a text's reward is the sum of its tokens' rewards; otherwise it is that of its last token."""
+        """Return whether a text's reward is the sum of its tokens' rewards; otherwise it is that of its last token."""
         return self.objective in ("autoregressive", "implicit")
 
 

@@ -49,10 +49,10 @@ def load_reward(
 
     Args:
         template: how prompts were rendered in a causal LM's training, "raw" by default; or in that of a sequence
-            classifier, by default its tokenizer's chat template where it has one. The others know theirs, and so does
+            classifier, by default its tokenizer's chat template if it has one. The others know theirs, and so does
             what `midcourse export` wrote.
-        share_with: the language model whose weights the reward is to use instead of a second copy; for what
-            `midcourse train` wrote; a function has none. It saves memory, not passes.
+        share_with: the language model whose weights the reward is to use instead of a second copy; only for what
+            `midcourse train` wrote. It saves memory, not passes.
         allow_other_weights: for a trunk reward that shares: see `RewardModel.load`.
 
     Raises:
@@ -163,13 +163,13 @@ def load_label(
 
 
 def is_function(name: str | Path) -> bool:
-    """Whether a name is that of a function of the text; a file or folder of that name comes first."""
+    """Return whether a name is that of a function of the text; a file or folder of that name comes first."""
     text = str(name)
     return not Path(name).exists() and "://" not in text and (text in GOLDS or ":" in text)
 
 
 def shareable(name: str | Path, lm: LanguageModel) -> bool:
-    """Whether the reward of that name can stand on the language model's own weights (`share_with`)."""
+    """Return whether the reward of that name can stand on the language model's own weights (`share_with`)."""
     folder = Path(place_of(name))
     if not (folder / "midcourse.json").is_file():
         return False

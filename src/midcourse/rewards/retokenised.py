@@ -27,29 +27,29 @@ class ScalarReward(Protocol):
 
     @property
     def template(self) -> Template:
-        """How prompts are rendered."""
+        """Return how prompts are rendered."""
 
     @property
     def reward_weight(self) -> float | None:
-        """The weight to guide at."""
+        """Return the weight to guide at."""
 
     @property
     def soft_value_weight(self) -> float | None:
-        """The weight at which it is an exact soft value."""
+        """Return the weight at which it is an exact soft value."""
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """What guiding with it runs forwards of."""
+        """Return the models that guiding with it runs."""
 
     @property
     def context_length(self) -> int:
-        """The most tokens of its own that a row may have."""
+        """Return the most tokens, in its own tokenizer, that a row may have."""
 
     def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
-        """The reward at final hidden states."""
+        """Return the reward at final hidden states."""
 
     def score_ids(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Tensor]:
-        """The rewards at every response position of (prompt ids, response ids) rows."""
+        """Return the rewards at every response position of (prompt ids, response ids) rows."""
 
 
 class Retokenised(Reward):
@@ -76,66 +76,66 @@ class Retokenised(Reward):
 
     @property
     def name(self) -> str:
-        """The reward's."""
+        """Return the reward's name."""
         return self.reward.name
 
     @property
     def template(self) -> Template:
-        """The reward's."""
+        """Return how the reward's prompts are rendered."""
         return self.reward.template
 
     @property
     def score_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The language model's: `score` rewards its tokens."""
+        """Return the language model's tokenizer: `score` rewards its tokens."""
         return self.lm_tokenizer
 
     @property
     def reward_weight(self) -> float | None:
-        """The reward's."""
+        """Return the weight to guide at that the reward was stored with, if any."""
         return self.reward.reward_weight
 
     @property
     def soft_value_weight(self) -> float | None:
-        """The reward's."""
+        """Return the weight at which the reward is an exact soft value, if any."""
         return self.reward.soft_value_weight
 
     @property
     def calibration(self) -> Calibration | None:
-        """None: the reward's is of lengths in its own tokens."""
+        """Return None: the reward's calibration is of lengths in its own tokens."""
         return None
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """The reward's."""
+        """Return the reward's models."""
         return self.reward.models
 
     @property
     def context_length(self) -> int:
-        """That of the reward, in its own tokens; every text is checked when it is read."""
+        """Return the reward's context length, in its own tokens; every text is checked when it is read."""
         return self.reward.context_length
 
     def bind(self, lm: CausalModel) -> "Retokenised":
-        """Itself: it was made for one language model's tokens."""
+        """Return itself: it was made for one language model's tokens."""
         return self
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "RetokenisedRows":
-        """Read the prefixes; RewardError where one is too long in the reward's tokens."""
+        """Read the prefixes; RewardError if one is too long in the reward's tokens."""
         return RetokenisedRows(self, prefixes, max_new_tokens + candidates)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
-        """The reward of every prefix of whole texts in the LM's tokens, ended by EOS; each is read from scratch."""
+        """Return the reward of every prefix of whole texts in the LM's tokens, ended by EOS; each is read anew."""
         return [self._score(*texts) for texts in zip(prompts, responses, strict=True)]
 
     def _score(self, prompt: Prompt, response: str) -> Score:
         before = prompt_ids(self.reward.tokenizer, prompt, self.template)
         ids, points = whole_response(self.lm_tokenizer, self.eos_token_ids, response)
         rows = [self.encode(before, point.text, point.finished) for point in points]
-        # The reward is read at a row's last token, which is the prompt's where the response is still empty.
+        # The reward is read at a row's last token, which is the prompt's if the response is still empty.
         rewards = self.reward.score_ids([(row[:-1], row[-1:]) for row in rows])
         return as_score(self.lm_tokenizer, ids, [row[0].item() for row in rewards])
 
     def encode(self, before: Sequence[int], response: str, finished: bool) -> list[int]:
-        """The reward's token ids of a prompt's ids and a response; RewardError where they exceed its context."""
+        """Return the reward's token ids of a prompt's ids and a response; RewardError if they exceed its context."""
         ids = [*before, *response_ids(self.reward.tokenizer, response, finished=finished)]
         if len(ids) > (room := self.context_length):
             raise RewardError(
@@ -160,6 +160,7 @@ class RetokenisedRows(ResponseRows):
         self.dtype = torch.promote_types(backbone.dtype, torch.float32)
         self.before = [prompt_ids(tokenizer, prefix.prompt, prefix.template or reward.template) for prefix in prefixes]
         now = [response.now for response in self.responses]
+        # The prompt is read here, once, and with it the reward of the prefix as it stands.
         self.cached = [reward.encode(ids, p.text, p.finished) for ids, p in zip(self.before, now, strict=True)]
         self.cache = PrefixCache(backbone, len(prefixes), max(map(len, self.cached)) + room)
         token_ids, _ = pad(self.cached, self.device)
@@ -169,35 +170,39 @@ class RetokenisedRows(ResponseRows):
         self.known = dict(zip(keys, rewards.tolist(), strict=True))
 
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
-        """One forward; the cache then holds what the texts of each row share."""
+        """Read the texts in one forward; the cache then holds what the texts of each row share."""
         rows = [
             [self.reward.encode(before, text.response, text.finished) for text in row.values()]
             for before, row in zip(self.before, asked, strict=True)
         ]
+        # Tokenised anew, texts of a row may differ before their candidates: only what all of them begin with is cached.
         # At least the last token of each text is read, since the reward is read there.
         shared = [min(_shared(row), min(map(len, row)) - 1) for row in rows]
         # Padding has positions too, and a model may have none beyond its context: a row near the end of it shares less
         # and reads some again, where others need that much padding.
         depth = max(len(ids) - n for row, n in zip(rows, shared, strict=True) for ids in row)
         shared = [min(n, self.reward.context_length - depth) for n in shared]
+        # Of that beginning, the cache has some: what follows it there may have been tokenised otherwise, and goes.
         kept = [_shared([old, row[0][:n]]) for old, row, n in zip(self.cached, rows, shared, strict=True)]
         ahead = max(n - keep for n, keep in zip(shared, kept, strict=True))
         kept = [min(keep, self.reward.context_length - ahead) for keep in kept]
 
         self.cache.rewind([len(old) - keep for old, keep in zip(self.cached, kept, strict=True)])
         self.cached = [row[0][:n] for row, n in zip(rows, shared, strict=True)]
+        # What is shared and new goes in before the branches, in the same forward; only it stays in the cache.
         first, _ = pad([ids[keep:] for ids, keep in zip(self.cached, kept, strict=True)], self.device)
         ends = [[ids[n:] for ids in row] for row, n in zip(rows, shared, strict=True)]
         rewards = self._branches(ends, first, [n - keep for n, keep in zip(shared, kept, strict=True)])
-        found: dict[Key, float] = {}
+        by_text: dict[Key, float] = {}
         for row, values in zip(asked, rewards, strict=True):
-            found.update(zip(row, values, strict=True))
-        return found
+            by_text.update(zip(row, values, strict=True))
+        return by_text
 
     def _branches(
         self, ends: list[list[list[int]]], first: Int[Tensor, "batch first"], counts: list[int]
     ) -> list[list[float]]:
-        """The rewards at the last tokens of each row's alternative ends, which follow `first`."""
+        """Return the rewards at the last tokens of each row's alternative ends, which follow `first`."""
+        # A cache takes as many branches of each row: rows with fewer texts are filled up by one token of no meaning.
         width = max(map(len, ends))
         filled = [end for row in ends for end in [*row, *[[0]] * (width - len(row))]]
         token_ids, _ = pad(filled, self.device)
@@ -222,6 +227,6 @@ class RetokenisedRows(ResponseRows):
 
 
 def _shared(rows: Sequence[list[int]]) -> int:
-    """The length of the longest beginning that all rows have: what the first and the last in order share."""
-    first, last = min(rows), max(rows)
+    """Return the length of the longest beginning that all rows have: what the first and the last in order share."""
+    first, last = min(rows), max(rows)  # whatever lies between two rows in order begins with what they share
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -2,13 +2,13 @@
 
 rewards = reward.score([prompt], [response])      every prefix of whole texts, one forward
 rows = reward.start(prefixes, ...)                 decoding: rewards of k candidates per row and step,
-rows.candidate_rewards(ids); rows.advance(chosen)            one forward over the cached prefixes
+rows.candidate_rewards(ids); rows.advance(taken)             one forward over the cached prefixes
 """
 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -59,14 +59,14 @@ class RewardModel(TokenReward, TrainedReward):
     """A scalar prefix reward. Its forward gives the reward at every position of a batch.
 
     Examples:
-        >>> reward = RewardModel.load("runs/demo/reward")
+        >>> reward = RewardModel.load("my-reward")
         >>> reward.score(["The ferry was late, and"], [" we loved every minute."])[0].rewards
     """
 
     KIND = "scalar"
 
     def make_head(self) -> nn.Module:
-        """A new head: one number for a state."""
+        """Make a new head, which gives one number for a state."""
         width, place = self.backbone.config.hidden_size, {"device": self.backbone.device, "dtype": self.backbone.dtype}
         head = nn.Linear(width, 1, bias=False, **place)
         # At zero every prefix is worth the same: training starts from the unguided policy.
@@ -78,17 +78,17 @@ class RewardModel(TokenReward, TrainedReward):
         return ScalarTop(self, layers)
 
     def last_parts(self, amount: int) -> list[nn.Module]:
-        """The backbone's last layers and what follows them."""
+        """Return the backbone's last layers and what follows them."""
         return [layers_of(self.backbone)[-amount:], final_norm_of(self.backbone)]
 
     @property
     def decoder(self) -> PreTrainedModel:
-        """The backbone as a module of transformers, whose layers are PEFT's where there are adapters."""
+        """Return the backbone as a module of transformers; with adapters, its layers are PEFT's."""
         return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """The backbone: one forward of it rewards all candidates of a step."""
+        """Return the backbone: one forward of it rewards all candidates of a step."""
         return [self.decoder]
 
     @classmethod
@@ -105,8 +105,8 @@ class RewardModel(TokenReward, TrainedReward):
         seed: int = 0,
         device: str = "auto",
         dtype: str = "auto",
-    ) -> "RewardModel":
-        """An untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder or Hub id).
+    ) -> Self:
+        """Make an untrained reward on the first `layers` layers of a pretrained causal LM ("smollm2", folder, Hub id).
 
         `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.
         """
@@ -141,7 +141,7 @@ class RewardModel(TokenReward, TrainedReward):
         input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of every prefix of right-padded rows. A causal backbone makes later tokens invisible."""
+        """Return the reward of every prefix of right-padded rows. A causal backbone makes later tokens invisible."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         return self.read(hidden)
 
@@ -151,17 +151,17 @@ class RewardModel(TokenReward, TrainedReward):
         attention_mask: Bool[Tensor, "batch tokens"] | None,
         starts: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch tokens"]:
-        """As `forward`, of rows whose responses begin at `starts`: for kinds to which that makes a difference."""
+        """Do as `forward`, for rows whose responses begin at `starts`, to kinds of reward for which that matters."""
         return self(input_ids=input_ids, attention_mask=attention_mask)
 
     def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
-        """The head on final hidden states."""
+        """Apply the head to final hidden states."""
         return self.head(hidden).squeeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
 
     # Guiding
 
     def bind(self, lm: CausalModel) -> Reward:
-        """Itself, or with its text tokenised anew at every step where the LM writes other tokens.
+        """Return itself, or if the LM writes other tokens a reward that tokenises the text anew at every step.
 
         Raises:
             RewardError: the LM's chat template or ends of texts are not those of training.
@@ -173,7 +173,7 @@ class RewardModel(TokenReward, TrainedReward):
 
     @property
     def context_length(self) -> int:
-        """The longest row the backbone was made for, in tokens."""
+        """Return the length of the longest row that the backbone was made for, in tokens."""
         return context_length(self.backbone.config)
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> RewardRows:
@@ -192,7 +192,7 @@ class RewardModel(TokenReward, TrainedReward):
             finite: raise RewardError, naming the row, if one is NaN or infinite.
         """
         self.eval()
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        by_row: list[Tensor] = [torch.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         for begin in range(0, len(order), batch_size):
             part = order[begin : begin + batch_size]
@@ -200,10 +200,10 @@ class RewardModel(TokenReward, TrainedReward):
             starts = [len(rows[i][0]) for i in part]
             rewards = self.of_responses(ids, mask, torch.tensor(starts, device=self.device)).cpu()
             for i, start, row in zip(part, starts, rewards, strict=True):
-                found[i] = row[start : start + len(rows[i][1])].clone()
+                by_row[i] = row[start : start + len(rows[i][1])].clone()
         if finite:
-            check_finite(self.name, self.tokenizer, rows, found)
-        return found
+            check_finite(self.name, self.tokenizer, rows, by_row)
+        return by_row
 
     # Loading and exporting
 
@@ -277,7 +277,7 @@ class RewardModel(TokenReward, TrainedReward):
         Its pooled score on a padded batch of EOS-terminated texts is this reward of the finished text. Pooling reads
         the last token that is not padding, so the checkpoint pads with another token than EOS. `load_reward` reads it
         as this reward reads, by the template that its config.json records. Other tools read what the tokenizer's chat
-        template renders: the same where that ends with EOS, and one more place where it goes on, as ChatML's does.
+        template renders: the same if that ends with EOS, and one more place if it goes on, as ChatML's does.
         """
         backbone = copy.deepcopy(self.backbone)
         if isinstance(backbone, PeftModel):
@@ -313,7 +313,7 @@ class ScalarTop(Top):
 
 
 class ScalarRows(CachedRows):
-    """Rows under a scalar reward: one forward scores all candidates of all rows, and the chosen ones are kept."""
+    """Rows under a scalar reward: one forward scores all candidates of all rows, and those that are taken are kept."""
 
     def __init__(self, reward: RewardModel, prefixes: Sequence[Prefix], room: int):
         super().__init__(reward.decoder, prefixes, room, reward.info.all_eos)
@@ -345,9 +345,9 @@ class ScalarRows(CachedRows):
         offered, self.offered, self.current = self.offered, None, None
         if offered is None:
             return
-        chosen = offered[0] == token_ids[:, None]
-        if bool(chosen.any(1).all()):
-            index = chosen.int().argmax(1)
+        taken = offered[0] == token_ids[:, None]
+        if bool(taken.any(1).all()):
+            index = taken.int().argmax(1)
             self.cache.keep(index)
             self.current = offered[1].gather(1, index[:, None])[:, 0]
 
@@ -368,7 +368,7 @@ class ScalarRows(CachedRows):
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
+    """Return a special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
     others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
     if not others:
         raise RewardError(

@@ -32,7 +32,7 @@ Key: TypeAlias = tuple[str, str, bool]  # a Text that can be looked up, though i
 def whole_response(
     tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int], response: str
 ) -> tuple[list[int], list[Point]]:
-    """The tokens of a whole response, EOS at the end, and its text after each of them."""
+    """Return the tokens of a whole response, EOS at the end, and its text after each of them."""
     text = ResponseText(tokenizer, eos_token_ids, response_ids(tokenizer, response, finished=True))
     return text.token_ids, text.points[1:]
 
@@ -112,12 +112,12 @@ class TextReward(Reward):
     At every step the function is asked once, for the distinct texts of all candidates of all rows. Rewards are float32.
 
     Attributes:
-        calibration: what `score` shows beside the rewards, where it was trained by midcourse.
+        calibration: what `score` shows beside the rewards, if it was trained by midcourse.
 
     Args:
         score_texts: gives one number for each text, whatever its neighbours in the batch.
         name: for messages.
-        template: how prompts have to be rendered for the language model; None where that makes no difference.
+        template: how prompts have to be rendered for the language model; None if that makes no difference.
         context_length: the most tokens of the language model that a row may have.
 
     Examples:
@@ -148,7 +148,7 @@ class TextReward(Reward):
 
     @property
     def score_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The bound language model's; None until there is one."""
+        """Return the bound language model's tokenizer; None until one is bound."""
         return self.lm and self.lm.tokenizer
 
     def bind(self, lm: CausalModel) -> "TextReward":
@@ -158,11 +158,11 @@ class TextReward(Reward):
         return bound
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "TextRows":
-        """Rows at these prefixes; RewardError where no language model is bound."""
+        """Begin at these prefixes; RewardError if no language model is bound."""
         return TextRows(self, prefixes)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Score]:
-        """The reward of every prefix of whole texts in the bound LM's tokens, each ended by EOS."""
+        """Return the reward of every prefix of whole texts in the bound LM's tokens, each ended by EOS."""
         lm = self.bound()
         whole = [whole_response(lm.tokenizer, lm.eos_token_ids, response) for response in responses]
         texts = [
@@ -177,14 +177,14 @@ class TextReward(Reward):
         ]
 
     def bound(self) -> CausalModel:
-        """The language model whose tokens are read; RewardError where there is none yet."""
+        """Return the language model whose tokens are read; RewardError if there is none yet."""
         if self.lm is None:
             raise RewardError(f"{self.name} reads no language model's tokens yet; use what bind(lm) returns")
         return self.lm
 
     @property
     def room(self) -> int | None:
-        """The most tokens of a text that are read; None if texts are read whole."""
+        """Return the most tokens of a text that are read; None if texts are read whole."""
         return None
 
     def within(self, max_tokens: int) -> "TextReward":
@@ -233,12 +233,12 @@ class TextRows(ResponseRows):
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
         texts = {key: text for row in asked for key, text in row.items()}
         new = {key: text for key, text in texts.items() if key not in self.known}
-        found = dict(zip(new, self.reward.ask(list(new.values())), strict=True))
-        return {key: found[key] if key in found else self.known[key] for key in texts}
+        answers = dict(zip(new, self.reward.ask(list(new.values())), strict=True))
+        return {key: answers[key] if key in answers else self.known[key] for key in texts}
 
 
 class FunctionReward(TextReward):
-    """The reward of a response is a plain function of its text; the prompt plays no part.
+    """A reward that is a plain function of the response's text; the prompt plays no part.
 
     Examples:
         >>> reward = FunctionReward(lambda text: -text.count("!"))

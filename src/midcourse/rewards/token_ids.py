@@ -31,13 +31,13 @@ class TokenReward(Reward):
 
     @property
     def rendering(self) -> Template:
-        """The template, which a reward of token ids always has."""
+        """Return the template, which a reward of token ids always has."""
         assert self.template is not None
         return self.template
 
     @property
     def score_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its own."""
+        """Return the reward's own tokenizer."""
         return self.tokenizer
 
     def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:

@@ -5,7 +5,7 @@ A saved reward is a folder of safetensors and JSON:
     midcourse.json       how it was trained, its template and EOS ids, the backbone's name and fingerprint
     reward.safetensors   the head and whatever else was trained (adapter, last layers, or everything)
     rows.safetensors     hashes of the rows it learned from; see data.learned
-    backbone/            config of the backbone, only where all of it was trained
+    backbone/            config of the backbone, only if all of it was trained
 """
 
 from abc import abstractmethod
@@ -79,27 +79,27 @@ class TrainedReward(nn.Module, Reward):
 
     @property
     def template(self) -> Template:
-        """How prompts were rendered in training, and must be here."""
+        """Return how prompts were rendered in training, and must be here."""
         return self.info.template
 
     @property
     def calibration(self) -> Calibration | None:
-        """What turns its rewards into probabilities for a reader; None for a reward that was saved without one."""
+        """Return what turns rewards into probabilities for a reader; None if the reward was saved without it."""
         return Calibration.read(self.info.calibration)
 
     @property
     def soft_value_weight(self) -> float | None:
-        """The weight w at which this is the exact guide, (1/w) log E exp(w R); None for what is no soft value."""
+        """Return the weight w at which the reward is exact, (1/w) log E exp(w R); None if it is no soft value."""
         return self.info.objective_settings.get("value_weight")
 
     @property
     def reward_weight(self) -> float | None:
-        """The weight to guide at where none is asked for; None where nothing speaks for one."""
+        """Return the weight to guide at if none is asked for; None if nothing speaks for one."""
         return self.info.reward_weight
 
     @property
     def additive(self) -> bool:
-        """Whether a text's reward is the sum of its tokens' rewards."""
+        """Return whether a text's reward is the sum of its tokens' rewards."""
         return self.info.additive
 
     @property
@@ -126,7 +126,7 @@ class TrainedReward(nn.Module, Reward):
         write_text(folder / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: all that has to be stored beside the backbone's name."""
+        """Return the tensors that training changes: all that has to be stored beside the backbone's name."""
         trained = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
         return {name: whole_tensor(p).cpu().contiguous() for name, p in trained.items()}
 
@@ -154,7 +154,7 @@ class Top(nn.Module):
         self.head = reward.head
 
     def hidden(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens hidden"]:
-        """The backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
+        """Return the backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
         return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
 
 
@@ -191,12 +191,12 @@ def set_trainable(reward: TrainedReward) -> None:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
+    """Return a tensor that FSDP2 keeps in parts, brought together in every process; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor, kept as FSDP2 keeps `like`; the tensor as it is where `like` is whole."""
+    """Return this process's part of a tensor, kept as FSDP2 keeps `like`; the whole tensor if `like` is whole."""
     if not isinstance(like, DTensor):
         return whole
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)

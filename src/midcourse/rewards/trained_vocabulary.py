@@ -15,7 +15,7 @@ whose value head is a language model's; the one with it is GenARM's (Xu et al., 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,7 +39,7 @@ POSITIONS = 64  # whose rewards of the whole vocabulary are in memory at a time
 
 
 class VocabularyHead(nn.Module):
-    """W and s of the module's equation; s is absent where rewards are normalised, where it would cancel."""
+    """W and s of the module's equation; there is no s if rewards are normalised, since it would cancel."""
 
     def __init__(self, hidden: int, width: int, normalised: bool, device: torch.device, dtype: torch.dtype):
         super().__init__()
@@ -71,26 +71,25 @@ class TrainedVocabularyReward(RewardModel):
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         super().__init__(backbone, tokenizer, info)
         if not backbone.config.tie_word_embeddings:
-            # To be filled by `create` or `load`. Trained, and saved, only where all of the backbone is.
+            # To be filled by `create` or `load`. Trained, and saved, only if all of the backbone is.
             empty = torch.empty_like(self.embeddings)
             self.output = nn.Parameter(empty, requires_grad=Tuning.parse(info.tune).kind == "all")
 
     @classmethod
-    def create(cls, backbone: str, **settings: Any) -> "RewardModel":
-        """As `RewardModel.create`; "autoregressive" among the objectives makes the rewards log-probabilities."""
+    def create(cls, backbone: str, **settings: Any) -> Self:
+        """Do as `RewardModel.create`; the objective "autoregressive" makes the rewards log-probabilities."""
         reward = super().create(backbone, **settings)
-        assert isinstance(reward, TrainedVocabularyReward)
         return reward.with_outputs(backbone)
 
     @classmethod
-    def load(cls, folder: str | Path, **settings: Any) -> "RewardModel":
-        """As `RewardModel.load`."""
+    def load(cls, folder: str | Path, **settings: Any) -> RewardModel:
+        """Load a saved reward, as `RewardModel.load` does."""
         reward = super().load(folder, **settings)
         assert isinstance(reward, TrainedVocabularyReward)
         return reward if reward.info.tune == "all" else reward.with_outputs(reward.info.backbone)
 
-    def with_outputs(self, name: str) -> "TrainedVocabularyReward":
-        """Itself, its output embeddings read from the model of that name where they are not the input embeddings."""
+    def with_outputs(self, name: str) -> Self:
+        """Read the output embeddings from that model unless they are the input embeddings; return itself."""
         if self.backbone.config.tie_word_embeddings:
             return self
         config = load_config(resolve(name))
@@ -116,27 +115,27 @@ class TrainedVocabularyReward(RewardModel):
 
     @property
     def normalised(self) -> bool:
-        """Whether rewards are log-probabilities."""
+        """Return whether rewards are log-probabilities."""
         return self.info.objective == "autoregressive"
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab width"]:
-        """The input embeddings."""
+        """Return the input embeddings."""
         return self.backbone.get_input_embeddings().weight
 
     @property
     def outputs(self) -> Float[Tensor, "vocab width"]:
-        """e(v)."""
+        """Return e(v), the output embedding of every token."""
         return self.embeddings if self.backbone.config.tie_word_embeddings else self.output
 
     @property
     def model(self) -> PreTrainedModel:
-        """What reads prefixes: the backbone, whose layers are PEFT's where there are adapters."""
+        """Return what reads prefixes: the backbone; with adapters, its layers are PEFT's."""
         return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Every token that ends a text, the one that training wrote first."""
+        """Return every token that ends a text, first the one that training wrote."""
         return self.info.all_eos
 
     def forward(
@@ -144,7 +143,7 @@ class TrainedVocabularyReward(RewardModel):
         input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of every prefix of right-padded rows; a row's first token has none before it, and the reward 0."""
+        """Return the reward of every prefix of right-padded rows; a row's first token has reward 0."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         later = self.next_rewards(hidden[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten()).view(len(hidden), -1)
         return torch.cat([later.new_zeros(len(later), 1), later], 1)
@@ -152,16 +151,16 @@ class TrainedVocabularyReward(RewardModel):
     def next_rewards(
         self, states: Float[Tensor, "places hidden"], token_ids: Int[Tensor, " places"]
     ) -> Float[Tensor, " places"]:
-        """The reward of a token after each state."""
+        """Return the reward of a token after each state."""
         assert isinstance(self.head, VocabularyHead)
         projected = self.head.project(states)
-        found = promoted((projected * self.outputs[token_ids]).sum(-1))
+        rewards = promoted((projected * self.outputs[token_ids]).sum(-1))
         if self.head.state is not None:
-            return found + promoted(self.head.state(states)[:, 0])
-        return found - log_normaliser(projected, self.outputs)
+            return rewards + promoted(self.head.state(states)[:, 0])
+        return rewards - log_normaliser(projected, self.outputs)
 
     def vocabulary_rewards(self, states: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place vocab"]:
-        """The reward of every token after each state; every end of a text has that of training's EOS."""
+        """Return the reward of every token after each state; every end of a text has that of training's EOS."""
         assert isinstance(self.head, VocabularyHead)
         rewards = promoted(self.head.project(states) @ self.outputs.T)
         rewards = rewards.log_softmax(-1) if self.head.state is None else rewards + promoted(self.head.state(states))
@@ -170,11 +169,11 @@ class TrainedVocabularyReward(RewardModel):
     def read_next(
         self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
     ) -> Float[Tensor, "batch places vocab"]:
-        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+        """Append tokens to cached rows; return the rewards of what may follow those at `places`."""
         return self.vocabulary_rewards(cache.extend(token_ids, counts).last_hidden_state[:, places])
 
     def bind(self, lm: CausalModel) -> Reward:
-        """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
+        """Return itself; RewardError if the LM writes other tokens, or renders or ends texts otherwise."""
         check_vocabulary(
             lm, self.info.backbone, self.info.tokenizer, self.template, self.info.chat_template, self.info.eos_token_ids
         )
@@ -185,7 +184,7 @@ class TrainedVocabularyReward(RewardModel):
         return ModelVocabularyRows(self, prefixes, max_new_tokens)
 
     def export(self, folder: Any) -> None:
-        """RewardError: a sequence classifier has no such head."""
+        """Raise RewardError: a sequence classifier has no such head."""
         raise RewardError("a vocabulary reward has no form that transformers reads; export a scalar one")
 
 
@@ -206,11 +205,11 @@ class VocabularyTop(Top):
         attention_mask: Bool[Tensor, "rows tokens"] | None = None,
         best: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Rewards at the wanted positions, 0 elsewhere; with `best`, also the best rewards of any tokens there.
+        """Return rewards at the wanted positions, 0 elsewhere; with `best`, also the best rewards of any tokens there.
 
         Args:
-            states: those before the tokens where only the head is trained; those that enter the trained layers; None
-                where all of the backbone is run.
+            states: those before the tokens if only the head is trained; those that enter the trained layers; None
+                if all of the backbone is run.
         """
         if states is None:
             assert self.layers is not None
@@ -227,19 +226,19 @@ class VocabularyTop(Top):
 
 
 def _spread(values: Float[Tensor, " places"], wanted: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
-    """The values at the wanted positions, 0 elsewhere."""
+    """Return the values at the wanted positions, 0 elsewhere."""
     return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
 
 
 def promoted(values: Float[Tensor, "*place"]) -> Float[Tensor, "*place"]:
-    """In float32 at least."""
+    """Return values in float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def log_normaliser(
     projected: Float[Tensor, "places width"], outputs: Float[Tensor, "vocab width"]
 ) -> Float[Tensor, " places"]:
-    """log sum over v of exp(e(v) . p), of few places at a time: the logits of all would fill the memory."""
+    """Return log sum over v of exp(e(v) . p), of few places at a time: the logits of all would fill the memory."""
 
     def of_part(part: Tensor) -> Tensor:
         return promoted(part @ outputs.T).logsumexp(-1)

@@ -13,7 +13,7 @@ model stays frozen; the head is trained on states computed once. A head of the f
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -58,20 +58,20 @@ class TrunkHead(nn.Module):
     ) -> Float[Tensor, "*place 2"]:
         h, e = normed(states), normed(embeddings)
         products = (self.left(h) * self.right(e)).unflatten(-1, (2, -1)).sum(-1)
-        found = self.state(h) + self.token(e) + products
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+        terms = self.state(h) + self.token(e) + products
+        return terms.to(torch.promote_types(terms.dtype, torch.float32))
 
     def of_all(
         self, states: Float[Tensor, "*place hidden"], embeddings: Float[Tensor, "vocab hidden"]
     ) -> Float[Tensor, "*place vocab"]:
-        """f + g of every token after each state, as products of matrices."""
+        """Return f + g of every token after each state, as products of matrices."""
         h, e = normed(states), normed(embeddings)
-        found = self.left(h) @ self.right(e).T + self.state(h).sum(-1, keepdim=True) + self.token(e).sum(-1)
-        return found.to(torch.promote_types(found.dtype, torch.float32))
+        terms = self.left(h) @ self.right(e).T + self.state(h).sum(-1, keepdim=True) + self.token(e).sum(-1)
+        return terms.to(torch.promote_types(terms.dtype, torch.float32))
 
 
 def normed(vectors: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place hidden"]:
-    """Each vector at root mean square 1: states of different depth and tokens of different frequency on one scale."""
+    """Bring each vector to root mean square 1, so that states of any depth and tokens of any frequency compare."""
     return vectors * torch.rsqrt(vectors.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
@@ -102,8 +102,8 @@ class TrunkReward(RewardModel):
             _remove_final_norm(backbone)
 
     @classmethod
-    def create(cls, backbone: str, *, layers: int | None = None, **settings: Any) -> "RewardModel":
-        """As `RewardModel.create`, on the states after two thirds of the layers by default."""
+    def create(cls, backbone: str, *, layers: int | None = None, **settings: Any) -> Self:
+        """Do as `RewardModel.create`, on the states after two thirds of the layers by default."""
         if layers is None:
             layers = max(1, 2 * load_config(resolve(backbone)).num_hidden_layers // 3)
         return super().create(backbone, layers=layers, **settings)
@@ -118,12 +118,12 @@ class TrunkReward(RewardModel):
 
     @property
     def layer(self) -> int:
-        """After how many layers of the language model the states are read."""
+        """Return after how many layers of the language model the states are read."""
         return self.info.layers
 
     @property
     def embeddings(self) -> Float[Tensor, "vocab hidden"]:
-        """e(v): the backbone's own, frozen."""
+        """Return e(v): the backbone's own embeddings, frozen."""
         return self.backbone.get_input_embeddings().weight
 
     def forward(
@@ -131,7 +131,7 @@ class TrunkReward(RewardModel):
         input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Bool[Tensor, "batch tokens"] | None = None,
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of every prefix of right-padded rows, all of whose tokens but the first count as response."""
+        """Return the reward of every prefix of right-padded rows; all tokens but the first count as response."""
         return self.of_responses(input_ids, attention_mask, torch.ones_like(input_ids[:, 0]))
 
     def of_responses(
@@ -140,21 +140,21 @@ class TrunkReward(RewardModel):
         attention_mask: Bool[Tensor, "batch tokens"] | None,
         starts: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch tokens"]:
-        """The reward of every prefix of a response; a prompt's tokens add nothing, and have the reward 0."""
+        """Return the reward of every prefix of a response; a prompt's tokens add nothing, and have the reward 0."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         inside = torch.arange(1, input_ids.shape[1], device=input_ids.device) >= starts[:, None]
-        found = self.of_next(hidden[:, :-1], input_ids[:, 1:]) * inside[..., None]
-        rewards = found[..., 0] + found[..., 1].cumsum(1)
+        terms = self.of_next(hidden[:, :-1], input_ids[:, 1:]) * inside[..., None]
+        rewards = terms[..., 0] + terms[..., 1].cumsum(1)
         return torch.cat([rewards.new_zeros(len(rewards), 1), rewards], 1)
 
     def of_next(
         self, states: Float[Tensor, "*#place hidden"], token_ids: Int[Tensor, "*#place"]
     ) -> Float[Tensor, "*place 2"]:
-        """(f, g) of a token after each state, or of several."""
+        """Return (f, g) of a token after each state, or of several."""
         return self.head(states, self.embeddings[token_ids])
 
     def vocabulary_rewards(self, states: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place vocab"]:
-        """f + g of every token after each state; every end of a text has that of training's EOS."""
+        """Return f + g of every token after each state; every end of a text has that of training's EOS."""
         return ends_alike(self.head.of_all(states, self.embeddings), self.info.all_eos)
 
     def bind(self, lm: CausalModel) -> Reward:
@@ -176,9 +176,9 @@ class TrunkReward(RewardModel):
         return self
 
     def _knows(self, lm: LanguageModel) -> bool:
-        """Whether the LM's embeddings and first layers have the weights of the backbone.
+        """Return whether the LM's embeddings and first layers have the weights of the backbone.
 
-        Shared tensors need no look. Others are compared once for a model, and again where either side changed.
+        Shared tensors need no look. Others are compared once for a model, and again if either side changed.
         """
         decoder = lm.model.get_decoder()
         theirs, mine = dict(decoder.named_parameters()), dict(self.backbone.named_parameters())
@@ -195,11 +195,11 @@ class TrunkReward(RewardModel):
         return seen[1]
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "TrunkRows":
-        """Rows that read a language model's states once they `follow` its rows; see `Reward.start`."""
+        """Return rows that read a language model's states once they `follow` its rows; see `Reward.start`."""
         return TrunkRows(self, prefixes)
 
     def export(self, folder: Any) -> None:
-        """RewardError: transformers has no such form."""
+        """Raise RewardError: transformers has no such form."""
         raise RewardError("a trunk reward has no form that transformers reads; export a scalar one")
 
 
@@ -215,12 +215,12 @@ class TrunkTop(nn.Module):
         self, states: Float[Tensor, "rows tokens hidden"], token_ids: Int[Tensor, "rows tokens"], best: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         (reward,) = self._reward
-        found = reward.of_next(states, token_ids)
-        sums = found[..., 1].cumsum(1)
+        terms = reward.of_next(states, token_ids)
+        sums = terms[..., 1].cumsum(1)
         if not best:
-            return found[..., 0] + sums
+            return terms[..., 0] + sums
         tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
-        return found[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - found[..., 1]
+        return terms[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - terms[..., 1]
 
 
 class TrunkRows:
@@ -253,17 +253,17 @@ class TrunkRows:
                 self.sums[row] = gains.cumsum(0).tolist()
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        found = self._of_next(self._rows().states(self.reward.layer)[:, None], token_ids).sum(-1)
-        return found + self._totals(found)[:, None]
+        terms = self._of_next(self._rows().states(self.reward.layer)[:, None], token_ids).sum(-1)
+        return terms + self._totals(terms)[:, None]
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
-        found = self.reward.vocabulary_rewards(self._rows().states(self.reward.layer))
-        return found + self._totals(found)[:, None]
+        terms = self.reward.vocabulary_rewards(self._rows().states(self.reward.layer))
+        return terms + self._totals(terms)[:, None]
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
         known = torch.tensor([len(ids) > start for ids, start in zip(self.ids, self.starts, strict=True)])
-        found = self._of_last()[:, 0]
-        return torch.where(known.to(found.device), found + self._totals(found), 0.0)
+        terms = self._of_last()[:, 0]
+        return torch.where(known.to(terms.device), terms + self._totals(terms), 0.0)
 
     def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
         for ids, token in zip(self.ids, token_ids.tolist(), strict=True):
@@ -296,7 +296,7 @@ class TrunkRows:
         return self.lm
 
     def _of_last(self) -> Float[Tensor, "batch 2"]:
-        """(f, g) of each row's last token, which the language model may have read already or not."""
+        """Return (f, g) of each row's last token, which the language model may have read already or not."""
         rows, layer = self._rows(), self.reward.layer
         ahead = [len(ids) > length for ids, length in zip(self.ids, rows.lengths, strict=True)]
         before = torch.tensor(ahead, device=self.reward.device)[:, None]
@@ -311,7 +311,7 @@ class TrunkRows:
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:
-    """What changes with a tensor: its place in memory, or the number of writes into it."""
+    """Return what tells a changed tensor: its place in memory, and the number of writes into it."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 

@@ -1,6 +1,6 @@
 """A reward for every next token at once: a causal language model whose outputs are rewards.
 
-One pass over one token rewards all of the vocabulary, where a scalar reward needs one over every candidate. FaRMA's
+One pass over one token rewards all of the vocabulary, while a scalar reward needs one over every candidate. FaRMA's
 value head and GenARM's autoregressive reward model are of this kind.
 """
 
@@ -32,7 +32,7 @@ PLACES = 256  # whose rewards of the whole vocabulary are in memory at a time
 
 
 class VocabularyReward(TokenReward):
-    """The reward of a prefix is the output of `model` at its last token, read one position before.
+    """A reward read from a causal LM: a prefix's is the output of `model` for its last token, one position before.
 
     Args:
         model: a causal LM of transformers. It is not changed.
@@ -77,33 +77,33 @@ class VocabularyReward(TokenReward):
         device: str = "auto",
         dtype: str = "auto",
     ) -> "VocabularyReward":
-        """From a causal LM's folder or Hub id; ModelError where there is none."""
+        """Load a causal LM from a folder or Hub id; ModelError if there is none."""
         lm = LanguageModel.load(str(name), device=device, dtype=dtype)
         return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
 
     @property
     def models(self) -> Sequence[nn.Module]:
-        """The model: one forward over one token rewards all of the vocabulary."""
+        """Return the model: one forward over one token rewards all of the vocabulary."""
         return [self.model]
 
     @property
     def additive(self) -> bool:
-        """Whether a text's reward is the sum of its tokens': of log-probabilities it is."""
+        """Return whether a text's reward is the sum of its tokens': of log-probabilities it is."""
         return self.normalised
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Every token that ends a text, the tokenizer's first."""
+        """Return every token that ends a text, the tokenizer's EOS first."""
         first = self.tokenizer.eos_token_id
         return [first, *sorted(eos_token_ids(self.model.generation_config, self.tokenizer) - {first})]
 
     @property
     def context_length(self) -> int:
-        """The longest row the model was made for, in tokens."""
+        """Return the length of the longest row that the model was made for, in tokens."""
         return context_length(self.model.config)
 
     def bind(self, lm: CausalModel) -> "VocabularyReward":
-        """Itself; RewardError where the LM writes other tokens, or renders or ends texts otherwise."""
+        """Return itself; RewardError if the LM writes other tokens, or renders or ends texts otherwise."""
         chat_template = chat_fingerprint(self.tokenizer)
         check_vocabulary(lm, self.name, self.tokens, self.template, chat_template, self.eos_token_ids)
         return self
@@ -113,7 +113,7 @@ class VocabularyReward(TokenReward):
         return ModelVocabularyRows(self, prefixes, max_new_tokens)
 
     def read(self, logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
-        """The model's outputs as rewards of the next token; every end of a text has that of the tokenizer's EOS."""
+        """Return outputs as rewards of the next token; every end of a text has that of the tokenizer's EOS."""
         rewards = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.normalised:
             rewards = rewards.log_softmax(-1)
@@ -122,7 +122,7 @@ class VocabularyReward(TokenReward):
     def read_next(
         self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
     ) -> Float[Tensor, "batch places vocab"]:
-        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+        """Append tokens to cached rows; return the rewards of what may follow those at `places`."""
         keep = torch.tensor(places, device=token_ids.device)
         return self.read(cache.extend(token_ids, counts, logits_to_keep=keep).logits)
 
@@ -135,17 +135,17 @@ class VocabularyReward(TokenReward):
         Args:
             finite: raise RewardError, naming the row, if one is NaN or infinite.
         """
-        found = []
+        by_row = []
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
             ids, mask = pad([[*prompt, *response] for prompt, response in part], self.model.device)
             rewards = self.read(self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits).cpu()
             for (prompt, response), row in zip(part, rewards, strict=True):
                 before = range(len(prompt) - 1, len(prompt) + len(response) - 1)
-                found.append(row[list(before), list(response)])
+                by_row.append(row[list(before), list(response)])
         if finite:
-            check_finite(self.name, self.tokenizer, rows, found)
-        return found
+            check_finite(self.name, self.tokenizer, rows, by_row)
+        return by_row
 
 
 @runtime_checkable
@@ -154,16 +154,16 @@ class VocabularyModel(Protocol):
 
     @property
     def model(self) -> Any:
-        """What reads prefixes: a model of transformers."""
+        """Return what reads prefixes: a model of transformers."""
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Every token that ends a text, the one that training wrote first."""
+        """Return every token that ends a text, first the one that training wrote."""
 
     def read_next(
         self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
     ) -> Float[Tensor, "batch places vocab"]:
-        """Append tokens to cached rows; the rewards of what may follow those at `places`."""
+        """Append tokens to cached rows; return the rewards of what may follow those at `places`."""
 
 
 def check_vocabulary(
@@ -174,7 +174,7 @@ def check_vocabulary(
     chat_template: str | None,
     eos_token_ids: Collection[int],
 ) -> None:
-    """Raise RewardError where an LM's tokens, rendering or ends of texts are not those of a vocabulary reward."""
+    """Raise RewardError if an LM's tokens, rendering or ends of texts are not those of a vocabulary reward."""
     if tokens != lm.tokens:
         raise RewardError(
             f"{name} rewards the tokens of its own vocabulary, {lm.name} writes others; a vocabulary reward "
@@ -184,7 +184,7 @@ def check_vocabulary(
 
 
 def ends_alike(rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[int]) -> Float[Tensor, "*place vocab"]:
-    """The rewards, in which every end of a text has that of the first of `eos_token_ids`."""
+    """Return the rewards, in which every end of a text has that of the first of `eos_token_ids`."""
     first, *others = eos_token_ids
     if not others:
         return rewards
@@ -194,13 +194,13 @@ def ends_alike(rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[i
 
 @torch.no_grad()
 def best_tokens(reward: Any, states: Float[Tensor, "places hidden"]) -> Int[Tensor, " places"]:
-    """The token of the highest reward after each state, of few places at a time: all would fill the memory.
+    """Return the token of the highest reward after each state, of few places at a time: all would fill the memory.
 
     The maximum's gradient is that of its token's reward, so nothing else has to be kept for it.
     """
-    found = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
-    ends = torch.tensor(reward.info.all_eos, device=found.device)
-    return found.masked_fill(torch.isin(found, ends), reward.info.eos_token_id)
+    tokens = torch.cat([reward.vocabulary_rewards(part).argmax(-1) for part in states.split(PLACES)])
+    ends = torch.tensor(reward.info.all_eos, device=tokens.device)
+    return tokens.masked_fill(torch.isin(tokens, ends), reward.info.eos_token_id)
 
 
 class ModelVocabularyRows(CachedRows):
@@ -257,7 +257,7 @@ class ModelVocabularyRows(CachedRows):
             self.forget(1)
 
     def _read(self) -> None:
-        """Read the waiting tokens: the rewards of every next token, and of the last one where two tokens waited.
+        """Read the waiting tokens; keep the rewards of every next token, and of the last one if two tokens waited.
 
         A row that is a lone token has no token before it, and the reward 0.
         """

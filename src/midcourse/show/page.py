@@ -30,7 +30,7 @@ from midcourse.show.tokens import (
 
 
 def write_score_page(path: Path, prompt: Prompt, tokens: Sequence[Token], title: str) -> None:
-    """A page on one text: its tokens coloured by change, the reward by token, and the numbers."""
+    """Write a page on one text: its tokens coloured by change, the reward by token, and the numbers."""
     colouring = by_change(tokens)
     write_page(
         path,

@@ -26,14 +26,14 @@ def curve(tokens: Sequence[Token]) -> Markup | None:
 
     The dot of token i has the attribute data-cell="i".
     """
-    found = [
+    points = [
         (cell, position + 1, reward)
         for cell, (token, position) in enumerate(zip(tokens, positions(tokens), strict=True))
         if (reward := finite(token.reward)) is not None
     ]
-    if len(found) < 2:
+    if len(points) < 2:
         return None
-    cells, at, rewards = zip(*found, strict=True)
+    cells, at, rewards = zip(*points, strict=True)
     figure = Figure(figsize=(8.6, 2.8), layout="constrained")
     axes = styled(figure.subplots())
     axes.plot(at, rewards, color=ACCENT, linewidth=1.6)
@@ -141,8 +141,8 @@ def _simplify(element: ET.Element, variables: Mapping[str, str]) -> None:
         style = re.sub("#[0-9a-f]{6}", lambda c: f"var(--{variables[c[0]]})" if c[0] in variables else c[0], style)
         element.set("style", style)
     for name in ("d", "cx", "cy", "x", "y"):
-        if found := element.get(name):
-            element.set(name, re.sub(r"\d+\.\d+", lambda n: f"{float(n[0]):.2f}", " ".join(found.split())))
+        if value := element.get(name):
+            element.set(name, re.sub(r"\d+\.\d+", lambda n: f"{float(n[0]):.2f}", " ".join(value.split())))
     element.tail = None
     if element.text and not element.text.strip():
         element.text = None

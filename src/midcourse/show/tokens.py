@@ -29,9 +29,9 @@ class Token:
 
     Attributes:
         text: its characters; "" for the end mark and other tokens that write nothing.
-        reward: of the prefix; None where none was computed.
+        reward: of the prefix; None if none was computed.
         detail: further lines for whoever asks for this token.
-        tokens: how many of the model's tokens it holds (several where they share a character).
+        tokens: how many of the model's tokens it holds (several if they share a character).
         end: it ends the text (EOS, or what was cut off as a stop string).
         centred: the reward less the mean one at this length; None without a calibration.
         probability: that the prefix is preferred to one of its length with the mean reward; None without a calibration.
@@ -47,7 +47,7 @@ class Token:
 
 
 def tokens_of(generation: Generation, tokenizer: PreTrainedTokenizerBase) -> list[Token]:
-    """A generation's tokens; their texts joined are its text, and what lies past it (EOS, stop string) is one mark."""
+    """Return a generation's tokens; joined they are its text, and what lies past it (EOS, stop string) is one mark."""
     steps, tokens, room, done = generation.steps, [], len(generation.text), 0
     for text, part in _pieces([step.token_id for step in steps], tokenizer):
         if not room:
@@ -66,7 +66,7 @@ def tokens_of_score(
     *,
     finished: bool = True,
 ) -> list[Token]:
-    """A scored text's tokens; EOS is a mark.
+    """Return a scored text's tokens; EOS is a mark.
 
     Args:
         calibration: gives the centred rewards and probabilities; None leaves them out.
@@ -90,7 +90,7 @@ def tokens_of_score(
 
 
 def _pieces(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, slice]]:
-    """(whole characters, the tokens that hold them) in order; special tokens have no text."""
+    """Yield (whole characters, the tokens that hold them) in order; special tokens have no text."""
     stream, first = TextStream(tokenizer), 0
     for i, token_id in enumerate(token_ids):
         text = stream.push(token_id)
@@ -107,7 +107,7 @@ def _is_special(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _token(text: str, steps: Sequence[Step], tokenizer: PreTrainedTokenizerBase, end: bool = False) -> Token:
-    """The steps that wrote `text` as one token, with the last step's reward and the sums of what adds up."""
+    """Return the steps that wrote `text` as one token, with the last step's reward and the sums of what adds up."""
     last = steps[-1]
     logprob, reference, guidance_kl, total_kl = (
         sum(getattr(step, name) for step in steps)
@@ -136,7 +136,7 @@ def _ids(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
 
 @dataclass(frozen=True)
 class Colouring:
-    """From rewards to numbers on a diverging scale.
+    """A way from rewards to numbers on a diverging scale.
 
     Attributes:
         scale: the number that gets the full colour.
@@ -147,30 +147,30 @@ class Colouring:
     offsets: tuple[float, ...] | None = None
 
     def values(self, tokens: Sequence[Token]) -> list[float | None]:
-        """One number per token, in units of the reward; None where there is no finite reward."""
+        """Return one number per token, in units of the reward; None if there is no finite reward."""
         return changes(tokens) if self.offsets is None else centred(tokens, self.offsets)
 
     @property
     def meaning(self) -> str:
-        """What a colour stands for."""
+        """Return what a colour stands for."""
         if self.offsets is None:
             return "the change of the reward at this token (the first one against 0)"
         return "the reward up to this token, less the mean reward of all texts shown at the same position"
 
 
 def by_change(*rows: Sequence[Token]) -> Colouring:
-    """The colouring of texts that are each read by themselves: r_i - r_{i-1}."""
+    """Return the colouring of texts that are each read by themselves: r_i - r_{i-1}."""
     return Colouring(_scale([value for row in rows for value in changes(row)]))
 
 
 def by_position(rows: Sequence[Sequence[Token]]) -> Colouring:
-    """The colouring of a set of texts: each reward less the set's mean at its position."""
+    """Return the colouring of a set of texts: each reward less the set's mean at its position."""
     offsets = centre(rows)
     return Colouring(_scale([value for row in rows for value in centred(row, offsets)]), tuple(offsets))
 
 
 def centre(rows: Sequence[Sequence[Token]]) -> list[float]:
-    """The mean reward at every position, over the rows that have one there (0 where none has).
+    """Return the mean reward at every position, over the rows that have one there (0 if none has).
 
     Positions count the model's tokens: a free constant belongs to each length, not to each character.
     """
@@ -184,7 +184,7 @@ def centre(rows: Sequence[Sequence[Token]]) -> list[float]:
 
 
 def centred(tokens: Sequence[Token], offsets: Sequence[float]) -> list[float | None]:
-    """Each reward less the offset at its position."""
+    """Return each reward less the offset at its position."""
     return [
         None if (reward := finite(token.reward)) is None else reward - offsets[position]
         for token, position in zip(tokens, positions(tokens), strict=True)
@@ -192,14 +192,14 @@ def centred(tokens: Sequence[Token], offsets: Sequence[float]) -> list[float | N
 
 
 def changes(tokens: Sequence[Token]) -> list[float | None]:
-    """Each reward less the one before it; the first less 0."""
-    found: list[float | None] = []
+    """Return each reward less the one before it; the first less 0."""
+    differences: list[float | None] = []
     before = 0.0
     for token in tokens:
         reward = finite(token.reward)
-        found.append(None if reward is None else reward - before)
+        differences.append(None if reward is None else reward - before)
         before = before if reward is None else reward
-    return found
+    return differences
 
 
 def positions(tokens: Sequence[Token]) -> list[int]:
@@ -211,7 +211,7 @@ def finite(number: float | None) -> float | None:
 
 
 def _scale(values: Sequence[float | None]) -> float:
-    """The 95th percentile of the sizes, rounded up to two digits: one far value must not bleach all others."""
+    """Return the 95th percentile of the sizes, rounded up to two digits: one far value must not bleach all others."""
     sizes = sorted(abs(value) for value in values if value is not None)
     size = sizes[math.ceil(0.95 * len(sizes)) - 1] if sizes else 0.0
     if size < 1e-9:  # nothing but rounding
@@ -230,7 +230,7 @@ class Palette:
     high: str
 
     def background(self, shade: int) -> str:
-        """The colour of a shade, from -SHADES (lowest) to SHADES (highest)."""
+        """Return the colour of a shade, from -SHADES (lowest) to SHADES (highest)."""
         pole = self.high if shade > 0 else self.low
         share = abs(shade) / SHADES
         pairs = zip(bytes.fromhex(self.zero[1:]), bytes.fromhex(pole[1:]), strict=True)
@@ -254,7 +254,7 @@ END_MARK, OTHER_MARK, LINE_MARK = "\N{END OF PROOF}", "\N{MIDDLE DOT}", "\N{DOWN
 
 
 def shade(value: float, scale: float) -> int:
-    """The step of the diverging scale for a value: -SHADES at -scale and below, SHADES at scale and above."""
+    """Return the step of the diverging scale for a value: -SHADES at -scale and below, SHADES at scale and above."""
     return round(SHADES * max(-1.0, min(1.0, value / scale)))
 
 
@@ -267,7 +267,7 @@ CONTROLS: dict[int, str] = {
 
 
 def mark(token: Token) -> str:
-    """A sign for what could not be seen: the end, a token without text, a line's end; mostly ""."""
+    """Return a sign for what could not be seen: the end, a token without text, a line's end; mostly ""."""
     if token.end:
         return END_MARK
     if not any(letter.isprintable() or letter.isspace() for letter in token.text):
@@ -276,7 +276,7 @@ def mark(token: Token) -> str:
 
 
 def score_line(tokens: Sequence[Token], colouring: Colouring) -> Text:
-    """The text with coloured backgrounds; plain text where colours cannot be shown."""
+    """Return the text with coloured backgrounds; plain text where colours cannot be shown."""
     line = Text()
     for token, value in zip(tokens, colouring.values(tokens), strict=True):
         text = END_MARK if token.end else token.text.translate(CONTROLS)
@@ -285,7 +285,7 @@ def score_line(tokens: Sequence[Token], colouring: Colouring) -> Text:
 
 
 def score_legend(colouring: Colouring) -> Text:
-    """The scale of `score_line` and what it means."""
+    """Return the scale of `score_line` and what it means."""
     legend = Text()
     for step in range(-SHADES, SHADES + 1, 4):
         value = colouring.scale * step / SHADES
@@ -294,7 +294,7 @@ def score_legend(colouring: Colouring) -> Text:
 
 
 def score_table(tokens: Sequence[Token]) -> Table:
-    """Position, token, reward and change, one row per token; centred reward and probability where tokens have them."""
+    """Return a row per token: position, text, reward, change; centred reward and probability if tokens have them."""
     names = ("position", "token", "reward", "change", *(("centred", "probability") if calibrated(tokens) else ()))
     table = Table(*names, box=None)
     for column in (table.columns[0], *table.columns[2:]):
@@ -308,7 +308,7 @@ def score_table(tokens: Sequence[Token]) -> Table:
 
 
 def calibrated(tokens: Sequence[Token]) -> bool:
-    """Whether any of them has a centred reward."""
+    """Return whether any of the tokens has a centred reward."""
     return any(token.centred is not None for token in tokens)
 
 
@@ -318,14 +318,14 @@ def _style(value: float | None, scale: float) -> Style:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt to read: a text as it is, chat messages with their roles."""
+    """Return a prompt to read: a text as it is, chat messages with their roles."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in as_messages(prompt))
 
 
 def number(value: float | int | None, digits: int = 2, sign: bool = False) -> str:
-    """A figure with a fixed number of digits; "n/a" where there is none."""
+    """Return a figure with a fixed number of digits; "n/a" if there is none."""
     if value is None or not math.isfinite(value):
         return "n/a"
     # Adding 0 turns the -0.0 that rounding can leave into 0.0.
@@ -333,7 +333,7 @@ def number(value: float | int | None, digits: int = 2, sign: bool = False) -> st
 
 
 def chance(probability: float | None) -> str:
-    """A probability to two digits, never as certain as 0 or 1; "n/a" where there is none."""
+    """Return a probability to two digits, never as certain as 0 or 1; "n/a" if there is none."""
     if probability is None or not math.isfinite(probability):
         return "n/a"
     return "<0.01" if probability < 0.01 else ">0.99" if probability > 0.99 else f"{probability:.2f}"

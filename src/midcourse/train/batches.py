@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 def plan_batches(
     prompts: Sequence[str], lengths: Sequence[int], batch_size: int, epochs: int, seed: int, window: int = WINDOW
 ) -> list[list[int]]:
-    """The numbers of each batch's pairs or rollouts, for all epochs: in random order, but of similar length.
+    """Return the numbers of each batch's pairs or rollouts, for all epochs: in random order, but of like length.
 
     Prompts are shuffled; each `window` batches' worth of them is put in order of length and cut into batches, which
     are shuffled. A batch has those of a prompt side by side; the short one, if any, ends the epoch.
@@ -67,7 +67,7 @@ def plan_batches(
 
 
 def padding_share(items: Sequence[Sequence[int]], lengths: Sequence[int], plan: Sequence[Sequence[int]]) -> float:
-    """The share of the tokens in a plan's batches that is padding.
+    """Return the share of the tokens in a plan's batches that is padding.
 
     Args:
         items: the row numbers of each pair or rollout.
@@ -83,7 +83,7 @@ def padding_share(items: Sequence[Sequence[int]], lengths: Sequence[int], plan: 
 
 
 def in_turns(plan: Sequence[list[int]], phases: int, turns: int) -> list[Batch]:
-    """Every batch once in each phase: the plan is cut into `turns` runs, and each run goes through all phases.
+    """Return every batch once in each phase: the plan is cut into `turns` runs, each of which goes through all phases.
 
     Two phases and three turns make 0 1 0 1 0 1, each a third of the plan long.
     """
@@ -93,7 +93,7 @@ def in_turns(plan: Sequence[list[int]], phases: int, turns: int) -> list[Batch]:
 
 
 def response_columns(rows: Sequence[EncodedRow], starts: Sequence[int]) -> Int[Tensor, "rows positions"]:
-    """Where each row's response positions lie: column i is the prefix that ends with response token i.
+    """Return where each row's response positions lie: column i is the prefix that ends with response token i.
 
     `starts` are the columns of the first response tokens. Past a row's end its last column is repeated.
     """
@@ -108,7 +108,7 @@ def pair_rewards(
     lengths: Int[Tensor, " rows"],
     finished: Bool[Tensor, " rows"],
 ) -> PairRewards:
-    """Rewards of rows to rewards of pairs; `pairs` are (chosen, rejected) row numbers."""
+    """Turn rewards of rows into rewards of pairs; `pairs` are (chosen, rejected) row numbers."""
     chosen, rejected = pairs.T
     return PairRewards(
         rewards[chosen], rewards[rejected], lengths[chosen], lengths[rejected], finished[chosen], finished[rejected]
@@ -116,7 +116,7 @@ def pair_rewards(
 
 
 def renumber(items: Sequence[tuple[int, ...]]) -> tuple[list[int], list[tuple[int, ...]]]:
-    """(the distinct row numbers of some pairs or rollouts, these as positions in that list)."""
+    """Return (the distinct row numbers of some pairs or rollouts, these as positions in that list)."""
     rows = sorted({number for item in items for number in item})
     place = {number: i for i, number in enumerate(rows)}
     return rows, [tuple(place[number] for number in item) for item in items]

@@ -21,7 +21,7 @@ CHANCE = {"prefix": 0.6931, "sequence": 0.6931}  # log 2, the Bradley-Terry loss
 
 
 def plot_training(metrics: Path, info: RewardInfo, path: Path) -> None:
-    """Loss by step, and pair accuracy (or correlation with the label) on held-out prompts after each epoch."""
+    """Plot loss by step, and pair accuracy (or correlation with the label) on held-out prompts after each epoch."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -53,7 +53,7 @@ def plot_training(metrics: Path, info: RewardInfo, path: Path) -> None:
 
 
 def _smooth(points: list[tuple[int, float]], keep: float = 0.9) -> tuple[list[int], list[float]]:
-    """A running mean that forgets a tenth with every step and starts unbiased."""
+    """Return a running mean that forgets a tenth with every step and starts unbiased."""
     mean, smoothed = 0.0, []
     for n, (_, loss) in enumerate(points, 1):
         mean = keep * mean + (1 - keep) * loss
@@ -62,7 +62,7 @@ def _smooth(points: list[tuple[int, float]], keep: float = 0.9) -> tuple[list[in
 
 
 def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
-    """(what, accuracy, 95 % interval) rows of a reward's held-out pairs, for terminal and card; none without pairs."""
+    """Return rows of (what, accuracy, 95 % interval) for a reward's held-out pairs; none without pairs."""
     if not metrics["pairs"]:
         return []
     rows = [(_share(row), row["accuracy"], row["interval"], row["ties"]) for row in metrics["shares"]]
@@ -81,10 +81,10 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
 
 
 def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
-    """(what, correlation, squared error, 95 % interval) rows of a reward's held-out rollouts; none without them."""
-    if not (found := metrics.get("labels")):
+    """Return rows of (what, correlation, squared error, 95 % interval) for held-out rollouts; none without them."""
+    if not (fit := metrics.get("labels")):
         return []
-    baseline = found["baseline"]
+    baseline = fit["baseline"]
     return [
         *(
             (
@@ -93,7 +93,7 @@ def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
                 f"{row['squared_error']:.4g}",
                 _interval(row["interval"], ".4g"),
             )
-            for row in found["shares"]
+            for row in fit["shares"]
         ),
         (
             f"baseline: {baseline['guess']:.3g} for all",
@@ -105,8 +105,8 @@ def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
 
 
 def calibration_table(metrics: dict) -> list[tuple[str, str, str, str]]:
-    """(share, calibration error before, after, by chance alone) rows of a reward's held-out metrics."""
-    if not (found := metrics.get("calibration")):
+    """Return rows of (share, calibration error before, after, by chance alone) from a reward's held-out metrics."""
+    if not (fit := metrics.get("calibration")):
         return []
     return [
         (
@@ -115,31 +115,31 @@ def calibration_table(metrics: dict) -> list[tuple[str, str, str, str]]:
             _error(row["after"]),
             f"{row['after']['by_chance']:.3f}" if row["after"] else "n/a",
         )
-        for row in found["shares"]
+        for row in fit["shares"]
     ]
 
 
 def temperature_lines(metrics: dict) -> list[str]:
-    """What the temperatures are and what limits them, a sentence for each."""
-    if not (found := metrics.get("calibration")):
+    """Return what the temperatures are and what limits them, a sentence for each."""
+    if not (fit := metrics.get("calibration")):
         return []
     return [
         f"Of {texts}, a is preferred to b with probability sigmoid((r_a - r_b) / {temperature:.3g})"
-        f"{LIMITS.get(found[kind + 'limit'], '')}."
+        f"{LIMITS.get(fit[kind + 'limit'], '')}."
         for texts, kind in (("prefixes of equal length", ""), ("finished texts", "finished_"))
-        if (temperature := found[kind + "temperature"]) is not None
+        if (temperature := fit[kind + "temperature"]) is not None
     ]
 
 
-def _error(found: dict | None) -> str:
-    if found is None:
+def _error(error: dict | None) -> str:
+    if error is None:
         return "n/a"
-    low, high = found["interval"]
-    return f"{found['ece']:.3f} ({low:.3f} to {high:.3f})"
+    low, high = error["interval"]
+    return f"{error['ece']:.3f} ({low:.3f} to {high:.3f})"
 
 
 def how_it_went(metrics: dict[str, Any]) -> str:
-    """Sentences on padding and early stopping."""
+    """Return sentences on padding and early stopping."""
     padding = metrics["padding"]
     told = f"Of the tokens in its batches {padding['share']:.1%} were padding."
     if stop := metrics.get("early_stopping"):
@@ -152,20 +152,20 @@ def how_it_went(metrics: dict[str, Any]) -> str:
 
 
 def pairs_title(metrics: dict) -> str:
-    """What the accuracies are of."""
+    """Return what the accuracies are measured on."""
     made = ", rollouts of a prompt ordered by label" if "labels" in metrics else ""
     return f"{metrics['pairs']} pairs of {metrics['prompts']} prompts{made}, 95% intervals"
 
 
 def labels_title(metrics: dict) -> str:
-    """What the fit to labels is of."""
-    found = metrics["labels"]
-    zero = f"; a reward of 0 is the mean label, {found['zero']:.4g}" if found["zero"] else ""
-    return f"{found['rollouts']} rollouts of {found['prompts']} prompts, 95% intervals{zero}"
+    """Return what the fit to labels is measured on."""
+    fit = metrics["labels"]
+    zero = f"; a reward of 0 is the mean label, {fit['zero']:.4g}" if fit["zero"] else ""
+    return f"{fit['rollouts']} rollouts of {fit['prompts']} prompts, 95% intervals{zero}"
 
 
 def write_card(info: RewardInfo, path: Path) -> None:
-    """The model card, with the front matter that model hubs read."""
+    """Write the model card, with the front matter that model hubs read."""
     run = info.training
     kind = "rollouts" if "rollouts" in run else "comparisons"
     trained = info.metrics.get("train_rollouts", info.metrics.get("train_pairs"))
@@ -221,13 +221,13 @@ that wrote the rollouts.""",
 
 
 def objective_text(info: RewardInfo) -> str:
-    """The objective and its settings."""
+    """Return the objective and its settings."""
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in info.objective_settings.items())
     return f"`{info.objective}`" + (f" ({settings})" if settings else "")
 
 
 def measured(metrics: dict) -> str:
-    """The card's tables of held-out figures."""
+    """Return the card's tables of held-out figures."""
     text = ""
     if rows := accuracy_table(metrics):
         text += f"\n## Held-out pair accuracy\n\n{pairs_title(metrics)}; no prompt of them was trained on.\n\n"
@@ -252,7 +252,7 @@ def _interval(interval: Sequence[float], digits: str = ".3f") -> str:
 
 
 def calibrated(metrics: dict) -> str:
-    """The card's section on calibration; nothing where none was stored."""
+    """Return the card's section on calibration; nothing if none was stored."""
     if not (rows := calibration_table(metrics)):
         return ""
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

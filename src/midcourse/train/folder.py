@@ -32,7 +32,7 @@ def only_training(out: Path) -> AbstractContextManager[None]:
 def prepare_folder(
     out: Path, run: dict[str, Any], resume: bool, *, made: str = "reward", record: str = "midcourse.json"
 ) -> Path | None:
-    """Make `out` ready for this run; the checkpoint to go on from, or None for a start from the beginning.
+    """Make `out` ready for this run; return the checkpoint to go on from, or None to start from the beginning.
 
     Args:
         made: what a finished run leaves, for messages.
@@ -64,11 +64,11 @@ def seal(checkpoint: Path) -> None:
 
 
 def check_sealed(checkpoint: Path) -> None:
-    """Raise TrainingError where a file of a checkpoint is missing, damaged or another's."""
+    """Raise TrainingError if a file of a checkpoint is missing, damaged or another's."""
     try:
         sealed = dict(json.loads((checkpoint / SEAL).read_text()))
-        found = _digests(checkpoint)
-        changed = [name for name, digest in sealed.items() if found.get(name) != digest]
+        digests = _digests(checkpoint)
+        changed = [name for name, digest in sealed.items() if digests.get(name) != digest]
     except (OSError, ValueError, TypeError):
         changed = [SEAL]
     if changed:
@@ -79,12 +79,12 @@ def check_sealed(checkpoint: Path) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / SEAL:
             with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def finish_folder(reward: TrainedReward, out: Path, learned: Sequence[Example]) -> None:
@@ -111,6 +111,6 @@ def drop_run(out: Path) -> None:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first. Each appears whole or not at all."""
+    """Return the checkpoints in a folder, oldest first. Each appears whole or not at all."""
     found = [path for path in out.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

@@ -15,7 +15,7 @@ from midcourse.train.settings import TrainingError
 
 
 def check_new(out: Path) -> None:
-    """Raise TrainingError where `out` is anything but a new or an empty folder."""
+    """Raise TrainingError if `out` is anything but a new or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TrainingError(f"{out} exists already; name a new folder for --out")
 

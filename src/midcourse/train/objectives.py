@@ -78,7 +78,7 @@ class NextRewards(NamedTuple):
 
 
 def sequence(rewards: PairRewards) -> Float[Tensor, " pairs"]:
-    """-log sigmoid(r(y_w | x) - r(y_l | x)) of the whole responses.
+    """Return -log sigmoid(r(y_w | x) - r(y_l | x)) of the whole responses.
 
     The ordinary Bradley-Terry reward model (Ouyang et al., 2022), as ARGS guides with (Khanov et al., 2024).
     """
@@ -88,7 +88,7 @@ def sequence(rewards: PairRewards) -> Float[Tensor, " pairs"]:
 
 
 def prefix(rewards: PairRewards) -> Float[Tensor, " pairs"]:
-    """mean over i of -log sigmoid(r(y_w[:i] | x) - r(y_l[:i] | x)), i = 1 to the shorter response's end.
+    """Return the mean over i of -log sigmoid(r(y_w[:i] | x) - r(y_l[:i] | x)), i = 1 to the shorter response's end.
 
     PARGS's objective (Rashid et al., 2024: Bradley-Terry on equal-length prefixes, the label inherited from the pair),
     with one weight per pair instead of one per prefix, and without prefixes past the shorter end.
@@ -98,7 +98,7 @@ def prefix(rewards: PairRewards) -> Float[Tensor, " pairs"]:
 
 
 def prefix_past_end(rewards: PairRewards) -> Float[Tensor, " pairs"]:
-    """As `prefix`, going on to the longer response's end: its prefixes are compared with the finished shorter text.
+    """Go on, unlike `prefix`, to the longer response's end: compare its prefixes with the finished shorter text.
 
     The authors' variant (Rashid et al., 2024: the shorter response is padded with EOS). A cut response has no end to
     compare with, so its pairs stop where it does.
@@ -114,7 +114,7 @@ def prefix_past_end(rewards: PairRewards) -> Float[Tensor, " pairs"]:
 
 
 def autoregressive(rewards: PairRewards, beta: float) -> Float[Tensor, " pairs"]:
-    """-log sigmoid(beta (log pi_r(y_w | x) - log pi_r(y_l | x))), each the sum of its tokens' rewards.
+    """Return -log sigmoid(beta (log pi_r(y_w | x) - log pi_r(y_l | x))), each the sum of its tokens' rewards.
 
     GenARM's autoregressive reward model (Xu et al., 2025, equation 6): the reward of a token is its log-probability
     under pi_r, and there is no reference model. Rewards of any other kind that add up over tokens may be given too.
@@ -128,7 +128,7 @@ def autoregressive(rewards: PairRewards, beta: float) -> Float[Tensor, " pairs"]
 
 
 def value_mean(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
-    """sum over i of (R - V(y[:i] | x))^2, in units of the mean length; the minimiser is E[R | prefix].
+    """Return the sum over i of (R - V(y[:i] | x))^2, in units of the mean length; the minimiser is E[R | prefix].
 
     The expectation is over the policy that wrote the responses. CD-FUDGE (Mudgal et al., 2024, equation 6, which has
     one half of it).
@@ -137,7 +137,7 @@ def value_mean(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
 
 
 def value_soft(rewards: LabelledRewards, weight: float) -> Float[Tensor, " rows"]:
-    """sum over i of exp(w (R - V(y[:i]))) - w (R - V(y[:i])); the minimiser is (1/w) log E[exp(w R) | prefix].
+    """Return the sum over i of exp(w d_i) - w d_i, d_i = R - V(y[:i]); its minimiser is (1/w) log E[exp(w R) | prefix].
 
     That is the soft value, whose policy pi exp(w V) is the optimum of reward minus KL at this w (Q#, Zhou et al.,
     2025). The loss is the linex loss (Varian, 1975); its derivative by V, w (1 - exp(w (R - V))), has mean zero there.
@@ -150,7 +150,7 @@ def value_soft(rewards: LabelledRewards, weight: float) -> Float[Tensor, " rows"
 
 
 def value_max(rewards: LabelledRewards, expectile: float) -> Float[Tensor, " rows"]:
-    """sum over i of |tau - 1[R < V(y[:i])]| (R - V(y[:i]))^2: the tau-expectile of R given the prefix.
+    """Return the sum over i of |tau - 1[R < V(y[:i])]| (R - V(y[:i]))^2; its minimiser is R's tau-expectile.
 
     Expectile regression (Newey and Powell, 1987), as implicit Q-learning has it (Kostrikov et al., 2022, equation 5).
     At tau = 1/2 it is the mean; towards 1 it nears the best reward that was seen, and only nears it: approximate.
@@ -159,7 +159,7 @@ def value_max(rewards: LabelledRewards, expectile: float) -> Float[Tensor, " row
 
 
 def cumulative(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
-    """2 / (n (n + 1)) sum over t of t (r(y[:t]) - label)^2, t = 1 to n: later prefixes weigh more.
+    """Return 2 / (n (n + 1)) sum over t of t (r(y[:t]) - label)^2, t = 1 to n: later prefixes weigh more.
 
     RAD's cumulative squared error (Deng and Raffel, 2023, section 2.1).
     """
@@ -173,10 +173,10 @@ def cumulative(rewards: LabelledRewards) -> Float[Tensor, " rows"]:
 
 
 def consistency(rewards: NextRewards, gradient: Literal["stop", "both"]) -> Float[Tensor, " rows"]:
-    """mean over i of 1/2 [V(y[:i]) - max over v of V(y[:i] v)]^2, i = 1 to n - 1: a prefix is worth its best end.
+    """Return the mean over i < n of 1/2 [V(y[:i]) - max over v of V(y[:i] v)]^2: a prefix is worth its best end.
 
     FaRMA's second loss (Rashid et al., 2025, equation 8). With gradient "stop" the best next token's value is a target;
-    with "both" it learns too, as in the authors' code, where every constant V is a minimiser. The last prefix of a
+    with "both" it learns too, as in the authors' code, whose minimisers are all constant V. The last prefix of a
     response has nothing after it: `sequence` anchors that. A response of one token has loss 0.
     """
     best = rewards.best[:, 1:].detach() if gradient == "stop" else rewards.best[:, 1:]
@@ -197,14 +197,14 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained.
+    """An objective: its losses, what they are losses of, and its settings.
 
     Attributes:
         name, settings: as midcourse.json records them.
         phases: the losses, taken in turns.
         heads: the kinds of head that it can train.
         turns: how often the phases take turns.
-        reward_weight: the one weight to guide at, where there is such a thing.
+        reward_weight: the one weight to guide at, if there is such a thing.
         from_mean: labels count from their mean over the data, and rewards with them. Losses of R - V alone allow it: a
             constant guides nowhere, and learning it would take the steps that everything else needs.
     """
@@ -219,12 +219,12 @@ class Objective:
 
     @property
     def of(self) -> str:
-        """What it learns from: "pairs", or "labels" of single responses."""
+        """Return what it learns from: "pairs", or "labels" of single responses."""
         return self.phases[0].of
 
 
 def make_objective(name: str, **settings: Any) -> Objective:
-    """The objective of that name; settings that are None have their defaults.
+    """Return the objective of that name; settings that are None have their defaults.
 
     prefix: past_end ("drop" or "paper"). sequence: none. value: value ("mean", "soft" or "max"), value_weight of
     "soft", expectile of "max" (0.9). cumulative: none. farma: alternations (7, as the authors'), farma_gradient
@@ -313,7 +313,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 
 def check_head(objective: Objective, head: str) -> None:
-    """Raise ObjectiveError where an objective cannot train that kind of head."""
+    """Raise ObjectiveError if an objective cannot train that kind of head."""
     kind = head.partition(":")[0]
     if kind in HEADS and kind not in objective.heads:
         raise ObjectiveError(
@@ -322,7 +322,7 @@ def check_head(objective: Objective, head: str) -> None:
 
 
 def check_data(objective: Objective, rollouts: bool) -> None:
-    """Raise ObjectiveError where an objective that compares two responses is given rollouts."""
+    """Raise ObjectiveError if an objective that compares two responses is given rollouts."""
     if rollouts and objective.of == "pairs":
         raise ObjectiveError(
             f"objective {objective.name} learns from comparisons, and rollouts are single responses; make comparisons "
@@ -346,48 +346,48 @@ def _positive(flag: str, value: float) -> float:
 
 
 def at_end(rewards: Float[Tensor, "rows tokens"], lengths: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """The reward at each response's last token."""
+    """Return the reward at each response's last token."""
     return rewards.gather(1, lengths[:, None] - 1)[:, 0]
 
 
 def total(rewards: Float[Tensor, "rows tokens"], lengths: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """The sum of each response's rewards."""
+    """Return the sum of each response's rewards."""
     return torch.where(inside(rewards, lengths), rewards, 0.0).sum(1)
 
 
 def positions(rewards: Float[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
-    """0, 1, 2, ... for every row."""
+    """Return 0, 1, 2, ... for every row."""
     return torch.arange(rewards.shape[1], device=rewards.device).expand_as(rewards)
 
 
 def inside(rewards: Float[Tensor, "rows tokens"], lengths: Int[Tensor, " rows"]) -> Bool[Tensor, "rows tokens"]:
-    """Which positions are those of each response."""
+    """Return which positions are those of each response."""
     return positions(rewards) < lengths[:, None]
 
 
 def bradley_terry(
     margins: Float[Tensor, "pairs tokens"], mask: Bool[Tensor, "pairs tokens"]
 ) -> Float[Tensor, " pairs"]:
-    """Each pair's mean of -log sigmoid(margin) over its own positions."""
+    """Return each pair's mean of -log sigmoid(margin) over its own positions."""
     return mean_over(margins, mask, lambda margin: -logsigmoid(margin))
 
 
 def mean_over(
     values: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], loss: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, " rows"]:
-    """Each row's mean of loss(value) over its own positions, 0 where it has none."""
+    """Return each row's mean of loss(value) over its own positions, 0 if it has none."""
     # Masked before the loss: whatever stands in padding must not reach the gradient.
     losses = loss(torch.where(mask, values, 0.0))
     return (losses * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def over_prefixes(rewards: LabelledRewards, loss: Callable[[Tensor], Tensor]) -> Float[Tensor, " rows"]:
-    """The sum of loss(R - V) over each response's prefixes, in units of the mean length."""
+    """Return the sum of loss(R - V) over each response's prefixes, in units of the mean length."""
     mask = inside(rewards.rewards, rewards.lengths)
     losses = loss(torch.where(mask, rewards.labels[:, None] - rewards.rewards, 0.0))
     return (losses * mask).sum(1) / rewards.mean_length
 
 
 def tangent_exp(z: Float[Tensor, "*place"], bend: float = 10.0) -> Float[Tensor, "*place"]:
-    """exp(z) up to `bend`, and its tangent there from then on."""
+    """Return exp(z) up to `bend`, and its tangent there from then on."""
     return z.clamp(max=bend).exp() * (1 + (z - bend).relu())

@@ -19,7 +19,7 @@ def learning_rate(reward: TrainedReward) -> float:
 
 
 def computes_in_bfloat16(reward: TrainedReward, settings: Settings) -> bool:
-    """Whether mixed precision is asked for, or the hardware has it; TrainingError if it is asked for in vain."""
+    """Return whether mixed precision is asked for, or the hardware has it; TrainingError if it is asked for in vain."""
     able = reward.device.type == "cuda" and torch.cuda.is_bf16_supported()
     if settings.precision == "bfloat16" and not able:
         raise TrainingError(

@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 
 def join(device: torch.device) -> None:
-    """Meet the run's other processes, on GPUs with one each; do nothing where there are none or it has been done."""
+    """Meet the run's other processes, on GPUs with one each; do nothing if there are none or it has been done."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         PartialState(cpu=device.type == "cpu")
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """As `join`, and part again when the block ends without an error."""
+    """Do as `join`, and part again when the block ends without an error."""
     join(device)
     yield
     if dist.is_initialized():
@@ -35,28 +35,28 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the one that writes and prints."""
     return rank() == 0
 
 
 def part(items: Sequence[T]) -> Sequence[T]:
-    """This process's share of some items: consecutive ones, as many as the others' or one more or less."""
+    """Return this process's share of some items: consecutive ones, as many as the others' or one more or less."""
     n = len(items)
     return items[n * rank() // count() : n * (rank() + 1) // count()]
 
 
 def mean(value: torch.Tensor) -> float:
-    """The mean of a number over the processes."""
+    """Return the mean of a number over the processes."""
     if count() == 1:
         return value.item()
     total = value.detach().clone()
@@ -65,21 +65,21 @@ def mean(value: torch.Tensor) -> float:
 
 
 def highest(number: int) -> int:
-    """The largest of the processes' numbers, in all of them."""
+    """Return the largest of the processes' numbers, in all of them."""
     return number if count() == 1 else max(gathered([number]))
 
 
 def gathered(items: Sequence[T]) -> list[T]:
-    """The items of all processes, in the order of their numbers."""
+    """Return the items of all processes, in the order of their numbers."""
     if count() == 1:
         return list(items)
-    found: list[Any] = [None] * count()
-    dist.all_gather_object(found, list(items))
-    return [item for one in found for item in one]
+    parts: list[Any] = [None] * count()
+    dist.all_gather_object(parts, list(items))
+    return [item for one in parts for item in one]
 
 
 def once(call: Callable[[], T]) -> T:
-    """What `call` returns in the first process, in all; a sentence it ends with is told once and ends all."""
+    """Return in all processes what `call` returns in the first; an error there is told once and ends all."""
     if count() == 1:
         return call()
     outcome: list[Any] = [_outcome(call) if first() else None]
@@ -88,7 +88,7 @@ def once(call: Callable[[], T]) -> T:
 
 
 def everywhere(call: Callable[[], T]) -> T:
-    """What `call` returns, in every process; a sentence it ends with in any of them is told once and ends all."""
+    """Return what `call` returns in each process; an error in any of them is told once and ends all."""
     if count() == 1:
         return call()
     result, mine = _outcome(call)

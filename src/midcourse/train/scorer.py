@@ -1,4 +1,4 @@
-"""Rewards of encoded rows in training: through cached frozen states where there are any, of texts one by one."""
+"""Rewards of encoded rows in training: through cached frozen states if there are any, of texts one by one."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from midcourse.train.states import FrozenStates, split
 
 
 class Scorer(nn.Module):
-    """Rewards at the response positions of rows, through cached frozen states where there are any.
+    """Rewards at the response positions of rows, through cached frozen states if there are any.
 
     Its forward is what the Trainer wraps: all trained parameters are reached through it. An encoder's forward rewards
     whole texts at every position, so it is refused here: `encoder.make_scorer` takes either.
@@ -51,59 +51,59 @@ class Scorer(nn.Module):
         enable({"use_reentrant": False})
 
     def lengths(self, row_set: int) -> list[int]:
-        """Tokens of each row that a forward reads."""
+        """Return how many tokens of each row a forward reads."""
         if self.states:
             return self.states[row_set].lengths
         return [len(row.prompt) + len(row.response) for row in self.row_sets[row_set]]
 
     def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """What `forward` takes for some rows of a row set."""
+        """Return what `forward` takes for some rows of a row set."""
         rows = [self.row_sets[row_set][number] for number in numbers]
         if self.before:
             ids, mask = pad([row.response for row in rows], torch.device("cpu"))
         else:
             ids, mask = pad([row.prompt + row.response for row in rows], torch.device("cpu"))
-        found = {"states": self.states[row_set].batch(numbers)} if self.states else {"attention_mask": mask}
+        inputs = {"states": self.states[row_set].batch(numbers)} if self.states else {"attention_mask": mask}
         if isinstance(self.trained, VocabularyTop):
             starts = torch.tensor(self.starts(row_set, numbers))[:, None]
-            return {**found, "token_ids": ids, "wanted": mask & (torch.arange(ids.shape[1]) >= starts)}
+            return {**inputs, "token_ids": ids, "wanted": mask & (torch.arange(ids.shape[1]) >= starts)}
         if self.before:
-            found["token_ids"] = ids
-        return found if self.states else {**found, "input_ids": ids}
+            inputs["token_ids"] = ids
+        return inputs if self.states else {**inputs, "input_ids": ids}
 
     def starts(self, row_set: int, numbers: Sequence[int]) -> list[int]:
-        """The columns of `forward`'s result at which each row's response begins."""
+        """Return the columns of `forward`'s result at which each row's response begins."""
         if self.states:
             return [self.states[row_set].starts[number] for number in numbers]
         return [len(self.row_sets[row_set][number].prompt) for number in numbers]
 
     def forward(self, **inputs: Any) -> Any:
-        """Rewards of shape (rows, tokens); with `best`, also the best rewards that other tokens there would have."""
-        found = self.trained(**inputs)
+        """Return rewards of shape (rows, tokens); with `best`, also the best rewards that tokens there could have."""
+        rewards = self.trained(**inputs)
         # FSDP2 wants no view of another tensor here.
-        return found.clone() if isinstance(found, Tensor) else tuple(one.clone() for one in found)
+        return rewards.clone() if isinstance(rewards, Tensor) else tuple(one.clone() for one in rewards)
 
     @torch.no_grad()
     def score(self, row_set: int, batch_rows: int = 32) -> list[Tensor]:
-        """The rewards at the response positions of every row of a set."""
+        """Return the rewards at the response positions of every row of a set."""
         rows = self.row_sets[row_set]
         device = next(self.parameters()).device
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        by_row: list[Tensor] = [torch.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
         for begin in range(0, len(order), batch_rows):
             part = order[begin : begin + batch_rows]
             rewards = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()}).cpu()
             aligned = rewards.gather(1, response_columns([rows[i] for i in part], self.starts(row_set, part)))
             for i, row in zip(part, aligned, strict=True):
-                found[i] = row[: len(rows[i].response)].clone()
-        return found
+                by_row[i] = row[: len(rows[i].response)].clone()
+        return by_row
 
 
 BATCH_ROWS = 32
 
 
 def make_scorer(reward: TrainedReward, data: Sequence[PairSet | RolloutSet]) -> Scorer:
-    """What gives the rewards of some sets of rows in training; the first set is the one trained on."""
+    """Make what gives the rewards of some sets of rows in training; the first set is the one trained on."""
     if isinstance(reward, EncoderReward):  # the one kind whose texts are read one by one
         return EncoderScorer(reward, [one for one in data if isinstance(one, PairSet)])
     return Scorer(reward, [one.rows for one in data])
@@ -112,7 +112,7 @@ def make_scorer(reward: TrainedReward, data: Sequence[PairSet | RolloutSet]) -> 
 class EncoderScorer(Scorer):
     """Rewards of whole texts, and of the cut ones that pair accuracy reads: the other positions hold nan.
 
-    Where the head alone is trained, what enters it is computed once, in batches that are the same in every run.
+    If the head alone is trained, what enters it is computed once, in batches that are the same in every run.
     """
 
     every_prefix = False
@@ -129,47 +129,47 @@ class EncoderScorer(Scorer):
 
     @property
     def reward(self) -> EncoderReward:
-        """What is trained."""
+        """Return the reward that is trained."""
         return self._reward[0]
 
     def inputs(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """What `forward` takes for some texts of a set; its rows come first among them."""
-        found = self._ids(row_set, numbers)
+        """Return what `forward` takes for some texts of a set; its rows come first among them."""
+        inputs = self._ids(row_set, numbers)
         if self.entering:
-            found["entering"] = torch.stack([self.entering[row_set][number] for number in numbers])
-        return found
+            inputs["entering"] = torch.stack([self.entering[row_set][number] for number in numbers])
+        return inputs
 
     @torch.no_grad()
     def score(self, row_set: int, batch_rows: int = BATCH_ROWS) -> list[Tensor]:
-        """For every row of a set, the rewards of the text cut behind each position: nan where none is read."""
+        """Return, for every row of a set, the rewards of the text cut behind each position; nan if it is not read."""
         texts = self.texts[row_set]
         device = next(self.parameters()).device
         rewards: dict[EncodedRow, float] = {}
         for part in self._batches(row_set, batch_rows):
             values = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()})
             rewards |= {texts[number]: value for number, value in zip(part, values[:, 0].tolist(), strict=True)}
-        found = [torch.full((len(row.response),), math.nan) for row in self.row_sets[row_set]]
-        for row, values in zip(self.row_sets[row_set], found, strict=True):
+        by_row = [torch.full((len(row.response),), math.nan) for row in self.row_sets[row_set]]
+        for row, values in zip(self.row_sets[row_set], by_row, strict=True):
             values[-1] = rewards[row]
         for (number, place), text in self.cuts[row_set].items():
-            found[number][place] = rewards[text]
-        return found
+            by_row[number][place] = rewards[text]
+        return by_row
 
     def _ids(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
         texts = [self.texts[row_set][number] for number in numbers]
         return self.reward.inputs([(text.prompt, text.response) for text in texts])
 
     def _batches(self, row_set: int, batch_rows: int) -> list[list[int]]:
-        """The numbers of all texts, those of like length together."""
+        """Return the numbers of all texts, those of like length together."""
         texts = self.texts[row_set]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i].prompt) + len(texts[i].response))
         return [order[begin : begin + batch_rows] for begin in range(0, len(order), batch_rows)]
 
     def _read_frozen(self) -> list[list[Tensor]] | None:
-        """What enters the head for the texts of every set; None where this head has to be run with its encoder."""
-        found: list[list[Tensor]] = [[torch.empty(0)] * len(texts) for texts in self.texts]
+        """Return what enters the head for the texts of every set; None if this head has to be run with its encoder."""
+        states: list[list[Tensor]] = [[torch.empty(0)] * len(texts) for texts in self.texts]
         with progress("hidden states", sum(map(len, self.texts)), quiet=not processes.first()) as advance:
-            for row_set, entering in enumerate(found):
+            for row_set, entering in enumerate(states):
                 for part in self._batches(row_set, BATCH_ROWS):
                     inputs = {name: value.to(self.reward.device) for name, value in self._ids(row_set, part).items()}
                     read = self.reward.read_frozen(inputs)
@@ -178,16 +178,16 @@ class EncoderScorer(Scorer):
                     for number, vector in zip(part, read.cpu(), strict=True):
                         entering[number] = vector.clone()
                     advance(len(part))
-        return found
+        return states
 
 
 def cut_rows(pairs: PairSet) -> dict[tuple[int, int], EncodedRow]:
-    """(row, position) -> the row cut behind that position, for all that pair accuracy reads before the ends."""
-    found = {}
+    """Return, by (row, position), the row cut behind that position, for all that pair accuracy reads but the ends."""
+    rows = {}
     for sides in pairs.pairs:
         for share in SHARES[:-1]:
             place = cut_at(pairs, sides, share)
             for number in sides:
                 row = pairs.rows[number]
-                found[number, place] = row._replace(response=(*row.response[:-1][: place + 1], row.response[-1]))
-    return found
+                rows[number, place] = row._replace(response=(*row.response[:-1][: place + 1], row.response[-1]))
+    return rows

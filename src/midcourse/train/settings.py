@@ -22,7 +22,7 @@ class CommonSettings:
     """How the weights are trained, of a reward or of a language model."""
 
     epochs: int = 2
-    """Passes over the data; of an objective in phases, passes of each phase."""
+    """Passes over the data; an objective in phases makes so many in each phase."""
     lr: float | None = None
     """Peak learning rate; it rises over the first tenth of the run and falls to 0 along a cosine. By default one that
     suits what is trained."""
@@ -42,7 +42,7 @@ class CommonSettings:
     eval_steps: int | None = None
     """Steps between evaluations on held-out prompts; an epoch by default."""
     gradient_checkpointing: bool = False
-    """Train in less memory and more time: what the backward pass needs is computed again."""
+    """Train in less memory and more time: compute again what the backward pass needs, instead of keeping it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Settings(CommonSettings):
     """Stop after so many evaluations without a better prefix accuracy on held-out prompts (its mean over the shares of
     the response), and keep the best weights. Half of the held-out prompts decides, the other half reports."""
     precision: str = "auto"
-    """bfloat16: compute in it where that loses nothing, with float32 weights. full: compute in the weights' own dtype.
-    auto: bfloat16 on GPUs that have it."""
+    """What the arithmetic is done in. bfloat16: in it if that loses nothing, with float32 weights. full: in the
+    weights' own dtype. auto: bfloat16 on GPUs that have it."""
 
 
 def check_settings(settings: Settings) -> None:

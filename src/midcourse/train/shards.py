@@ -26,7 +26,7 @@ TORN_SECONDS = 3600  # a file still being written is younger
 
 
 def cache_limit() -> int:
-    """Bytes that cached states may take: MIDCOURSE_CACHE_GB, 20 by default; MidcourseError where it is no number."""
+    """Return the bytes that cached states may take: MIDCOURSE_CACHE_GB, 20 by default; MidcourseError if no number."""
     text = os.environ.get("MIDCOURSE_CACHE_GB") or str(CACHE_GB)
     try:
         gigabytes = float(text)
@@ -57,12 +57,12 @@ def make_room(folder: Path, needed: int) -> None:
     """Delete what was used longest ago and no living run has reserved, until `needed` bytes more stay in the limit."""
     with _locked(folder):
         kept = _reserved(folder)
-        found = []
+        shards = []
         for path in folder.glob("*.safetensors"):
             with suppress(FileNotFoundError):
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
-        total = needed + sum(size for _, size, _ in found)
-        for used, size, path in sorted(found):
+                shards.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = needed + sum(size for _, size, _ in shards)
+        for used, size, path in sorted(shards):
             torn = path.name.startswith(".")
             if path.name in kept or (torn and time.time() - used < TORN_SECONDS):
                 continue
@@ -72,7 +72,7 @@ def make_room(folder: Path, needed: int) -> None:
 
 
 def open_shard(path: Path, holds: dict[str, str], shape: Sequence[int]) -> Any | None:
-    """The shard at `path`, its use noted; None where it is missing, or with a note is another's or damaged."""
+    """Open the shard at `path` and note its use; None if it is missing, or, with a warning, another's or damaged."""
     if not path.is_file():
         return None
     try:
@@ -92,7 +92,7 @@ def open_shard(path: Path, holds: dict[str, str], shape: Sequence[int]) -> Any |
 
 
 def _reserved(folder: Path) -> set[str]:
-    """The shards of living runs; what dead ones left is removed."""
+    """Return the shards of living runs; what dead ones left is removed."""
     names: set[str] = set()
     for path in folder.glob("*.run"):
         with suppress(FileNotFoundError), path.open() as file:
@@ -107,7 +107,7 @@ def _reserved(folder: Path) -> set[str]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Alone in the folder's bookkeeping."""
+    """Hold the folder's bookkeeping for this process alone."""
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
 """The hidden states that training does not change: computed once, kept on disk, shared by heads and seeds.
 
-Where only the head is trained, these are the backbone's final states at the response positions (of a trunk reward, at
-the positions before them); where the last layers are trained too, the states that enter those layers, at all positions.
+If only the head is trained, these are the backbone's final states at the response positions (of a trunk reward, at
+the positions before them); if the last layers are trained too, the states that enter those layers, at all positions.
 """
 
 import copy
@@ -48,7 +48,7 @@ class Split(NamedTuple):
 
 
 def split(reward: TrainedReward) -> Split | None:
-    """The reward's backbone as frozen bottom and trained top; None where nothing below the head is frozen."""
+    """Split the reward's backbone into frozen bottom and trained top; None if nothing below the head is frozen."""
     tuning = Tuning.parse(reward.info.tune)
     if not reward.every_prefix:
         return None  # it has no states of tokens to keep
@@ -67,7 +67,7 @@ def split(reward: TrainedReward) -> Split | None:
 
 
 def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
-    """The backbone with only some of its layers; parameters are shared, the original is not changed."""
+    """Return the backbone with only some of its layers; parameters are shared, the original is not changed."""
     part = copy.copy(backbone)
     part._modules = dict(backbone._modules)
     part.config = copy.deepcopy(backbone.config)
@@ -80,7 +80,7 @@ def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
 
 @torch.inference_mode()
 def _equals_whole(made: Split, reward: TrainedReward) -> bool:
-    """Whether top after bottom is the whole backbone: not so where an architecture adds something to its input."""
+    """Return whether top after bottom is the whole backbone: not so if an architecture adds something to its input."""
     ids = torch.arange(8, device=reward.device)[None] + 5
     states = made.bottom(input_ids=ids, use_cache=False).last_hidden_state
     assert isinstance(made.top, Top)
@@ -90,7 +90,7 @@ def _equals_whole(made: Split, reward: TrainedReward) -> bool:
 
 
 class FrozenStates:
-    """The bottom's states of some rows, read from disk; computed first where they are not there yet.
+    """The bottom's states of some rows, read from disk; computed first if they are not there yet.
 
     Rows are stored in shards named by a hash of backbone, depth and rows, so what was interrupted goes on, and what
     another run has computed is found. See `train.shards` for what keeps them bounded and true.
@@ -130,7 +130,7 @@ class FrozenStates:
         self._shard_begins = [self._offsets[begin] for begin in range(0, len(rows), SHARD_ROWS)]
 
     def batch(self, numbers: Sequence[int]) -> Float[Tensor, "rows tokens hidden"]:
-        """The states of some rows, padded with zeros on the right."""
+        """Return the states of some rows, padded with zeros on the right."""
         return nn.utils.rnn.pad_sequence([self._row(number) for number in numbers], batch_first=True)
 
     def _row(self, number: int) -> Float[Tensor, "tokens hidden"]:
@@ -144,7 +144,7 @@ def _width(row: EncodedRow, made: Split) -> int:
 
 
 def _holds(reward: TrainedReward, made: Split) -> dict[str, str]:
-    """What shards hold, as their metadata say it beside their rows: states of which model, up to where."""
+    """Return what shards hold, as their metadata say it beside their rows: states of which model, up to where."""
     info = reward.info
     return {
         "backbone": info.backbone_fingerprint,

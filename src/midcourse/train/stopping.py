@@ -26,12 +26,12 @@ class Best(NamedTuple):
 
 
 def prefix_accuracy(row: dict[str, Any]) -> float:
-    """An evaluation's mean accuracy over the shares of the response."""
+    """Return an evaluation's mean accuracy over the shares of the response."""
     return mean(row["accuracy"].values())
 
 
 def best_so_far(rows: Sequence[dict[str, Any]]) -> Best | None:
-    """The best of the rows that hold an evaluation, the earliest of equals; None where none does."""
+    """Return the best of the rows that hold an evaluation, the earliest of equals; None if none does."""
     best = None
     for row in rows:
         if "accuracy" not in row:
@@ -44,7 +44,7 @@ def best_so_far(rows: Sequence[dict[str, Any]]) -> Best | None:
 
 
 class Interrupted(Exception):
-    """Stopped by Ctrl-C or SIGTERM after a whole checkpoint was written; `signal` is the signal's number."""
+    """Training was stopped by Ctrl-C or SIGTERM after a whole checkpoint; `signal` is the signal's number."""
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)
@@ -53,7 +53,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Interruption:
-    """Which signal has asked training to stop, if any."""
+    """The signal that has asked training to stop, if any."""
 
     signal: int | None = None
 

@@ -29,7 +29,7 @@ from midcourse.train.objectives import (
 )
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, TrainingError
-from midcourse.train.stopping import Best, Interruption, best_so_far
+from midcourse.train.stopping import Best, Interrupted, Interruption, best_so_far
 
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e9
@@ -37,7 +37,7 @@ METRICS = "metrics.jsonl"
 
 
 class Watch(TrainerCallback):
-    """After every step: a line of metrics, the bar, and a stop where one was asked for or is due.
+    """After every step: a line of metrics, the bar, and a stop if one was asked for or is due.
 
     Attributes:
         rows: the metrics of all steps so far.
@@ -105,8 +105,8 @@ class Watch(TrainerCallback):
             "learning_rate": lr_scheduler.get_last_lr()[0],
         }
         if step % self.eval_steps == 0 or step == self.total:
-            found = self.evaluate()
-            row |= processes.once(lambda: found)
+            figures = self.evaluate()
+            row |= processes.once(lambda: figures)
         self.rows.append(row)
         if processes.first():
             with self.path.open("a") as file:
@@ -120,13 +120,20 @@ class Watch(TrainerCallback):
         if self.interruption.signal is not None or self.done:
             control.should_save = control.should_training_stop = True
 
+    def check_done(self) -> None:
+        """Raise Interrupted if a signal has ended training before its end."""
+        if not self.done:
+            assert self.interruption.signal is not None
+            message = f"stopped after step {self.step} of {self.total}; add --resume to go on"
+            raise Interrupted(message, self.interruption.signal)
+
 
 def _line(row: dict[str, Any]) -> str:
     return as_json(row) + "\n"
 
 
 def _flat(row: dict[str, Any]) -> dict[str, float]:
-    """A row as trackers take it: numbers, those of held-out prompts named eval_..."""
+    """Return a row as trackers take it: numbers, those of held-out prompts named eval_..."""
     shares = {
         f"eval_{name}_at_{float(share):g}": value
         for name in ("accuracy", "correlation")
@@ -141,6 +148,14 @@ class WholeCheckpoints(Trainer):
 
     watch: Watch
     _saving: str | None = None
+
+    def train_under(self, watch: Watch, checkpoint: Path | None) -> None:
+        """Train from the beginning or a checkpoint until the watch says stop."""
+        watch.start(checkpoint)
+        self.watch = watch
+        self.add_callback(watch)
+        if not watch.done:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._saving or super()._get_output_dir(trial)
@@ -185,7 +200,7 @@ class PlanTrainer(WholeCheckpoints):
     _losses: Tensor
 
     def get_train_dataloader(self) -> DataLoader:
-        """All steps in order, in every process: what each takes of a batch is decided there."""
+        """Return all steps in order, in every process: what each takes of a batch is decided there."""
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -206,16 +221,16 @@ class PlanTrainer(WholeCheckpoints):
         return norm
 
     def _refuse_explosion(self, name: str, value: float) -> None:
-        """Write the batch down and raise TrainingError, in all processes, where a number is none or has exploded."""
+        """Write the batch down and raise TrainingError, in all processes, if a number is none or has exploded."""
         if abs(value) <= EXPLODED:
             return
         losses, step = processes.gathered(self._losses.tolist()), self.state.global_step
         out = Path(self.args.output_dir)
-        found = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
+        record = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
 
         def refuse() -> None:
             batch = described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
-            write_text(out / "bad_batch.json", as_json({**found, "batch": batch}, indent=1, ensure_ascii=False))
+            write_text(out / "bad_batch.json", as_json({**record, "batch": batch}, indent=1, ensure_ascii=False))
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
                 f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
@@ -246,10 +261,10 @@ def phase_losses(
     labels: Float[Tensor, " items"] | None,
     mean_length: float,
 ) -> Float[Tensor, " items"]:
-    """The loss of each pair or rollout of a batch; `items` are row numbers, `mean_length` is that of all rollouts."""
+    """Return the loss of each pair or rollout of a batch; `items` are row numbers, `mean_length` is of all rollouts."""
     if phase.of == "chosen":
         rows = items[:, 0]
-        rewards, best = (found.gather(1, columns)[rows] for found in model(**inputs, best=True))
+        rewards, best = (part.gather(1, columns)[rows] for part in model(**inputs, best=True))
         return phase.loss(NextRewards(rewards, best, lengths[rows]))
     rewards = model(**inputs).gather(1, columns)
     if phase.of == "pairs":
@@ -260,7 +275,7 @@ def phase_losses(
 
 
 def label_zero(objective: Objective, data: PairSet | RolloutSet) -> float:
-    """The label at which a reward is 0: with some objectives the mean of those that are trained on."""
+    """Return the label at which a reward is 0: with some objectives the mean of those that are trained on."""
     return data.mean_label if objective.from_mean and isinstance(data, RolloutSet) else 0.0
 
 
@@ -275,7 +290,7 @@ def make_trainer(
     mixed: bool,
     report_to: Sequence[str],
 ) -> PlanTrainer:
-    """A Trainer whose dataset is the plan: item n is the batch of step n."""
+    """Make a Trainer whose dataset is the plan: item n is the batch of step n."""
 
     mean_length = data.mean_length if isinstance(data, RolloutSet) else 0.0
     zero = label_zero(objective, data)
@@ -321,7 +336,7 @@ def make_trainer(
 
 
 def plan_arguments(settings: Settings, steps: int, out: Path, device: torch.device) -> dict[str, Any]:
-    """What TrainingArguments are the same for whatever trains over a fixed plan of batches."""
+    """Return the TrainingArguments that are the same for whatever trains over a fixed plan of batches."""
     return {
         "output_dir": str(out),
         "per_device_train_batch_size": 1,
@@ -346,16 +361,16 @@ def described(
     losses: Sequence[float],
     decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
-    """A batch as a person reads it: each item's number among those trained on, its texts, and its loss."""
-    found = []
+    """Return a batch as a person reads it: each item's number among those trained on, its texts, and its loss."""
+    items = []
     for number, loss in zip(batch, losses, strict=True):
         rows = [data.rows[row] for row in data.items[number]]
         names = ("chosen", "rejected") if len(rows) == 2 else ("response",)
         texts = {"prompt": rows[0].prompt, **{name: row.response for name, row in zip(names, rows, strict=True)}}
-        # As text where it is no number, which JSON does not know.
+        # As text if it is no number, which JSON does not know.
         item: dict[str, Any] = {"number": number, "loss": loss if math.isfinite(loss) else str(loss)}
         if isinstance(data, RolloutSet):
             item["label"] = data.labels[number]
-        found.append(item | {name: decode(list(ids)) for name, ids in texts.items()})
-        found[-1] |= {f"{name}_ids": list(ids) for name, ids in texts.items()}
-    return found
+        items.append(item | {name: decode(list(ids)) for name, ids in texts.items()})
+        items[-1] |= {f"{name}_ids": list(ids) for name, ids in texts.items()}
+    return items

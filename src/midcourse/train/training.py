@@ -18,6 +18,7 @@ from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accurac
 from midcourse.evaluate.calibration import calibrate
 from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning
+from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.trained import TrainedReward
 from midcourse.train import processes
 from midcourse.train.batches import in_turns, padding_share, plan_batches
@@ -36,7 +37,7 @@ from midcourse.train.settings import (
     check_reports,
     check_settings,
 )
-from midcourse.train.stopping import Interrupted, stop_on_signal
+from midcourse.train.stopping import stop_on_signal
 from midcourse.train.trainer import Watch, label_zero, make_trainer
 
 
@@ -46,7 +47,7 @@ class Data(NamedTuple):
     Attributes:
         train: the pairs or labelled responses that the objective learns from.
         train_pairs, held_pairs: pairs, for the accuracies; those of rollouts are ordered by their labels.
-        held_rollouts: None where comparisons were given. Its rows are those of `held_pairs`.
+        held_rollouts: None if comparisons were given. Its rows are those of `held_pairs`.
     """
 
     train: PairSet | RolloutSet
@@ -75,7 +76,7 @@ def train(
         out: folder of the reward.
         settings: how.
         resume: go on from the last checkpoint in `out`.
-        report_to: where else loss, learning rate and accuracies go: tensorboard, trackio, wandb.
+        report_to: trackers that loss, learning rate and accuracies are sent to as well: tensorboard, trackio, wandb.
 
     Raises:
         ObjectiveError: the reward's objective has no such settings, or does not go with its head or the examples.
@@ -133,30 +134,15 @@ def _train(
             return _curve(_held_out(asked, prefix_rewards(scorer, rows), zero))
 
         watch = Watch(out, len(plan), settings, evaluate, interruption, advance)
-        watch.start(checkpoint)
         if report_to:
             watch.report = trainer.log
-        trainer.watch = watch
-        trainer.add_callback(watch)
-        if not watch.done:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train_under(watch, checkpoint)
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    if not watch.done:
-        assert interruption.signal is not None
-        message = f"stopped after step {watch.step} of {len(plan)}; add --resume to go on"
-        raise Interrupted(message, interruption.signal)
+    watch.check_done()
     wanted = watch.best.step if deciding and watch.best else watch.step
     if wanted != trainer.state.global_step:
         reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
-    rewards = prefix_rewards(scorer, 1)
-    metrics = _held_out(data, rewards, zero)
-    calibration = None
-    if data.held_pairs.pairs:
-        calibration, metrics["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
-    if data.held_pairs.pairs and data.train_pairs.pairs:
-        metrics["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
-    kind = "train_rollouts" if data.held_rollouts else "train_pairs"
-    metrics[kind] = len(data.train.items if data.held_rollouts else data.train_pairs.items)
+    metrics, calibration = _measured(scorer, data, zero)
     metrics["padding"] = {
         "share": padding_share(data.train.items, lengths, plan_batches(*order)),
         "without_buckets": padding_share(data.train.items, lengths, plan_batches(*order, window=1)),
@@ -172,8 +158,25 @@ def _train(
     return metrics
 
 
+def _measured(scorer: Scorer, data: Data, zero: float) -> tuple[dict[str, Any], Calibration | None]:
+    """Return the figures on held-out prompts, and the calibration if there are pairs to fit it.
+
+    Args:
+        zero: the label at which a reward is 0.
+    """
+    rewards = prefix_rewards(scorer, 1)
+    figures, calibration = _held_out(data, rewards, zero), None
+    if data.held_pairs.pairs:
+        calibration, figures["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
+        if data.train_pairs.pairs:
+            figures["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
+    kind = "train_rollouts" if data.held_rollouts else "train_pairs"
+    figures[kind] = len(data.train.items if data.held_rollouts else data.train_pairs.items)
+    return figures, calibration
+
+
 def checked_objective(reward: TrainedReward, settings: Settings) -> Objective:
-    """The reward's objective; an error where it or the settings do not go with what the reward trains."""
+    """Return the reward's objective; raise if it or the settings do not go with what the reward trains."""
     if settings.gradient_checkpointing and Tuning.parse(reward.info.tune).kind == "head":
         raise TrainingError("gradient checkpointing saves memory of layers that are trained, and tune head trains none")
     objective = make_objective(reward.info.objective, **reward.info.objective_settings)
@@ -188,7 +191,7 @@ def encode_all(
     held: Sequence[Comparison | Rollout],
     max_tokens: int,
 ) -> Data:
-    """Token ids of what is trained and measured on.
+    """Return the token ids of what is trained and measured on.
 
     Raises:
         ObjectiveError: rollouts for an objective that compares two responses.
@@ -212,7 +215,7 @@ def encode_parts(
     held: Sequence[Comparison | Rollout],
     settings: Settings,
 ) -> tuple[Data, Data | None]:
-    """What is trained on, with what reports, and where there is patience what decides: other held-out prompts.
+    """Return what is trained on with what reports, and if there is patience what decides: other held-out prompts.
 
     Raises:
         TrainingError: too few held-out prompts for both, or no pairs among those that decide.
@@ -230,32 +233,32 @@ def encode_parts(
 
 
 def prefix_rewards(scorer: Scorer, row_set: int) -> list[Tensor]:
-    """The reward of every prefix of a set's rows: of token rewards what has added up until there."""
+    """Return the reward of every prefix of a set's rows: of token rewards what has added up until there."""
     rewards = scorer.score(row_set)
     return [row.cumsum(0) for row in rewards] if scorer.additive else rewards
 
 
 def _held_out(data: Data, rewards: list[Tensor], zero: float) -> dict[str, Any]:
-    """Pair accuracy on held-out prompts, and of rollouts the fit to their labels, by share of the response.
+    """Return pair accuracy on held-out prompts, and of rollouts the fit to their labels, by share of the response.
 
     Args:
         zero: the label at which a reward is 0.
     """
-    found: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
+    figures: dict[str, Any] = {"pairs": 0, "prompts": len(set(data.held_pairs.prompts))}
     if data.held_pairs.pairs:
-        found = pair_accuracy(data.held_pairs, rewards)
+        figures = pair_accuracy(data.held_pairs, rewards)
     if data.held_rollouts:
         assert isinstance(data.train, RolloutSet)
         foretold = [row + zero for row in rewards]
-        found["labels"] = {**label_fit(data.held_rollouts, foretold, data.train.mean_label), "zero": zero}
-    return found
+        figures["labels"] = {**label_fit(data.held_rollouts, foretold, data.train.mean_label), "zero": zero}
+    return figures
 
 
 def _curve(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the curves show of held-out metrics."""
-    found = {}
+    """Return what the curves show of held-out metrics."""
+    figures = {}
     if "shares" in metrics:
-        found["accuracy"] = {str(row["share"]): row["accuracy"] for row in metrics["shares"]}
+        figures["accuracy"] = {str(row["share"]): row["accuracy"] for row in metrics["shares"]}
     if "labels" in metrics:
-        found["correlation"] = {str(row["share"]): row["correlation"] for row in metrics["labels"]["shares"]}
-    return found
+        figures["correlation"] = {str(row["share"]): row["correlation"] for row in metrics["labels"]["shares"]}
+    return figures

@@ -38,7 +38,7 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A method.
+    """A method's curve and points in a chart.
 
     Attributes:
         style: its number, the same in every chart of a comparison.
@@ -63,7 +63,7 @@ class Chart:
 
 
 def charts(summary: Found, judge: str) -> list[Chart]:
-    """Score by guidance KL and by total KL, greedy methods apart, and by time; without those that would be empty."""
+    """Return the charts of a judge: by guidance KL, total KL (greedy methods apart) and time, if not empty."""
     arms = summary["arms"]
     reference = _score(arms[REFERENCE_RESPONSES], judge) if REFERENCE_RESPONSES in arms else None
     level = reference["mean"] if reference else None
@@ -77,19 +77,19 @@ def charts(summary: Found, judge: str) -> list[Chart]:
 
 
 def _by_kl(summary: Found, judge: str, axis: str, greedy: bool) -> list[Series]:
-    found = []
+    series = []
     for style, curve in enumerate(summary["curves"]):
         points = [point for arm in curve["arms"] if (point := _point(summary, arm, judge, summary["arms"][arm], axis))]
         own = [point for point in points if point.arm != summary["plain"]]
         if curve["greedy"] == greedy and own:
             line = curve["bands"][axis].get(judge)
             band = line and {"x": line["kl"], **{name: line[name] for name in ("mean", "low", "high")}}
-            found.append(Series(curve["name"], style, points, band))
-    return found
+            series.append(Series(curve["name"], style, points, band))
+    return series
 
 
 def _by_time(summary: Found, judge: str) -> list[Series]:
-    found = []
+    series = []
     plain = summary["plain"]
     curves = [(style, curve["name"], curve["arms"]) for style, curve in enumerate(summary["curves"])]
     for style, name, arms in [*curves, *([(-1, plain, [plain])] if plain else [])]:
@@ -100,28 +100,28 @@ def _by_time(summary: Found, judge: str) -> list[Series]:
             if (point := _point(summary, arm, judge, summary["arms"][arm], "relative_time"))
         ]
         if points:
-            found.append(Series(name, style, points))
-    return found if any(series.style >= 0 for series in found) else []
+            series.append(Series(name, style, points))
+    return series if any(one.style >= 0 for one in series) else []
 
 
-def _point(summary: Found, arm: str, judge: str, found: Found, x: str) -> CurvePoint | None:
-    at, score = found["figures"][x], _score(found, judge)
+def _point(summary: Found, arm: str, judge: str, figures: Found, x: str) -> CurvePoint | None:
+    at, score = figures["figures"][x], _score(figures, judge)
     if not at or not score:
         return None
     low, high = score["interval"] or (score["mean"], score["mean"])
-    return CurvePoint(arm, at["mean"], score["mean"], low, high, found["kl_is_bound"] and x.endswith("_kl"))
+    return CurvePoint(arm, at["mean"], score["mean"], low, high, figures["kl_is_bound"] and x.endswith("_kl"))
 
 
-def _score(found: Found, judge: str) -> Found | None:
-    return found["judges"][judge]["score"]
+def _score(of_arm: Found, judge: str) -> Found | None:
+    return of_arm["judges"][judge]["score"]
 
 
 # curves.png
 
 
 def draw(summary: Found) -> bytes | None:
-    """A PNG with a row of charts for each judge; None where there is nothing to draw."""
-    rows = [found for judge in summary["judges"] if (found := charts(summary, judge))]
+    """Draw a PNG with a row of charts for each judge; None if there is nothing to draw."""
+    rows = [of_judge for judge in summary["judges"] if (of_judge := charts(summary, judge))]
     if not rows:
         return None
     wide = max(map(len, rows))
@@ -165,7 +165,7 @@ def chart_svg(chart: Chart) -> Markup:
 
 
 def draw_chart(axes: Axes, chart: Chart, *, titles: bool = True) -> None:
-    """Draw the methods' curves with their bands and arms; hollow where an arm's x is a bound.
+    """Draw the methods' curves with their bands and arms; hollow if an arm's x is a bound.
 
     Args:
         titles: whether to name the chart, the judge and the line of the reference responses.
@@ -199,17 +199,17 @@ def draw_chart(axes: Axes, chart: Chart, *, titles: bool = True) -> None:
 
 
 def colour(style: int) -> str:
-    """Of a series on a light page; -1 is plain."""
+    """Return the colour of a series on a light page; -1 is plain."""
     return QUIET if style < 0 else COLOURS[style % len(COLOURS)]
 
 
 def dash(style: int) -> Literal["solid", "dashed", "dotted"]:
-    """Of a series' line: the colours' second round is dashed, the third dotted."""
+    """Return the dash of a series' line: the colours' second round is dashed, the third dotted."""
     return DASHES[max(style, 0) // len(COLOURS) % len(DASHES)]
 
 
 def _plain(name: str) -> str:
-    """A name on one line, and no longer than a plot has room for."""
+    """Return a name on one line, no longer than a plot has room for."""
     one_line = " ".join(name.translate(CONTROLS).split())
     return one_line if len(one_line) <= LONGEST_NAME else one_line[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -220,6 +220,6 @@ def title(chart: Chart) -> str:
 
 
 def point_text(point: CurvePoint, chart: Chart) -> str:
-    """What the report says of a point."""
+    """Return what the report says of a point."""
     interval = f" [{number(point.low)}, {number(point.high)}]" if point.low < point.high else ""
     return f"{point.arm}\n{chart.judge} {number(point.y)}{interval}\n{chart.x_label} {number(point.x)}"

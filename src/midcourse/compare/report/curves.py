@@ -21,7 +21,7 @@ BAND_POINTS = 25
 
 @dataclass(frozen=True)
 class MethodCurve:
-    """Arms that differ in their strength alone, the weakest first, after plain where it is their strength 0."""
+    """Arms that differ in their strength alone, the weakest first, after plain if it is their strength 0."""
 
     name: str
     arms: tuple[str, ...]
@@ -29,18 +29,18 @@ class MethodCurve:
 
 
 def method_curves(rows: GroupedRows) -> list[MethodCurve]:
-    """The methods of a comparison; plain and the reference responses are none."""
-    found: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    """Return the methods of a comparison; plain and the reference responses are none."""
+    arms_of: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for arm in rows.arms:
         row = rows.first(arm)
         if arm != REFERENCE_RESPONSES and method_of(row) != "plain":
             name = arm if method_of(row) == POLICY else method_of(row)  # each fine-tuned model by itself
-            found[name, row.reward, row.greedy, _fixed(row)].append(arm)
-    varied = _varied(list(found))
+            arms_of[name, row.reward, row.greedy, _fixed(row)].append(arm)
+    varied = _varied(list(arms_of))
     curves = []
-    for (method, reward, greedy, fixed), arms in found.items():
+    for (method, reward, greedy, fixed), arms in arms_of.items():
         named = [f"{name}={value}" for name, value in fixed if name in varied[method, reward, greedy]]
-        named += ["greedy"] if greedy and (method, reward, False, fixed) in found else []
+        named += ["greedy"] if greedy and (method, reward, False, fixed) in arms_of else []
         arms.sort(key=lambda arm: _strength(rows.first(arm)))
         start = _strength_zero(rows, rows.first(arms[0]))
         curves.append(MethodCurve(" ".join([method, *([reward] if reward else []), *named]), (*start, *arms), greedy))
@@ -48,17 +48,17 @@ def method_curves(rows: GroupedRows) -> list[MethodCurve]:
 
 
 def _fixed(row: ResponseRow) -> tuple[tuple[str, str], ...]:
-    """The settings that are no strength."""
+    """Return the settings that are no strength."""
     return tuple(sorted((k, _short(v)) for k, v in (row.setting or {}).items() if k not in STRENGTHS))
 
 
 def _varied(keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], set[str]]:
-    """By method, reward and choice: the names of those fixed settings that tell its curves apart."""
-    found: dict[tuple[Any, ...], set[str]] = {}
+    """Return, by method, reward and choice, the names of those fixed settings that tell its curves apart."""
+    names: dict[tuple[Any, ...], set[str]] = {}
     for method in {key[:3] for key in keys}:
         several = [set(key[3]) for key in keys if key[:3] == method]
-        found[method] = {name for name, _ in set.union(*several) - set.intersection(*several)}
-    return found
+        names[method] = {name for name, _ in set.union(*several) - set.intersection(*several)}
+    return names
 
 
 def _strength(row: ResponseRow) -> tuple[float, ...]:
@@ -67,7 +67,7 @@ def _strength(row: ResponseRow) -> tuple[float, ...]:
 
 
 def _strength_zero(rows: GroupedRows, row: ResponseRow) -> list[str]:
-    """The plain arm, where the method starts from it: only there does a response have a guidance KL or its bound."""
+    """Return the plain arm if the method starts from it: only then have its responses a guidance KL or a bound."""
     if guidance_kl(row) is None or rows.plain is None or rows.first(rows.plain).greedy != row.greedy:
         return []
     return [rows.plain]
@@ -78,7 +78,7 @@ def _short(value: Any) -> str:
 
 
 def _points(rows: GroupedRows, curve: MethodCurve, axis: str, judge: str) -> Curve:
-    """The method's scores by KL, a row for each arm that has both; none where the method itself has none."""
+    """Return the method's scores by KL, a row for each arm that has both; none if the method itself has none."""
     kls = np.stack([rows.by_prompt(arm, AXES[axis]) for arm in curve.arms])
     scores = np.stack([rows.by_prompt(arm, lambda row: rows.scores[judge].get(row.key)) for arm in curve.arms])
     known = np.isfinite(kls).any(1) & np.isfinite(scores).any(1)
@@ -88,7 +88,7 @@ def _points(rows: GroupedRows, curve: MethodCurve, axis: str, judge: str) -> Cur
 
 
 def curve_figures(rows: GroupedRows, curve: MethodCurve) -> dict[str, Any]:
-    """A method's arms, and its curve with the band of its 95 % intervals, by KL and judge."""
+    """Return a method's arms, and its curve with the band of its 95 % intervals, by KL and judge."""
     return {
         "name": curve.name,
         "greedy": curve.greedy,
@@ -99,16 +99,16 @@ def curve_figures(rows: GroupedRows, curve: MethodCurve) -> dict[str, Any]:
 
 
 def _band(curve: Curve) -> dict[str, list[float]] | None:
-    """From the least to the largest KL; None where there are not two points."""
+    """Return the band from the least to the largest KL; None if there are not two points."""
     low, high = curve.reach(curve.present)
     if high - low < 1e-9:
         return None
     kls = np.unique([*np.linspace(low, high, BAND_POINTS), *curve.kls[:, curve.present].mean(1)])
-    found = [(float(kl), point) for kl in kls if (point := score_at(curve, float(kl)))]
-    intervals = [point.interval or (point.mean, point.mean) for _, point in found]
+    points = [(float(kl), point) for kl in kls if (point := score_at(curve, float(kl)))]
+    intervals = [point.interval or (point.mean, point.mean) for _, point in points]
     return {
-        "kl": [kl for kl, _ in found],
-        "mean": [point.mean for _, point in found],
+        "kl": [kl for kl, _ in points],
+        "mean": [point.mean for _, point in points],
         "low": [low for low, _ in intervals],
         "high": [high for _, high in intervals],
     }
@@ -118,23 +118,23 @@ def _band(curve: Curve) -> dict[str, list[float]] | None:
 
 
 def matched(rows: GroupedRows, curves: Sequence[MethodCurve], judge: str, kls: Sequence[float]) -> list[dict[str, Any]]:
-    """Scores at equal KL; drawn methods and greedy ones apart, since a greedy choice's KL is another quantity."""
-    found = []
+    """Return scores at equal KL; drawn and greedy methods apart, since a greedy choice's KL is another quantity."""
+    entries = []
     for greedy in (False, True):
         some = [curve for curve in curves if curve.greedy == greedy]
         for axis in AXES:
             points = {curve.name: _points(rows, curve, axis, judge) for curve in some}
             points = {name: curve for name, curve in points.items() if curve.present.any()}
             places = _places(rows, axis, greedy, kls) if points else []
-            found += [
+            entries += [
                 {"judge": judge, "axis": axis, "greedy": greedy, "kl": kl, "why": why, **_at(points, kl)}
                 for kl, why in places
             ]
-    return found
+    return entries
 
 
 def _places(rows: GroupedRows, axis: str, greedy: bool, kls: Sequence[float]) -> list[tuple[float, str]]:
-    """(nats, why there) in ascending order."""
+    """Return (nats, why there) in ascending order."""
     arms = [arm for arm in rows.arms if rows.first(arm).greedy == greedy]
     plain = [arm for arm in arms if method_of(rows.first(arm)) == "plain"]
     start = _mean(rows, plain[0], axis) if plain and axis == "total_kl" else None
@@ -146,8 +146,8 @@ def _places(rows: GroupedRows, axis: str, greedy: bool, kls: Sequence[float]) ->
 
 
 def _mean(rows: GroupedRows, arm: str, axis: str) -> float | None:
-    found = rows.estimate(rows.mean(arm, AXES[axis]))
-    return found and found.mean
+    estimate = rows.estimate(rows.mean(arm, AXES[axis]))
+    return estimate and estimate.mean
 
 
 def _at(curves: Mapping[str, Curve], kl: float) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _at(curves: Mapping[str, Curve], kl: float) -> dict[str, Any]:
     corrected = holm([gap and gap.p for gap in gaps])
     scores = {name: score_at(curve, kl) for name, curve in curves.items()}
     return {
-        "scores": {name: found and found.untested() for name, found in scores.items()},
+        "scores": {name: score and score.untested() for name, score in scores.items()},
         "differences": [
             {"one": a, "other": b, **gap._asdict(), "p_corrected": p}
             for (a, b), gap, p in zip(pairs, gaps, corrected, strict=True)
@@ -170,7 +170,7 @@ def _at(curves: Mapping[str, Curve], kl: float) -> dict[str, Any]:
 
 
 def over_optimisation(rows: GroupedRows, curve: MethodCurve, judge: str) -> dict[str, Any]:
-    """Where a judge's mean falls while the guide's own reward still rises.
+    """Return where a judge's mean falls while the guide's own reward still rises.
 
     It begins at the arm of the judge's highest mean, if a stronger arm has a lower mean, by a paired difference whose
     95 % interval lies below 0, and a higher mean reward by the guide. Arms whose guide gave no reward are left out.
@@ -182,14 +182,14 @@ def over_optimisation(rows: GroupedRows, curve: MethodCurve, judge: str) -> dict
         for arm in curve.arms
         if (score := rows.estimate(scores[arm])) and (reward := rows.estimate(rewards[arm]))
     }
-    found: dict[str, Any] = {"method": curve.name, "judge": judge, "begins": None, "falls_at": None, "fall": None}
+    verdict: dict[str, Any] = {"method": curve.name, "judge": judge, "begins": None, "falls_at": None, "fall": None}
     arms = list(means)
     peak = max(arms, key=lambda arm: means[arm][0], default="")
     for arm in arms[arms.index(peak) + 1 :] if arms else ():
         fall = difference(scores[arm], scores[peak], rows.times)
         if fall and fall.interval and fall.interval[1] < 0 and means[arm][1] > means[peak][1]:
-            return {**found, "begins": _place(rows, peak), "falls_at": _place(rows, arm), "fall": fall.untested()}
-    return found
+            return {**verdict, "begins": _place(rows, peak), "falls_at": _place(rows, arm), "fall": fall.untested()}
+    return verdict
 
 
 def _place(rows: GroupedRows, arm: str) -> dict[str, Any]:

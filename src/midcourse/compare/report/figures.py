@@ -57,7 +57,7 @@ FIGURES = (*TEXT_FIGURES, *DIVERSITY_FIGURES, *COST_FIGURES)
 
 
 def summarise(comparison: ComparisonRows, *, kls: Sequence[float] = KLS) -> dict[str, Any]:
-    """All figures of a comparison, as summary.json holds them.
+    """Return all figures of a comparison, as summary.json holds them.
 
     Args:
         kls: nats at which methods are compared, beside those of best-of-n. Of total KL they count from plain's own,
@@ -71,7 +71,7 @@ def summarise(comparison: ComparisonRows, *, kls: Sequence[float] = KLS) -> dict
     curves = method_curves(rows)
     return {
         "prompts": len(rows.prompts),
-        "seeds": max(len({row.seed for row in found}) for found in rows.by_arm.values()),
+        "seeds": max(len({row.seed for row in responses}) for responses in rows.by_arm.values()),
         "reference": rows.reference,
         "plain": rows.plain,
         "judges": {judge: _judge(rows, judge) for judge in rows.judges},
@@ -89,53 +89,53 @@ def summarise(comparison: ComparisonRows, *, kls: Sequence[float] = KLS) -> dict
 
 
 def _arms(rows: GroupedRows) -> dict[str, dict[str, Any]]:
-    found = {arm: _arm(rows, arm) for arm in rows.arms}
+    figures = {arm: _arm(rows, arm) for arm in rows.arms}
     ratios = {arm: _ratios(rows, arm) for arm in rows.arms}
     for figure in FIGURES:
         if figure.name in ratios[rows.arms[0]]:
             of_arm = {arm: ratios[arm][figure.name] for arm in rows.arms}
             for arm, values in _with_differences(rows, of_arm).items():
-                found[arm]["figures"][figure.name] = values
+                figures[arm]["figures"][figure.name] = values
     for arm in rows.arms:
-        found[arm]["figures"].update(_relative(rows, ratios, arm))
+        figures[arm]["figures"].update(_relative(rows, ratios, arm))
     for judge in rows.judges:
         scores = _with_differences(rows, {arm: rows.score(arm, judge) for arm in rows.arms})
         wins = {name: _all_wins(rows, rival, judge) for name, rival in _rivals(rows).items()}
         for arm in rows.arms:
-            found[arm]["judges"][judge] = {
+            figures[arm]["judges"][judge] = {
                 "score": scores[arm],
                 "scored": sum(row.key in rows.scores[judge] for row in rows.by_arm[arm]),
                 "length_controlled": _length_controlled(rows, arm, judge),
                 **{name: won.get(arm) for name, won in wins.items()},
             }
-    return found
+    return figures
 
 
 def _arm(rows: GroupedRows, arm: str) -> dict[str, Any]:
-    found, first = rows.by_arm[arm], rows.first(arm)
+    responses, first = rows.by_arm[arm], rows.first(arm)
     return {
         "method": first.method,
         "reward": first.reward,
         "setting": dict(first.setting or {}),
         "greedy": first.greedy,
         "kl_is_bound": is_bound(first),
-        "responses": len(found),
-        "prompts": len({row.prompt_id for row in found}),
-        "looping": [row.key for row in found if repetition_loop(row.text) is not None],
+        "responses": len(responses),
+        "prompts": len({row.prompt_id for row in responses}),
+        "looping": [row.key for row in responses if repetition_loop(row.text) is not None],
         "figures": {},
         "judges": {},
     }
 
 
 def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
-    """An arm's figures by name, but for the judges' and what is relative to plain."""
+    """Return an arm's figures by name, but for the judges' and what is relative to plain."""
     lm, reward = rows.parameters(arm)
 
     def cost(name: str) -> Callable[[ResponseRow], float | None]:
         return lambda row: getattr(row.cost, name) if row.cost else None
 
     def gigaflops(row: ResponseRow) -> float | None:
-        """Two operations per parameter and position, a multiplication and an addition; attention's own are left out."""
+        """Count two operations per parameter and position, a multiplication and an addition; attention adds more."""
         if row.cost is None or lm is None or (reward is None and row.cost.reward_passes):
             return None
         return 2e-9 * (lm * row.cost.lm_passes + (reward or 0) * row.cost.reward_passes)
@@ -150,7 +150,7 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
     def shared(
         numerator: Callable[[ResponseRow], float | None], denominator: Callable[[ResponseRow], float | None]
     ) -> Ratio:
-        """Of costs, which the responses of a batch share: what varies, then, is the batch."""
+        """Return the ratio of two costs, which the responses of a batch share: what varies, then, is the batch."""
         return rows.pooled(arm, numerator, denominator, unit=lambda row: row.cost.batch if row.cost else row.prompt_id)
 
     return {
@@ -176,7 +176,7 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
 
 
 def _relative(rows: GroupedRows, ratios: Mapping[str, Mapping[str, Ratio]], arm: str) -> dict[str, Any]:
-    """Tokens per second over plain's, and plain's over the arm's: how many times as long a token takes."""
+    """Return tokens per second over plain's, and plain's over the arm's: how many times as long a token takes."""
     if rows.plain is None:
         return {"relative_speed": None, "relative_time": None}
     own, plain = ratios[arm]["tokens_per_second"], ratios[rows.plain]["tokens_per_second"]
@@ -187,19 +187,19 @@ def _relative(rows: GroupedRows, ratios: Mapping[str, Mapping[str, Ratio]], arm:
 
 
 def _with_differences(rows: GroupedRows, ratios: Mapping[str, Ratio]) -> dict[str, dict[str, Any] | None]:
-    """Each arm's estimate, with its difference to the reference method."""
-    found = {arm: _untested(rows.estimate(ratio)) for arm, ratio in ratios.items()}
+    """Return each arm's estimate, with its difference to the reference method."""
+    estimates = {arm: _untested(rows.estimate(ratio)) for arm, ratio in ratios.items()}
     if rows.reference is None:
-        return found
-    others = [arm for arm in ratios if arm != rows.reference and found[arm]]
+        return estimates
+    others = [arm for arm in ratios if arm != rows.reference and estimates[arm]]
     gaps = [difference(ratios[arm], ratios[rows.reference], rows.times) for arm in others]
     for arm, gap, p in zip(others, gaps, holm([gap and gap.p for gap in gaps]), strict=True):
-        found[arm] = {**(found[arm] or {}), "difference": gap and {**gap._asdict(), "p_corrected": p}}
-    return found
+        estimates[arm] = {**(estimates[arm] or {}), "difference": gap and {**gap._asdict(), "p_corrected": p}}
+    return estimates
 
 
-def _untested(found: Estimate | None) -> dict[str, Any] | None:
-    return found and found.untested()
+def _untested(estimate: Estimate | None) -> dict[str, Any] | None:
+    return estimate and estimate.untested()
 
 
 # Judges
@@ -227,16 +227,16 @@ def _rivals(rows: GroupedRows) -> dict[str, str | None]:
 
 
 def _all_wins(rows: GroupedRows, rival: str | None, judge: str) -> dict[str, dict[str, Any]]:
-    """By arm: how often its response is the better one, and whether that differs from one half."""
+    """Return, by arm, how often its response is the better one, and whether that differs from one half."""
     if rival is None:
         return {}
-    found = {arm: won for arm in rows.arms if arm != rival and (won := _wins(rows, arm, rival, judge))}
-    corrected = holm([won["p"] for won in found.values()])
-    return {arm: {**won, "p_corrected": p} for (arm, won), p in zip(found.items(), corrected, strict=True)}
+    wins = {arm: won for arm in rows.arms if arm != rival and (won := _wins(rows, arm, rival, judge))}
+    corrected = holm([won["p"] for won in wins.values()])
+    return {arm: {**won, "p_corrected": p} for (arm, won), p in zip(wins.items(), corrected, strict=True)}
 
 
 def _wins(rows: GroupedRows, arm: str, rival: str, judge: str) -> dict[str, Any] | None:
-    """By an LM judge's verdicts where it gave some, otherwise by scores."""
+    """Return how often an arm wins: by an LM judge's verdicts if it gave some, otherwise by scores."""
     asked = rows.outcomes.get((judge, rival), {})
     said = [asked[row.key] for row in rows.by_arm[arm] if row.key in asked]
     read = [outcome for outcome in said if outcome is not None]
@@ -277,10 +277,10 @@ def _notes(rows: GroupedRows) -> list[str]:
         if missing:
             notes.append(f"{arm} has no responses to {missing} of {len(rows.prompts)} prompts.")
     for judge in rows.judges:
-        unscored = sum(row.key not in rows.scores[judge] for found in rows.by_arm.values() for row in found)
+        unscored = sum(row.key not in rows.scores[judge] for of_arm in rows.by_arm.values() for row in of_arm)
         if judge in rows.scored and unscored:
             notes.append(f"{judge} has no score for {unscored} responses; they are left out of its figures.")
-        verdicts = [said for (name, _), found in rows.outcomes.items() if name == judge for said in found.values()]
+        verdicts = [said for (name, _), by_row in rows.outcomes.items() if name == judge for said in by_row.values()]
         if None in verdicts:
             unread = f"{verdicts.count(None)} of {len(verdicts)}"
             notes.append(f"{unread} verdicts of {judge} could not be read; they are left out of its win rates.")

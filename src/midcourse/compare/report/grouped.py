@@ -21,11 +21,11 @@ class GroupedRows:
         self.prompts = sorted({row.prompt_id for row in comparison.responses})
         self._position = {prompt: i for i, prompt in enumerate(self.prompts)}
         self.times = resamples(len(self.prompts)).astype(float)
-        found: dict[str, list[ResponseRow]] = defaultdict(list)
+        by_arm: dict[str, list[ResponseRow]] = defaultdict(list)
         for row in sorted(comparison.responses, key=lambda row: (row.prompt_id, row.seed)):
-            found[row.arm].append(row)
-        asked = [arm for arm in self.asked.get("arms", {}) if arm in found]
-        self.by_arm = {arm: found[arm] for arm in dict.fromkeys([*asked, *found])}
+            by_arm[row.arm].append(row)
+        asked = [arm for arm in self.asked.get("arms", {}) if arm in by_arm]
+        self.by_arm = {arm: by_arm[arm] for arm in dict.fromkeys([*asked, *by_arm])}
         self.arms = list(self.by_arm)
         self.scores: dict[str, dict[str, float]] = defaultdict(dict)
         self.outcomes: dict[tuple[str, str], dict[str, float | None]] = defaultdict(dict)
@@ -41,26 +41,26 @@ class GroupedRows:
         self.reference = self._arm_of(self.asked.get("reference") or "plain")
 
     def _arm_of(self, name: str) -> str | None:
-        """The arm of that name, or the first of the method of that name, a drawn one if there is one."""
+        """Return the arm of that name, or the first of the method of that name, a drawn one if there is one."""
         if name in self.by_arm:
             return name
-        found = [arm for arm in self.arms if method_of(self.first(arm)) == name]
-        return min(found, key=lambda arm: self.first(arm).greedy, default=None)
+        arms = [arm for arm in self.arms if method_of(self.first(arm)) == name]
+        return min(arms, key=lambda arm: self.first(arm).greedy, default=None)
 
     def first(self, arm: str) -> ResponseRow:
         return self.by_arm[arm][0]
 
     def parameters(self, arm: str) -> tuple[int | None, int | None]:
-        """Parameters of the language model and of the reward, where they are known."""
+        """Return the parameters of the language model and of the reward, each if it is known."""
         asked = self.asked.get("arms", {}).get(arm, {})
         return asked.get("lm_parameters"), asked.get("reward_parameters")
 
     def mean(self, arm: str, value: Callable[[ResponseRow], float | None]) -> Ratio:
-        """The mean over prompts of each prompt's mean over its seeds."""
+        """Return the mean over prompts of each prompt's mean over its seeds."""
         return self._of_prompts({prompt: _mean_of(value(row) for row in rows) for prompt, rows in self._prompts(arm)})
 
     def mean_of_texts(self, arm: str, value: Callable[[list[str]], float | None]) -> Ratio:
-        """The mean over prompts of a figure of all texts of a prompt."""
+        """Return the mean over prompts of a figure of all texts of a prompt."""
         return self._of_prompts({prompt: value([row.text for row in rows]) for prompt, rows in self._prompts(arm)})
 
     def pooled(
@@ -72,7 +72,7 @@ class GroupedRows:
         *,
         unit: Callable[[ResponseRow], int] = lambda row: row.prompt_id,
     ) -> Ratio:
-        """The sum of one figure over that of another, of the responses that have both.
+        """Return the sum of one figure over that of another, of the responses that have both.
 
         Args:
             unit: the prompt that a response counts as in the bootstrap, such as its batch's first; one without any
@@ -86,11 +86,11 @@ class GroupedRows:
         return Ratio(sums[0], sums[1], then)
 
     def score(self, arm: str, judge: str) -> Ratio:
-        """The mean score of an arm."""
+        """Return the mean score of an arm."""
         return self.mean(arm, lambda row: self.scores[judge].get(row.key))
 
     def wins(self, arm: str, other: str, judge: str) -> Ratio:
-        """The share of prompts whose score is higher than the other arm's, ties half.
+        """Return the share of prompts whose score is higher than the other arm's; a tie counts half.
 
         Every seed of a prompt is compared with every seed of the other arm.
         """
@@ -106,19 +106,19 @@ class GroupedRows:
         )
 
     def verdicts(self, arm: str, other: str, judge: str) -> Ratio:
-        """The mean outcome of an LM judge's comparisons with the other arm, of those that could be read."""
+        """Return the mean outcome of an LM judge's comparisons with the other arm, of those that could be read."""
         return self.mean(arm, lambda row: self.outcomes[judge, other].get(row.key))
 
     def by_prompt(self, arm: str, value: Callable[[ResponseRow], float | None]) -> np.ndarray:
-        """Each prompt's mean over its seeds; NaN where there is none."""
-        found = self.mean(arm, value)
-        return np.where(found.present, found.numerators, np.nan)
+        """Return each prompt's mean over its seeds; NaN for a prompt without one."""
+        mean = self.mean(arm, value)
+        return np.where(mean.present, mean.numerators, np.nan)
 
     def _prompts(self, arm: str) -> Iterator[tuple[int, list[ResponseRow]]]:
-        found: dict[int, list[ResponseRow]] = defaultdict(list)
+        by_prompt: dict[int, list[ResponseRow]] = defaultdict(list)
         for row in self.by_arm[arm]:
-            found[row.prompt_id].append(row)
-        return iter(found.items())
+            by_prompt[row.prompt_id].append(row)
+        return iter(by_prompt.items())
 
     def _of_prompts(self, values: Mapping[int, float | None]) -> Ratio:
         sums = np.zeros((2, len(self.prompts)))
@@ -128,12 +128,12 @@ class GroupedRows:
         return Ratio(*sums)
 
     def estimate(self, figure: Ratio) -> Estimate | None:
-        """The figure with its interval."""
+        """Return the figure with its interval."""
         return estimate(figure, figure.present, self.times)
 
     @cached_property
     def lengths(self) -> dict[str, LengthControl]:
-        """By judge: the fit of the scores of all arms on their lengths in tokens."""
+        """Return, by judge, the fit of the scores of all arms on their lengths in tokens."""
         return {judge: self._length_control(judge) for judge in self.scored}
 
     def _length_control(self, judge: str) -> LengthControl:
@@ -148,17 +148,17 @@ class GroupedRows:
 
 
 def method_of(row: ResponseRow) -> str:
-    """The method's name without the number of samples that "best-of-n:16" carries."""
+    """Return the method's name without the number of samples that "best-of-n:16" carries."""
     return row.method.partition(":")[0]
 
 
 def guidance_kl(row: ResponseRow) -> float | None:
-    """Nats of guidance; best-of-n's bound."""
+    """Return the nats of guidance; of best-of-n the bound on them."""
     return row.guidance_kl if row.guidance_kl is not None else row.kl_bound
 
 
 def total_kl(row: ResponseRow) -> float | None:
-    """Nats against the language model; of best-of-n the bound on them.
+    """Return the nats against the language model; of best-of-n the bound on them.
 
     KL(q || pi) = KL(q || b) + E_q[log b - log pi] for q, the best of n, and b, the policy that drew them, whose
     log-probabilities its steps hold.
@@ -170,13 +170,13 @@ def total_kl(row: ResponseRow) -> float | None:
 
 
 def logprob_of(row: ResponseRow, name: Literal["logprob", "reference_logprob"]) -> float | None:
-    """The sum over its tokens; None where there are none or one has none."""
-    found = [getattr(token, name) for token in row.tokens]
-    return math.fsum(found) if found and None not in found else None
+    """Return the sum over a response's tokens; None if there are none, or one has none."""
+    logprobs = [getattr(token, name) for token in row.tokens]
+    return math.fsum(logprobs) if logprobs and None not in logprobs else None
 
 
 def is_bound(row: ResponseRow) -> bool:
-    """Whether its KL is a bound."""
+    """Return whether a response's KL is a bound."""
     return row.guidance_kl is None and row.kl_bound is not None
 
 
@@ -187,10 +187,10 @@ def _won(score: float | None, other: float | None) -> float | None:
 
 
 def _mean_of(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if is_finite(value)]
-    return math.fsum(found) / len(found) if found else None
+    numbers = [value for value in values if is_finite(value)]
+    return math.fsum(numbers) / len(numbers) if numbers else None
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:
-    """Whether there is a number."""
+    """Return whether there is a number."""
     return value is not None and math.isfinite(value)

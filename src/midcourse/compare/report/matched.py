@@ -13,7 +13,7 @@ class Curve:
     """A method at several strengths: each prompt's score by its KL (or another distance) from the base.
 
     Attributes:
-        kls, scores: of shape (strengths, prompts); NaN where a prompt has none.
+        kls, scores: of shape (strengths, prompts); NaN if a prompt has none.
         times: how often each bootstrap draw counts each prompt, of shape (draws, prompts).
     """
 
@@ -24,31 +24,31 @@ class Curve:
 
     @property
     def present(self) -> np.ndarray:
-        """The prompts that have every point; none where there is no point."""
+        """Return the prompts that have every point; none if there is no point."""
         whole = np.isfinite(self.kls).all(0) & np.isfinite(self.scores).all(0)
         return whole if len(self.kls) else np.zeros_like(whole)
 
     def reach(self, prompts: np.ndarray) -> tuple[float, float]:
-        """The least and the largest mean KL of its points; an empty range where there are no prompts."""
+        """Return the least and the largest mean KL of the points; an empty range if there are no prompts."""
         if not prompts.any():
             return math.inf, -math.inf
         means = self.kls[:, prompts].mean(1)
         return float(means.min()), float(means.max())
 
     def reaches(self, kl: float, prompts: np.ndarray) -> bool:
-        """Whether the mean KL over the prompts is at `kl`, or on both sides of it."""
+        """Return whether some point's mean KL over the prompts is `kl`, or there are points on both sides of it."""
         low, high = self.reach(prompts)
         return low - 1e-9 <= kl <= high + 1e-9
 
     def at(self, kl: float, prompts: np.ndarray) -> np.ndarray:
-        """The mean score at a mean KL on the lines between the points: of all prompts, then of each draw.
+        """Return the mean score at a mean KL, on the lines between the points: of all prompts, then of each draw.
 
         A draw whose points do not reach `kl`, though all prompts together do, gives its nearest point.
         """
         return _interpolate(*self._means(prompts), kl)
 
     def _means(self, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean KL and mean score of each point, by ascending KL, of shape (1 + draws, strengths)."""
+        """Return mean KL and mean score of each point, by ascending KL, of shape (1 + draws, strengths)."""
         key = prompts.tobytes()
         if key not in self._known:
             times = np.concatenate([np.ones((1, prompts.sum())), self.times[:, prompts]])
@@ -61,7 +61,7 @@ class Curve:
 
 
 def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
-    """np.interp row by row, of x ascending in each."""
+    """Interpolate row by row, as np.interp does for one; x ascends in each."""
     if x.shape[1] == 1:
         return y[:, 0]
     right = np.clip((x < at).sum(1), 1, x.shape[1] - 1)
@@ -73,26 +73,26 @@ def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:
 
 
 def score_at(curve: Curve, kl: float) -> Estimate | None:
-    """A method's mean score at a mean KL, between the two strengths on either side of it.
+    """Return a method's mean score at a mean KL, between the two strengths on either side of it.
 
     Returns:
-        None where the KL lies outside of what its strengths reach: nothing is extrapolated.
+        None if the KL lies outside of what its strengths reach: nothing is extrapolated.
     """
     prompts = curve.present
     if not curve.reaches(kl, prompts):
         return None
-    found = curve.at(kl, prompts)
-    return from_draws(found[0], found[1:], int(prompts.sum()))
+    means = curve.at(kl, prompts)
+    return from_draws(means[0], means[1:], int(prompts.sum()))
 
 
 def difference_at(one: Curve, other: Curve, kl: float) -> Estimate | None:
-    """Score of `one` less that of `other` at the same mean KL, over the prompts that both have.
+    """Return the score of `one` less that of `other` at the same mean KL, over the prompts that both have.
 
     Returns:
-        None where either does not reach the KL.
+        None if either does not reach the KL.
     """
     both = one.present & other.present
     if not (one.reaches(kl, both) and other.reaches(kl, both)):
         return None
-    found = one.at(kl, both) - other.at(kl, both)
-    return from_draws(found[0], found[1:], int(both.sum()))
+    differences = one.at(kl, both) - other.at(kl, both)
+    return from_draws(differences[0], differences[1:], int(both.sum()))

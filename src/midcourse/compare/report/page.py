@@ -47,7 +47,7 @@ def write_report(folder: Path) -> dict[str, Any]:
 
 
 def write_comparison_page(path: Path, comparison: ComparisonRows, summary: Found) -> None:
-    """The page that stands alone: tables to sort, plots, and the texts of any two arms side by side."""
+    """Write the page, which stands alone: tables to sort, plots, and the texts of any two arms side by side."""
     write_page(
         path,
         "compare/report/page.html.jinja",
@@ -69,12 +69,12 @@ def write_comparison_page(path: Path, comparison: ComparisonRows, summary: Found
 
 
 def _judge_content(summary: Found, judge: str) -> dict[str, Any]:
-    found = charts(summary, judge)
-    styles = {series.name: series.style for chart in found for series in chart.series}
+    plots = charts(summary, judge)
+    styles = {series.name: series.style for chart in plots for series in chart.series}
     return {
         "name": judge,
-        "charts": [{"title": title(chart), "svg": chart_svg(chart)} for chart in found],
-        "level": any(chart.level is not None for chart in found),
+        "charts": [{"title": title(chart), "svg": chart_svg(chart)} for chart in plots],
+        "level": any(chart.level is not None for chart in plots),
         "legend": [{"name": name, **_style(style)} for name, style in styles.items()],
         "matched": list(tables.matched_tables(summary, judge)),
         "differences": list(tables.difference_tables(summary, judge)),
@@ -89,7 +89,7 @@ def _style(style: int) -> dict[str, Any]:
 
 
 def texts(comparison: ComparisonRows, summary: Found) -> dict[str, Any]:
-    """What the page's script shows: prompts, arms and their tokens, as plain numbers and strings.
+    """Return what the page's script shows: prompts, arms and their tokens, as plain numbers and strings.
 
     Tokens are coloured by the distance of their reward from the mean reward of that guide's texts at the position. The
     first prompts whose texts fit are taken.
@@ -134,49 +134,49 @@ def _prompts_that_fit(by_prompt: Mapping[int, Sequence[ResponseRow]]) -> list[in
 
 
 def _best(summary: Found) -> str:
-    """The arm shown beside the reference method at first: of the highest score by the first judge with any."""
+    """Return the arm shown beside the reference method at first: of the highest score by the first judge with any."""
     judge = next((judge for judge, about in summary["judges"].items() if about["scores"]), None)
     others = [arm for arm in summary["arms"] if arm != summary["reference"]]
 
     def score(arm: str) -> float:
-        found = summary["arms"][arm]["judges"][judge]["score"] if judge else None
-        return found["mean"] if found else -math.inf
+        estimate = summary["arms"][arm]["judges"][judge]["score"] if judge else None
+        return estimate["mean"] if estimate else -math.inf
 
     return max(others, key=score, default=next(iter(summary["arms"])))
 
 
 def tokens_of_row(row: ResponseRow) -> list[Token]:
-    """A row's tokens as they are shown: those that wrote nothing by themselves are joined to what follows.
+    """Return a row's tokens as they are shown: those that wrote nothing by themselves are joined to what follows.
 
     A response of a data set is one token.
     """
     if not row.tokens:
         return [Token(row.text, None)]
-    found, waiting = [], 0
+    tokens, waiting = [], 0
     for token in row.tokens:
         waiting += 1
         if token.text:
-            found.append(Token(token.text, token.reward, tokens=waiting))
+            tokens.append(Token(token.text, token.reward, tokens=waiting))
             waiting = 0
     if waiting:
-        found.append(Token("", row.tokens[-1].reward, tokens=waiting, end=row.finish_reason == "stop"))
-    return found
+        tokens.append(Token("", row.tokens[-1].reward, tokens=waiting, end=row.finish_reason == "stop"))
+    return tokens
 
 
 def _shades(
     rows: Sequence[ResponseRow], tokens: Mapping[str, list[Token]]
 ) -> dict[str, list[tuple[float, int] | None]]:
-    """By row: each token's distance from its guide's mean at the position, and its shade."""
+    """Return, by row, each token's distance from its guide's mean at the position, and its shade."""
     guides: dict[str | None, list[ResponseRow]] = defaultdict(list)
     for row in rows:
         guides[row.reward].append(row)
-    found = {}
+    shades = {}
     for of_guide in guides.values():
         colouring = by_position([tokens[row.key] for row in of_guide])
         for row in of_guide:
             values = colouring.values(tokens[row.key])
-            found[row.key] = [None if v is None else (round(v, 3), shade(v, colouring.scale)) for v in values]
-    return found
+            shades[row.key] = [None if v is None else (round(v, 3), shade(v, colouring.scale)) for v in values]
+    return shades
 
 
 def _response(

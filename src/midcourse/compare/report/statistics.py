@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
     p: float | None
 
     def untested(self) -> dict[str, Any]:
-        """The estimate of what nobody asks to be 0."""
+        """Return mean and interval alone, for a figure that nobody tests for being 0."""
         return {"mean": self.mean, "interval": self.interval}
 
 
@@ -40,7 +40,7 @@ class Ratio:
     """A figure as the ratio of two sums over prompts: a mean (denominators 1 and 0), or a rate such as tokens a second.
 
     Attributes:
-        numerators, denominators: of shape (prompts,); both 0 where a prompt has no such figure.
+        numerators, denominators: of shape (prompts,); both 0 if a prompt has no such figure.
         then: applied to the ratio, such as exp.
     """
 
@@ -54,16 +54,16 @@ class Ratio:
 
     @property
     def present(self) -> np.ndarray:
-        """The prompts that have the figure."""
+        """Return which prompts have the figure."""
         return self.denominators > 0
 
     def on(self, prompts: np.ndarray) -> "Ratio":
-        """The same figure of those prompts alone."""
+        """Return the same figure of those prompts alone."""
         return Ratio(self.numerators * prompts, self.denominators * prompts, self.then)
 
 
 def estimate(statistic: Statistic, present: np.ndarray, times: np.ndarray) -> Estimate | None:
-    """The statistic with its interval and p-value; None where no prompt is present.
+    """Return the statistic with its interval and p-value; None if no prompt is present.
 
     Args:
         present: which prompts have the figure.
@@ -77,7 +77,7 @@ def estimate(statistic: Statistic, present: np.ndarray, times: np.ndarray) -> Es
 
 
 def from_draws(mean: float, draws: np.ndarray, prompts: int) -> Estimate | None:
-    """An estimate from the statistic's values in the bootstrap's draws; None where the mean is not finite.
+    """Return an estimate from the statistic's values in the bootstrap's draws; None if the mean is not finite.
 
     The interval is the bootstrap's percentile interval with the quantiles moved outwards for few prompts (Hesterberg,
     What Teachers Should Know About the Bootstrap, 2015, section 5.2), which a plain one covers too rarely. The p-value
@@ -101,21 +101,21 @@ def _tail(prompts: int) -> float:
 
 
 def difference(one: Ratio, other: Ratio, times: np.ndarray) -> Estimate | None:
-    """`one` less `other` on the prompts that have both; None where none has."""
+    """Return `one` less `other` on the prompts that have both; None if none has."""
     both = one.present & other.present
     one, other = one.on(both), other.on(both)
     return estimate(lambda times: one(times) - other(times), both, times)
 
 
 def quotient(one: Ratio, other: Ratio, times: np.ndarray) -> Estimate | None:
-    """`one` over `other` on the prompts that have both; None where none has. Its p-value means nothing."""
+    """Return `one` over `other` on the prompts that have both; None if none has. Its p-value means nothing."""
     both = one.present & other.present
     one, other = one.on(both), other.on(both)
     return estimate(lambda times: one(times) / other(times), both, times)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for their number by Holm's step-down method (1979); None stays None and does not count."""
+    """Correct p-values for their number by Holm's step-down method (1979); None stays None and does not count."""
     order = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)
     highest = 0.0
@@ -127,10 +127,10 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 def _p_value(mean: float, error: float, prompts: int) -> float:
     if error <= 1e-12 * max(1.0, abs(mean)):
-        found = 1.0 if abs(mean) <= 1e-12 else 0.0
+        p = 1.0 if abs(mean) <= 1e-12 else 0.0
     else:
-        found = 2 * float(stdtr(prompts - 1, -abs(mean) / error))
-    return max(found, 2.0 ** (1 - prompts))
+        p = 2 * float(stdtr(prompts - 1, -abs(mean) / error))
+    return max(p, 2.0 ** (1 - prompts))
 
 
 # Length
@@ -152,18 +152,18 @@ class LengthControl:
 
     @classmethod
     def of(cls, responses: Sequence[Sequence[Sequence[tuple[float, float]]]]) -> "LengthControl":
-        """Of (score, length) of each response, by arm and prompt."""
+        """Make the fit of (score, length) of each response, by arm and prompt."""
         return cls(np.array([[_sums(prompt) for prompt in arm] for arm in responses]))
 
     def slopes(self, times: np.ndarray) -> np.ndarray:
-        """The score of one more unit of length, of shape (draws,); 0 where lengths do not differ within any arm."""
+        """Return the score of one more unit of length, of shape (draws,); 0 if lengths do not differ within any arm."""
         n, s, x, xx, sx = self._totals(times)
         with np.errstate(divide="ignore", invalid="ignore"):
             squares = np.nansum(xx - x * x / n, axis=-1)
             return np.where(squares > 1e-9, np.nansum(sx - s * x / n, axis=-1) / squares, 0.0)
 
     def effect(self, arm: int) -> Statistic:
-        """The statistic of an arm's score at the mean length."""
+        """Return the statistic of an arm's score at the mean length."""
 
         def at_mean_length(times: np.ndarray) -> np.ndarray:
             n, s, x, *_ = self._totals(times)
@@ -174,7 +174,7 @@ class LengthControl:
         return at_mean_length
 
     def present(self, arm: int) -> np.ndarray:
-        """The prompts with responses of the arm."""
+        """Return which prompts have responses of the arm."""
         return self.sums[arm, :, 0] > 0
 
     def _totals(self, times: np.ndarray) -> tuple[np.ndarray, ...]:

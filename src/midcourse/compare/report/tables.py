@@ -23,8 +23,8 @@ class Cell(NamedTuple):
 
     Attributes:
         text: the figure.
-        interval: its 95 % interval, where it has one.
-        value: to sort by; None where there is none.
+        interval: its 95 % interval, if it has one.
+        value: to sort by; None if there is none.
         note: what the report adds, such as the difference to the reference method.
     """
 
@@ -47,27 +47,31 @@ class Table(NamedTuple):
 # Cells
 
 
-def estimate_cell(found: Found | None, digits: int = 2, *, sign: bool = False, mark: str = "", note: str = "") -> Cell:
-    """A mean with its interval."""
-    if not found or found["mean"] is None:
+def estimate_cell(
+    estimate: Found | None, digits: int = 2, *, sign: bool = False, mark: str = "", note: str = ""
+) -> Cell:
+    """Return a mean with its interval."""
+    if not estimate or estimate["mean"] is None:
         return Cell(NOTHING)
-    return Cell(f"{mark}{number(found['mean'], digits, sign)}", interval(found, digits, sign), found["mean"], note)
+    return Cell(
+        f"{mark}{number(estimate['mean'], digits, sign)}", interval(estimate, digits, sign), estimate["mean"], note
+    )
 
 
-def interval(found: Found, digits: int = 2, sign: bool = False) -> str:
-    """A 95 % interval in brackets; "" where there is none."""
-    ends = found["interval"]
+def interval(estimate: Found, digits: int = 2, sign: bool = False) -> str:
+    """Return a 95 % interval in brackets; "" if there is none."""
+    ends = estimate["interval"]
     return f"[{', '.join(number(end, digits, sign) for end in ends)}]" if ends else ""
 
 
-def p_cell(found: Found | None) -> Cell:
-    """A corrected p-value."""
-    p = found.get("p_corrected") if found else None
+def p_cell(estimate: Found | None) -> Cell:
+    """Return a corrected p-value."""
+    p = estimate.get("p_corrected") if estimate else None
     return Cell(NOTHING) if p is None else Cell("<0.001" if p < 0.001 else f"{p:.3f}", value=p)
 
 
-def _difference_note(found: Found | None, digits: int) -> str:
-    gap = found.get("difference") if found else None
+def _difference_note(estimate: Found | None, digits: int) -> str:
+    gap = estimate.get("difference") if estimate else None
     if not gap:
         return ""
     p = p_cell(gap).text
@@ -79,7 +83,7 @@ def _difference_note(found: Found | None, digits: int) -> str:
 
 
 def matched_tables(summary: Found, judge: str) -> Iterator[Table]:
-    """A judge's scores of every method at equal KL, the headline of a comparison."""
+    """Yield a judge's scores of every method at equal KL, the headline of a comparison."""
     for entries in _by_axis(summary, judge):
         axis, names = AXIS_NAMES[entries[0]["axis"]], list(entries[0]["scores"])
         bounds = {curve["name"] for curve in summary["curves"] if curve["kl_is_bound"]}
@@ -100,7 +104,7 @@ def matched_tables(summary: Found, judge: str) -> Iterator[Table]:
 
 
 def difference_tables(summary: Found, judge: str) -> Iterator[Table]:
-    """Every two methods at equal KL."""
+    """Yield the differences of every two methods at equal KL."""
     for entries in _by_axis(summary, judge):
         rows = [
             [
@@ -127,9 +131,9 @@ def difference_tables(summary: Found, judge: str) -> Iterator[Table]:
 def _by_axis(summary: Found, judge: str) -> Iterator[list[Found]]:
     for greedy in (False, True):
         for axis in AXIS_NAMES:
-            found = [e for e in summary["matched"] if (e["judge"], e["greedy"], e["axis"]) == (judge, greedy, axis)]
-            if found:
-                yield found
+            entries = [e for e in summary["matched"] if (e["judge"], e["greedy"], e["axis"]) == (judge, greedy, axis)]
+            if entries:
+                yield entries
 
 
 def _matched_title(entry: Found) -> str:
@@ -140,12 +144,12 @@ def _place(entry: Found) -> str:
     return f"{entry['kl']:.3g} nats" + (f" ({entry['why']})" if entry["why"] else "")
 
 
-def _read_off(found: Found | None) -> Cell:
-    return estimate_cell(found) if found else Cell(NOT_REACHED)
+def _read_off(estimate: Found | None) -> Cell:
+    return estimate_cell(estimate) if estimate else Cell(NOT_REACHED)
 
 
 def judge_table(summary: Found, judge: str) -> Table:
-    """What a judge says of every arm."""
+    """Return what a judge says of every arm."""
     about = summary["judges"][judge]
     notes = [f"Differences are to {summary['reference']}, paired by prompt; p corrected by Holm's method."]
     if about["accuracy"] is not None:
@@ -171,14 +175,14 @@ def _win_cell(won: Found | None) -> Cell:
 
 
 def _verdict_cells(said: Found) -> list[Cell]:
-    """How many verdicts an LM judge gave on an arm, against whomever."""
+    """Return how many verdicts an LM judge gave on an arm, whatever it was compared with."""
     wins = [said[name] for name in WINS if said[name]]
     counts = [sum(won[name] for won in wins) for name in ("verdicts", "ties", "unparsed")]
-    return [Cell(str(found), value=found) if counts[0] else Cell(NOTHING) for found in counts]
+    return [Cell(str(number), value=number) if counts[0] else Cell(NOTHING) for number in counts]
 
 
 def text_table(summary: Found) -> Table:
-    """How far every arm is from the language model, and what its texts are like."""
+    """Return how far every arm is from the language model, and what its texts are like."""
     note = (
         "KL in nats per response; perplexity under the language model; loops: the share of responses that end by "
         "repeating one block of words."
@@ -187,7 +191,7 @@ def text_table(summary: Found) -> Table:
 
 
 def diversity_table(summary: Found) -> Table:
-    """How much the texts of every arm repeat themselves and each other."""
+    """Return how much the texts of every arm repeat themselves and each other."""
     note = (
         "rep-n is the share of a response's runs of n words that it had before; diversity is ARGS's product of "
         "1 - rep-n over n = 2, 3, 4; distinct-2 is that of different word pairs per word, of all samples of a prompt."
@@ -196,7 +200,7 @@ def diversity_table(summary: Found) -> Table:
 
 
 def cost_table(summary: Found) -> Table:
-    """What every arm costs."""
+    """Return what every arm costs."""
     note = (
         "Passes are token positions computed per emitted token. FLOPs are estimated: two per parameter and position, "
         "attention's own left out. The responses of a batch share its passes and its time: intervals of those are over "
@@ -210,16 +214,18 @@ def _figures_table(summary: Found, title: str, note: str, figures: Sequence[Figu
     for arm, of_arm in summary["arms"].items():
         cells = []
         for figure in figures:
-            found = of_arm["figures"][figure.name]
+            estimate = of_arm["figures"][figure.name]
             bound = BOUND if of_arm["kl_is_bound"] and figure.name.endswith("_kl") else ""
-            cells.append(estimate_cell(found, figure.digits, mark=bound, note=_difference_note(found, figure.digits)))
+            cells.append(
+                estimate_cell(estimate, figure.digits, mark=bound, note=_difference_note(estimate, figure.digits))
+            )
         rows.append([Cell(arm), *cells])
     return _without_empty_columns(Table(title, note, ["arm", *(figure.label for figure in figures)], rows))
 
 
 def over_optimisation_table(summary: Found) -> Table:
-    """Where judges fall while the guide's own reward rises."""
-    rows = [[Cell(found["method"]), Cell(found["judge"]), *_begins(found)] for found in summary["over_optimisation"]]
+    """Return where judges fall while the guide's own reward rises."""
+    rows = [[Cell(entry["method"]), Cell(entry["judge"]), *_begins(entry)] for entry in summary["over_optimisation"]]
     note = (
         "Begins at the arm of the judge's highest mean, if a stronger arm's is lower (the paired difference's interval "
         "below 0) while the guide's own mean reward is higher."
@@ -229,14 +235,14 @@ def over_optimisation_table(summary: Found) -> Table:
     )
 
 
-def _begins(found: Found) -> list[Cell]:
-    if not found["begins"]:
+def _begins(entry: Found) -> list[Cell]:
+    if not entry["begins"]:
         return [Cell("not within the range"), Cell(NOTHING), Cell(NOTHING)]
-    begins, kls = found["begins"], [(found["begins"][axis], name) for axis, name in AXIS_NAMES.items()]
+    begins, kls = entry["begins"], [(entry["begins"][axis], name) for axis, name in AXIS_NAMES.items()]
     kl, name = next((known for known in kls if known[0] is not None), (None, ""))
     shown = Cell(NOTHING) if kl is None else Cell(f"{kl:.2f} ({name})", value=kl)
-    fall = estimate_cell(found["fall"], sign=True)
-    return [Cell(begins["arm"]), shown, fall._replace(note=f"at {found['falls_at']['arm']}")]
+    fall = estimate_cell(entry["fall"], sign=True)
+    return [Cell(begins["arm"]), shown, fall._replace(note=f"at {entry['falls_at']['arm']}")]
 
 
 def _without_empty_columns(table: Table) -> Table:
@@ -248,7 +254,7 @@ def _without_empty_columns(table: Table) -> Table:
 
 
 def markdown(summary: Found) -> str:
-    """table.md: the matched tables first, since an arm's lone figure says little."""
+    """Return table.md: the matched tables first, since an arm's lone figure says little."""
     tables = [
         *(table for judge in summary["judges"] for table in matched_tables(summary, judge)),
         *(judge_table(summary, judge) for judge in summary["judges"]),
@@ -270,12 +276,12 @@ def markdown(summary: Found) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """ "1 prompt", "2 prompts"."""
+    """Return "1 prompt", "2 prompts"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def seeds_each(seeds: int) -> str:
-    """ "one seed each", "up to 2 seeds each": reference responses have one."""
+    """Return "one seed each" or "up to 2 seeds each": reference responses have one."""
     return "one seed each" if seeds == 1 else f"up to {seeds} seeds each"
 
 
@@ -290,14 +296,14 @@ def _markdown_table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text that Markdown shows as it is, on one line."""
+    """Return a text that Markdown shows as it is, on one line."""
     one_line = " ".join(text.translate(CONTROLS).split())
     return re.sub(r"([\\`*<>|&~]|\[(?=[^\]]*\]\()|!(?=\[))", r"\\\1", one_line)
 
 
 def comma_separated(summary: Found) -> str:
-    """table.csv: a row for each arm, each figure with the ends of its interval and its difference to the reference."""
-    rows = [_wide(arm, found) for arm, found in summary["arms"].items()]
+    """Return table.csv: a row for each arm, each figure with its interval's ends and difference to the reference."""
+    rows = [_wide(arm, figures) for arm, figures in summary["arms"].items()]
     names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -306,24 +312,24 @@ def comma_separated(summary: Found) -> str:
     return file.getvalue()
 
 
-def _wide(arm: str, found: Found) -> dict[str, Any]:
+def _wide(arm: str, of_arm: Found) -> dict[str, Any]:
     row: dict[str, Any] = {"arm": arm}
-    row |= {name: found[name] for name in ("method", "reward", "greedy", "kl_is_bound", "prompts", "responses")}
-    row["setting"] = json.dumps(found["setting"])
+    row |= {name: of_arm[name] for name in ("method", "reward", "greedy", "kl_is_bound", "prompts", "responses")}
+    row["setting"] = json.dumps(of_arm["setting"])
     for figure in FIGURES:
-        row |= _columns(figure.name, found["figures"][figure.name])
-    for judge, said in found["judges"].items():
+        row |= _columns(figure.name, of_arm["figures"][figure.name])
+    for judge, said in of_arm["judges"].items():
         for name in ("score", "length_controlled", *WINS):
             row |= _columns(f"{judge}_{name}", said[name])
     return row
 
 
-def _columns(name: str, found: Found | None) -> dict[str, Any]:
-    low, high = (found["interval"] or (None, None)) if found else (None, None)
-    columns = {name: found and found["mean"], f"{name}_low": low, f"{name}_high": high}
-    if found and found.get("difference"):
-        columns |= _columns(f"{name}_difference", found["difference"])
+def _columns(name: str, estimate: Found | None) -> dict[str, Any]:
+    low, high = (estimate["interval"] or (None, None)) if estimate else (None, None)
+    columns = {name: estimate and estimate["mean"], f"{name}_low": low, f"{name}_high": high}
+    if estimate and estimate.get("difference"):
+        columns |= _columns(f"{name}_difference", estimate["difference"])
     for more in ("p", "p_corrected", "verdicts", "ties", "unparsed"):
-        if found and more in found:
-            columns[f"{name}_{more}"] = found[more]
+        if estimate and more in estimate:
+            columns[f"{name}_{more}"] = estimate[more]
     return columns
