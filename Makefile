@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test tables docs bench clean
+.PHONY: help setup demo check test tables docs bench mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -57,6 +57,10 @@ docs: setup ## build the documentation into site/; site/index.html opens in a br
 bench: setup ## measure the speed of decoding and training, write benchmarks/results
 	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json
 	$(BIN)/midcourse bench train --json benchmarks/results/train.json
+
+mutants: setup ## put small faults into the core, see whether the tests notice; write studies/mutants/results.json
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"
+	$(BIN)/python -m studies.mutants.run --jobs $(JOBS)
 
 clean: ## delete .venv, runs and caches
 	rm -rf .venv runs build dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

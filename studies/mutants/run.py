@@ -129,7 +129,7 @@ def forked(run: Callable[[], int], seconds: int) -> int:
         return child
     status = 70
     try:
-        signal.alarm(seconds)  # which ends the process
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # of computing, then the process ends
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         status = int(run())
     finally:
@@ -139,7 +139,7 @@ def forked(run: Callable[[], int], seconds: int) -> int:
 def outcome(status: int) -> str:
     """What a mutant's tests say, by the status that their process ended with."""
     if os.WIFSIGNALED(status):
-        return "timed_out" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
+        return "timed_out" if os.WTERMSIG(status) == signal.SIGPROF else "killed"
     code = os.waitstatus_to_exitcode(status)
     if code in (0, 5):  # all passed, or there was none
         return "survived"
@@ -175,7 +175,7 @@ def warm_up(module: str) -> tuple[dict[str, list[str]], int]:
     """Run the tests of a module without a fault, and import here what they import.
 
     Returns:
-        The tests that call each of its functions, and how many seconds a mutant may take.
+        The tests that call each of its functions, and how many seconds a mutant may compute.
 
     Raises:
         RuntimeError: tests fail.

@@ -201,12 +201,13 @@ def test_budget_is_met_by_the_largest_weight_within_it(sign):
     """Each row has its own allowance; what fits whole keeps its whole weight."""
     weights = [0.3, 1.2, 3.9]
     allowances = uniform(*(spent(weight) for weight in weights), spent(4.0) + 1e-9, 0.0)
-    found = within_budget(tilted, log(0.5, 0.5).expand(5, -1), sign * 4.0, allowances)[:, 0] * sign
+    base = log(0.5, 0.5).expand(5, -1)
+    found = within_budget(tilted, base, sign * 4.0, allowances)[:, 0] * sign
     for have, want in zip(found.tolist(), weights, strict=False):
         assert want - 4 * 2**-24 <= have <= want
     assert found[3] == 4.0
     assert 0 <= found[4] <= 4 * 2**-24
-    assert (kl_divergence(tilted(found[:, None]), log(0.5, 0.5)) <= allowances).all()
+    assert (kl_divergence(tilted(found[:, None]), base) <= allowances).all()
 
 
 def test_an_allowance_may_be_spent_to_the_last():

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import JambaConfig, LlamaConfig, Qwen3NextConfig, T5Config
 
 from midcourse.lm.prefix_cache import PrefixCache, UnsupportedModelError, check_supported, compile_steps, pad
-from midcourse.testing import ARCHITECTURES, WINDOW, tiny_language_model
+from midcourse.testing import ARCHITECTURES, CONTEXT, WINDOW, tiny_language_model
 
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under the bridge, ")]
 CANDIDATES = torch.tensor([[1, 2, 3], [40, 50, 257], [7, 7, 256]])
@@ -76,6 +76,44 @@ def test_prompt_in_pieces_equals_whole(model, piece):
     cache = PrefixCache(model, 1, len(row))
     parts = [cache.extend(torch.tensor([row[i : i + piece]])).logits[0] for i in range(0, len(row), piece)]
     torch.testing.assert_close(torch.cat(parts), whole(model, row), atol=1e-10, rtol=0)
+
+
+def test_pieces_longer_than_the_window_equal_whole(model):
+    """Rows of unlike length go on by more tokens than a window holds."""
+    rows = [[dice % 250 for dice in range(start, start + 40, 3)] for start in (7, 90)]
+    begun = [rows[0][:3], rows[1][:5]]
+    cache = started(model, begun, room=2 * WINDOW)
+    rest = [row[len(start) :] for row, start in zip(rows, begun, strict=True)]
+    assert min(map(len, rest)) > WINDOW + 1
+    have = cache.extend(pad(rest, model.device)[0], [len(row) for row in rest]).logits
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(have[i, : len(rest[i])], whole(model, row)[-len(rest[i]) :], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_padding_stands_where_the_model_knows_a_position(architecture):
+    """GPT-2 knows no position beyond its context: a row that fills it waits beside one that goes on."""
+    model = tiny_language_model(architecture).model
+    rows = [[65] * (CONTEXT - 1), [66] * 3]
+    cache = started(model, rows)
+    cache.extend(torch.tensor([[1, 0, 0], [2, 3, 4]]), [1, 3])
+    assert cache.lengths == [CONTEXT, 6]
+    cache.rewind([2, 0])
+    logits = cache.branches(torch.tensor([[[5]], [[6]]]), torch.tensor([[7, 0, 0], [7, 8, 9]]), [1, 3]).logits
+    whole_rows = [[*rows[0][:-1], 7, 5], [*rows[1], 2, 3, 4, 7, 8, 9, 6]]
+    for i, row in enumerate(whole_rows):
+        torch.testing.assert_close(logits[i, -1], whole(model, row)[-1], atol=1e-10, rtol=0)
+    logits = cache.branches(torch.tensor([[[5]], [[6]]]), torch.tensor([[0, 0], [7, 8]]), [0, 2]).logits
+    for i, row in enumerate([[*whole_rows[0][:-1], 5], [*whole_rows[1][:-1], 7, 8, 6]]):
+        torch.testing.assert_close(logits[i, -1], whole(model, row)[-1], atol=1e-10, rtol=0)
+
+
+def test_counts_and_caches_that_do_not_fit_are_noticed():
+    cache = started(tiny_language_model().model)
+    with pytest.raises(ValueError, match="zip"):
+        cache.rewind([1])
+    with pytest.raises(ValueError, match="zip"):
+        cache.replace([0], started(tiny_language_model(layers=1).model, ROWS[:1]))
 
 
 def test_siblings_leave_the_prefix_alone(model):
@@ -352,6 +390,26 @@ def test_select_copies_what_keep_may_need():
         tokens = [int(CANDIDATES[row, j]) for row, j in zip(rows, [2, 0, 1, 2], strict=False)]
         want = [[*ROWS[row], token] for row, token in zip(rows, tokens, strict=True)]
         assert_siblings(model, cache, want, CANDIDATES[:1].expand(len(rows), -1))
+
+
+def test_rows_may_leave_more_than_once_before_keep():
+    model = tiny_language_model().model
+    cache = started(model)
+    cache.siblings(CANDIDATES)
+    cache.select([0, 2])
+    cache.select([1])
+    cache.keep(torch.tensor([0]))
+    assert_siblings(model, cache, [[*ROWS[2], 7]], CANDIDATES[:1])
+
+
+def test_keep_follows_branches_behind_tokens_not_read_before(model):
+    """The alternatives lie behind all that came with them, which of some rows is padding."""
+    first = [[8, 9], [], [10]]
+    cache = started(model)
+    cache.branches(CANDIDATES[:, :, None], pad(first, model.device)[0], [len(row) for row in first])
+    cache.keep(torch.tensor([2, 0, 1]))
+    rows = [[*ROWS[0], 8, 9, 3], [*ROWS[1], 40], [*ROWS[2], 10, 7]]
+    assert_siblings(model, cache, rows, CANDIDATES)
 
 
 @pytest.mark.parametrize("forget", ["rewind", "replace"])

@@ -78,6 +78,20 @@ def test_values_by_hand(loss, want):
     assert loss(labelled([([1.0, 0.0], 0.5)], fill=9.0, width=4)).tolist() == pytest.approx([want])
 
 
+@pytest.mark.parametrize(
+    ("loss", "want"),
+    [
+        # V = (1, 4), R = 2: errors 1 and -2
+        (value_mean, (1 + 4) / 2),
+        (soft, (math.exp(2) - 2 + math.exp(-4) + 4) / 2),
+        (upper, (0.9 * 1 + 0.1 * 4) / 2),
+        (cumulative, 2 / (2 * 3) * (1 * 1 + 2 * 4)),
+    ],
+)
+def test_too_high_and_too_low_are_told_apart(loss, want):
+    assert loss(labelled([([1.0, 4.0], 2.0)])).tolist() == pytest.approx([want])
+
+
 def test_cumulative_weighs_later_prefixes_more():
     early, late = (cumulative(labelled([(values, 0.0)])).item() for values in ([1.0, 0.0, 0.0], [0.0, 0.0, 1.0]))
     assert (early, late) == pytest.approx((1 / 6, 3 / 6))
@@ -318,6 +332,7 @@ def test_farmas_gradient_is_as_asked_for():
         ("ppo", {}, "objective 'ppo' is unknown; use one of: prefix, sequence, value, cumulative, farma, autoregr"),
         ("prefix", {"past_end": "pad"}, "past-end 'pad' is unknown; use one of: drop, paper"),
         ("cumulative", {"value_weight": 1.0}, "objective cumulative has no value-weight; leave it out"),
+        ("cumulative", {"beta": 1.0, "value": "max"}, "objective cumulative has no beta; leave it out"),
         ("value", {"value_weight": 2.0}, "value mean has no value-weight, which is for value soft; leave it out"),
         ("value", {"value": "max", "value_weight": 2.0}, "value max has no value-weight, which is for value soft"),
         ("value", {"value": "soft", "value_weight": 2.0, "expectile": 0.9}, "value soft has no expectile, which is"),

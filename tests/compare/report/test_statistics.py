@@ -87,6 +87,7 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]
     assert holm([0.02]) == [0.02] and holm([None]) == [None] and holm([]) == []
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def test_holm_is_at_least_as_strict_as_control_of_the_false_discovery_rate():
@@ -138,6 +139,18 @@ def test_equal_lengths_leave_scores_as_they_are():
     ones = np.ones((1, 2))
     assert fit.slopes(ones)[0] == 0.0
     assert [fit.effect(arm)(ones)[0] for arm in (0, 1)] == [2.0, 5.0]
+    assert [fit.present(arm).tolist() for arm in (0, 1)] == [[True, True], [True, False]]
+
+
+def test_a_token_more_or_less_is_a_difference_in_length():
+    """One prompt of two responses, one token apart: the score rises by 3 from 0 to 3, which length explains."""
+    fit = LengthControl.of([[[(0.0, 1.0), (3.0, 2.0)], [(0.0, 5.0)]], [[(0.0, 4.0)], []]])
+    first = np.array([[1.0, 0.0]])
+    assert fit.slopes(first).tolist() == [3.0]
+    # The mean length of the three is 7 / 3: of means 1.5 at length 1.5, and of 0 at length 4.
+    assert fit.effect(0)(first)[0] == pytest.approx(1.5 + 3 * (7 / 3 - 1.5))
+    assert fit.effect(1)(first)[0] == pytest.approx(3 * (7 / 3 - 4))
+    assert [fit.present(arm).tolist() for arm in (0, 1)] == [[True, True], [True, False]]
 
 
 # Estimates from draws, by hand
@@ -176,6 +189,9 @@ def test_what_does_not_vary_is_0_or_is_not():
     # Rounding is no difference, whatever the size of the figures.
     assert from_draws(1e-13, np.zeros(10), 30).p == 1.0
     assert from_draws(1e-11, np.zeros(10), 30).p == 2.0**-29
+    steps = np.array([-1.0, 1.0] * 5)
+    assert from_draws(0.8e-12, 0.8e-12 + 0.5e-12 * steps, 30).p == 1.0
+    assert 0.5 < from_draws(1e-12, 1e-12 + 1.5e-12 * steps, 30).p < 0.6
     large = 1e6 + np.array([-1e-9, 1e-9] * 5)
     assert from_draws(1e6, large, 1000).p == 2.0**-999
 
