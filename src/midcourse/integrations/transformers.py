@@ -180,7 +180,7 @@ def guided(
         lm.tokenizer,
         lm.name,
         ends=frozenset(ends),
-        processors=LogitsProcessorList([found for found in logits_processor if not isinstance(found, _WARPERS)]),
+        processors=LogitsProcessorList([one for one in logits_processor if not isinstance(one, _WARPERS)]),
         input_ids=input_ids,
         pad_token_id=next(i for i in (generation_config.pad_token_id, *ends, 0) if i is not None),
         rows=rows,
