@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check test tables docs bench mutants clean
+.PHONY: help setup demo lint check test tables docs bench mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -36,17 +36,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## train a small reward and steer the embedded model with it
 	$(BIN)/midcourse demo
 
-check: setup ## lint, format, types, import rule, tables, documentation, quick tests with types and shapes checked
+lint: setup ## check format, types, imports between rooms, tables and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
 	$(BIN)/lint-imports
 	for tables in $(TABLES); do $(BIN)/python -m $$tables --check || exit; done
 	$(MAKE) docs
+
+check: lint ## lint, and the quick tests
 	$(PYTEST) -m "not slow"
 
-test: check ## check, and the slow tests
-	$(PYTEST) -m slow -o addopts=--import-mode=importlib
+test: lint ## lint, the quick tests with the types and shapes of every call checked, and the slow tests
+	$(PYTEST) -m "not slow" --jaxtyping-packages=midcourse,beartype.beartype
+	$(PYTEST) -m slow
 
 tables: setup ## fill the tables of the README, of docs/ and of the studies from the committed results
 	for tables in $(TABLES); do $(BIN)/python -m $$tables || exit; done

@@ -21,6 +21,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
+def shapes_checked(pytestconfig: pytest.Config) -> None:
+    """For tests of what only `make test` looks at: types and shapes at every call."""
+    if not pytestconfig.getoption("--jaxtyping-packages"):
+        pytest.skip("types and shapes are not checked in this run")
+
+
+@pytest.fixture
 def model_folder(tmp_path: Path) -> Callable[..., str]:
     """Writes a tiny language model to disk, as transformers does, and returns its folder: what a user names."""
     from midcourse.testing import tiny_language_model

@@ -30,6 +30,7 @@ from midcourse.testing import (
     tiny_language_model,
     tiny_reward,
 )
+from tests.pace import slow_except
 
 FP64, FP32 = torch.float64, torch.float32
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text \N{GRINNING FACE}"]
@@ -38,7 +39,7 @@ RESPONSES = [" we loved it.", " no", "?"]
 MORE_EOS = (65, 66, 200)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(FP64, 1e-10), (FP32, 1e-4)])
 def test_scalar_reward_keeps_the_laws(architecture, dtype, tolerance):
     lm = tiny_language_model(architecture, dtype, more_eos=MORE_EOS)
@@ -46,7 +47,7 @@ def test_scalar_reward_keeps_the_laws(architecture, dtype, tolerance):
     assert_laws(reward, lm, PROMPTS, RESPONSES, tolerance=tolerance)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 def test_loop_equals_reference(architecture):
     assert_equals_reference(tiny_reward(architecture), tiny_language_model(architecture), PROMPTS)
 

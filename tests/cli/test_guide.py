@@ -279,7 +279,11 @@ def test_gold_names_guide(midcourse, lm_folder, flag):
 def test_functions_are_refused_before_a_model_is_loaded(midcourse):
     for flag in ("--reward", "--reward-function"):
         asked = ("guide", "--lm", "no/such-model-here", "--prompt", "a", flag, "nowhere:at_all")
-        refused(midcourse(*asked), "no reward function 'nowhere:at_all'", "use MODULE:FUNCTION, vader or profanity")
+        refused(
+            midcourse(*asked),
+            "no reward function 'nowhere:at_all'",
+            "use MODULE:FUNCTION, vader or vader-once or profanity",
+        )
 
 
 def test_a_function_has_no_weights_to_share(midcourse, lm_folder, reward_folder):

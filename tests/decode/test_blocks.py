@@ -26,6 +26,7 @@ from midcourse.testing import (
     tiny_trained_vocabulary_reward,
     tiny_vocabulary_reward,
 )
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under", "mine"]
 MORE_EOS = (65, 66, 200, 31, 90, 150)  # bytes that random weights like: rows end by EOS here and there
@@ -132,7 +133,7 @@ def test_no_prompts():
 
 
 @pytest.mark.parametrize("method", CHOICES)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", slow_except(["llama"], ["llama", "gpt2", "gemma3"]))
 def test_neighbours_change_nothing(method, architecture):
     lm, reward = lm_of(architecture), reward_of(architecture)
     settings = {"method": method, "max_new_tokens": 14}

@@ -49,6 +49,7 @@ def test_impossible_stays_impossible(reward, weight):
 
 
 @pytest.mark.parametrize("guide", [add_reward, add_clamped, add_log_sigmoid])
+@pytest.mark.usefixtures("shapes_checked")
 def test_rewards_of_another_shape_are_noticed(guide):
     """The annotations name no class of torch, which would have to be imported; the shapes are checked all the same."""
     with pytest.raises(TypeError, match="candidates"):

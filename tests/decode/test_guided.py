@@ -26,6 +26,7 @@ from midcourse.testing import (
     tiny_reward,
     tiny_vocabulary_reward,
 )
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under", "of"]
 MORE_EOS = tuple(range(0, 256, 9))  # so many that rows end at different times
@@ -61,29 +62,43 @@ def assert_equals_reference(row: Generation, want: list[reference.ReferenceStep]
         assert have == wanted if None in have else have == pytest.approx(wanted, abs=1e-9), name
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    name=st.sampled_from(sorted(TOKENWISE)),
-    architecture=st.sampled_from(KINDS),
-    prompts=st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=4),
-    weight=st.sampled_from([0.3, 1.0, -2.0, 8.0]),
-    top_k=st.sampled_from([1, 2, 7, 300]),
-    top_p=st.sampled_from([1.0, 1.0, 0.5]),
-    temperature=st.sampled_from([0.5, 1.0]),
-    rewards=st.integers(1, 2),
-    batch_size=st.integers(1, 3),
-    seed=st.integers(0, 10**6),
-)
-def test_every_method_equals_the_reference(
-    name, architecture, prompts, weight, top_k, top_p, temperature, rewards, batch_size, seed
-):
+CALLS = {
+    "name": st.sampled_from(sorted(TOKENWISE)),
+    "architecture": st.sampled_from(KINDS),
+    "weight": st.sampled_from([0.3, 1.0, -2.0, 8.0]),
+    "top_p": st.sampled_from([1.0, 1.0, 0.5]),
+    "temperature": st.sampled_from([0.5, 1.0]),
+    "rewards": st.integers(1, 2),
+    "batch_size": st.integers(1, 3),
+    "seed": st.integers(0, 10**6),
+}
+
+
+def prompts_up_to(count: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=count)
+
+
+def assert_call_equals_reference(name, architecture, prompts, rewards, batch_size, seed, weight, **chosen):
     lm, guides = lm_of(architecture), fitting(name, architecture, rewards)
-    chosen = {"reward_weight": weight, "top_k": top_k, "top_p": top_p, "temperature": temperature}
+    chosen["reward_weight"] = weight
     rows = generate(lm, prompts, guides, method=name, max_new_tokens=5, seed=seed, batch_size=batch_size, **chosen)
     method = Method(**{**vars(METHODS[name]), **chosen})
     for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         want = reference.decode(lm, guides, prompt, method, max_new_tokens=5, seed=seed + i)
         assert_equals_reference(row, want)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(prompts=prompts_up_to(2), top_k=st.sampled_from([1, 2, 7]), **CALLS)
+def test_every_method_equals_the_reference(prompts, top_k, **call):
+    assert_call_equals_reference(prompts=prompts, top_k=top_k, **call)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(prompts=prompts_up_to(4), top_k=st.sampled_from([1, 2, 7, 300]), **CALLS)
+def test_every_method_equals_the_reference_with_many_candidates(prompts, top_k, **call):
+    assert_call_equals_reference(prompts=prompts, top_k=top_k, **call)
 
 
 @pytest.mark.parametrize("name", ["genarm", "farma"])
@@ -369,7 +384,7 @@ def test_skipping_does_not_depend_on_neighbours():
 # Continuous rows
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "mistral"])
+@pytest.mark.parametrize("architecture", slow_except(["gemma3"], ["llama", "gemma3", "gpt2", "mistral"]))
 @pytest.mark.parametrize("kind", ["scalar", "vocabulary", "known", "plain"])
 def test_refilled_rows_change_nothing(architecture, kind):
     lm = lm_of(architecture)

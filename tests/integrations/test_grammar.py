@@ -16,6 +16,7 @@ pytest.importorskip("llguidance")
 
 from midcourse.integrations.grammar import Grammar, GrammarError, json_grammar, regex_grammar
 from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "under", "żółć"]
 NOTHING = float("-inf")
@@ -139,7 +140,7 @@ def loves(text: str, by: float = 3.0) -> KnownReward:
     return KnownReward(lambda ids: by * bytes(i for i in ids if i < 256).count(text.encode()))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", slow_except([3], [1, 3]))
 def test_guided_responses_are_json(batch_size):
     lm = tiny_language_model()
     settings = {"max_new_tokens": 40, "batch_size": batch_size, "seed": 1, "top_k": 20}

@@ -41,6 +41,7 @@ from midcourse.testing import (
     tiny_reward,
     tiny_vocabulary_reward,
 )
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under"]
 MORE_EOS = tuple(range(3, 256, 12))  # so many that rows end at different times
@@ -105,7 +106,7 @@ def loves(rewards: dict[int, float]) -> KnownReward:
 # guided
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize("method", ["pargs", "pargs-greedy", "rad"])
 def test_guided_equals_midcourse(architecture, method):
     lm, reward = lm_of(architecture), reward_of(architecture)
@@ -487,7 +488,7 @@ def test_signature_lets_generate_hand_the_guide_on():
 # GuidedLogitsProcessor
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize("method", ["pargs", "args", "rad", "fudge"])
 def test_greedy_processor_equals_midcourse(architecture, method):
     lm, reward = lm_of(architecture), reward_of(architecture)

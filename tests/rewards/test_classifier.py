@@ -26,6 +26,7 @@ from midcourse.testing import (
     tiny_language_model,
     tiny_reward,
 )
+from tests.pace import slow_except
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is it?"}]
 PROMPTS = ["Name a river.", "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Well?\n\nAssistant:", MESSAGES]
@@ -139,7 +140,7 @@ def test_roles_that_the_template_refuses(tmp_path):
         read_benchmark([tmp_path / "pairs.jsonl"], reward=reward)
 
 
-@pytest.mark.parametrize("template", [NEWLINE, NO_NEWLINE])
+@pytest.mark.parametrize("template", slow_except([NEWLINE], [NEWLINE, NO_NEWLINE]))
 def test_laws_of_a_chat_classifier(template, tmp_path):
     reward = foreign(tmp_path, template)
     lm = tiny_language_model()

@@ -47,6 +47,7 @@ from midcourse.testing import (
     tiny_language_model,
     tiny_reward,
 )
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć"]
 RESPONSES = [" we loved it.", " no", "👍🏽 ok"]
@@ -518,7 +519,7 @@ class Walk:
         self.truth = [(p, [*ids, token]) for (p, ids), token in zip(self.truth, tokens, strict=True)]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("architecture", slow_except(["gemma3"], ["llama", "gemma3", "gpt2"]))
 @pytest.mark.parametrize("writes", ["bytes", "bpe"])
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32))
@@ -558,7 +559,10 @@ def test_retokenised_scores_equal_reading_each_text_from_scratch(writes, text):
         assert score.rewards[-1] == pytest.approx(reward.score(["the fer"], [text])[0].rewards[-1], abs=TOLERANCE)
 
 
-@pytest.mark.parametrize(("writes", "architecture"), [("bytes", "llama"), ("bytes", "gemma3"), ("bpe", "gpt2")])
+@pytest.mark.parametrize(
+    ("writes", "architecture"),
+    slow_except([("bpe", "gpt2")], [("bytes", "llama"), ("bytes", "gemma3"), ("bpe", "gpt2")]),
+)
 def test_laws_of_a_retokenised_reward(writes, architecture):
     lm, reward = pair(writes, architecture)
     assert_laws(retokenised(lm, reward), lm, PROMPTS, RESPONSES)

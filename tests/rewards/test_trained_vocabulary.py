@@ -15,6 +15,7 @@ from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained_vocabulary import POSITIONS, TrainedVocabularyReward
 from midcourse.rewards.vocabulary import PLACES, best_tokens
 from midcourse.testing import (
+    ARCHITECTURES,
     assert_equals_reference,
     assert_laws,
     assert_reload_is_bit_equal,
@@ -24,6 +25,7 @@ from midcourse.testing import (
     tiny_trained_vocabulary_reward,
 )
 from midcourse.train.scorer import Scorer
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under"]
 RESPONSES = [" we loved it.", " no", "x", " the bridge at noon"]
@@ -31,7 +33,7 @@ FORMS = pytest.mark.parametrize("objective", ["farma", "autoregressive"])
 
 
 @FORMS
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "mistral"])
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 def test_trained_vocabulary_reward_keeps_the_laws(architecture, objective):
     lm = tiny_language_model(architecture, more_eos=[17])
     reward = tiny_trained_vocabulary_reward(architecture, more_eos=[17], objective=objective)
@@ -39,7 +41,7 @@ def test_trained_vocabulary_reward_keeps_the_laws(architecture, objective):
 
 
 @FORMS
-@pytest.mark.parametrize("tune", ["last:1", "lora:2", "all"])
+@pytest.mark.parametrize("tune", slow_except(["lora:2"], ["last:1", "lora:2", "all"]))
 def test_laws_hold_whatever_is_tuned(tune, objective):
     assert_laws(
         tiny_trained_vocabulary_reward(tune=tune, objective=objective), tiny_language_model(), PROMPTS, RESPONSES

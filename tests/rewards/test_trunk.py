@@ -10,6 +10,7 @@ from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkHead, TrunkReward, normed
 from midcourse.testing import (
+    ARCHITECTURES,
     assert_equals_reference,
     assert_laws,
     assert_same_generation,
@@ -17,13 +18,14 @@ from midcourse.testing import (
     tiny_language_model,
     tiny_trunk_reward,
 )
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć: a longer text", "under"]
 RESPONSES = [" we loved it.", " no", "x", " the bridge at noon"]
 MORE_EOS = tuple(range(0, 256, 9))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "mistral"])
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize("layers", [1, 3])
 def test_trunk_reward_keeps_the_laws(architecture, layers):
     # 3 layers are all of the tiny model's: there the states come behind its final norm.
@@ -31,7 +33,7 @@ def test_trunk_reward_keeps_the_laws(architecture, layers):
     assert_laws(tiny_trunk_reward(lm, layers=layers), lm, PROMPTS, RESPONSES)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", slow_except(["gemma3"], ["llama", "gemma3"]))
 def test_trunk_reward_equals_the_reference(architecture):
     lm = tiny_language_model(architecture)
     assert_equals_reference(tiny_trunk_reward(lm), lm, PROMPTS)

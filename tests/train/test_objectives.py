@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from midcourse.train.objectives import Loss, PairRewards, prefix, prefix_past_end, sequence
+from tests.pace import slow_except
 
 
 class Side(NamedTuple):
@@ -158,7 +159,7 @@ def test_padding_never_reaches_the_loss(objective, fill, pairs):
 
 
 @OBJECTIVE
-@pytest.mark.parametrize("fill", [float("nan"), float("inf"), 1e300, -1e300])
+@pytest.mark.parametrize("fill", slow_except([float("inf"), 1e300], [float("nan"), float("inf"), 1e300, -1e300]))
 @EXAMPLES
 @given(pairs=PAIRS)
 def test_padding_never_reaches_the_gradient(objective, fill, pairs):

@@ -25,6 +25,7 @@ from midcourse.train.scorer import Scorer, make_scorer
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 from tests.encoders import encoder_folder
+from tests.pace import slow_except
 
 SETTINGS = {"epochs": 4, "batch_size": 8, "save_steps": 2, "held_out": 0.25, "max_tokens": 24}
 RATES = {"head": 3e-2, "last:1": 1e-2, "lora:2": 1e-2, "all": 3e-3}
@@ -45,7 +46,7 @@ def trained(encoder: str, out: Path, tune: str = "all", resume: bool = False, **
     return train(reward, COMPARISONS, out, Settings(**values), resume=resume)
 
 
-@pytest.mark.parametrize("tune", RATES)
+@pytest.mark.parametrize("tune", slow_except(["lora:2"], RATES))
 def test_every_tuning_learns_and_its_folder_is_a_reward(encoder, tmp_path, tune):
     metrics = trained(encoder, tmp_path / "reward", tune)
     assert metrics["shares"][-1]["accuracy"] > 0.9
@@ -68,7 +69,7 @@ def test_every_tuning_learns_and_its_folder_is_a_reward(encoder, tmp_path, tune)
     assert reward.calibration.probability(good - bad, finished=True) > 0.5
 
 
-@pytest.mark.parametrize("tune", ["head", "all"])
+@pytest.mark.parametrize("tune", slow_except(["all"], ["head", "all"]))
 def test_interrupted_training_resumes_to_the_same_bits(encoder, tmp_path, monkeypatch, tune):
     trained(encoder, tmp_path / "undisturbed", tune)
 
