@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests run in so many processes; each computes in one thread.
+# Checks and tests run in so many processes; each computes in one thread.
 JOBS ?= 2
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 STAMP := .venv/.midcourse-setup
@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo lint check test tables docs bench mutants clean
+.PHONY: help setup demo lint style types filled check test tables docs bench mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -37,12 +37,18 @@ demo: setup ## train a small reward and steer the embedded model with it
 	$(BIN)/midcourse demo
 
 lint: setup ## check format, types, imports between rooms, tables and documentation
+	$(MAKE) --no-print-directory -j $(JOBS) style types filled docs
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src
 	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy src
+
+filled: setup
 	for tables in $(TABLES); do $(BIN)/python -m $$tables --check || exit; done
-	$(MAKE) docs
 
 check: lint ## lint, and the quick tests
 	$(PYTEST) -m "not slow"

@@ -20,6 +20,7 @@ from studies.documents import (
     with_output,
 )
 from studies.readme import OF_METHODS, TABLES, settings
+from tests.pace import slow_except
 
 # Pages whose code needs tiny models alone; all others load SmolLM2.
 QUICK = ("docs/your-own-reward.md", "docs/methods/index.md")
@@ -31,9 +32,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return Given(tmp_path_factory.mktemp("given"))
 
 
-@pytest.mark.parametrize(
-    "page", [page if page in QUICK else pytest.param(page, marks=pytest.mark.slow) for page in WITH_CODE]
-)
+@pytest.mark.parametrize("page", slow_except(QUICK, WITH_CODE))
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page: str, given: Given, tmp_path: Path):
     text = (ROOT / page).read_text()
     given.copy(given_of(text), tmp_path)

@@ -10,6 +10,7 @@ import torch
 
 from midcourse.testing import tiny_language_model
 from tests.cli.printed import refused, rows
+from tests.pace import slow_except
 
 
 def test_train_prints_accuracies_and_leaves_bad_rows_out(midcourse, lm_folder, tmp_path):
@@ -71,29 +72,31 @@ def test_trunk_is_trained_and_guides(midcourse, lm_folder, tmp_path):
     refused(midcourse(*same, "--head", "trunk", "--tune", "last:1", "--out", tmp_path / "x"), "trains its head alone")
 
 
+OBJECTIVES = [
+    (["--objective", "prefix", "--past-end", "paper"], "pairs", "scalar", {"past_end": "paper"}),
+    (["--objective", "sequence", "--head", "vocabulary"], "pairs", "vocabulary", {}),
+    (["--objective", "value"], "rollouts", "scalar", {"value": "mean"}),
+    (
+        ["--objective", "value", "--value", "soft", "--value-weight", 2, "--head", "trunk:4"],
+        "rollouts", "trunk:4", {"value": "soft", "value_weight": 2.0},
+    ),
+    (["--objective", "value", "--value", "max"], "pairs", "scalar", {"value": "max", "expectile": 0.9}),
+    (["--objective", "cumulative"], "rollouts", "scalar", {}),
+    (
+        ["--objective", "farma", "--alternations", 2],
+        "pairs", "vocabulary", {"alternations": 2, "farma_gradient": "stop"},
+    ),
+    (
+        ["--objective", "farma", "--farma-gradient", "both", "--head", "trunk:4"],
+        "pairs", "trunk:4", {"alternations": 7, "farma_gradient": "both"},
+    ),
+    (["--objective", "autoregressive", "--tune", "lora:2"], "pairs", "vocabulary", {"beta": 0.05}),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("flags", "data", "head", "settings"),
-    [
-        (["--objective", "prefix", "--past-end", "paper"], "pairs", "scalar", {"past_end": "paper"}),
-        (["--objective", "sequence", "--head", "vocabulary"], "pairs", "vocabulary", {}),
-        (["--objective", "value"], "rollouts", "scalar", {"value": "mean"}),
-        (
-            ["--objective", "value", "--value", "soft", "--value-weight", 2, "--head", "trunk:4"],
-            "rollouts", "trunk:4", {"value": "soft", "value_weight": 2.0},
-        ),
-        (["--objective", "value", "--value", "max"], "pairs", "scalar", {"value": "max", "expectile": 0.9}),
-        (["--objective", "cumulative"], "rollouts", "scalar", {}),
-        (
-            ["--objective", "farma", "--alternations", 2],
-            "pairs", "vocabulary", {"alternations": 2, "farma_gradient": "stop"},
-        ),
-        (
-            ["--objective", "farma", "--farma-gradient", "both", "--head", "trunk:4"],
-            "pairs", "trunk:4", {"alternations": 7, "farma_gradient": "both"},
-        ),
-        (["--objective", "autoregressive", "--tune", "lora:2"], "pairs", "vocabulary", {"beta": 0.05}),
-    ],
-)  # fmt: skip
+    ("flags", "data", "head", "settings"), slow_except([OBJECTIVES[3], OBJECTIVES[-1]], OBJECTIVES)
+)
 def test_every_objective_from_the_command_line(
     midcourse, lm_folder, pairs, rollouts, tmp_path, flags, data, head, settings
 ):

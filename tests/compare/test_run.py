@@ -23,6 +23,7 @@ from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import PromptError
 from midcourse.rewards.info import RewardError
 from tests.compare.compared import PROMPTS, by_key, read_rows, study_of, write_prompts
+from tests.pace import slow_except
 
 METHODS = ["pargs", "args", "args-stochastic", "pargs-greedy", "rad", "fudge", "best-of-n:3", "cd-blockwise:2"]
 
@@ -43,7 +44,7 @@ def longest(tmp_path, monkeypatch) -> NumberJudge:
 # Rows
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_except(["pargs", "best-of-n:3", "cd-blockwise:2"], METHODS))
 def test_rows_are_what_generate_writes(lm_folder, rewards, tmp_path, method):
     study = study_of(lm_folder, {"kind": rewards["kind"]}, seeds=2)
     sweep = {"reward_weight": (1.5,)} if method not in ("best-of-n:3", "cd-blockwise:2") else {}

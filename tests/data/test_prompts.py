@@ -170,6 +170,7 @@ def started(out: Path, then: str, count: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_two_writers_of_one_file_and_a_kill(tmp_path):
     """The second is refused while the first lives; after its death every row is there, none twice and none torn."""
     out, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"

@@ -215,6 +215,7 @@ sample(tiny_language_model(more_eos={eos}), {prompts!r}, sys.argv[1], n=2, label
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_same_file(tmp_path):
     whole = sample(lm_of(), PROMPTS, tmp_path / "whole.jsonl", n=2, label=letters, max_new_tokens=8, batch_size=3)
     out = tmp_path / "out.jsonl"

@@ -342,6 +342,7 @@ def test_rewards_catch_up_after_skipped_steps(architecture, make):
     assert skipped
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_skipped_steps_stay_within_the_tolerance():
     # Compared with the policy that the reward, had it been asked, would have led to.

@@ -28,6 +28,7 @@ from midcourse.testing import (
     tiny_language_model,
     tiny_reward,
 )
+from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć"]
 RESPONSES = [" we loved it.", " no", ""]
@@ -288,7 +289,7 @@ def test_bind_refuses_ends_of_texts_that_training_did_not_know():
 # Saving and loading
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize("tune", TUNINGS)
 def test_reload_is_bit_equal(architecture, tune, model_folder, tmp_path):
     reward = trained(model_folder(architecture, more_eos=[10]), tune, dtype="float32", template="chat")
@@ -423,7 +424,7 @@ def test_other_tensors(saved, state):
 # Export
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize("tune", ["head", "lora:2", "all"])
 def test_export_is_read_by_transformers_alone(architecture, tune, model_folder, tmp_path):
     reward = trained(model_folder(architecture), tune, dtype="float32", template="chat")

@@ -101,7 +101,7 @@ def test_untrained_rewards_are_nothing_or_the_language_model(model_folder, archi
 
 @pytest.mark.parametrize("objective", ["sequence", "autoregressive"])
 @pytest.mark.parametrize("tune", ["head", "last:1", "lora:2", "all"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", slow_except(["gpt2"], ["llama", "gpt2"]))
 def test_saved_rewards_reload_to_equal_bits(model_folder, tmp_path, tune, architecture, objective):
     folder = model_folder(architecture, dtype=torch.float32)
     settings = {"template": "raw", "tune": tune, "head": "vocabulary", "objective": objective, "device": "cpu"}

@@ -27,6 +27,7 @@ def test_nothing_is_extrapolated(kl):
     assert at_kl([PLAIN, ONE, TWO], kl) is None
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_curve_of_all_prompts():
     """Prompts differ in KL and gold: over 100 draws of 80 prompts the interval misses the truth 5 times or so."""
     rng = np.random.default_rng(0)

@@ -150,7 +150,7 @@ def test_far_apart_rewards_give_finite_losses(objective):
 
 
 @OBJECTIVE
-@pytest.mark.parametrize("fill", [float("nan"), float("inf"), -1e300])
+@pytest.mark.parametrize("fill", slow_except([-1e300], [float("nan"), float("inf"), -1e300]))
 @EXAMPLES
 @given(pairs=PAIRS)
 def test_padding_never_reaches_the_loss(objective, fill, pairs):

@@ -813,6 +813,7 @@ with only_training(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_folder_are_refused_and_a_dead_one_does_not_block(lm_folder, data, tmp_path):
     out = tmp_path / "reward"
     start = [sys.executable, "-c", HOLDING, str(out)]

@@ -14,6 +14,7 @@ def means(values) -> Ratio:
     return Ratio(np.nan_to_num(values), np.isfinite(values).astype(float))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [12, 60])
 @pytest.mark.parametrize("skewed", [False, True])
 def test_intervals_cover_the_truth_95_times_in_100(prompts, skewed):
