@@ -30,6 +30,8 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock
+
 from midcourse.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -253,7 +255,10 @@ def environment() -> dict[str, str]:
 
 
 class Given:
-    """Files and rewards as a reader has them, each made when it is first asked for: small, of few rows and layers."""
+    """Files and rewards as a reader has them, each made when it is first asked for: small, of few rows and layers.
+
+    Processes may share the folder: one makes a thing, the others wait for it.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -261,8 +266,7 @@ class Given:
     def copy(self, names: Sequence[str], to: Path) -> None:
         """Put what has these names into a folder."""
         for name in names:
-            if not (self.folder / name).exists():
-                self._make(name)
+            self._make(name)
             source, target = self.folder / name, to / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
@@ -271,10 +275,12 @@ class Given:
         if name not in COMMANDS:
             raise DocumentError(f"nobody knows how to make {name!r}; use one of: {', '.join(COMMANDS)}")
         needs, command = COMMANDS[name]
-        for other in needs:
-            if not (self.folder / other).exists():
-                self._make(other)
-        Run(self.folder).step(Block(f"given {name}", 1, "sh", command))
+        # A folder is there before it is whole: who comes second waits.
+        with FileLock(self.folder / f"{name.replace('/', '-')}.lock"):
+            if not (self.folder / name).exists():
+                for other in needs:
+                    self._make(other)
+                Run(self.folder).step(Block(f"given {name}", 1, "sh", command))
 
 
 _COMPARISONS = Path(str(files("midcourse"))) / "shipped/demo_comparisons.jsonl.gz"

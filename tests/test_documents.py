@@ -1,5 +1,6 @@
 """The code in the README and in docs/: every block runs and prints what the page says, or says why it is not run."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,12 @@ WITH_CODE = [page for page in pages() if any(map(runs, blocks(page, (ROOT / page
 
 @pytest.fixture(scope="session")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
-    return Given(tmp_path_factory.mktemp("given"))
+    """One for all processes of a test run, since the rewards in it take a minute each."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    (folder / "given").mkdir(exist_ok=True)
+    return Given(folder / "given")
 
 
 @pytest.mark.parametrize("page", slow_except(QUICK, WITH_CODE))

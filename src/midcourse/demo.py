@@ -1,4 +1,4 @@
-"""The main job on shipped data: train a prefix reward, steer SmolLM2 with it, judge on topics it never saw.
+"""Does the main job on shipped data: train a prefix reward, steer SmolLM2 with it, judge on topics it never saw.
 
 Left out on purpose: other methods and judges. `passed` is about this one comparison: guided against plain decoding of
 the same model, candidates and seeds, by the gold reward of the response alone.
@@ -59,7 +59,7 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class DemoPair:
-    """A prompt continued by the language model alone (base) and under guidance (guided). KL in nats, summed."""
+    """Holds a prompt with its responses by the language model alone (base) and under guidance; KL in nats, summed."""
 
     prompt: Prompt
     topic: str
@@ -73,7 +73,7 @@ class DemoPair:
 
     @property
     def gold_difference(self) -> float:
-        """Guided less base."""
+        """How much the gold reward of the guided response exceeds that of the base."""
         return self.guided_gold - self.base_gold
 
 
@@ -122,7 +122,7 @@ def run_demo(out: Path, *, seed: int = 0, gold: str = GOLD) -> tuple[dict[str, A
 
 
 def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, Any]]:
-    """The shipped comparisons and the prompts of the other topics; with a judge, labels are drawn from it anew."""
+    """Return the shipped comparisons and the prompts of the other topics; a judge, if given, labels pairs anew."""
     folder = files("midcourse") / "shipped"
     comparisons = read_comparisons(Path(str(folder / "demo_comparisons.jsonl.gz")))
     if judge:
@@ -131,7 +131,7 @@ def shipped(judge: Gold | None, seed: int) -> tuple[list[Comparison], dict[str, 
 
 
 def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> TrunkReward:
-    """A prefix reward that reads SmolLM2's own states."""
+    """Train a prefix reward that reads SmolLM2's own states."""
     reward = TrunkReward.create("smollm2", template="raw", layers=LAYERS, tune="head", head=HEAD, seed=seed)
     assert isinstance(reward, TrunkReward)
     train(reward, comparisons, folder, Settings(epochs=EPOCHS, seed=seed))
@@ -141,7 +141,7 @@ def train_reward(comparisons: list[Comparison], folder: Path, seed: int) -> Trun
 def write_texts(
     lm: LanguageModel, prompts: list[dict[str, str]], reward: TrunkReward | None, weight: float, seed: int, name: str
 ) -> tuple[list[Generation], float]:
-    """Responses to the prompts, and the seconds they took."""
+    """Return responses to the prompts, and the seconds they took."""
     finished: dict[int, Generation] = {}
     start = time.monotonic()
     with progress(name, len(prompts) * NEW_TOKENS) as advance:
@@ -168,7 +168,7 @@ def write_texts(
 def try_weight(
     lm: LanguageModel, reward: TrunkReward, prompts: list[dict[str, str]], weight: float, judge: Gold, seed: int
 ) -> dict[str, float]:
-    """Gold and KL of one weight on validation prompts, with seeds the test does not use."""
+    """Measure one weight on validation prompts, with seeds that the test does not use."""
     texts, _ = write_texts(lm, prompts, reward if weight else None, weight, seed + 10_000, f"weight {weight:g}")
     return {
         "weight": weight,
@@ -192,7 +192,7 @@ def best_weight(trials: Sequence[dict[str, float]]) -> float:
 
 
 def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> dict[str, Any]:
-    """The figures of the final table; gold of the response alone, KL in nats per response."""
+    """Return the figures of the final table: gold rewards of responses alone, KL in nats per response."""
     gold_base, gold_guided = ([judge(text.text) for text in texts] for texts in (base, guided))
     mean, interval = mean_interval([b - a for a, b in zip(gold_base, gold_guided, strict=True)])
     guidance_kl = fmean(text.guidance_kl or 0.0 for text in guided)
@@ -218,7 +218,7 @@ def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> 
 
 
 def tokens(texts: list[Generation]) -> int:
-    """Tokens in all responses."""
+    """Count the tokens in all responses."""
     return sum(len(text.steps) for text in texts)
 
 
@@ -230,7 +230,7 @@ def as_pairs(
     guided: list[Generation],
     judge: Gold,
 ) -> list[DemoPair]:
-    """Base and guided responses side by side; the base's tokens are given their rewards here, in whole texts."""
+    """Put base and guided responses side by side; the base's tokens get their rewards here, in whole texts."""
     rows = [
         (lm.tokenizer(row["prompt"])["input_ids"], [s.token_id for s in text.steps])
         for row, text in zip(prompts, base, strict=True)
@@ -283,7 +283,7 @@ def show_trials(console: Console, trials: Sequence[dict[str, float]], weight: fl
 
 
 def show_pairs(console: Console, pairs: Sequence[DemoPair]) -> None:
-    """Every so many prompts, base above guided, coloured by the distance from the mean reward at the position."""
+    """Print a few prompts' responses, coloured by each token's distance from the mean reward at its position."""
     colouring = by_position([row for pair in pairs for row in (pair.base_tokens, pair.guided_tokens)])
     for pair in pairs[:: max(len(pairs) // SHOWN, 1)][:SHOWN]:
         console.print(f"\n[bold]{escape(prompt_text(pair.prompt))}[/bold]")
@@ -316,7 +316,7 @@ def show_summary(console: Console, summary: dict[str, Any]) -> None:
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The final table: (figure, base, guided)."""
+    """Return the rows of the final table: (figure, base, guided)."""
 
     def both(name: str, form: Callable[[float], str]) -> tuple[str, str]:
         return form(summary[name]["base"]), form(summary[name]["guided"])
@@ -336,7 +336,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 def write_demo_report(
     path: Path, summary: Mapping[str, Any], pairs: Sequence[DemoPair], picks: Mapping[str, int] | None = None
 ) -> None:
-    """A page on base and guided texts: the figures of `summary`, then every pair side by side.
+    """Write a page on base and guided texts: the figures of `summary`, then every pair side by side.
 
     Args:
         summary: prompts, weight, passed, guidance_kl and total_kl (nats per response); gold_base, gold_guided,
@@ -373,7 +373,7 @@ def write_demo_report(
 
 
 def pick(pairs: Sequence[DemoPair]) -> dict[str, int]:
-    """Three pairs that say most: the largest gain in gold, the median one, the largest loss (or smallest gain)."""
+    """Choose the pairs that say most: the largest gain in gold, the median one, the largest loss or smallest gain."""
     order = sorted(range(len(pairs)), key=lambda i: pairs[i].gold_difference)
     if not order:
         return {}
