@@ -1,0 +1,1 @@
+"""Tell texts that machines wrote from those that people wrote, by rewards, at a false-positive rate one chooses."""
