@@ -8,26 +8,16 @@ text stands alone, as in ReMoDetect's detectors (Lee et al., 2024, arXiv 2405.17
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-from torch import Tensor, nn
 
-from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
-from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Text
-from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.likelihood import TokenFigures, token_figures
-from midcourse.rewards.text import TextReward
-from midcourse.rewards.trained import check_tokenizer, check_weights
 
 WINDOW = 512  # tokens that are read together; a longer text is read in parts of this length
 BATCH_TOKENS = 4096  # of one forward, padding included
