@@ -36,7 +36,7 @@ class Threshold(NamedTuple):
         return self.score is not None and score > self.score
 
 
-def threshold(humans: Sequence[float], fpr: float, guarantee: Guarantee = "average") -> Threshold:
+def threshold(humans: Sequence[float] | np.ndarray, fpr: float, guarantee: Guarantee = "average") -> Threshold:
     """Return the lowest threshold that holds the false-positive rate.
 
     Args:
@@ -66,7 +66,7 @@ def texts_needed(fpr: float, guarantee: Guarantee) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-fpr) - 1e-9)
 
 
-def p_value(score: float, humans: Sequence[float]) -> float:
+def p_value(score: float, humans: Sequence[float] | np.ndarray) -> float:
     """Return (1 + the human scores at least as high) / (n + 1): a human text has one of at most p in p of the cases."""
     return (1 + int((np.asarray(humans, dtype=float) >= score).sum())) / (len(humans) + 1)
 
