@@ -9,7 +9,7 @@ those of all groups.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class Scored:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def turned(self) -> "Scored":
+        """Return the same texts with the signs of their scores changed."""
+        return replace(self, scores=-self.scores)
 
     @property
     def group_names(self) -> list[str]:
