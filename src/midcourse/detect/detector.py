@@ -80,7 +80,8 @@ class Detector:
     Attributes:
         reward: gives each text its score.
         humans, machines: scores of the calibration texts.
-        familiar: what calibration texts look like in the reward's own features; None if the reward has none.
+        familiar: what calibration texts look like in the reward's own features, those of each calibration; none if the
+            reward has no features.
         slope, intercept: of the log-odds that a machine wrote a text, linear in its score; nan without machine texts.
         about: what it was calibrated on, for people.
 
@@ -93,7 +94,7 @@ class Detector:
     reward: Reward
     humans: Scored
     machines: Scored
-    familiar: Familiar | None
+    familiar: tuple[Familiar, ...]
     slope: float
     intercept: float
     about: dict[str, Any]
@@ -132,17 +133,17 @@ class Detector:
                 text if isinstance(text, LabelledText) else LabelledText(text) for text in texts[begin : begin + PART]
             ]
             read = [plain(text.text) for text in part]
-            scores, strange = self.rate([one.text for one in read])
+            scores, strange = self.read([one.text for one in read])
             for text, one, score, far in zip(part, read, scores, strange, strict=True):
                 yield self._verdict(text.name, one, score, far, fpr, guarantee, group)
 
-    def rate(self, texts: Sequence[str]) -> tuple[list[float], list[bool]]:
-        """Return the score of each plain text, and whether it is unlike the texts of the calibration."""
-        if isinstance(self.reward, PooledReward):  # its features are read once for both
-            features = self.reward.features(texts)
-            strange = self.familiar.strange(features) if self.familiar else np.zeros(len(texts), dtype=bool)
-            return self.reward.of_features(features).tolist(), strange.tolist()
-        return self.reward.rate([Text("", text, True) for text in texts]), [False] * len(texts)
+    def read(self, texts: Sequence[str]) -> tuple[list[float], list[bool]]:
+        """Return the score of each plain text, and whether it is unlike the texts of every calibration."""
+        scores, features = scores_of(self.reward, texts)
+        if features is None or not self.familiar:
+            return scores, [False] * len(texts)
+        words = [len(text.split()) for text in texts]
+        return scores, np.all([one.strange(features, words) for one in self.familiar], axis=0).tolist()
 
     def _verdict(
         self, name: str, text: Plain, score: float, strange: bool, fpr: float, guarantee: Guarantee, group: str | None
@@ -187,8 +188,8 @@ class Detector:
         names = sorted({*self.humans.groups.tolist(), *self.machines.groups.tolist()})
         for kind, scored in (("humans", self.humans), ("machines", self.machines)):
             arrays[f"{kind}.groups"] = np.array([names.index(name) for name in scored.groups], dtype=np.int16)
-        if self.familiar:
-            arrays |= {f"familiar.{name}": array for name, array in self.familiar.arrays().items()}
+        for number, familiar in enumerate(self.familiar):
+            arrays |= {f"familiar.{number}.{one.name}": getattr(familiar, one.name) for one in fields(Familiar)}
         with whole_file(folder / "detector.safetensors") as temporary:
             save_file({name: np.ascontiguousarray(_small(array)) for name, array in arrays.items()}, temporary)
         record = {"format": FORMAT, "groups": names, "slope": self.slope, "intercept": self.intercept}
@@ -223,14 +224,24 @@ class Detector:
                 )
                 for kind in ("humans", "machines")
             )
-            familiar = Familiar.of_arrays(
-                {key.partition(".")[2]: array for key, array in arrays.items() if key.startswith("familiar.")}
+            count = sum(key.startswith("familiar.") and key.endswith(".limits") for key in arrays)
+            familiar = tuple(
+                Familiar(*(arrays[f"familiar.{number}.{one.name}"].astype(float) for one in fields(Familiar)))
+                for number in range(count)
             )
             odds = [math.nan if record[key] is None else float(record[key]) for key in ("slope", "intercept")]
         except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
             raise DetectorError(f"{folder}/detector.json is damaged ({error}); calibrate the detector again") from error
         reward = load_reward(folder, device=device, dtype=dtype)
         return cls(reward, humans, machines, familiar, odds[0], odds[1], record["about"])
+
+
+def scores_of(reward: Reward, texts: Sequence[str]) -> tuple[list[float], np.ndarray | None]:
+    """Return the reward of each plain text, and the features that it was computed from, if it has any."""
+    if not isinstance(reward, PooledReward):
+        return reward.rate([Text("", text, True) for text in texts]), None
+    features = reward.features(texts)  # read once for both
+    return reward.of_features(features).tolist(), features
 
 
 def as_row(verdict: Verdict) -> dict[str, Any]:
@@ -243,7 +254,7 @@ def _held(guarantee: Guarantee) -> str:
 
 
 def _small(array: np.ndarray) -> np.ndarray:
-    """Return an array in as few bytes as hold it."""
+    """Return an array in as few bytes as hold it: directions need no more than half precision."""
     if array.dtype == np.float64:
-        return array.astype(np.float32)
+        return array.astype(np.float16 if array.ndim == 2 else np.float32)
     return array.astype(np.int32) if array.dtype == np.int64 else array

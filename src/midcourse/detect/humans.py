@@ -9,7 +9,7 @@ those of all groups.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +22,11 @@ LENGTHS = (25, 50, 75, 100, 150, 200, 300)
 def length_of(words: int) -> int:
     """Return which length a text has: 0 below the first of `LENGTHS`, 1 below the second, and so on."""
     return bisect_right(LENGTHS, words)
+
+
+def lengths_of(words: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return `length_of` each."""
+    return np.searchsorted(LENGTHS, words, side="right")
 
 
 def length_name(length: int) -> str:
@@ -74,14 +79,14 @@ class Scored:
 
     def of_length(self, length: int) -> np.ndarray:
         """Return the scores of all texts and beginnings of a length: of each text one at most."""
-        return self.scores[np.searchsorted(LENGTHS, self.words, side="right") == length]
+        return self.scores[lengths_of(self.words) == length]
 
     def of_group(self, group: str, length: int | None = None) -> np.ndarray:
         """Return the scores of a group's texts, each once: the whole ones, or what has a length."""
         mine = self.groups == group
         if length is None:
             return self.scores[mine & self.whole]
-        return self.scores[mine & (np.searchsorted(LENGTHS, self.words, side="right") == length)]
+        return self.scores[mine & (lengths_of(self.words) == length)]
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,3 @@ def _of_group(scored: Scored, group: str, length: int, fpr: float, guarantee: Gu
     if at_length.score is not None:
         return f"{group}, {length_name(length)}", at_length
     return group, threshold(scored.of_group(group), fpr, guarantee)
-
-
-def joined(parts: Sequence[Scored]) -> Scored:
-    """Return several sets of scored texts as one."""
-    if not parts:
-        return Scored()
-    return Scored(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Scored)))
