@@ -8,11 +8,11 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
-from midcourse.detect.conformal import Guarantee, highest_rank
+from midcourse.detect.conformal import Guarantee, highest_rank, rates_of
 from midcourse.detect.detector import Detector, DetectorError, scores_of
 from midcourse.detect.disguise import plain
 from midcourse.detect.humans import LENGTHS, Scored, cut_to, length_name, lengths_within
-from midcourse.detect.texts import LabelledText
+from midcourse.detect.texts import Label, LabelledText, of_label
 from midcourse.detect.unfamiliar import Familiar
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
@@ -40,10 +40,8 @@ def calibrate(
     Raises:
         DetectorError: no human text.
     """
-    wanted = {"human": [], "machine": []}  # type: dict[str, list[LabelledText]]
-    for text in texts:
-        if text.label in wanted:
-            wanted[text.label].append(text)
+    kinds: tuple[Label, ...] = ("human", "machine")
+    wanted = {kind: of_label(texts, kind) for kind in kinds}
     if not wanted["human"]:
         raise DetectorError("there is no human text to calibrate on; give some with label human")
     read = {kind: scored(reward, some, by) for kind, some in wanted.items() if some}
@@ -112,7 +110,7 @@ def odds(humans: Scored, machines: Scored) -> tuple[float, float]:
 
 
 def thresholds(detector: Detector, fpr: float, guarantee: Guarantee = "average") -> list[dict[str, Any]]:
-    """Return a row for each group and length: how many human texts, the threshold, and the rate that it may really have.
+    """Return a row for each group and length: how many human texts, the threshold, and the rate that it stands for.
 
     The interval is that of the rate over calibrations of this size: 95 of 100 such thresholds have a rate within it.
     """
@@ -124,11 +122,7 @@ def thresholds(detector: Detector, fpr: float, guarantee: Guarantee = "average")
         rank = highest_rank(len(scores), fpr, guarantee)
         row: dict[str, Any] = {"of": name, "texts": len(scores), "threshold": None, "rate": None, "interval": None}
         if rank:
-            low, high = rate_interval_of(rank, len(scores))
-            row |= {
-                "threshold": float(np.sort(scores)[-rank]),
-                "rate": rank / (len(scores) + 1),
-                "interval": (low, high),
-            }
+            row |= {"threshold": float(np.sort(scores)[-rank]), "rate": rank / (len(scores) + 1)}
+            row["interval"] = rates_of(rank, len(scores))
         rows.append(row)
     return rows

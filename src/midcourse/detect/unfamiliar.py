@@ -1,8 +1,8 @@
 """Whether a text is like those that a detector was calibrated on, by where its features lie.
 
 Features are brought to few directions, those in which calibration texts differ most, and the distance is Mahalanobis's.
-What the directions leave out counts as one more. Features of short texts scatter more, so each length has its own limit:
-the farthest texts of calibration that were not used to find the directions set it.
+What the directions leave out counts as one more. Features of short texts scatter more, so each length has its own
+limit, set by the farthest texts of calibration that were not used to find the directions.
 """
 
 from collections.abc import Sequence
