@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import LanguageModel
@@ -142,12 +142,32 @@ STATISTIC_NAMES = (
 )  # fmt: skip
 
 
+class LinearHead(nn.Module):
+    """w . (f - c) / s, in float64.
+
+    Args:
+        centre, scale, weight: c, s and w, each of shape (features,): states layer by layer, then statistics.
+    """
+
+    centre: Tensor
+    scale: Tensor
+    weight: Tensor
+
+    def __init__(self, centre: np.ndarray, scale: np.ndarray, weight: np.ndarray):
+        super().__init__()
+        for name, array in (("centre", centre), ("scale", scale), ("weight", weight)):
+            self.register_buffer(name, torch.from_numpy(np.asarray(array, dtype=np.float64)))
+
+    def forward(self, features: Float[Tensor, "texts features"]) -> Float[Tensor, " texts"]:
+        return ((features - self.centre) / self.scale) @ self.weight
+
+
 class PooledReward(TextReward):
     """A reward of a whole text, linear in its mean states and the statistics of its likelihood.
 
     Attributes:
         info: as midcourse.json records it.
-        centre, scale, weight: c, s and w, each of shape (features,): states layer by layer, then statistics.
+        head: gives a number for the features.
 
     Examples:
         >>> reward = PooledReward.load("my-detector")
@@ -156,16 +176,16 @@ class PooledReward(TextReward):
 
     KIND = "pooled"
 
-    def __init__(self, reader: Reader, info: RewardInfo, centre: np.ndarray, scale: np.ndarray, weight: np.ndarray):
+    def __init__(self, reader: Reader, info: RewardInfo, head: LinearHead):
         super().__init__(self._read_all, name=f"the reward on {info.backbone}")
-        self.reader, self.info = reader, info
-        self.centre, self.scale, self.weight = centre, scale, weight
+        self.reader, self.info, self.head = reader, info, head
+        self.model = reader.lm.model
         self.calibration = Calibration.read(info.calibration)
 
     @property
     def models(self) -> Sequence[nn.Module]:
         """Return the language model: each text costs one pass."""
-        return [self.reader.lm.model]
+        return [self.model]
 
     def features(self, texts: Sequence[str]) -> Float[np.ndarray, "texts features"]:
         """Return f of each text."""
@@ -173,7 +193,7 @@ class PooledReward(TextReward):
 
     def of_features(self, features: Float[np.ndarray, "texts features"]) -> Float[np.ndarray, " texts"]:
         """Return the reward of each text from its features."""
-        return ((features - self.centre) / self.scale) @ self.weight
+        return self.head(torch.from_numpy(features)).numpy()
 
     def _read_all(self, texts: Sequence[Text]) -> list[float]:
         return self.of_features(self.features([text.response for text in texts])).tolist() if texts else []
@@ -185,7 +205,7 @@ class PooledReward(TextReward):
 
     def write(self, folder: Path) -> None:
         """Write the reward's files into an existing folder, each whole, midcourse.json last."""
-        arrays = {name: getattr(self, name).astype(np.float32) for name in ("centre", "scale", "weight")}
+        arrays = {name: tensor.numpy().astype(np.float32) for name, tensor in self.head.state_dict().items()}
         with whole_file(folder / "reward.safetensors") as temporary:
             save_file(arrays, temporary)
         write_text(folder / "midcourse.json", as_json(asdict(self.info), indent=2) + "\n")
@@ -211,13 +231,13 @@ class PooledReward(TextReward):
         check_tokenizer(folder, info, lm.tokenizer, info.backbone)
         try:
             arrays = load_file(folder / "reward.safetensors")
-            centre, scale, weight = (arrays[name].astype(np.float64) for name in ("centre", "scale", "weight"))
+            head = LinearHead(*(arrays[name] for name in ("centre", "scale", "weight")))
         except (OSError, SafetensorError, KeyError) as error:
             raise RewardError(
                 f"{folder}/reward.safetensors cannot be read ({error}); train the reward again"
             ) from error
         reading = info.objective_settings["reading"]
-        return cls(Reader(lm, tuple(reading["layers"]), reading["likelihoods"]), info, centre, scale, weight)
+        return cls(Reader(lm, tuple(reading["layers"]), reading["likelihoods"]), info, head)
 
 
 def features_of(reading: Reading) -> Float[np.ndarray, " features"]:
