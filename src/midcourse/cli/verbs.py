@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from midcourse.cli.bench import Bench
 from midcourse.cli.compare import Compare
 from midcourse.cli.demo import Demo
+from midcourse.cli.detect_train import DetectTrain
 from midcourse.cli.dpo import Dpo
 from midcourse.cli.export import Export
 from midcourse.cli.guide import GuideCommand
@@ -50,7 +51,12 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
     "start": {"demo": Demo},
     "learn": {"sample": Sample, "prefer": Prefer, "train": Train, "dpo": Dpo, "export": Export},
     "guide": {"guide": GuideCommand, "methods": Methods, "rewards": Rewards},
-    "judge": {"score": ScoreText, "reward-bench": RewardBench, "compare": Compare},
+    "judge": {
+        "score": ScoreText,
+        "reward-bench": RewardBench,
+        "compare": Compare,
+        "detect": Family("Tell texts that machines wrote from those that people wrote.", {"train": DetectTrain}),
+    },
     "measure": {"bench": Bench},
 }
 FAMILIES: dict[str, Family] = {

@@ -1,13 +1,14 @@
-"""Comparisons and rollouts to rows of token ids, each distinct row once."""
+"""Comparisons, rollouts and ladders to rows of token ids, each distinct row once."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
 from midcourse.data.comparisons import Comparison, Example, prompt_groups
 from midcourse.data.formats import DataError
+from midcourse.data.ladders import Ladder
 from midcourse.data.rollouts import Rollout
 from midcourse.lm.prompt import Prompt
 from midcourse.rewards.token_ids import TokenReward
@@ -76,6 +77,28 @@ class RolloutSet:
         return fmean(self.labels)
 
 
+@dataclass(frozen=True)
+class LadderSet:
+    """Encoded ladders, and texts that are replayed with them.
+
+    Attributes:
+        rows: each distinct text once.
+        items: the row numbers of each ladder's levels, in their order.
+        prompts: what each ladder belongs to.
+        replay: row numbers of the texts to replay, one for each time that a ladder is learned from, or none at all.
+        initial: their rewards before training.
+    """
+
+    rows: list[EncodedRow]
+    items: list[tuple[int, ...]]
+    prompts: list[str]
+    replay: Sequence[int] = ()
+    initial: Mapping[int, float] = field(default_factory=dict)
+
+
+EncodedSet: TypeAlias = PairSet | RolloutSet | LadderSet
+
+
 def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> EncodedRow:
     """Return a prompt and a response as a row of at most `max_tokens`; what is cut off makes it unfinished."""
     before, ids, whole = reward.encode_within(prompt, response, finished=finished, max_tokens=max_tokens)
@@ -110,6 +133,30 @@ def encode_rollouts(reward: Encoder, rollouts: Sequence[Rollout], max_tokens: in
     rows = [encode_row(reward, r.prompt, r.response, r.finished, max_tokens) for r in rollouts]
     items: list[tuple[int, ...]] = [(numbers.setdefault(row, len(numbers)),) for row in rows]
     return RolloutSet(list(numbers), items, labels, prompt_groups(rollouts))
+
+
+def encode_ladders(
+    reward: Encoder, ladders: Sequence[Ladder], max_tokens: int, replay: Sequence[Rollout] = ()
+) -> LadderSet:
+    """Return token ids of ladders, and of the texts to replay in their order, each distinct row once."""
+    numbers: dict[EncodedRow, int] = {}
+
+    def place(prompt: Prompt, response: str, finished: bool) -> int:
+        return numbers.setdefault(encode_row(reward, prompt, response, finished, max_tokens), len(numbers))
+
+    items = [tuple(place("", level, True) for level in ladder.levels) for ladder in ladders]
+    replayed = [place(one.prompt, one.response, one.finished) for one in replay]
+    return LadderSet(list(numbers), items, prompt_groups(ladders), replayed)
+
+
+def pairs_by_level(data: LadderSet) -> PairSet:
+    """Return every two levels of each ladder as a pair, the more machine-like one chosen."""
+    pairs = [
+        (pair, group)
+        for item, group in zip(data.items, data.prompts, strict=True)
+        for pair in itertools.combinations(item, 2)
+    ]
+    return PairSet(data.rows, [pair for pair, _ in pairs], [group for _, group in pairs])
 
 
 def _label(number: int, rollout: Rollout) -> float:

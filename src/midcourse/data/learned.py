@@ -22,11 +22,21 @@ from midcourse.lm.prompt import Prompt, as_messages
 NAME = "rows.safetensors"
 
 
-def write_learned_rows(folder: str | Path, examples: Iterable[Example]) -> None:
-    """Write the hashes of what a model in `folder` learned from: comparisons or rollouts."""
+def no_rows() -> np.ndarray:
+    """Return the hashes of what a model learned from that has learned from nothing."""
+    return np.empty(0, dtype=np.int64)
+
+
+def write_learned_rows(folder: str | Path, examples: Iterable[Example], before: np.ndarray | None = None) -> None:
+    """Write the hashes of what a model in `folder` learned from: comparisons, rollouts or ladders.
+
+    Args:
+        before: those of what it had learned from when this training began.
+    """
     rows = {row_hash(example.prompt, response) for example in examples for response in example.responses}
+    known = no_rows() if before is None else before
     with whole_file(Path(folder) / NAME) as temporary:
-        save_file({"rows": np.array(sorted(rows), dtype=np.int64)}, temporary)
+        save_file({"rows": np.union1d(known, np.array(sorted(rows), dtype=np.int64))}, temporary)
 
 
 def read_learned_rows(folder: str | Path) -> np.ndarray | None:

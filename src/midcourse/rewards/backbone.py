@@ -49,6 +49,12 @@ class Tuning:
             raise RewardError(f"tune {text!r} is unknown; use head, last:N, lora, lora:RANK or all")
         return cls(kind, int(amount or default))
 
+    def covers(self, other: "Tuning") -> bool:
+        """Return whether this tuning trains, and so stores, at least what the other one does."""
+        if other.kind == "last" and self.kind == "last":
+            return self.amount >= other.amount
+        return self == other or other.kind == "head" or (other.kind == "last" and self.kind == "all")
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.amount}" if self.amount else self.kind
 

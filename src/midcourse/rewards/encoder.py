@@ -100,7 +100,7 @@ class EncoderReward(TrainedReward):
         Raises:
             RewardError: another objective, too few layers, or an encoder that cannot be trained so.
         """
-        if objective != "sequence":
+        if objective not in ("sequence", "ordered"):
             raise RewardError(
                 f"{backbone} is an encoder, which would need a forward for every prefix with objective {objective}; "
                 "use --objective sequence"
@@ -129,7 +129,7 @@ class EncoderReward(TrainedReward):
             backbone_layers=model.config.num_hidden_layers,
             **recorded,
         )
-        return cls(_adapted(model, tuning), tokenizer, info)
+        return cls(cls.with_adapters(model, tuning), tokenizer, info)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> "EncoderReward":
@@ -151,10 +151,16 @@ class EncoderReward(TrainedReward):
             model = _pretrained(info.backbone, device, dtype)
             tokenizer = load_tokenizer(resolve(info.backbone))
         check_tokenizer(folder, info, tokenizer, info.backbone)
-        reward = cls(_adapted(model, tuning), tokenizer, info)
+        reward = cls(cls.with_adapters(model, tuning), tokenizer, info)
         reward.load_trained(folder / "reward.safetensors")
         reward.name = str(folder)
         return reward.eval()
+
+    @classmethod
+    def with_adapters(cls, backbone: Backbone, tuning: Tuning) -> Backbone:
+        """Return a classifier with fresh LoRA adapters in its encoder if the tuning asks for them."""
+        setattr(backbone, backbone.base_model_prefix, with_adapter(backbone.base_model, tuning))
+        return backbone
 
     def top(self, layers: nn.Module | None) -> nn.Module:
         """Raise RewardError: an encoder has no states of tokens to keep."""
@@ -314,9 +320,3 @@ def _empty(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel
     wanted = resolve_dtype(dtype, place)
     wanted = config.dtype if isinstance(wanted, str) else wanted
     return empty_model(AutoModelForSequenceClassification, config, dtype=wanted, attention=None).to(place)
-
-
-def _adapted(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel:
-    """Return the classifier, with LoRA adapters in its encoder if the tuning asks for them."""
-    setattr(model, model.base_model_prefix, with_adapter(model.base_model, tuning))
-    return model

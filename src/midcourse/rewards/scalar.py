@@ -37,6 +37,7 @@ from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
+    Backbone,
     Tuning,
     check_sharing,
     empty_backbone,
@@ -80,6 +81,11 @@ class RewardModel(TokenReward, TrainedReward):
     def last_parts(self, amount: int) -> list[nn.Module]:
         """Return the backbone's last layers and what follows them."""
         return [layers_of(self.backbone)[-amount:], final_norm_of(self.backbone)]
+
+    @classmethod
+    def with_adapters(cls, backbone: Backbone, tuning: Tuning) -> Backbone:
+        """Return a backbone with fresh LoRA adapters if the tuning asks for them."""
+        return with_adapter(backbone, tuning)
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -134,7 +140,7 @@ class RewardModel(TokenReward, TrainedReward):
             backbone_layers=load_config(resolve(backbone)).num_hidden_layers,
         )
         torch.manual_seed(seed)  # LoRA starts from random numbers
-        return cls(with_adapter(model, tuning), tokenizer, info)
+        return cls(cls.with_adapters(model, tuning), tokenizer, info)
 
     def forward(
         self,
@@ -256,7 +262,7 @@ class RewardModel(TokenReward, TrainedReward):
             model = truncated_backbone(info.backbone, info.layers, device, dtype)
             tokenizer = load_tokenizer(resolve(info.backbone))
         check_tokenizer(folder, info, tokenizer, share_with.name if share_with else info.backbone)
-        reward = cls(with_adapter(model, tuning), tokenizer, info)
+        reward = cls(cls.with_adapters(model, tuning), tokenizer, info)
         reward.name = str(folder)
         if share_with is not None:
             # What was trained is read into tensors of its own, not into those of the language model.

@@ -9,8 +9,9 @@ A saved reward is a folder of safetensors and JSON:
 """
 
 from abc import abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -36,11 +37,13 @@ class TrainedReward(nn.Module, Reward):
     Attributes:
         KIND: what comes first in the name of the head.
         HEAD_LEARNING_RATE: the peak learning rate that suits the head if it is trained alone.
+        begun_at: the folder of the reward that its training begins at; None if its head is new. See `to_train_on`.
     """
 
     KIND = ""
     HEAD_LEARNING_RATE = 3e-3
     name = "reward"
+    begun_at: Path | None = None
     backbone: Backbone
 
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
@@ -72,6 +75,39 @@ class TrainedReward(nn.Module, Reward):
     @abstractmethod
     def prompt_problem(self, prompt: Prompt, max_tokens: int) -> str | None:
         """Return what is wrong with a prompt of a row of at most `max_tokens`; None if nothing is."""
+
+    @classmethod
+    @abstractmethod
+    def with_adapters(cls, backbone: Backbone, tuning: Tuning) -> Backbone:
+        """Return a backbone of this kind, with fresh LoRA adapters if the tuning asks for them."""
+
+    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> Self:
+        """Return this reward, which was loaded from `folder`, to be trained further: nothing measured is left of it.
+
+        Args:
+            tune: another tuning, if it is to train more than it did; see `Tuning.covers`.
+            seed: of new adapters.
+            recorded: other fields of `RewardInfo`.
+
+        Raises:
+            RewardError: a tuning that would not store what was trained before.
+        """
+        old, new = Tuning.parse(self.info.tune), Tuning.parse(tune or self.info.tune)
+        if not new.covers(old):
+            raise RewardError(
+                f"{folder} was trained with --tune {old}, and tune {new} would not store all of what that changed; "
+                f"leave --tune out{', or raise its number' if old.kind == new.kind == 'last' else ''}"
+            )
+        layers = self.backbone.config.num_hidden_layers
+        if new.kind == "last" and new.amount > layers:
+            raise RewardError(f"tune {new} trains more than the {layers} layers there are")
+        info = replace(self.info, tune=str(new), training={}, metrics={}, calibration={}, **recorded)
+        torch.manual_seed(seed)
+        backbone = self.backbone if new == old else self.with_adapters(self.backbone.requires_grad_(True), new)
+        made = type(self)(backbone, self.tokenizer, info)
+        made.head.load_state_dict(self.head.state_dict())
+        made.name, made.begun_at = self.name, folder
+        return made
 
     def last_parts(self, amount: int) -> list[nn.Module]:
         """Return the backbone's last layers and what follows them."""

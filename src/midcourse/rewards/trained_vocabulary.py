@@ -15,7 +15,7 @@ whose value head is a language model's; the one with it is GenARM's (Xu et al., 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -88,6 +88,13 @@ class TrainedVocabularyReward(RewardModel):
         reward = super().load(folder, **settings)
         assert isinstance(reward, TrainedVocabularyReward)
         return reward if reward.info.tune == "all" else reward.with_outputs(reward.info.backbone)
+
+    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> Self:
+        """Return this reward, to be trained further; see `TrainedReward.to_train_on`."""
+        made = super().to_train_on(folder, tune, seed, **recorded)
+        if not self.backbone.config.tie_word_embeddings:
+            made.output.data = self.output.data
+        return made
 
     def with_outputs(self, name: str) -> "TrainedVocabularyReward":
         """Read the output embeddings from that model unless they are the input embeddings; return itself."""

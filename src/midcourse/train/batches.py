@@ -20,10 +20,15 @@ WINDOW = 16  # batches that are sorted by length together: enough to pad little,
 
 
 class Batch(NamedTuple):
-    """One step of training: which of an objective's phases, and the numbers of the pairs or rollouts."""
+    """One step of training: which of an objective's phases, and the numbers of the pairs, rollouts or ladders.
+
+    Attributes:
+        replay: numbers of the rows that are replayed, one with each ladder; none with anything else.
+    """
 
     phase: int
     numbers: list[int]
+    replay: Sequence[int] = ()
 
 
 def plan_batches(
@@ -90,6 +95,32 @@ def in_turns(plan: Sequence[list[int]], phases: int, turns: int) -> list[Batch]:
     cuts = [round(turn * len(plan) / turns) for turn in range(turns + 1)]
     runs = [plan[begin:end] for begin, end in itertools.pairwise(cuts)]
     return [Batch(phase, numbers) for run in runs for phase in range(phases) for numbers in run]
+
+
+def with_replay(
+    plan: Sequence[Batch], replay: Sequence[int], lengths: Sequence[int], longest: Sequence[int], window: int = WINDOW
+) -> list[Batch]:
+    """Return the plan with a replayed row for each ladder, taken in order but for their length.
+
+    Of the rows that `window` batches take, the longer ones go to batches of longer ladders, so that little is padded.
+
+    Args:
+        replay: rows to replay, at least as many as the plan has ladders.
+        lengths: tokens of each row.
+        longest: tokens of each ladder's longest row.
+        window: 1 leaves them in order.
+    """
+    batches, taken = list(plan), 0
+    for begin in range(0, len(plan), window):
+        part = range(begin, min(begin + window, len(plan)))
+        count = sum(len(plan[step].numbers) for step in part)
+        rows = sorted(replay[taken : taken + count], key=lengths.__getitem__)
+        taken += count
+        for step in sorted(part, key=lambda step: max(longest[number] for number in plan[step].numbers)):
+            size = len(plan[step].numbers)
+            batches[step] = plan[step]._replace(replay=tuple(rows[:size]))
+            rows = rows[size:]
+    return batches
 
 
 def response_columns(rows: Sequence[EncodedRow], starts: Sequence[int]) -> Int[Tensor, "rows positions"]:

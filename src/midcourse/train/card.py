@@ -80,6 +80,34 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
     return table
 
 
+def level_table(metrics: dict) -> list[tuple[str, str, str]]:
+    """Return rows of (what, figure, 95 % interval) for a detector's held-out ladders; none for other rewards."""
+    if not (apart := metrics.get("machine_or_human")):
+        return []
+    rows = [(f"{row['upper']} above {row['lower']}", row["accuracy"], row["interval"]) for row in metrics["levels"]]
+    rows.append(("AUROC, machine against human", apart["auroc"], apart["auroc_interval"]))
+    for rate in (1, 5):
+        few = (
+            "" if apart[f"resolves_{rate}"] else f" (no false positive: {apart['humans']} human texts resolve no more)"
+        )
+        rows.append(
+            (
+                f"machine texts found at {rate}% false positives{few}",
+                apart[f"tpr_at_{rate}"],
+                apart[f"tpr_at_{rate}_interval"],
+            )
+        )
+    return [(name, f"{figure:.3f}", _interval(interval)) for name, figure, interval in rows]
+
+
+def levels_title(metrics: dict) -> str:
+    """Return what the figures of levels are measured on."""
+    apart = metrics["machine_or_human"]
+    return (
+        f"{apart['machines']} machine and {apart['humans']} human texts of {metrics['prompts']} groups, 95% intervals"
+    )
+
+
 def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
     """Return rows of (what, correlation, squared error, 95 % interval) for held-out rollouts; none without them."""
     if not (fit := metrics.get("labels")):
@@ -142,6 +170,11 @@ def how_it_went(metrics: dict[str, Any]) -> str:
     """Return sentences on padding and early stopping."""
     padding = metrics["padding"]
     told = f"Of the tokens in its batches {padding['share']:.1%} were padding."
+    if replay := metrics.get("replay"):
+        told += (
+            f" {replay['texts']} preference texts were replayed; their rewards moved by {replay['drift']:.3g} "
+            "(root mean square)."
+        )
     if stop := metrics.get("early_stopping"):
         told += (
             f" Training stopped after step {stop['stopped']} of {stop['planned']}, and the weights are those of step "
@@ -167,8 +200,10 @@ def labels_title(metrics: dict) -> str:
 def write_card(info: RewardInfo, path: Path) -> None:
     """Write the model card, with the front matter that model hubs read."""
     run = info.training
-    kind = "rollouts" if "rollouts" in run else "comparisons"
-    trained = info.metrics.get("train_rollouts", info.metrics.get("train_pairs"))
+    kind = next(kind for kind in ("ladders", "rollouts", "comparisons") if kind in run)
+    trained = next(info.metrics[name] for name in TRAINED_ON if name in info.metrics)
+    whole = info.head == "encoder" or info.objective == "ordered"
+    begun = f"Training went on from the reward `{run['begun_at']['reward']}`.\n" if "begun_at" in run else ""
     settings = "\n".join(f"- {name}: {value}" for name, value in run["settings"].items())
     write_text(
         path,
@@ -179,21 +214,20 @@ pipeline_tag: text-classification
 tags: [reward-model, prefix-reward]
 ---
 
-# {"A reward of whole texts" if info.head == "encoder" else "A reward for every prefix"}
+# {"A reward of whole texts" if whole else "A reward for every prefix"}
 
 Trained by midcourse with the {objective_text(info)} objective and a {info.head} head on the first {info.layers} layers
 of `{info.backbone}` (fingerprint `{info.backbone_fingerprint}`), tuning `{info.tune}`, template `{info.template}`.
-{measured(info.metrics)}
+{begun}{measured(info.metrics)}
 ![training](training.png)
 {calibrated(info.metrics)}
 ## Use
 
 ```sh
-midcourse guide --reward THIS_FOLDER{"" if info.reward_weight else "=2"} --prompt "..."
-midcourse score --reward THIS_FOLDER --prompt "..." --text "..."
+{usage(info)}
 ```
 
-{MEANING.get("encoder" if info.head == "encoder" else info.objective, MEANING["prefix"])}
+{meaning(info)}
 
 ## Training
 
@@ -205,6 +239,7 @@ midcourse score --reward THIS_FOLDER --prompt "..." --text "..."
     )
 
 
+TRAINED_ON = ("train_ladders", "train_rollouts", "train_pairs")
 MEANING = {
     "prefix": """Rewards of prefixes of different lengths are not comparable: training leaves one free constant per
 length, which guided decoding does not see.""",
@@ -216,8 +251,27 @@ long prompt loses its beginning. `midcourse export` writes a checkpoint that tra
 that wrote the rollouts.""",
     "cumulative": "The reward of a prefix foretells the label of the whole response, later prefixes better.",
     "farma": "The reward of a prefix is to be that of its best continuation, seen in training or not.",
+    "ordered": """The reward of a finished text, without a prompt, is the higher the more it reads like a machine's.
+Rewards of prefixes were not trained. It errs, on some writers more than on others, as the tables above cannot show: on
+its word alone nothing must be decided about a person.""",
     "autoregressive": "A token's reward is its log-probability; a text's is the sum, which the accuracies compare.",
 }
+
+
+def usage(info: RewardInfo) -> str:
+    """Return the calls of a reward that its card shows."""
+    if info.objective == "ordered":
+        return 'midcourse score --reward THIS_FOLDER --prompt "" --text "..."'
+    weight = "" if info.reward_weight else "=2"
+    return f'''midcourse guide --reward THIS_FOLDER{weight} --prompt "..."
+midcourse score --reward THIS_FOLDER --prompt "..." --text "..."'''
+
+
+def meaning(info: RewardInfo) -> str:
+    """Return what a reward's numbers mean."""
+    if info.objective != "ordered" and info.head == "encoder":
+        return MEANING["encoder"]
+    return MEANING.get(info.objective, MEANING["prefix"])
 
 
 def objective_text(info: RewardInfo) -> str:
@@ -229,6 +283,9 @@ def objective_text(info: RewardInfo) -> str:
 def measured(metrics: dict) -> str:
     """Return the card's tables of held-out figures."""
     text = ""
+    if rows := level_table(metrics):
+        text += f"\n## Held-out ladders\n\n{levels_title(metrics)}; no text or group of them was trained on.\n\n"
+        text += _markdown(("what", "share", "interval"), rows)
     if rows := accuracy_table(metrics):
         text += f"\n## Held-out pair accuracy\n\n{pairs_title(metrics)}; no prompt of them was trained on.\n\n"
         text += _markdown(("share", "accuracy", "interval"), rows)

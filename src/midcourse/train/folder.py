@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
@@ -22,6 +24,7 @@ from midcourse.train.card import plot_training, write_card
 from midcourse.train.settings import TrainingError
 
 SEAL = "checksums.json"
+REPLAYED = "replayed.safetensors"
 
 
 def only_training(out: Path) -> AbstractContextManager[None]:
@@ -87,18 +90,20 @@ def _digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def finish_folder(reward: TrainedReward, out: Path, learned: Sequence[Example]) -> None:
+def finish_folder(reward: TrainedReward, out: Path, learned: Sequence[Example], before: np.ndarray | None) -> None:
     """Turn a run's folder into a reward: curves, card, weights, then midcourse.json; then drop what resuming needed.
 
     Args:
         learned: the rows it learned from.
+        before: hashes of those that it had learned from before; None if nobody knows, and then it does not say.
     """
     if not processes.first():
         reward.trained_state()  # all processes bring their parts together, one writes
         return
     plot_training(out / "metrics.jsonl", reward.info, out / "training.png")
     write_card(reward.info, out / "README.md")
-    write_learned_rows(out, learned)
+    if before is not None:
+        write_learned_rows(out, learned, before)
     reward.write(out)
     drop_run(out)
 
@@ -107,6 +112,7 @@ def drop_run(out: Path) -> None:
     """Drop what only resuming needs."""
     for checkpoint in checkpoints(out):
         shutil.rmtree(checkpoint)
+    (out / REPLAYED).unlink(missing_ok=True)
     (out / "run.json").unlink()
 
 

@@ -74,6 +74,24 @@ class NextRewards(NamedTuple):
     lengths: Int[Tensor, " rows"]
 
 
+class LadderRewards(NamedTuple):
+    """Rewards of the finished texts of ladders, and with each ladder that of a text that is replayed.
+
+    Attributes:
+        levels: the most machine-like first, anything beyond a ladder's own levels.
+        counts: levels of each ladder, two or more.
+        replayed: the reward of the replayed text; None without replay.
+        initial: what that was before training.
+        step: ladders of the whole step, over all processes.
+    """
+
+    levels: Float[Tensor, "ladders levels"]
+    counts: Int[Tensor, " ladders"]
+    replayed: Float[Tensor, " ladders"] | None = None
+    initial: Float[Tensor, " ladders"] | None = None
+    step: int = 1
+
+
 # ---- losses of pairs ----
 
 
@@ -184,13 +202,52 @@ def consistency(rewards: NextRewards, gradient: Literal["stop", "both"]) -> Floa
     return mean_over(rewards.rewards[:, :-1] - best, goes_on, lambda gap: 0.5 * gap.square())
 
 
+# ---- losses of ladders ----
+
+
+def ordered(
+    rewards: LadderRewards,
+    *,
+    extreme_weight: float,
+    other_weight: float,
+    logit_penalty: float,
+    divide_by_terms: bool,
+    replay_weight: float,
+    replay_reduction: Literal["mean", "sum"],
+) -> Float[Tensor, " ladders"]:
+    """Return the sum over levels i < j of w_ij F(r_i, r_j), and the drift of the replayed text from its first reward.
+
+        F(p, n) = -log sigmoid(p - n) + logit_penalty 1/2 (p^2 + n^2)
+        w_ij = extreme_weight for the first and the last level, other_weight for any other pair
+        drift = replay_weight (r - r_0)^2
+
+    ReMoDetect's objective (Lee et al., 2024: machine, mixed, human) for any number of levels. With `divide_by_terms`
+    the sum is divided by its number of pairs. The trainer takes the mean over a step's ladders, and as each has one
+    replayed text with it, that is the mean over these too; replay_reduction "sum" undoes it, so that the drift grows
+    with the batch.
+    """
+    most = rewards.levels.shape[1]
+    i, j = torch.triu_indices(most, most, offset=1, device=rewards.levels.device)
+    last = rewards.counts[:, None] - 1
+    known, extreme = j <= last, (i == 0) & (j == last)
+    # Masked before the loss: whatever stands beyond a ladder's levels must not reach the gradient.
+    upper, lower = (torch.where(known, rewards.levels[:, level], 0.0) for level in (i, j))
+    losses = -logsigmoid(upper - lower) + logit_penalty * 0.5 * (upper.square() + lower.square())
+    weighted = torch.where(extreme, extreme_weight * losses, other_weight * losses) * known
+    total = weighted.sum(1) / (known.sum(1) if divide_by_terms else 1)
+    if rewards.replayed is None or rewards.initial is None:
+        return total
+    times = rewards.step if replay_reduction == "sum" else 1
+    return total + replay_weight * times * (rewards.replayed - rewards.initial).square()
+
+
 # ---- objectives ----
 
 
 class Phase(NamedTuple):
-    """A loss and what it is of: pairs, labelled responses, or the chosen responses with the best next tokens."""
+    """A loss and what it is of: pairs, labelled responses, chosen responses with the best next tokens, or ladders."""
 
-    of: Literal["pairs", "labels", "chosen"]
+    of: Literal["pairs", "labels", "chosen", "ladders"]
     loss: Callable[[Any], Tensor]
     name: str
 
@@ -219,7 +276,7 @@ class Objective:
 
     @property
     def of(self) -> str:
-        """Return what it learns from: "pairs", or "labels" of single responses."""
+        """Return what it learns from: "pairs", "labels" of single responses, or "ladders"."""
         return self.phases[0].of
 
 
@@ -228,7 +285,9 @@ def make_objective(name: str, **settings: Any) -> Objective:
 
     prefix: past_end ("drop" or "paper"). sequence: none. value: value ("mean", "soft" or "max"), value_weight of
     "soft", expectile of "max" (0.9). cumulative: none. farma: alternations (7, as the authors'), farma_gradient
-    ("stop" or "both"). autoregressive: beta (0.05, the authors' on HH).
+    ("stop" or "both"). autoregressive: beta (0.05, the authors' on HH). ordered: preset ("paper" or "code"; see
+    `PRESETS`), and over what it says extreme_weight, other_weight, logit_penalty, divide_by_terms, replay_weight,
+    replay_reduction ("mean" or "sum").
 
     Raises:
         ObjectiveError: an unknown name, a setting that it does not have, or one whose value makes no sense.
@@ -301,6 +360,53 @@ def _autoregressive(beta: float = 0.05) -> Objective:
     return Objective("autoregressive", {"beta": beta}, phases, heads=("vocabulary",))
 
 
+# ReMoDetect's two weightings, as published in its paper and in its code (Lee et al., 2024).
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "extreme_weight": 1.0,
+        "other_weight": 0.3,
+        "logit_penalty": 0.0,
+        "divide_by_terms": False,
+        "replay_weight": 0.01,
+        "replay_reduction": "mean",
+    },
+    "code": {
+        "extreme_weight": 1.0,
+        "other_weight": 0.3,
+        "logit_penalty": 0.01,
+        "divide_by_terms": True,
+        "replay_weight": 0.01,
+        "replay_reduction": "sum",
+    },
+}
+
+
+def _ordered(
+    preset: str = "paper",
+    extreme_weight: float | None = None,
+    other_weight: float | None = None,
+    logit_penalty: float | None = None,
+    divide_by_terms: bool | None = None,
+    replay_weight: float | None = None,
+    replay_reduction: str | None = None,
+) -> Objective:
+    asked = {
+        "extreme_weight": _not_negative("extreme-weight", extreme_weight),
+        "other_weight": _not_negative("other-weight", other_weight),
+        "logit_penalty": _not_negative("logit-penalty", logit_penalty),
+        "divide_by_terms": divide_by_terms,
+        "replay_weight": _not_negative("replay-weight", replay_weight),
+        "replay_reduction": replay_reduction,
+    }
+    settings = _choice("preset", preset, PRESETS) | {name: value for name, value in asked.items() if value is not None}
+    _choice("replay-reduction", settings["replay_reduction"], dict.fromkeys(("mean", "sum")))
+    if not settings["extreme_weight"] and not settings["other_weight"]:
+        raise ObjectiveError("extreme-weight and other-weight are both 0, so nothing would be learned; raise one")
+    return Objective(
+        "ordered", {"preset": preset, **settings}, (Phase("ladders", partial(ordered, **settings), "ordered"),)
+    )
+
+
 Loss: TypeAlias = Callable[[Any], Tensor]
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "prefix": _prefix,
@@ -309,6 +415,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "cumulative": _cumulative,
     "farma": _farma,
     "autoregressive": _autoregressive,
+    "ordered": _ordered,
 }
 
 
@@ -322,7 +429,9 @@ def check_head(objective: Objective, head: str) -> None:
 
 
 def check_data(objective: Objective, rollouts: bool) -> None:
-    """Raise ObjectiveError if an objective that compares two responses is given rollouts."""
+    """Raise ObjectiveError if an objective is given comparisons or rollouts, and learns from something else."""
+    if objective.of == "ladders":
+        raise ObjectiveError(f"objective {objective.name} learns from ladders of texts; use midcourse detect train")
     if rollouts and objective.of == "pairs":
         raise ObjectiveError(
             f"objective {objective.name} learns from comparisons, and rollouts are single responses; make comparisons "
@@ -330,10 +439,23 @@ def check_data(objective: Objective, rollouts: bool) -> None:
         )
 
 
+def check_ladders(objective: Objective) -> None:
+    """Raise ObjectiveError if an objective that is given ladders learns from something else."""
+    if objective.of != "ladders":
+        raise ObjectiveError(f"objective {objective.name} does not learn from ladders of texts; use ordered")
+
+
 def _choice(flag: str, value: str, known: dict[str, Any]) -> Any:
     if value not in known:
         raise ObjectiveError(f"{flag} {value!r} is unknown; use one of: {', '.join(known)}")
     return known[value]
+
+
+def _not_negative(flag: str, value: float | None) -> float | None:
+    """Return the value; None stays None."""
+    if value is not None and not 0 <= value < math.inf:
+        raise ObjectiveError(f"{flag} is {value}; use 0 or more")
+    return value
 
 
 def _positive(flag: str, value: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from midcourse.data.encoded import EncodedRow, PairSet, RolloutSet
+from midcourse.data.encoded import EncodedRow, EncodedSet, PairSet
 from midcourse.evaluate.accuracy import SHARES, cut_at
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
@@ -84,28 +84,29 @@ class Scorer(nn.Module):
         return rewards.clone() if isinstance(rewards, Tensor) else tuple(one.clone() for one in rewards)
 
     @torch.no_grad()
-    def score(self, row_set: int, batch_rows: int = 32) -> list[Tensor]:
-        """Return the rewards at the response positions of every row of a set."""
+    def score(self, row_set: int, batch_rows: int = 32, numbers: Sequence[int] | None = None) -> list[Tensor]:
+        """Return the rewards at the response positions of every row of a set, or of the rows of those numbers."""
         rows = self.row_sets[row_set]
+        wanted = range(len(rows)) if numbers is None else numbers
         device = next(self.parameters()).device
-        by_row: list[Tensor] = [torch.empty(0)] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt) + len(rows[i].response))
+        by_row: dict[int, Tensor] = {}
+        order = sorted(wanted, key=lambda i: len(rows[i].prompt) + len(rows[i].response))
         for begin in range(0, len(order), batch_rows):
             part = order[begin : begin + batch_rows]
             rewards = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()}).cpu()
             aligned = rewards.gather(1, response_columns([rows[i] for i in part], self.starts(row_set, part)))
             for i, row in zip(part, aligned, strict=True):
                 by_row[i] = row[: len(rows[i].response)].clone()
-        return by_row
+        return [by_row[i] for i in wanted]
 
 
 BATCH_ROWS = 32
 
 
-def make_scorer(reward: TrainedReward, data: Sequence[PairSet | RolloutSet]) -> Scorer:
+def make_scorer(reward: TrainedReward, data: Sequence[EncodedSet]) -> Scorer:
     """Make what gives the rewards of some sets of rows in training; the first set is the one trained on."""
     if isinstance(reward, EncoderReward):  # the one kind whose texts are read one by one
-        return EncoderScorer(reward, [one for one in data if isinstance(one, PairSet)])
+        return EncoderScorer(reward, data)
     return Scorer(reward, [one.rows for one in data])
 
 
@@ -117,12 +118,13 @@ class EncoderScorer(Scorer):
 
     every_prefix = False
 
-    def __init__(self, reward: EncoderReward, pair_sets: Sequence[PairSet]):
-        super().__init__(reward, [pairs.rows for pairs in pair_sets])
+    def __init__(self, reward: EncoderReward, data: Sequence[EncodedSet]):
+        super().__init__(reward, [one.rows for one in data])
         self._reward = (reward,)  # in a tuple: `trained` is this module already
-        self.cuts: list[dict[tuple[int, int], EncodedRow]] = [{}, *map(cut_rows, pair_sets[1:])]
+        measured = [cut_rows(one) if isinstance(one, PairSet) else {} for one in data[1:]]
+        self.cuts: list[dict[tuple[int, int], EncodedRow]] = [{}, *measured]
         self.texts = [
-            list(dict.fromkeys([*pairs.rows, *cuts.values()])) for pairs, cuts in zip(pair_sets, self.cuts, strict=True)
+            list(dict.fromkeys([*one.rows, *cuts.values()])) for one, cuts in zip(data, self.cuts, strict=True)
         ]
         frozen = Tuning.parse(reward.info.tune).kind == "head"
         self.entering = self._read_frozen() if frozen else None
@@ -140,29 +142,34 @@ class EncoderScorer(Scorer):
         return inputs
 
     @torch.no_grad()
-    def score(self, row_set: int, batch_rows: int = BATCH_ROWS) -> list[Tensor]:
-        """Return, for every row of a set, the rewards of the text cut behind each position; nan if it is not read."""
-        texts = self.texts[row_set]
+    def score(self, row_set: int, batch_rows: int = BATCH_ROWS, numbers: Sequence[int] | None = None) -> list[Tensor]:
+        """Return, for every row of a set or some, the rewards of the text cut behind each position.
+
+        What is not read is nan; of some rows only the ends are read.
+        """
+        texts, rows = self.texts[row_set], self.row_sets[row_set]
         device = next(self.parameters()).device
         rewards: dict[EncodedRow, float] = {}
-        for part in self._batches(row_set, batch_rows):
+        for part in self._batches(row_set, batch_rows, numbers):
             values = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()})
             rewards |= {texts[number]: value for number, value in zip(part, values[:, 0].tolist(), strict=True)}
-        by_row = [torch.full((len(row.response),), math.nan) for row in self.row_sets[row_set]]
-        for row, values in zip(self.row_sets[row_set], by_row, strict=True):
-            values[-1] = rewards[row]
-        for (number, place), text in self.cuts[row_set].items():
+        wanted = range(len(rows)) if numbers is None else numbers
+        by_row = {number: torch.full((len(rows[number].response),), math.nan) for number in wanted}
+        for number, values in by_row.items():
+            values[-1] = rewards[rows[number]]
+        for (number, place), text in self.cuts[row_set].items() if numbers is None else ():
             by_row[number][place] = rewards[text]
-        return by_row
+        return [by_row[number] for number in wanted]
 
     def _ids(self, row_set: int, numbers: Sequence[int]) -> dict[str, Tensor]:
         texts = [self.texts[row_set][number] for number in numbers]
         return self.reward.inputs([(text.prompt, text.response) for text in texts])
 
-    def _batches(self, row_set: int, batch_rows: int) -> list[list[int]]:
-        """Return the numbers of all texts, those of like length together."""
+    def _batches(self, row_set: int, batch_rows: int, numbers: Sequence[int] | None = None) -> list[list[int]]:
+        """Return the numbers of all texts or some, those of like length together."""
         texts = self.texts[row_set]
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i].prompt) + len(texts[i].response))
+        wanted = range(len(texts)) if numbers is None else numbers
+        order = sorted(wanted, key=lambda i: len(texts[i].prompt) + len(texts[i].response))
         return [order[begin : begin + batch_rows] for begin in range(0, len(order), batch_rows)]
 
     def _read_frozen(self) -> list[list[Tensor]] | None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from midcourse.data.encoded import PairSet, RolloutSet
+from midcourse.data.encoded import EncodedSet, LadderSet, RolloutSet
+from midcourse.data.ladders import level_names
 from midcourse.errors import MidcourseError
 from midcourse.files import as_json, publish_folder, write_text
 from midcourse.rewards.trained import TrainedReward, whole_tensor
@@ -23,9 +24,11 @@ from midcourse.train.batches import Batch, pair_rewards, renumber, response_colu
 from midcourse.train.folder import checkpoints, seal
 from midcourse.train.objectives import (
     LabelledRewards,
+    LadderRewards,
     NextRewards,
     Objective,
     Phase,
+    at_end,
 )
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, TrainingError
@@ -196,7 +199,7 @@ class PlanTrainer(WholeCheckpoints):
 
     reward: TrainedReward
     objective: Objective
-    data: PairSet | RolloutSet
+    data: EncodedSet
     _losses: Tensor
 
     def get_train_dataloader(self) -> DataLoader:
@@ -229,7 +232,7 @@ class PlanTrainer(WholeCheckpoints):
         record = {"step": step + 1, name.replace(" ", "_"): str(value), "learning_rate": self._get_learning_rate()}
 
         def refuse() -> None:
-            batch = described(self.data, self.train_dataset[step].numbers, losses, self.reward.tokenizer.decode)
+            batch = described(self.data, self.train_dataset[step], losses, self.reward.tokenizer.decode)
             write_text(out / "bad_batch.json", as_json({**record, "batch": batch}, indent=1, ensure_ascii=False))
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
@@ -260,13 +263,24 @@ def phase_losses(
     finished: Bool[Tensor, " rows"],
     labels: Float[Tensor, " items"] | None,
     mean_length: float,
+    ladders: dict[str, Any] | None = None,
 ) -> Float[Tensor, " items"]:
-    """Return the loss of each pair or rollout of a batch; `items` are row numbers, `mean_length` is of all rollouts."""
+    """Return the loss of each pair, rollout or ladder of a batch.
+
+    Args:
+        items: row numbers; of ladders those of their levels, the last one repeated in shorter ladders.
+        mean_length: of all rollouts.
+        ladders: levels of each (counts), rows that are replayed (replay), their first rewards (initial), and ladders of
+            the whole step (step).
+    """
     if phase.of == "chosen":
         rows = items[:, 0]
         rewards, best = (part.gather(1, columns)[rows] for part in model(**inputs, best=True))
         return phase.loss(NextRewards(rewards, best, lengths[rows]))
     rewards = model(**inputs).gather(1, columns)
+    if phase.of == "ladders":
+        assert ladders is not None
+        return phase.loss(ladder_rewards(at_end(rewards, lengths), items, **ladders))
     if phase.of == "pairs":
         return phase.loss(pair_rewards(rewards, items, lengths, finished))
     assert labels is not None
@@ -274,7 +288,21 @@ def phase_losses(
     return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype), mean_length))
 
 
-def label_zero(objective: Objective, data: PairSet | RolloutSet) -> float:
+def ladder_rewards(
+    ends: Float[Tensor, " rows"],
+    items: Int[Tensor, "ladders levels"],
+    counts: Int[Tensor, " ladders"],
+    replay: Int[Tensor, " ladders"] | None,
+    initial: Float[Tensor, " ladders"] | None,
+    step: int,
+) -> LadderRewards:
+    """Turn the rewards of finished texts into those of ladders; `items` and `replay` are row numbers."""
+    if replay is None or initial is None:
+        return LadderRewards(ends[items], counts, step=step)
+    return LadderRewards(ends[items], counts, ends[replay], initial.to(ends.dtype), step)
+
+
+def label_zero(objective: Objective, data: EncodedSet) -> float:
     """Return the label at which a reward is 0: with some objectives the mean of those that are trained on."""
     return data.mean_label if objective.from_mean and isinstance(data, RolloutSet) else 0.0
 
@@ -282,7 +310,7 @@ def label_zero(objective: Objective, data: PairSet | RolloutSet) -> float:
 def make_trainer(
     reward: TrainedReward,
     scorer: Scorer,
-    data: PairSet | RolloutSet,
+    data: EncodedSet,
     objective: Objective,
     plan: list[Batch],
     settings: Settings,
@@ -296,29 +324,35 @@ def make_trainer(
     zero = label_zero(objective, data)
 
     def collate(batches: list[Batch]) -> dict[str, Any]:
-        ((phase, whole),) = batches
+        ((phase, whole, replay),) = batches
         mine = processes.part(whole)
         # A batch may have fewer items than there are processes: those left out compute along, for nothing.
         picked = mine or whole[:1]
         items = [data.items[number] for number in picked]
         if objective.phases[phase].of == "chosen":
             items = [item[:1] for item in items]
-        numbers, local = renumber(items)
+        replayed = (processes.part(replay) or replay[:1]) if replay else ()
+        numbers, local = renumber([*items, *((row,) for row in replayed)])
         rows = [data.rows[number] for number in numbers]
         labels = torch.tensor([data.labels[n] - zero for n in picked]) if isinstance(data, RolloutSet) else None
-        return {
-            **scorer.inputs(0, numbers),
-            "weight": processes.count() * len(mine) / len(whole),
-            "phase": phase,
-            "batch": {
-                "columns": response_columns(rows, scorer.starts(0, numbers)),
-                "items": torch.tensor(local),
-                "lengths": torch.tensor([len(row.response) for row in rows]),
-                "finished": torch.tensor([row.finished for row in rows]),
-                "labels": labels,
-                "mean_length": mean_length,
-            },
+        widest = max(map(len, items))
+        batch: dict[str, Any] = {
+            "columns": response_columns(rows, scorer.starts(0, numbers)),
+            "items": torch.tensor([[*item, *item[-1:] * (widest - len(item))] for item in local[: len(items)]]),
+            "lengths": torch.tensor([len(row.response) for row in rows]),
+            "finished": torch.tensor([row.finished for row in rows]),
+            "labels": labels,
+            "mean_length": mean_length,
         }
+        if isinstance(data, LadderSet):
+            batch["ladders"] = {
+                "counts": torch.tensor([len(item) for item in items]),
+                "replay": torch.tensor([row for (row,) in local[len(items) :]]) if replayed else None,
+                "initial": torch.tensor([data.initial[row] for row in replayed]) if replayed else None,
+                "step": len(whole),
+            }
+        weight = processes.count() * len(mine) / len(whole)
+        return {**scorer.inputs(0, numbers), "weight": weight, "phase": phase, "batch": batch}
 
     arguments = TrainingArguments(
         **plan_arguments(settings, len(plan), out, reward.device),
@@ -356,17 +390,21 @@ def plan_arguments(settings: Settings, steps: int, out: Path, device: torch.devi
 
 
 def described(
-    data: PairSet | RolloutSet,
-    batch: Sequence[int],
+    data: EncodedSet,
+    batch: Batch,
     losses: Sequence[float],
     decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
     """Return a batch as a person reads it: each item's number among those trained on, its texts, and its loss."""
     items = []
-    for number, loss in zip(batch, losses, strict=True):
+    for i, (number, loss) in enumerate(zip(batch.numbers, losses, strict=True)):
         rows = [data.rows[row] for row in data.items[number]]
-        names = ("chosen", "rejected") if len(rows) == 2 else ("response",)
-        texts = {"prompt": rows[0].prompt, **{name: row.response for name, row in zip(names, rows, strict=True)}}
+        names = level_names(len(rows)) if isinstance(data, LadderSet) else ["chosen", "rejected"]
+        texts = {"prompt": rows[0].prompt}
+        texts |= {name: row.response for name, row in zip(names if len(rows) > 1 else ["response"], rows, strict=True)}
+        if batch.replay:
+            replayed = data.rows[batch.replay[i]]
+            texts |= {"replayed_prompt": replayed.prompt, "replayed": replayed.response}
         # As text if it is no number, which JSON does not know.
         item: dict[str, Any] = {"number": number, "loss": loss if math.isfinite(loss) else str(loss)}
         if isinstance(data, RolloutSet):
