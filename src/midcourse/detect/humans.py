@@ -44,8 +44,11 @@ def cut_to(text: str, words: int) -> str:
 
 
 def lengths_within(words: int) -> list[int]:
-    """Return the numbers of words at which a text of so many is cut: the beginning of every length it reaches."""
-    return [edge for edge in LENGTHS if edge < words]
+    """Return at how many words a text of so many is cut: where every shorter length begins.
+
+    For its own length the whole text stands, so that a text counts once in each.
+    """
+    return list(LENGTHS[: max(length_of(words) - 1, 0)])
 
 
 @dataclass(frozen=True)

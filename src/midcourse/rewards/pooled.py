@@ -65,10 +65,11 @@ class Reader:
     def read(self, texts: Sequence[str]) -> Iterator[tuple[int, Reading]]:
         """Yield (the text's number, what was read), texts of like length together.
 
-        A text of more than `WINDOW` tokens is read in windows, each from its own beginning.
+        A text of more than `WINDOW` tokens, or than the model's context, is read in windows, each from its own beginning.
         """
         ids = [self.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-        windows = [(n, row[at : at + WINDOW]) for n, row in enumerate(ids) for at in range(0, max(len(row), 1), WINDOW)]
+        room = min(WINDOW, self.lm.context_length)
+        windows = [(n, row[at : at + room]) for n, row in enumerate(ids) for at in range(0, max(len(row), 1), room)]
         windows.sort(key=lambda window: len(window[1]))
         left = np.bincount([n for n, _ in windows], minlength=len(texts))
         parts: dict[int, list[Reading]] = {}

@@ -1,0 +1,138 @@
+"""Verdicts of a detector whose scores are known: how often a text says "indeed"."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from midcourse.detect.calibrate import calibrate, odds, thresholds
+from midcourse.detect.detector import Detector, DetectorError
+from midcourse.detect.humans import Scored
+from midcourse.detect.texts import LabelledText
+from midcourse.detect.verdicts import write_verdicts
+from midcourse.rewards.text import FunctionReward
+
+
+def share(text: str) -> float:
+    words = text.split()
+    return words.count("indeed") / max(len(words), 1)
+
+
+def text_of(number: int, times: int, words: int = 60) -> str:
+    """A text of so many words, of which "indeed" is said so many times, evenly."""
+    said = [f"word{number}x{i}" for i in range(words)]
+    for i in range(times):
+        said[i * words // max(times, 1)] = "indeed"
+    return " ".join(said)
+
+
+HUMANS = [LabelledText(text_of(i, i % 4), "human", domain="news") for i in range(120)]
+MACHINES = [LabelledText(text_of(i, 2 + i % 9), "machine", domain="news") for i in range(120)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return calibrate(FunctionReward(share), [*HUMANS, *MACHINES])
+
+
+def test_verdicts(detector):
+    machine, human, neither = detector.score([text_of(900, 20), text_of(901, 0), text_of(902, 3)], fpr=0.05)
+    assert [one.verdict for one in (machine, human, neither)] == ["machine", "human", "cannot tell"]
+    assert machine.threshold == pytest.approx(3 / 60)
+    assert machine.texts == 120
+    assert machine.words == 60
+    assert machine.probability > 0.9 > 0.5 > human.probability
+    assert machine.reason == "higher than human texts at 5.00% false positives on average"
+    assert neither.reason == "people and machines both write texts with such a score"
+    assert machine.score == pytest.approx(20 / 60)
+
+
+def test_what_no_calibration_resolves_is_not_told(detector):
+    (strict,) = detector.score([text_of(1, 40)], fpr=0.001)
+    assert strict.verdict == "cannot tell"
+    assert strict.reason == "not resolvable at this rate: 120 calibration texts of 50 to 74 words, 999 needed"
+    assert strict.threshold is None
+    (sure,) = detector.score([text_of(1, 40)], fpr=0.01, guarantee="confidence")
+    assert sure.reason.endswith("299 needed")
+    (short,) = detector.score(["indeed indeed"], fpr=0.05)
+    assert short.reason == "not resolvable at this rate: 0 calibration texts of under 25 words, 19 needed"
+
+
+def test_disguises_are_taken_off_and_reported(detector):
+    plainly, hidden = detector.score([text_of(3, 20), text_of(3, 20).replace("indeed", "ind\u200be\u0435d")], fpr=0.05)
+    assert plainly.score == hidden.score
+    assert (hidden.unseen, hidden.lookalikes) == (20, 20)
+
+
+def test_rates_and_groups_that_make_no_sense_are_refused(detector):
+    with pytest.raises(DetectorError, match=r"fpr 1 is no rate between 0 and 1; use 0.01, say"):
+        detector.score(["a"], fpr=1)
+    with pytest.raises(DetectorError, match="group 'essays' was not calibrated; use one of: news, or leave it out"):
+        detector.score(["a"], group="essays")
+    with pytest.raises(DetectorError, match="there is no human text to calibrate on"):
+        calibrate(FunctionReward(share), MACHINES)
+
+
+def test_without_machine_texts_nothing_is_called_human():
+    detector = calibrate(FunctionReward(share), HUMANS)
+    (one,) = detector.score([text_of(901, 0)], fpr=0.05)
+    assert one.verdict == "cannot tell"
+    assert one.probability is None
+
+
+def test_a_later_calibration_keeps_the_machine_texts(detector):
+    own = [LabelledText(text_of(i, 8 + i % 2), "human", domain="letters") for i in range(60)]
+    later = calibrate(detector.reward, own, earlier=detector)
+    assert later.humans.group_names == ["letters"]
+    assert len(later.machines) == len(detector.machines)
+    (one,) = later.score([text_of(7, 8)], fpr=0.05)
+    assert one.verdict != "machine"  # where these people write, it is nothing special
+
+
+def test_beginnings_are_calibrated_too(detector):
+    """60 words reach the lengths of 25 and 50 words: a short text has a threshold."""
+    (short,) = detector.score([text_of(5, 15, words=30)], fpr=0.05)
+    assert short.verdict == "machine"
+    assert {row["of"]: row["texts"] for row in thresholds(detector, 0.05)} == {
+        "length: under 25 words": 0, "length: 25 to 49 words": 120, "length: 50 to 74 words": 120,
+        "length: 75 to 99 words": 0, "length: 100 to 149 words": 0, "length: 150 to 199 words": 0,
+        "length: 200 to 299 words": 0, "length: 300 words or more": 0, "news": 120,
+    }  # fmt: skip
+    row = thresholds(detector, 0.05)[2]
+    assert row["rate"] == 6 / 121
+    assert row["interval"][0] < 0.05 < row["interval"][1]
+
+
+def test_thresholds_hold_the_rate_on_other_people(detector):
+    fresh = [text_of(i, i % 4) for i in range(500, 900)]
+    flagged = sum(one.verdict == "machine" for one in detector.score(fresh, fpr=0.05))
+    assert flagged / len(fresh) <= 0.05
+
+
+def test_odds_are_even_where_both_are_as_likely():
+    random = np.random.default_rng(0)
+
+    def of(centre, n):
+        return Scored(random.normal(centre, 1, n), np.full(n, 60), np.full(n, ""), np.ones(n, dtype=bool))
+
+    slope, intercept = odds(of(-1.0, 3000), of(1.0, 500))  # however many there are of each
+    assert slope == pytest.approx(2.0, abs=0.25)  # the log-odds of two Gaussians of spread 1 at -1 and 1: 2 x
+    assert intercept == pytest.approx(0.0, abs=0.25)
+    assert all(map(math.isnan, odds(of(0, 10), Scored())))
+
+
+def test_verdicts_are_gone_on_with(detector, tmp_path):
+    texts, out = [*HUMANS[:5], *MACHINES[:5]], tmp_path / "verdicts.jsonl"
+    assert write_verdicts(out, detector, texts, {"fpr": 0.05}) == (10, 0)
+    whole = out.read_text()
+    out.write_text("".join(line + "\n" for line in whole.splitlines()[:4]) + '{"torn')
+    assert write_verdicts(out, detector, texts, {"fpr": 0.05}, resume=True) == (6, 4)
+    assert out.read_text() == whole
+    assert [json.loads(line)["row"] for line in whole.splitlines()] == list(range(10))
+    with pytest.raises(Exception, match=r"holds rows with fpr 0.05, not 0.01"):
+        write_verdicts(out, detector, texts, {"fpr": 0.01}, resume=True)
+    with pytest.raises(Exception, match="is about another text than text 0"):
+        write_verdicts(out, detector, texts[::-1], {"fpr": 0.05}, resume=True)
+    with pytest.raises(Exception, match="exists already"):
+        write_verdicts(out, detector, texts, {"fpr": 0.05})
