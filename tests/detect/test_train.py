@@ -39,7 +39,9 @@ LADDERS = [
     Ladder(tuple(f"{i % 9} {i // 9} the ferry {form}" + " it" * (i % 3) for form in FORMS), f"question {i // 2}")
     for i in range(40)
 ]
-REPLAY = [Comparison(f"the {i % 9}", f" we loved it {i}", f" no {i} was late") for i in range(30)]
+REPLAY = [
+    Comparison(f"the {i % 9}", f" we loved it {i // 9}", f" no {i // 9} was late" + " no" * (i // 9)) for i in range(30)
+]
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +221,9 @@ def test_no_group_is_on_both_sides_and_what_was_learned_from_is_recorded(lm_fold
     assert {ladder.group for ladder in kept}.isdisjoint({ladder.group for ladder in held})
     assert metrics["prompts"] == len({ladder.group for ladder in held}) == 5
     rows = set(read_learned_rows(tmp_path / "d").tolist())
-    assert rows == {row_hash("", text) for ladder in kept for text in ladder.levels} | {
-        row_hash(one.prompt, text) for one in REPLAY for text in one.responses
-    }
+    levels = {row_hash("", text) for ladder in kept for text in ladder.levels}
+    assert levels < rows and rows - levels < {row_hash(one.prompt, text) for one in REPLAY for text in one.responses}
+    assert len(rows - levels) == metrics["replay"]["texts"] == 30  # one with each ladder, none of them twice
     with pytest.raises(DataError, match="all of the 2 ladders belong together"):
         train_detector(reward, [Ladder(("a", "b"), "g"), Ladder(("c", "d"), "g")], tmp_path / "e", SETTINGS)
 
@@ -330,7 +332,7 @@ def test_a_head_may_get_what_is_below_it_trained(lm_folder, encoder, tmp_path, t
     [
         ({"tune": "head"}, r"was trained with --tune last:1, and tune head would not store all of what that changed"),
         ({"tune": "lora:2"}, "was trained with --tune last:1, and tune lora:2 would not store all"),
-        ({"tune": "last:9"}, "tune last:9 trains more than the 2 layers there are"),
+        ({"tune": "last:9"}, "tune last:9 trains more than the 3 layers there are"),
         ({"head": "trunk"}, "has its head from its training; leave --head trunk out"),
         ({"layers": 1}, "has its layers from its training; leave --layers 1 out"),
         ({"template": "mixed"}, "has its template from its training"),
