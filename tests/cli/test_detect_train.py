@@ -39,7 +39,7 @@ def test_a_detector_is_trained_and_is_a_reward_like_any_other(midcourse, lm_fold
     for form in FORMS.values():
         code, printed, err = midcourse("score", "--reward", out, "--prompt", "", "--text", f"7 {form}", "--json")
         assert code == 0, err
-        ends.append(json.loads(printed)["rewards"][-1])
+        ends.append(json.loads(printed)["reward"])
     assert ends[0] > ends[1] > ends[2]
     code, printed, err = midcourse(
         "sample", "--prompts", pairs_prompts(tmp_path), "--lm", lm_folder, "--max-new-tokens", 3, "--n", 2,

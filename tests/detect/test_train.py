@@ -23,9 +23,8 @@ from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trained import TrainedReward
 from midcourse.testing import tiny_language_model
 from midcourse.train import trainer
-from midcourse.train.batches import plan_batches
 from midcourse.train.folder import REPLAYED
-from midcourse.train.objectives import ObjectiveError, make_objective
+from midcourse.train.objectives import LadderRewards, ObjectiveError, make_objective
 from midcourse.train.settings import Settings, TrainingError
 from midcourse.train.start import begin
 from midcourse.train.stopping import Interrupted
@@ -189,26 +188,33 @@ def test_replay_keeps_the_rewards_of_preferences_near_what_they_were(lm_folder, 
     assert drifts[1] == drifts[2]  # at weight 0 nothing is replayed
 
 
-def test_a_step_is_one_forward_of_ladders_and_replayed_texts(lm_folder, tmp_path, monkeypatch):
-    """As many replayed rows as ladders, each in the one padded batch of the step."""
-    reward = begin(lm_folder, ORDERED, tune="all", device="cpu")
-    seen: list[int] = []
-    reward.backbone.register_forward_hook(lambda *given: seen.append(len(given[2].last_hidden_state)))
-    steps: list[list[int]] = []
-    phase_losses = trainer.phase_losses
+def test_a_step_is_one_forward_of_ladders_and_replayed_texts(trained_folder, tmp_path, monkeypatch):
+    """As many replayed rows as ladders, each in the one padded batch of the step, with its reward before training."""
+    reward = begin(trained_folder, ORDERED, tune="all", device="cpu")
+    read: list[int] = []
+    steps: list[tuple[list[int], LadderRewards]] = []
+    ladder_rewards = trainer.ladder_rewards
 
-    def counted(phase, model, inputs, **batch):
-        seen.clear()
-        losses = phase_losses(phase, model, inputs, **batch)
-        steps.append(list(seen))
-        assert len(batch["ladders"]["replay"]) == len(batch["items"]) == len(losses)
-        return losses
+    def noted(*given, **more):
+        steps.append((read.copy(), ladder_rewards(*given, **more)))
+        read.clear()
+        return steps[-1][1]
 
-    monkeypatch.setattr(trainer, "phase_losses", counted)
+    def started(plan: trainer.PlanTrainer, *given: object) -> None:
+        reward.backbone.register_forward_hook(lambda *seen: read.append(len(seen[2].last_hidden_state)))
+        begun(plan, *given)
+
+    begun = trainer.PlanTrainer.train_under
+    monkeypatch.setattr(trainer, "ladder_rewards", noted)
+    monkeypatch.setattr(trainer.PlanTrainer, "train_under", started)
     train_detector(reward, LADDERS, tmp_path / "d", replace(SETTINGS, epochs=1), replay=REPLAY)
-    assert steps == [[8 * 4], [8 * 4], [8 * 4], [6 * 4]]
-    plan = plan_batches([str(i) for i in range(30)], [1] * 30, 8, 1, 0)
-    assert [len(batch) for batch in plan] == [8, 8, 8, 6]
+    assert [rows for rows, _ in steps] == [[8 * 4], [8 * 4], [8 * 4], [6 * 4]]
+    assert [rewards.step for _, rewards in steps] == [8, 8, 8, 6]
+    first, last = steps[0][1], steps[-1][1]
+    assert torch.allclose(first.replayed, first.initial, atol=1e-5)
+    assert first.initial.std() > 0.1
+    assert not torch.allclose(last.replayed, last.initial, atol=1e-3)
+    assert not torch.equal(first.initial, steps[1][1].initial)
 
 
 # What is held out, and what it is learned from

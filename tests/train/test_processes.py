@@ -65,15 +65,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(files: Path, out: Path, count: int, *flags: str, code: str = PLAIN) -> subprocess.CompletedProcess:
-    """midcourse train in `count` processes, with a cache of frozen states of its own."""
+def run(
+    files: Path, out: Path, count: int, *flags: str, code: str = PLAIN, asked: tuple[str, ...] | None = None
+) -> subprocess.CompletedProcess:
+    """midcourse train, or what is asked for instead, in `count` processes with a cache of frozen states of its own."""
     script = out.with_suffix(".py")
     script.write_text(code)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-    data = [str(files / "pairs.jsonl"), "--backbone", str(files / "lm"), "--template", "raw", "--device", "cpu"]
-    given = ["--epochs=3", "--save-steps=2", "--held-out=0.2", "--lr=1e-2", *flags]
+    train = ("train", str(files / "pairs.jsonl"), "--backbone", str(files / "lm"), "--template", "raw")
+    given = ["--device=cpu", "--epochs=3", "--save-steps=2", "--held-out=0.2", "--lr=1e-2", *flags]
     return subprocess.run(
-        [sys.executable, *launch, str(script), "train", *data, "--out", str(out), *given],
+        [sys.executable, *launch, str(script), *(asked or train), "--out", str(out), *given],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": f"{out}-cache"},
         capture_output=True,
         text=True,
@@ -114,6 +116,22 @@ def test_two_processes_train_what_one_does(files, tmp_path, tune, batch_size):
     states = [sorted(path.name for path in Path(f"{tmp_path}/{name}-cache").rglob("*.saf*")) for name in ("one", "two")]
     assert states[0] == states[1]
     assert_equal_to_rounding(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [5, 17])  # 17: the epoch's last batch has one ladder for two processes
+def test_two_processes_train_the_detector_that_one_does(files, tmp_path, batch_size):
+    """Its replayed texts are shared out with the ladders, and their sum is over both processes."""
+    levels = ("fine fine", "fine poor", "poor poor")
+    rows = [{"levels": [f"{i} {form}" for form in levels[: 2 + i % 2]]} for i in range(23)]
+    (tmp_path / "ladders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("detect", "train", "--pairs", str(tmp_path / "ladders.jsonl"), "--reward", str(files / "lm"))
+    flags = ["--replay", str(files / "pairs.jsonl"), "--preset", "code", "--replay-weight", "0.5", "--tune", "last:1"]
+    flags += [f"--batch-size={batch_size}", "--json"]
+    one, two = (run(files, tmp_path / str(count), count, *flags, asked=asked) for count in (1, 2))
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    assert json.loads(two.stdout)["replay"]["texts"] == json.loads(one.stdout)["replay"]["texts"] > 20
+    assert_equal_to_rounding(tmp_path / "2", tmp_path / "1")
 
 
 @pytest.mark.slow
