@@ -71,7 +71,8 @@ class ChatServer:
         from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 
         try:
-            answer: Any = self._client.chat.completions.create(model=self.model, messages=list(messages), **settings)
+            asked: Any = {"model": self.model, "messages": list(messages), **settings}
+            answer: Any = self._client.chat.completions.create(**asked)
             choice = answer.choices[0]
             return Answer(choice.message.content or "", choice.finish_reason == "length")
         except APITimeoutError as error:
