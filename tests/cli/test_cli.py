@@ -93,7 +93,7 @@ def test_help_of_a_verb_fits_the_terminal(midcourse, monkeypatch):
     for columns in (80, 120):
         monkeypatch.setenv("COLUMNS", str(columns))
         for verb in ALL:
-            code, out, _ = midcourse(verb, "--help")
+            code, out, _ = midcourse(*verb.split(), "--help")
             assert code == 0
             assert out.startswith(about(verb).splitlines()[0] + "\n")
             assert all(len(line) <= columns for line in out.splitlines() if not line.startswith("usage:")), verb
@@ -105,7 +105,7 @@ def test_version(midcourse):
 
 def test_completion_knows_every_verb(midcourse, tmp_path):
     assert not midcourse("--tyro-write-completion", "bash", tmp_path / "complete")[0]
-    assert all(verb in (tmp_path / "complete").read_text() for verb in ALL)
+    assert all(word in (tmp_path / "complete").read_text() for verb in ALL for word in verb.split())
 
 
 NO_TORCH = """
@@ -125,7 +125,7 @@ for asked in json.loads(sys.argv[1]):
 def test_what_needs_no_model_imports_no_torch():
     """Which is what makes it answer at once. In a process of its own: this one has torch already."""
     asked = [[], ["--help"], ["--version"], ["rewards"], ["rewards", "--json"], ["methods"], ["methods", "--json"]]
-    asked += [[verb, "--help"] for verb in ALL]
+    asked += [[*verb.split(), "--help"] for verb in ALL]
     found = subprocess.run([sys.executable, "-c", NO_TORCH, json.dumps(asked)], capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
 

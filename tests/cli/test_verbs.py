@@ -1,5 +1,6 @@
 """How flags are read from dataclasses, and what every verb's help holds."""
 
+import ast
 import json
 import re
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from midcourse.cli import verbs
+from midcourse.cli.reference import reference
 from midcourse.cli.verbs import ALL, about, groups_of, wrapped
 from midcourse.train.settings import Settings
 from tests.cli.printed import refused
@@ -79,6 +81,75 @@ def test_help_is_plain(monkeypatch):
         "  line too, where it is indented a little further",
         "- second: short",
     ]
+
+
+@dataclass(kw_only=True)
+class Hum:
+    """Hum it."""
+
+    loud: bool = False
+    """Hum it loud enough to be heard."""
+
+    def run(self) -> int:
+        print("loud hum" if self.loud else "hum")
+        return 0
+
+
+@pytest.fixture
+def music(monkeypatch):
+    """A family of two verbs among the others."""
+    family = verbs.Family("Make music.", {"sing": Sing, "hum": Hum})
+    monkeypatch.setitem(verbs.VERBS, "play", {"music": family})
+    monkeypatch.setitem(verbs.FAMILIES, "music", family)
+    for name, verb in verbs.called({"music": family}).items():
+        monkeypatch.setitem(ALL, name, verb)
+
+
+@pytest.mark.usefixtures("music")
+def test_a_verb_of_a_family_is_called_by_two_words(midcourse):
+    assert midcourse("music", "hum") == (0, "hum\n", "")
+    assert midcourse("music", "hum", "--loud") == (0, "loud hum\n", "")
+    code, _, err = midcourse("music", "hum", "--lout")
+    assert code == 2 and "--loud" in err and "midcourse music hum --help" in err
+
+
+@pytest.mark.usefixtures("music")
+@pytest.mark.parametrize("asked", [(), ("-h",), ("--help",)])
+def test_a_family_explains_its_verbs(midcourse, asked):
+    code, out, _ = midcourse("music", *asked)
+    assert code == 0
+    assert out.splitlines() == [
+        "usage: midcourse music VERB ... (or --help)", "", "Make music.", "",
+        "  sing  Sing a song.",
+        "  hum   Hum it.", "",
+        "midcourse music VERB --help explains a verb and its flags.",
+    ]  # fmt: skip
+    code, out, _ = midcourse("music", "hum", "--help")
+    assert code == 0 and out.startswith("Hum it.\n") and "usage: midcourse music hum" in out and "--loud" in out
+    assert "  music         Make music." in midcourse("--help")[1].splitlines()
+
+
+@pytest.mark.usefixtures("music")
+def test_an_unknown_verb_of_a_family_is_refused_with_a_hint(midcourse):
+    refused(midcourse("music", "hun"), "verb 'music hun' is unknown; did you mean music hum? (midcourse music --help")
+    refused(
+        midcourse("music", "--loud"), "verb 'music --loud' is unknown; use one of: sing, hum (midcourse music --help"
+    )
+    refused(midcourse("musik"), "verb 'musik' is unknown; did you mean music? (midcourse --help explains them)")
+    refused(midcourse("guide me"), "verb 'guide me' is unknown; did you mean guide?")
+
+
+@pytest.mark.usefixtures("music")
+def test_completion_and_the_reference_know_the_verbs_of_a_family(midcourse, tmp_path):
+    page = reference()
+    assert not midcourse("--tyro-write-completion", "bash", tmp_path / "complete")[0]
+    spec = next(line for line in (tmp_path / "complete").read_text().splitlines() if "COMPLETION_SPEC = " in line)
+    known = ast.literal_eval(spec.partition(" = ")[2])["subcommands"]
+    flags = known["music"]["subcommands"]["hum"]["options"]
+    assert [flag["flags"] for flag in flags] == [["-h", "--help"], ["--loud"]]
+    assert list(known["guide"]["subcommands"]) == []
+    assert "| play | [music sing](#music-sing) | Sing a song. |\n|  | [music hum](#music-hum) | Hum it. |\n" in page
+    assert "## music hum\n\nHum it.\n\n    midcourse music hum [OPTIONS]\n" in page
 
 
 def test_bad_rows_are_set_aside_wherever_rows_are_read(midcourse, lm_folder, tmp_path):

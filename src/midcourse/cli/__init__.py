@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import NoReturn
@@ -14,8 +15,10 @@ from typing import NoReturn
 from rich.console import Console
 
 from midcourse.cli.console import UsageError
-from midcourse.cli.verbs import ALL, VERBS, about, complete, parse
+from midcourse.cli.verbs import ALL, FAMILIES, VERBS, about, complete, parse
 from midcourse.errors import MidcourseError
+
+HELP = ("-h", "--help")
 
 
 def main() -> None:
@@ -39,7 +42,12 @@ def main() -> None:
 
 
 def _main(verb: str, *arguments: str) -> int:
-    if verb in ("-h", "--help"):
+    if verb in FAMILIES:
+        if not arguments or arguments[0] in HELP:
+            _print_family(verb)
+            return 0
+        verb, arguments = f"{verb} {arguments[0]}", arguments[1:]
+    if verb in HELP:
         _print_help()
     elif verb == "--version":
         print(f"midcourse {version('midcourse')}")
@@ -57,18 +65,37 @@ def _print_help() -> None:
     console = Console(highlight=False)
     console.print("usage: [bold]midcourse[/bold] VERB ... (or --help, --version)\n")
     console.print("A reward for every token: learn it, and guide a language model with it.\n")
-    width = max(map(len, ALL)) + 2
+    width = max(len(verb) for verbs in VERBS.values() for verb in verbs) + 2
     for group, verbs in VERBS.items():
         console.print(f"[bold]{group}[/bold]")
-        for verb in verbs:
-            console.print(f"  [cyan]{verb:<{width}}[/cyan]{about(verb).splitlines()[0]}")
+        _print_verbs(console, {verb: verb for verb in verbs}, width)
     console.print("\n[cyan]midcourse VERB --help[/cyan] explains a verb and its flags.")
 
 
+def _print_family(name: str) -> None:
+    """Print a line for each verb of a family."""
+    console = Console(highlight=False)
+    console.print(f"usage: [bold]midcourse {name}[/bold] VERB ... (or --help)\n")
+    console.print(f"{about(name)}\n")
+    verbs = {f"{name} {verb}": verb for verb in FAMILIES[name].verbs}
+    _print_verbs(console, verbs, max(map(len, verbs.values())) + 2)
+    console.print(f"\n[cyan]midcourse {name} VERB --help[/cyan] explains a verb and its flags.")
+
+
+def _print_verbs(console: Console, verbs: Mapping[str, str], width: int) -> None:
+    """Print the first line of what each verb does, behind the word that it has here."""
+    for verb, word in verbs.items():
+        console.print(f"  [cyan]{word:<{width}}[/cyan]{about(verb).splitlines()[0]}")
+
+
 def _unknown(verb: str) -> str:
-    close = get_close_matches(verb, ALL, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(ALL)}"
-    return f"verb {verb!r} is unknown; {hint} (midcourse --help explains them)"
+    first, _, second = verb.partition(" ")
+    of_family = bool(second) and first in FAMILIES
+    known = list(FAMILIES[first].verbs) if of_family else [name for verbs in VERBS.values() for name in verbs]
+    close = get_close_matches(second if of_family else verb, known, n=1)
+    before = f"{first} " if of_family else ""
+    hint = f"did you mean {before}{close[0]}?" if close else f"use one of: {', '.join(known)}"
+    return f"verb {verb!r} is unknown; {hint} (midcourse {before}--help explains them)"
 
 
 def _fail(message: str) -> NoReturn:

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from midcourse.cli.verbs import ALL, VERBS, about, groups_of
+from midcourse.cli.verbs import ALL, VERBS, about, called, groups_of
 from midcourse.files import write_text
 
 HEAD = """# The command line
@@ -23,9 +23,9 @@ def reference() -> str:
     """Return the page: a table of all verbs by group, then a section for each with its flags by group."""
     table = ["| | verb | what it does |", "| --- | --- | --- |"]
     for group, verbs in VERBS.items():
-        for verb in verbs:
-            first = group if verb == next(iter(verbs)) else ""
-            table.append(f"| {first} | [{verb}](#{verb}) | {about(verb).splitlines()[0]} |")
+        for number, verb in enumerate(called(verbs)):
+            first = "" if number else group
+            table.append(f"| {first} | [{verb}](#{verb.replace(' ', '-')}) | {about(verb).splitlines()[0]} |")
     return "\n".join([HEAD, *table, "", *map(_section, ALL)])
 
 

@@ -2,8 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import make_dataclass, replace
 from inspect import cleandoc
 from shutil import get_terminal_size
 from textwrap import fill
@@ -35,15 +35,41 @@ class Verb(Protocol):
         """Do it, and return the exit status."""
 
 
+class Family(NamedTuple):
+    """Verbs that share their first word: what they are for, and each by its second word.
+
+    `midcourse music hum` is the verb "hum" of `"music": Family("Make music.", {"sing": Sing, "hum": Hum})`.
+    """
+
+    about: str
+    verbs: dict[str, type[Verb]]
+
+
 # Help, documentation and tab completion all come from here.
-VERBS: dict[str, dict[str, type[Verb]]] = {
+VERBS: dict[str, dict[str, type[Verb] | Family]] = {
     "start": {"demo": Demo},
     "learn": {"sample": Sample, "prefer": Prefer, "train": Train, "dpo": Dpo, "export": Export},
     "guide": {"guide": GuideCommand, "methods": Methods, "rewards": Rewards},
     "judge": {"score": ScoreText, "reward-bench": RewardBench, "compare": Compare},
     "measure": {"bench": Bench},
 }
-ALL: dict[str, type[Verb]] = {name: kind for group in VERBS.values() for name, kind in group.items()}
+FAMILIES: dict[str, Family] = {
+    name: kind for group in VERBS.values() for name, kind in group.items() if isinstance(kind, Family)
+}
+
+
+def called(verbs: Mapping[str, type[Verb] | Family]) -> dict[str, type[Verb]]:
+    """Return verbs, and those of families, by what they are called with: one word, or two."""
+    flat: dict[str, type[Verb]] = {}
+    for name, kind in verbs.items():
+        if isinstance(kind, Family):
+            flat |= {f"{name} {word}": verb for word, verb in kind.verbs.items()}
+        else:
+            flat[name] = kind
+    return flat
+
+
+ALL: dict[str, type[Verb]] = {name: kind for group in VERBS.values() for name, kind in called(group).items()}
 
 STYLE = (
     tyro.conf.OmitSubcommandPrefixes,
@@ -105,8 +131,17 @@ def parse(verb: str, arguments: Sequence[str]) -> Verb:
 
 def complete(arguments: Sequence[str]) -> None:
     """Write the tab completion of all verbs, as tyro's own flags ask for it."""
-    union: Any = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in ALL.items())]  # noqa: UP007
-    tyro.cli(union, prog="midcourse", args=arguments, config=STYLE, registry=REGISTRY)
+    kinds = {name: kind for group in VERBS.values() for name, kind in group.items()}
+    tyro.cli(_union(kinds), prog="midcourse", args=arguments, config=STYLE, registry=REGISTRY)
+
+
+def _union(kinds: Mapping[str, type[Verb] | Family]) -> Any:
+    """Return what tyro reads as subcommands; it folds a family's only verb into the family."""
+
+    def flags(kind: type[Verb] | Family) -> Any:
+        return make_dataclass("Words", [("verb", _union(kind.verbs))]) if isinstance(kind, Family) else kind
+
+    return Union[tuple(Annotated[flags(kind), tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 
 
 class Flag(NamedTuple):
@@ -149,8 +184,8 @@ def _flag(action: Any) -> Flag:
 
 
 def about(verb: str) -> str:
-    """Return what a verb does: a line, and perhaps paragraphs and a list."""
-    return cleandoc(ALL[verb].__doc__ or "")
+    """Return what a verb or a family of them does: a line, and perhaps paragraphs and a list."""
+    return FAMILIES[verb].about if verb in FAMILIES else cleandoc(ALL[verb].__doc__ or "")
 
 
 def wrapped(text: str, width: int) -> str:

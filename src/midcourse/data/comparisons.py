@@ -29,7 +29,10 @@ COLUMNS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished
 
 @runtime_checkable
 class Example(Protocol):
-    """A row of training data: a prompt and what was written after it. A frozen dataclass."""
+    """A row of training data: a prompt and what was written after it. A frozen dataclass.
+
+    It may have a `group`, the name of what it belongs to besides; see `prompt_groups`.
+    """
 
     @property
     def prompt(self) -> Prompt:
@@ -91,10 +94,11 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def prompt_groups(examples: Sequence[Example]) -> list[str]:
-    """Return one name per comparison or rollout, the same for those that must stay together: the prompt.
+    """Return one name per example, the same for those that must stay together: the prompt.
 
-    An empty prompt (edits, unconditional texts) says nothing; of those, rows that share a text belong
-    together, directly or through others, and the first of their texts in alphabetical order names them.
+    An empty prompt (edits, ladders, unconditional texts) says nothing; of those, rows that share a text or are of one
+    `group` belong together, directly or through others, and the first of their groups and texts in alphabetical order
+    names them.
     """
     smaller: dict[str, str] = {}
 
@@ -105,10 +109,17 @@ def prompt_groups(examples: Sequence[Example]) -> list[str]:
 
     for example in examples:
         if not prompt_key(example.prompt):
-            low, *others = sorted({root(text) for text in example.responses})
+            low, *others = sorted({root(tie) for tie in _ties(example)})
             for other in others:
                 smaller[other] = low
     return [prompt_key(example.prompt) or root(example.responses[0]) for example in examples]
+
+
+def _ties(example: Example) -> list[str]:
+    """Return what holds an example without a prompt together with others: its texts, and its group if it has one."""
+    group = getattr(example, "group", "")
+    # Marked: a group may be called what a text says.
+    return [*example.responses, *([f"\0group {group}"] if group else [])]
 
 
 def split_by_prompt(

@@ -68,6 +68,7 @@ def read_rows(
     *,
     limit: Callable[[Any], str | None] | None = None,
     rejects: list[BadRow] | None = None,
+    reader: "Reader | None" = None,
 ) -> list[Item]:
     """Return the parsed rows of a file, in order.
 
@@ -77,12 +78,13 @@ def read_rows(
         columns: the fields that matter: of CSV and Parquet only these columns are read.
         limit: says what is wrong with the length of a row, or None.
         rejects: bad rows are appended to it and reading goes on.
+        reader: how the file is read, if its name does not say.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
     path = Path(path)
-    reader = _reader(path, what)
+    reader = reader or _reader(path, what)
     kept: list[Item] = []
     first = None
     for number, row in reader.rows(path, columns):

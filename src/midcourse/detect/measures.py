@@ -1,7 +1,8 @@
 """How well scores tell machine texts from human ones: AUROC, and the true-positive rate at a false-positive rate."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -10,18 +11,19 @@ from scipy.stats import rankdata
 from midcourse.detect.conformal import rate_interval
 from midcourse.evaluate.intervals import resamples
 
+Scores: TypeAlias = Sequence[float] | np.ndarray
 RATES = (0.01, 0.05)
 BOOTSTRAP = 1000
 
 
-def auroc(humans: Sequence[float], machines: Sequence[float]) -> float:
+def auroc(humans: Scores, machines: Scores) -> float:
     """Return the probability that a machine text scores higher than a human one; equal scores count one half."""
     ranks = rankdata(np.concatenate([machines, humans]))
     n, m = len(machines), len(humans)
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def cut(humans: Sequence[float], fpr: float) -> float:
+def cut(humans: Scores, fpr: float) -> float:
     """Return the lowest threshold above which at most that share of these human texts lie; see `resolves`."""
     largest = np.sort(np.asarray(humans, dtype=float))[::-1]
     return float(largest[int(np.floor(fpr * len(largest) + 1e-9))])
@@ -32,14 +34,14 @@ def resolves(texts: int, fpr: float) -> bool:
     return fpr * texts >= 1 - 1e-9
 
 
-def tpr_at(humans: Sequence[float], machines: Sequence[float], fpr: float) -> float:
+def tpr_at(humans: Scores, machines: Scores, fpr: float) -> float:
     """Return the share of machine texts above the threshold that at most `fpr` of these human texts exceed."""
     return float((np.asarray(machines, dtype=float) > cut(humans, fpr)).mean())
 
 
 def separation(
-    humans: Sequence[float],
-    machines: Sequence[float],
+    humans: Scores,
+    machines: Scores,
     human_groups: Sequence[Hashable] | None = None,
     machine_groups: Sequence[Hashable] | None = None,
     *,
@@ -54,11 +56,11 @@ def separation(
     """
     human, machine = (np.asarray(scores, dtype=float) for scores in (humans, machines))
     figures: dict[str, Any] = {"humans": len(human), "machines": len(machine), "auroc": auroc(human, machine)}
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"auroc": auroc}
+    measures: dict[str, Callable[[Scores, Scores], float]] = {"auroc": auroc}
     for rate in RATES:
         name = f"tpr_at_{rate * 100:g}"
         figures |= {name: tpr_at(human, machine, rate), f"resolves_{rate * 100:g}": resolves(len(human), rate)}
-        measures[name] = lambda h, m, rate=rate: tpr_at(h, m, rate)
+        measures[name] = partial(tpr_at, fpr=rate)
     drawn = _draws(human, machine, human_groups, machine_groups, seed)
     for name, measure in measures.items():
         low, high = np.quantile([measure(h, m) for h, m in drawn], [0.025, 0.975])
@@ -83,7 +85,7 @@ def _draws(
     return [(h, m) for h, m in drawn if len(h) and len(m)]
 
 
-def realised(scores: Sequence[float], limit: float) -> dict[str, Any]:
+def realised(scores: Scores, limit: float) -> dict[str, Any]:
     """Return how many human texts a threshold set elsewhere flags: {"texts", "flagged", "rate", "interval"}."""
     flagged = int((np.asarray(scores, dtype=float) > limit).sum())
     return {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from midcourse.detect import statistics
-from midcourse.detect.statistics import STATISTICS, TokenFigures, fast_detect_gpt, token_figures
+from midcourse.rewards import likelihood
+from midcourse.rewards.likelihood import STATISTICS, TokenFigures, fast_detect_gpt, token_figures
 from midcourse.testing import tiny_language_model
 
 
@@ -53,7 +53,7 @@ def test_chunks_change_nothing(monkeypatch):
     torch.manual_seed(0)
     logits, targets = torch.randn(37, 50) * 3, torch.randint(50, (37,)).tolist()
     whole = figures_of(logits, targets)
-    monkeypatch.setattr(statistics, "CHUNK", 1000)
+    monkeypatch.setattr(likelihood, "CHUNK", 1000)
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(whole, figures_of(logits, targets), strict=True))
     assert token_figures(lambda states: states, logits[:0], torch.tensor([], dtype=torch.long)).shape == (0, 4)
 
