@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from midcourse.cli.bench import Bench
 from midcourse.cli.compare import Compare
 from midcourse.cli.demo import Demo
+from midcourse.cli.detect_mix import DetectMix
 from midcourse.cli.dpo import Dpo
 from midcourse.cli.export import Export
 from midcourse.cli.guide import GuideCommand
@@ -51,6 +52,7 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
     "learn": {"sample": Sample, "prefer": Prefer, "train": Train, "dpo": Dpo, "export": Export},
     "guide": {"guide": GuideCommand, "methods": Methods, "rewards": Rewards},
     "judge": {"score": ScoreText, "reward-bench": RewardBench, "compare": Compare},
+    "detect": {"detect": Family("Tell machine texts from human ones.", {"mix": DetectMix})},
     "measure": {"bench": Bench},
 }
 FAMILIES: dict[str, Family] = {

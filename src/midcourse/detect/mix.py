@@ -6,14 +6,14 @@ nothing else of a text moves (ReMoDetect's class between human and machine texts
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import RowFileError, append_row, appending, written_rows
+from midcourse.data.jsonl import RowFileError, append_rows, appending, written_rows
 from midcourse.data.prompts import begin_record, recorded
 from midcourse.data.record import only_writer
 from midcourse.detect.rephrase import Rephrased, Rephraser, Task, unaskable
@@ -33,20 +33,24 @@ class Mixed:
 
     Attributes:
         mixed: None if no sentence could be rephrased.
+        machine: the machine's text of the same row, if it had one.
         sentences: how many the human text has.
         rephrased: the numbers of the new ones, from 1.
         failed: the numbers of those that were to be rephrased and could not be, and why.
-        model: the language model that rephrased.
+        group, domain, model: what the human text's row said; the model is that of the machine's text.
+        rephrased_by: the language model that wrote the new sentences.
     """
 
     human: str
     mixed: str | None
+    machine: str | None
     sentences: int
     rephrased: tuple[int, ...]
     failed: dict[int, str]
     group: str = ""
     domain: str = ""
     model: str = ""
+    rephrased_by: str = ""
 
 
 def mix(
@@ -61,8 +65,8 @@ def mix(
     """Rephrase a share of the sentences of every human text into `out`, and return all that it holds, by text.
 
     A row, on disk as soon as it is finished, has the fields of `Mixed` and its number among the human texts;
-    `read_texts` reads its texts. Texts without a label count as human, others are left out. A row depends on its text
-    and the seed, on no other row.
+    `read_texts` and, if there is a machine's text, `read_ladders` read it. Texts without a label count as human, others
+    are left out. A row depends on its text and the seed, on no other row.
 
     Args:
         ratio: of n sentences round(ratio n) are rephrased, at least one.
@@ -78,22 +82,22 @@ def mix(
         >>> mixed = mix(read_texts("human.jsonl"), LMRephraser(LanguageModel.load()), "mixed.jsonl")
     """
     out = Path(out)
-    if not 0 < ratio <= 1:
-        raise MixError(f"ratio {ratio} is no share of the sentences; use a number above 0, up to 1")
-    if seed < 0:
-        raise MixError(f"seed {seed} is negative; use 0 or more")
-    humans = human_texts(texts)
+    _check(ratio, seed)
+    humans, machines = human_texts(texts), _machine_texts(texts)
     with only_writer(out, "file", "run", RowFileError):
         there = written_rows(out, resume, lambda row: _number(row, humans))
         mixed = {number: _mixed_of(row) for number, row in there.items()}
         asked = {**rephrase.asked, "ratio": ratio, "seed": seed}
         begin_record(out, asked, [text.text for text in humans], recorded(out) if there else {}, "texts")
-        left = [number for number in range(len(humans)) if number not in mixed]
+        left = _left(humans, mixed)
         with appending(out) as file, progress("rephrasing", len(left)) as advance:
-            chosen = [humans[number] for number in left]
-            for place, one in _rephrased(chosen, rephrase, ratio, seed):
-                append_row(file, {"row": left[place], **asdict(one)})
-                mixed[left[place]] = one
+            for text, result in _rephrased(list(left), rephrase, ratio, seed):
+                new = {
+                    number: _mixed(humans[number], machines.get(humans[number].name), result, rephrase.name)
+                    for number in left[text]
+                }
+                append_rows(file, ({"row": number, **asdict(one)} for number, one in new.items()))
+                mixed |= new
                 advance(1)
     return [mixed[number] for number in range(len(humans))]
 
@@ -103,8 +107,8 @@ def paraphrase(texts: Sequence[str], rephrase: Rephraser, *, seed: int = 0) -> l
 
     A sentence that could not be rephrased stays as it is.
     """
-    new = dict(_rephrased([LabelledText(text) for text in texts], rephrase, 1.0, seed))
-    return [new[place].mixed or text for place, text in enumerate(texts)]
+    new = {text: splice(text, spans_of(text), said) for text, (said, _) in _rephrased(texts, rephrase, 1.0, seed)}
+    return [new[text] for text in texts]
 
 
 def human_texts(texts: Sequence[LabelledText]) -> list[LabelledText]:
@@ -120,40 +124,61 @@ def chosen_sentences(text: str, count: int, ratio: float, seed: int) -> list[int
     return sorted(Random(f"{seed} {text}").sample(range(1, count + 1), max(1, round(ratio * count))))
 
 
-def _rephrased(
-    texts: Sequence[LabelledText], rephrase: Rephraser, ratio: float, seed: int
-) -> Iterator[tuple[int, Mixed]]:
-    """Yield the place of each text and what became of it, in any order."""
+def _check(ratio: float, seed: int) -> None:
+    if not 0 < ratio <= 1:
+        raise MixError(f"ratio {ratio} is no share of the sentences; use a number above 0, up to 1")
+    if seed < 0:
+        raise MixError(f"seed {seed} is negative; use 0 or more")
+
+
+def _machine_texts(texts: Sequence[LabelledText]) -> dict[str, str]:
+    """Return the machine's text of each row that has one, by the row's name."""
+    return {text.name: text.text for text in texts if text.label == "machine" and text.name}
+
+
+def _left(humans: Sequence[LabelledText], done: Mapping[int, Mixed]) -> dict[str, list[int]]:
+    """Return the texts that are still to be mixed, each once, with their numbers."""
+    left: dict[str, list[int]] = {}
+    for number, text in enumerate(humans):
+        if number not in done:
+            left.setdefault(text.text, []).append(number)
+    return left
+
+
+def _rephrased(texts: Sequence[str], rephrase: Rephraser, ratio: float, seed: int) -> Iterator[tuple[str, Rephrased]]:
+    """Yield each text and what became of the sentences that were chosen of it, in any order."""
     hopeless: dict[int, dict[int, str]] = {}  # sentences that nobody is asked about, of the texts under way
 
     def tasks() -> Iterator[Task]:
         for place, text in enumerate(texts):
-            said = _sentences(text.text, ratio, seed)
+            said = _chosen(text, ratio, seed)
             hopeless[place] = {number: why for number, sentence in said.items() if (why := unaskable(sentence))}
             left = {number: sentence for number, sentence in said.items() if number not in hopeless[place]}
-            yield Task(left, _seed_of(seed, text.text))
+            yield Task(left, _seed_of(seed, text))
 
-    for place, result in rephrase.rephrase(tasks()):
-        sentences, failed = result
-        yield place, _mixed(texts[place], Rephrased(sentences, failed | hopeless.pop(place)), rephrase.name)
+    for place, (sentences, failed) in rephrase.rephrase(tasks()):
+        yield texts[place], Rephrased(sentences, failed | hopeless.pop(place))
 
 
-def _sentences(text: str, ratio: float, seed: int) -> dict[int, str]:
+def _chosen(text: str, ratio: float, seed: int) -> dict[int, str]:
+    """Return the sentences to be rephrased, by their numbers."""
     spans = spans_of(text)
     numbers = chosen_sentences(text, len(spans), ratio, seed) if spans else []
     return {number: text[slice(*spans[number - 1])] for number in numbers}
 
 
-def _mixed(text: LabelledText, result: Rephrased, model: str) -> Mixed:
+def _mixed(text: LabelledText, machine: str | None, result: Rephrased, model: str) -> Mixed:
     spans = spans_of(text.text)
     return Mixed(
         text.text,
         splice(text.text, spans, result.sentences) if result.sentences else None,
+        machine,
         len(spans),
         tuple(sorted(result.sentences)),
         dict(sorted(result.failed.items())),
         text.group,
         text.domain,
+        text.model,
         model,
     )
 

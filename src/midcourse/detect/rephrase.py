@@ -59,6 +59,7 @@ class Rephraser(Protocol):
 LONGEST = 2000  # characters of a sentence that is asked about; more is no sentence
 TIMES = 3  # an answer may be so many times as long as the sentence, or as short
 SHORT = 60  # characters that any answer may have
+_MANY = 4  # long words of a sentence, of which an answer that means the same has one
 _RUN = 5  # words in a row that an answer and the instructions share only if it repeats them
 
 _PREAMBLE = re.compile(
@@ -106,6 +107,11 @@ def fault_of(answer: str, sentence: str, instructions: str) -> str | None:
         return f"the answer is less than 1/{TIMES} as long"
     if sentence.endswith("?") and "?" not in answer:
         return "the answer is no question, and the sentence is one"
+    if _numbers(answer) - _numbers(sentence):
+        return "the answer has a number that the sentence has not"
+    said = long_words_of(sentence)
+    if len(said) >= _MANY and not said & long_words_of(answer):
+        return "the answer shares no word with the sentence"
     if _PREAMBLE.match(answer) and not _PREAMBLE.match(sentence):
         return "the answer speaks of the task"
     if (_runs(answer) & _runs(instructions)) - _runs(sentence):
@@ -116,6 +122,16 @@ def fault_of(answer: str, sentence: str, instructions: str) -> str | None:
 def words_of(text: str) -> list[str]:
     """Return the words of a text, without capitals and punctuation."""
     return re.findall(r"\w+", text.casefold())
+
+
+def long_words_of(text: str) -> set[str]:
+    """Return the words of more than three letters, which say what a text is about."""
+    return {word for word in words_of(text) if len(word) > 3}
+
+
+def _numbers(text: str) -> set[str]:
+    """Return the numbers of more than one digit: those below ten are as often written out."""
+    return set(re.findall(r"\d{2,}", re.sub(r"(?<=\d)[.,](?=\d)", "", text)))
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
