@@ -51,8 +51,12 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
     "start": {"demo": Demo},
     "learn": {"sample": Sample, "prefer": Prefer, "train": Train, "dpo": Dpo, "export": Export},
     "guide": {"guide": GuideCommand, "methods": Methods, "rewards": Rewards},
-    "judge": {"score": ScoreText, "reward-bench": RewardBench, "compare": Compare},
-    "detect": {"detect": Family("Tell machine texts from human ones.", {"mix": DetectMix})},
+    "judge": {
+        "score": ScoreText,
+        "reward-bench": RewardBench,
+        "compare": Compare,
+        "detect": Family("Tell texts that machines wrote from those that people wrote.", {"mix": DetectMix}),
+    },
     "measure": {"bench": Bench},
 }
 FAMILIES: dict[str, Family] = {

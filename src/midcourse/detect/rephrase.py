@@ -105,6 +105,10 @@ def fault_of(answer: str, sentence: str, instructions: str) -> str | None:
         return f"the answer is more than {TIMES} times as long"
     if TIMES * len(answer) < len(sentence):
         return f"the answer is less than 1/{TIMES} as long"
+    if _PREAMBLE.match(answer) and not _PREAMBLE.match(sentence):
+        return "the answer speaks of the task"
+    if (_runs(answer) & _runs(instructions)) - _runs(sentence):
+        return "the answer repeats the instructions"
     if sentence.endswith("?") and "?" not in answer:
         return "the answer is no question, and the sentence is one"
     if _numbers(answer) - _numbers(sentence):
@@ -112,10 +116,6 @@ def fault_of(answer: str, sentence: str, instructions: str) -> str | None:
     said = long_words_of(sentence)
     if len(said) >= _MANY and not said & long_words_of(answer):
         return "the answer shares no word with the sentence"
-    if _PREAMBLE.match(answer) and not _PREAMBLE.match(sentence):
-        return "the answer speaks of the task"
-    if (_runs(answer) & _runs(instructions)) - _runs(sentence):
-        return "the answer repeats the instructions"
     return None
 
 
