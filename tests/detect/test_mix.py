@@ -46,8 +46,10 @@ class Known:
     name = "known"
 
     def __init__(self, refuse: Callable[[str], bool] = lambda sentence: False):
-        self.asked = {"model": "known"}
         self.refuse, self.tasks = refuse, []
+
+    def asked(self) -> dict[str, Any]:
+        return {"model": "known"}
 
     def rephrase(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Rephrased]]:
         self.tasks = list(tasks)
@@ -71,7 +73,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def test_rows_hold_both_texts_and_what_became_of_the_sentences(tmp_path):
     out = tmp_path / "out.jsonl"
-    found = mix(TEXTS, Known(lambda sentence: "fog" in sentence), out, ratio=1)
+    found = mix(TEXTS, Known(lambda sentence: "fog" in sentence), out, ratio=1.0)
     first = "The ferry was late.  Nobody minded much!\n\n Was it the fog?\tMaybe it was. "
     want = {
         "row": 0,
@@ -100,7 +102,7 @@ def test_the_rows_are_read_as_texts_of_a_group_and_as_ladders(tmp_path):
         {"human": text.text, "llm": f"m{i}", "group": "g", "domain": "d", "model": "m"} for i, text in enumerate(TEXTS)
     ]
     source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    mix(read_texts(source), Known(lambda sentence: "alone" in sentence), out, ratio=1)
+    mix(read_texts(source), Known(lambda sentence: "alone" in sentence), out, ratio=1.0)
     texts = read_texts(out)
     assert sorted({(text.label, text.group, text.domain, text.model) for text in texts}) == [
         ("human", "g", "d", "m"), ("machine", "g", "d", "m"), ("mixed", "g", "d", "m"),
@@ -108,7 +110,7 @@ def test_the_rows_are_read_as_texts_of_a_group_and_as_ladders(tmp_path):
     ladders = {ladder.levels[0]: ladder.levels for ladder in read_ladders(out)}
     assert set(ladders) == {"m0", "m1", "m2"}
     assert ladders["m1"] == ("m1", TEXTS[1].text)  # it could not be rephrased
-    assert ladders["m2"] == ("m2", mix(TEXTS[2:], Known(), tmp_path / "b.jsonl", ratio=1)[0].mixed, TEXTS[2].text)
+    assert ladders["m2"] == ("m2", mix(TEXTS[2:], Known(), tmp_path / "b.jsonl", ratio=1.0)[0].mixed, TEXTS[2].text)
 
 
 def test_a_text_without_any_new_sentence_has_failed_and_says_why(tmp_path):
@@ -122,7 +124,7 @@ def test_a_text_without_any_new_sentence_has_failed_and_says_why(tmp_path):
 def test_sentences_that_are_none_are_not_asked_about(tmp_path):
     known = Known()
     texts = [LabelledText("x" * 10**6), LabelledText("12! 3?"), LabelledText("a" * 2001 + ". Short it is.")]
-    found = mix(texts, known, tmp_path / "out.jsonl", ratio=1)
+    found = mix(texts, known, tmp_path / "out.jsonl", ratio=1.0)
     assert [sorted(task.sentences) for task in known.tasks] == [[], [], [2]]
     assert found[0].failed == {1: "the sentence has 1000000 characters, more than 2000"}
     assert found[1].failed == {1: "the sentence has no letter", 2: "the sentence has no letter"}
@@ -142,7 +144,9 @@ def test_texts_of_others_are_left_out_and_a_text_that_comes_twice_is_asked_about
 # Which sentences, and where
 
 
-@pytest.mark.parametrize(("ratio", "count", "wanted"), [(0.5, 8, 4), (0.01, 8, 1), (1, 8, 8), (0.3, 8, 2), (0.5, 1, 1)])
+@pytest.mark.parametrize(
+    ("ratio", "count", "wanted"), [(0.5, 8, 4), (0.01, 8, 1), (1.0, 8, 8), (0.3, 8, 2), (0.5, 1, 1)]
+)
 def test_the_share_of_the_sentences_is_rounded_and_at_least_one(ratio, count, wanted):
     chosen = chosen_sentences("text", count, ratio, 0)
     assert len(set(chosen)) == wanted and chosen == sorted(chosen)
@@ -161,7 +165,7 @@ def test_the_choice_is_that_of_the_seed_and_the_text_in_any_order(tmp_path):
 @given(
     st.lists(st.sampled_from(["One came.", "A ferry?", "Ja!", "12 more.", "é so", "..."]), min_size=1, max_size=8),
     st.sampled_from([" ", "  ", "\n", "\n\n", "\t\r\n"]),
-    st.floats(0.01, 1),
+    st.floats(0.01, 1.0),
     st.integers(0, 3),
     st.booleans(),
 )
@@ -274,7 +278,7 @@ WHOLE = [f"What was said is {''.join(one.split()).upper()}" for one in sentences
 
 
 def from_server(server: Server, tmp_path: Path, **settings: Any) -> Any:
-    return mix([LONG], ServerRephraser.at(server.url, "m", **settings), tmp_path / "out.jsonl", ratio=1)[0]
+    return mix([LONG], ServerRephraser.at(server.url, "m", **settings), tmp_path / "out.jsonl", ratio=1.0)[0]
 
 
 ODD_LISTS = {
@@ -393,15 +397,15 @@ def test_a_server_that_stops_keeps_the_rows_before_and_is_gone_on_with(serve, tm
     server = serve(reply)
     rephrase = ServerRephraser.at(server.url, "m", concurrency=1)
     with pytest.raises(RephraseError, match=r"rephraser m at http.* answers 404"):
-        mix(texts, rephrase, out, ratio=1)
+        mix(texts, rephrase, out, ratio=1.0)
     assert [row["row"] for row in rows(out)] == [0, 1, 2, 3, 4]
     stops[0] = False
     before = len(server.requests)
-    found = mix(texts, rephrase, out, ratio=1, resume=True)
+    found = mix(texts, rephrase, out, ratio=1.0, resume=True)
     assert [one.human for one in found] == [text.text for text in texts]
     assert len(server.requests) - before == 4  # no text twice
     with pytest.raises(RowFileError, match=r"holds rows with temperature 0.7, not 0.1"):
-        mix(texts, ServerRephraser.at(server.url, "m", temperature=0.1), out, ratio=1, resume=True)
+        mix(texts, ServerRephraser.at(server.url, "m", temperature=0.1), out, ratio=1.0, resume=True)
 
 
 def test_a_text_that_the_server_refuses_has_failed_and_others_go_on(serve, tmp_path):
@@ -461,8 +465,8 @@ def test_an_answer_depends_on_its_text_and_the_seed_alone(tmp_path):
 
 def test_more_retries_keep_more_sentences(tmp_path):
     """A sentence whose first answer is good keeps it; one whose answers all fail says what was wrong with the last."""
-    few = mix(SHORT, LMRephraser(lm_of(), retries=0), tmp_path / "a.jsonl", ratio=1)
-    many = mix(SHORT, LMRephraser(lm_of(), retries=6), tmp_path / "b.jsonl", ratio=1)
+    few = mix(SHORT, LMRephraser(lm_of(), retries=0), tmp_path / "a.jsonl", ratio=1.0)
+    many = mix(SHORT, LMRephraser(lm_of(), retries=6), tmp_path / "b.jsonl", ratio=1.0)
     assert all(set(one.rephrased) <= set(more.rephrased) for one, more in zip(few, many, strict=True))
     assert sum(len(one.rephrased) for one in few) < sum(len(one.rephrased) for one in many)
     assert all(why.startswith("the answer ") for one in few for why in one.failed.values())
@@ -470,7 +474,7 @@ def test_more_retries_keep_more_sentences(tmp_path):
 
 def test_a_sentence_for_which_the_model_has_no_room_fails_alone(tmp_path):
     lm = tiny_language_model()  # reads 256 bytes, which the instructions alone exceed
-    (one,) = mix(SHORT[:1], LMRephraser(lm), tmp_path / "out.jsonl", ratio=1)
+    (one,) = mix(SHORT[:1], LMRephraser(lm), tmp_path / "out.jsonl", ratio=1.0)
     assert one.mixed is None
     assert re.fullmatch(r"question and answer take \d+ tokens, and tiny llama has 256", one.failed[1])
 
@@ -490,7 +494,7 @@ def test_smollm2_rephrases(tmp_path):
             "The council has promised to repair the roof before winter. Local people raised most of the money."
         )
     ]
-    (one,) = mix(texts, LMRephraser(LanguageModel.load()), tmp_path / "out.jsonl", ratio=1)
+    (one,) = mix(texts, LMRephraser(LanguageModel.load()), tmp_path / "out.jsonl", ratio=1.0)
     assert len(one.rephrased) >= 3
     for old, new in zip(sentences_of(one.human), sentences_of(one.mixed), strict=False):
         assert new[-1] == old[-1]
@@ -585,7 +589,7 @@ def test_two_writers_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"ratio": 0}, "ratio 0 is no share"),
+        ({"ratio": 0.0}, "ratio 0.0 is no share"),
         ({"ratio": 1.1}, "ratio 1.1 is no share"),
         ({"ratio": float("nan")}, "ratio nan is no share"),
         ({"seed": -1}, "seed -1 is negative"),

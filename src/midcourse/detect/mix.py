@@ -87,7 +87,7 @@ def mix(
     with only_writer(out, "file", "run", RowFileError):
         there = written_rows(out, resume, lambda row: _number(row, humans))
         mixed = {number: _mixed_of(row) for number, row in there.items()}
-        asked = {**rephrase.asked, "ratio": ratio, "seed": seed}
+        asked = {**rephrase.asked(), "ratio": ratio, "seed": seed}
         begin_record(out, asked, [text.text for text in humans], recorded(out) if there else {}, "texts")
         left = _left(humans, mixed)
         with appending(out) as file, progress("rephrasing", len(left)) as advance:

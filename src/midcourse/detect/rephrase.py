@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from midcourse.errors import MidcourseError
 
@@ -36,6 +36,7 @@ class Rephrased(NamedTuple):
     failed: dict[int, str]
 
 
+@runtime_checkable
 class Rephraser(Protocol):
     """Something that says sentences in other words."""
 
@@ -43,7 +44,6 @@ class Rephraser(Protocol):
     def name(self) -> str:
         """Return the name of the model."""
 
-    @property
     def asked(self) -> dict[str, Any]:
         """Return what decides the answers, as JSON, for the record of an output."""
 

@@ -91,7 +91,6 @@ class LMRephraser:
         """Return the name of the model."""
         return self.lm.name
 
-    @property
     def asked(self) -> dict[str, Any]:
         """Return what decides the answers, as JSON, for the record of an output."""
         return {

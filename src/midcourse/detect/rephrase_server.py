@@ -83,7 +83,6 @@ class ServerRephraser:
         """Return the server's name of the model."""
         return self.server.model
 
-    @property
     def asked(self) -> dict[str, Any]:
         """Return what decides the answers, as JSON, for the record of an output."""
         return {
