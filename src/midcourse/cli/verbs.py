@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from midcourse.cli.bench import Bench
 from midcourse.cli.compare import Compare
 from midcourse.cli.demo import Demo
+from midcourse.cli.detect_mix import DetectMix
 from midcourse.cli.detect_train import DetectTrain
 from midcourse.cli.dpo import Dpo
 from midcourse.cli.export import Export
@@ -55,7 +56,9 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
         "score": ScoreText,
         "reward-bench": RewardBench,
         "compare": Compare,
-        "detect": Family("Tell texts that machines wrote from those that people wrote.", {"train": DetectTrain}),
+        "detect": Family(
+            "Tell texts that machines wrote from those that people wrote.", {"mix": DetectMix, "train": DetectTrain}
+        ),
     },
     "measure": {"bench": Bench},
 }

@@ -6,7 +6,6 @@ Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, 2023, arXiv 2306.05685, 
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from midcourse.data.chat import ChatServer
 from midcourse.data.formats import Problem
 from midcourse.data.jsonl import append_row, appending, written_rows
 from midcourse.data.record import only_writer
@@ -79,8 +79,7 @@ class Verdict:
 class Judge:
     """A judge that asks an OpenAI-compatible /chat/completions which of two responses is better, at temperature 0.
 
-    Connection errors, timeouts and the statuses 408, 409, 429 and 5xx are tried again with back-off (the openai
-    client's own: exponential with jitter, or what Retry-After asks for). May be used by several threads.
+    What may pass is tried again, as `ChatServer` says. May be used by several threads.
 
     Args:
         base_url: up to and with the version, such as http://localhost:8000/v1.
@@ -108,18 +107,13 @@ class Judge:
         retries: int = 5,
         max_tokens: int = 1024,
     ):
-        if not re.match(r"https?://[^/]", base_url):
-            raise JudgeError(f"judge {base_url!r} is no address; give one such as http://localhost:8000/v1")
+        self._server = ChatServer(
+            base_url, model, called="judge", error=JudgeError, api_key_env=api_key_env, timeout=timeout, retries=retries
+        )
         if not rubric.strip():
             raise JudgeError("the rubric is empty; say what makes a response the better one")
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise JudgeError("a judge needs the openai client; run: pip install 'midcourse[judge]'") from error
-        self.base_url, self.model, self.max_tokens, self.api_key_env = base_url, model, max_tokens, api_key_env
+        self.model, self.max_tokens = model, max_tokens
         self.instructions = _INSTRUCTIONS.format(rubric=rubric.strip())
-        self._key = os.environ.get(api_key_env, "").strip()
-        self._client = OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, max_retries=retries)
 
     @property
     def fingerprint(self) -> str:
@@ -144,35 +138,8 @@ class Judge:
         }
         # As JSON, so that no text can pass for the end of a response or for the other one.
         content = json.dumps(question, ensure_ascii=False, indent=1)
-        return read_verdict(self._complete(content))
-
-    def _complete(self, content: str) -> str:
-        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
-
-        try:
-            answer: Any = self._client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "system", "content": self.instructions}, {"role": "user", "content": content}],
-                temperature=0,
-                max_tokens=self.max_tokens,
-            )
-            return answer.choices[0].message.content or ""
-        except APITimeoutError as error:
-            raise self._error("did not answer in time; use a faster model, or fewer questions at a time") from error
-        except APIConnectionError as error:
-            raise self._error(
-                f"cannot be reached ({error.__cause__ or error}); start it, or check the address"
-            ) from error
-        except APIStatusError as error:
-            if error.status_code in (401, 403):
-                raise self._error(f"refuses the API key in {self.api_key_env}; set the right one") from None
-            raise self._error(f"answers {error.status_code} ({_brief(error)}); mend that and go on") from error
-        except (APIError, ValueError, AttributeError, TypeError, IndexError) as error:
-            raise self._error("does not speak the protocol; give the address up to /v1") from error
-
-    def _error(self, problem: str) -> JudgeError:
-        message = f"judge {self.model} at {self.base_url} {problem}"
-        return JudgeError(message.replace(self._key, "***") if self._key else message)
+        messages = [{"role": "system", "content": self.instructions}, {"role": "user", "content": content}]
+        return read_verdict(self._server.complete(messages, temperature=0, max_tokens=self.max_tokens).text)
 
 
 def read_verdict(answer: str) -> Side | None:
@@ -232,8 +199,3 @@ def _verdict(row: dict[str, Any]) -> Verdict:
     if not {row["a_first"], row["b_first"]} <= {"a", "b", "tie", None}:
         raise Problem("row", "is no verdict")
     return Verdict(row["a_first"], row["b_first"])
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:200]} ..."

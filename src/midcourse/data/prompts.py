@@ -161,20 +161,23 @@ def what_is_asked(
     }
 
 
-def begin_record(out: Path, asked: Mapping[str, Any], prompts: Sequence[Prompt], earlier: Mapping[str, Any]) -> None:
+def begin_record(
+    out: Path, asked: Mapping[str, Any], prompts: Sequence[Prompt], earlier: Mapping[str, Any], what: str = "prompts"
+) -> None:
     """Keep what is asked of a file of rows beside it; prompts may be added at the end of those of an earlier call.
 
     Args:
         earlier: what was asked for the rows that the file holds; empty if it holds none.
+        what: what the prompts are called.
 
     Raises:
         RowFileError: these rows were asked for otherwise.
     """
     if earlier:
-        count = earlier.get("prompts")
+        count = earlier.get(what)
         known = prompts[:count] if isinstance(count, int) and count <= len(prompts) else prompts
-        check_same(earlier, {**asked, **_named(known)}, out, "rows", RowFileError)
-    write_record(record_of(out), {**asked, **_named(prompts)})
+        check_same(earlier, {**asked, **_named(known, what)}, out, "rows", RowFileError)
+    write_record(record_of(out), {**asked, **_named(prompts, what)})
 
 
 def recorded(out: Path) -> dict[str, Any]:
@@ -191,6 +194,6 @@ def record_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.asked.json")
 
 
-def _named(prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _named(prompts: Sequence[Prompt], what: str) -> dict[str, Any]:
     listed = [prompt if isinstance(prompt, str) else list(prompt) for prompt in prompts]
-    return {"prompts": len(prompts), "prompts_fingerprint": digest(listed)[:16]}
+    return {what: len(prompts), f"{what}_fingerprint": digest(listed)[:16]}

@@ -1,27 +1,19 @@
 """Changes to machine texts that a detector has to withstand; each is a function of a text and a random generator."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from random import Random
 
 from midcourse.detect.disguise import LOOKALIKES
+from midcourse.detect.sentences import sentences_of
 
 SHARE = 0.1  # of the words or letters, where an attack changes some of them
-_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[\"'“‘(\[]*[A-Z0-9])")
 _NEIGHBOURS = {
     letter: "".join(row[max(i - 1, 0) : i] + row[i + 1 : i + 2])
     for row in ("qwertyuiop", "asdfghjkl", "zxcvbnm")
     for i, letter in enumerate(row)
 }
 _FOREIGN = {latin: letter for letter, latin in LOOKALIKES.items() if "\u0400" <= letter <= "\u04ff"}
-
-
-def sentences_of(text: str) -> list[str]:
-    """Return the sentences of a text: each ends with a full stop, question or exclamation mark before a capital."""
-    ends = [0, *(match.end() for match in _END.finditer(text)), len(text)]
-    return [sentence for begin, end in pairwise(ends) if (sentence := text[begin:end].strip())]
 
 
 def shuffle_sentences(text: str, random: Random) -> str:

@@ -65,7 +65,7 @@ class Reader:
     def read(self, texts: Sequence[str]) -> Iterator[tuple[int, Reading]]:
         """Yield (the text's number, what was read), texts of like length together.
 
-        A text of more than `WINDOW` tokens, or than the model's context, is read in windows, each from its own beginning.
+        A text of more than `WINDOW` tokens, or than the context holds, is read in windows, each from its own beginning.
         """
         ids = [self.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         room = min(WINDOW, self.lm.context_length)

@@ -1,0 +1,98 @@
+"""A language model behind an OpenAI-compatible server: one chat completion at a time, and errors in a sentence."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from midcourse.errors import MidcourseError
+from midcourse.lm.prompt import Message
+
+
+class Answer(NamedTuple):
+    """What a server answers.
+
+    Attributes:
+        cut: whether the text ends at the limit of its length.
+    """
+
+    text: str
+    cut: bool
+
+
+class ChatServer:
+    """An OpenAI-compatible /chat/completions. May be used by several threads.
+
+    Connection errors, timeouts and the statuses 408, 409, 429 and 5xx are tried again with back-off (the openai
+    client's own: exponential with jitter, or what Retry-After asks for).
+
+    Args:
+        base_url: up to and with the version, such as http://localhost:8000/v1.
+        model: the server's name of it.
+        called: what it is called in messages, such as "judge".
+        error: what is raised.
+        api_key_env: the environment variable of the API key; local servers need none.
+        timeout: seconds for one answer.
+        retries: of one request, after the first attempt.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        called: str,
+        error: type[MidcourseError],
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 120.0,
+        retries: int = 5,
+    ):
+        if not re.match(r"https?://[^/]", base_url):
+            raise error(f"{called} {base_url!r} is no address; give one such as http://localhost:8000/v1")
+        try:
+            from openai import OpenAI
+        except ImportError as missing:
+            raise error(f"a {called} needs the openai client; run: pip install 'midcourse[judge]'") from missing
+        self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
+        self._called, self._raised = called, error
+        self._key = os.environ.get(api_key_env, "").strip()
+        self._client = OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, max_retries=retries)
+
+    def complete(self, messages: Sequence[Message], **settings: Any) -> Answer:
+        """Return the answer to messages.
+
+        Args:
+            settings: the request's other fields, such as temperature and max_tokens.
+
+        Raises:
+            MidcourseError: of the class given. The server cannot be reached or speaks another protocol; or it refuses
+                the request, then the openai client's APIStatusError is the error's cause.
+        """
+        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
+
+        try:
+            asked: Any = {"model": self.model, "messages": list(messages), **settings}
+            answer: Any = self._client.chat.completions.create(**asked)
+            choice = answer.choices[0]
+            return Answer(choice.message.content or "", choice.finish_reason == "length")
+        except APITimeoutError as error:
+            raise self._error("did not answer in time; use a faster model, or fewer questions at a time") from error
+        except APIConnectionError as error:
+            raise self._error(
+                f"cannot be reached ({error.__cause__ or error}); start it, or check the address"
+            ) from error
+        except APIStatusError as error:
+            if error.status_code in (401, 403):
+                raise self._error(f"refuses the API key in {self.api_key_env}; set the right one") from None
+            raise self._error(f"answers {error.status_code} ({_brief(error)}); mend that and go on") from error
+        except (APIError, ValueError, AttributeError, TypeError, IndexError) as error:
+            raise self._error("does not speak the protocol; give the address up to /v1") from error
+
+    def _error(self, problem: str) -> MidcourseError:
+        message = f"{self._called} {self.model} at {self.base_url} {problem}"
+        return self._raised(message.replace(self._key, "***") if self._key else message)
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]} ..."
