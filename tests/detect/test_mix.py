@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from midcourse.data.formats import DataError
 from midcourse.data.jsonl import RowFileError
 from midcourse.data.ladders import read_ladders
+from midcourse.decode.request import Request
 from midcourse.detect.mix import MixError, chosen_sentences, mix, paraphrase
 from midcourse.detect.rephrase import Rephrased, RephraseError, Task, fault_of, tidied
 from midcourse.detect.rephrase_lm import LMRephraser
@@ -25,6 +26,7 @@ from midcourse.detect.rephrase_server import ServerRephraser
 from midcourse.detect.sentences import sentences_of, spans_of
 from midcourse.detect.texts import LabelledText, read_texts
 from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prompt import Message
 from midcourse.testing import tiny_language_model
 from tests.chat_server import Server, completion
 
@@ -470,6 +472,23 @@ def test_more_retries_keep_more_sentences(tmp_path):
     assert all(set(one.rephrased) <= set(more.rephrased) for one, more in zip(few, many, strict=True))
     assert sum(len(one.rephrased) for one in few) < sum(len(one.rephrased) for one in many)
     assert all(why.startswith("the answer ") for one in few for why in one.failed.values())
+
+
+def test_a_sentence_is_asked_about_as_often_as_said_and_never_with_the_same_seed(tmp_path):
+    asked: dict[str, list[int]] = {}
+
+    class Listening(LMRephraser):
+        def _request(self, messages: Sequence[Message], limit: int, seed: int) -> Request:
+            if messages:
+                asked.setdefault(messages[-1]["content"], []).append(seed)
+            return super()._request(messages, limit, seed)
+
+    found = mix(SHORT, Listening(lm_of(), retries=2), tmp_path / "out.jsonl", ratio=1.0)
+    often = {said: len(set(seeds)) for said, seeds in asked.items()}
+    assert sum(often.values()) == sum(map(len, asked.values()))
+    failed = [sentences_of(one.human)[number - 1] for one in found for number in one.failed]
+    assert failed and {often[said] for said in failed} == {3}
+    assert set(often.values()) <= {1, 2, 3}
 
 
 def test_a_sentence_for_which_the_model_has_no_room_fails_alone(tmp_path):
