@@ -53,7 +53,8 @@ def test_chunks_change_nothing(monkeypatch):
     torch.manual_seed(0)
     logits, targets = torch.randn(37, 50) * 3, torch.randint(50, (37,)).tolist()
     whole = figures_of(logits, targets)
-    monkeypatch.setattr(likelihood, "CHUNK", 1000)
+    monkeypatch.setattr(likelihood, "CHUNK", 7)
+    monkeypatch.setattr(likelihood, "ROWS", 3)
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(whole, figures_of(logits, targets), strict=True))
     assert token_figures(lambda states: states, logits[:0], torch.tensor([], dtype=torch.long)).shape == (0, 4)
 

@@ -36,7 +36,7 @@ class Threshold(NamedTuple):
         return self.score is not None and score > self.score
 
 
-def threshold(humans: Sequence[float], fpr: float, guarantee: Guarantee = "average") -> Threshold:
+def threshold(humans: Sequence[float] | np.ndarray, fpr: float, guarantee: Guarantee = "average") -> Threshold:
     """Return the lowest threshold that holds the false-positive rate.
 
     Args:
@@ -66,7 +66,13 @@ def texts_needed(fpr: float, guarantee: Guarantee) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-fpr) - 1e-9)
 
 
-def p_value(score: float, humans: Sequence[float]) -> float:
+def rates_of(rank: int, texts: int) -> tuple[float, float]:
+    """Return between which false-positive rates 95 of 100 thresholds h(rank) of so many texts lie."""
+    low, high = beta.ppf([0.025, 0.975], rank, texts + 1 - rank)
+    return float(low), float(high)
+
+
+def p_value(score: float, humans: Sequence[float] | np.ndarray) -> float:
     """Return (1 + the human scores at least as high) / (n + 1): a human text has one of at most p in p of the cases."""
     return (1 + int((np.asarray(humans, dtype=float) >= score).sum())) / (len(humans) + 1)
 

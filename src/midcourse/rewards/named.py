@@ -18,6 +18,7 @@ from midcourse.rewards.encoder import EncoderReward, is_encoder
 from midcourse.rewards.gold import GOLDS
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.info import RewardError, place_of, read_info, shipped
+from midcourse.rewards.pooled import PooledReward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import FunctionReward
 from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
@@ -66,6 +67,8 @@ def load_reward(
         return kind.load(
             name, device=device, dtype=dtype, share_with=share_with, allow_other_weights=allow_other_weights
         )
+    if issubclass(kind, PooledReward):
+        return kind.load(name, device=device, dtype=dtype, share_with=share_with)
     if share_with is not None:
         raise RewardError(
             f"{name} is a model of its own, not a reward that midcourse train wrote on an LM, and shares no weights "
@@ -192,6 +195,7 @@ def kind_of(
     type[RewardModel]
     | type[EncoderReward]
     | type[ImplicitReward]
+    | type[PooledReward]
     | type[ClassifierReward]
     | type[VocabularyReward]
     | type[FunctionReward]
@@ -203,7 +207,11 @@ def kind_of(
     folder = Path(name := place_of(name))
     if folder.is_dir() and not (folder / "config.json").is_file():
         head = read_info(folder).head
-        return ImplicitReward if head == "implicit" else kind_of_head(head)
+        own: dict[str, type[ImplicitReward] | type[PooledReward]] = {
+            "implicit": ImplicitReward,
+            PooledReward.KIND: PooledReward,
+        }
+        return own.get(head) or kind_of_head(head)
     try:
         config = load_config(resolve(str(name)))
     except LoadError:  # there is a model, and the sentence says what is wrong with it

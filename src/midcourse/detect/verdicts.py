@@ -1,0 +1,59 @@
+"""Verdicts on many texts, written to a file as they are found."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from midcourse.data.formats import Problem
+from midcourse.data.jsonl import RowFileError, append_row, appending, written_rows
+from midcourse.data.record import check_same, only_writer, read_record, write_record
+from midcourse.detect.detector import Detector, as_row
+from midcourse.detect.texts import LabelledText
+from midcourse.progress import progress
+from midcourse.rewards.fingerprint import reward_fingerprint
+
+
+def write_verdicts(
+    out: Path, detector: Detector, texts: Sequence[LabelledText], asked: Mapping[str, Any], *, resume: bool = False
+) -> tuple[int, int]:
+    """Write a row for every text into a file; return how many were written, and how many were there before.
+
+    Args:
+        asked: the arguments of `Detector.score` besides the texts.
+        resume: keep the rows of the file, and add the missing ones.
+
+    Raises:
+        RowFileError: another process writes to the file; it holds rows, and `resume` is not set or they were asked for
+            otherwise.
+        DetectorError: as `Detector.score`.
+    """
+    with only_writer(out, "file", "run", RowFileError):
+        there = written_rows(out, resume, lambda row: _number(row, texts))
+        record = out.with_name(f"{out.name}.asked.json")
+        wanted = {"detector": reward_fingerprint(detector.reward), "calibration": detector.about, **asked}
+        if there and record.is_file():
+            earlier = read_record(record, RowFileError, "name another file for --out")
+            check_same(earlier, wanted, out, "rows", RowFileError)
+        left = [number for number in range(len(texts)) if number not in there]
+        verdicts = detector.score([texts[number] for number in left], **asked)
+        write_record(record, wanted)
+        with appending(out) as file, progress("reading", len(left)) as advance:
+            for number, verdict in zip(left, verdicts, strict=True):
+                append_row(file, {"row": number, "text_hash": _hash(texts[number]), **as_row(verdict)})
+                advance(1)
+    return len(left), len(there)
+
+
+def _number(row: dict[str, Any], texts: Sequence[LabelledText]) -> int:
+    """Return the number of the text that a row is about; Problem if that text is another."""
+    number = row["row"]
+    if not 0 <= number < len(texts):
+        raise Problem("row", f"is row {number} of other texts, here are {len(texts)}")
+    if row["text_hash"] != _hash(texts[number]):
+        raise Problem("row", f"is about another text than text {number}")
+    return number
+
+
+def _hash(text: LabelledText) -> str:
+    return hashlib.sha256(text.text.encode()).hexdigest()[:16]
