@@ -62,17 +62,19 @@ STARTS = {
     "scalar": {"head": "scalar", "tune": "last:1"},
     "lora": {"head": "scalar", "tune": "lora:2"},
     "trunk": {"head": "trunk:4", "tune": "head"},
-    "vocabulary": {"head": "vocabulary", "tune": "head"},
+    "vocabulary": {"head": "vocabulary", "tune": "last:1"},
     "all": {"head": "scalar", "tune": "all"},
     "encoder": {"tune": "all"},
     "encoder-head": {"tune": "head"},
 }
-RATES = {"encoder": 3e-3, "encoder-head": 3e-2, "trunk": 3e-2, "vocabulary": 3e-2, "all": 3e-3}
+RATES = {"encoder": 3e-3, "encoder-head": 3e-2, "trunk": 3e-2, "all": 3e-3}
 
 
 def started(name: str, lm_folder: str, encoder: str, objective=ORDERED) -> tuple[TrainedReward, Settings]:
     model = encoder if name.startswith("encoder") else lm_folder
-    settings = replace(SETTINGS, lr=RATES.get(name, SETTINGS.lr), max_tokens=38 if model == encoder else 64)
+    epochs = 40 if name == "encoder-head" else SETTINGS.epochs  # little to learn from at random states
+    length = 38 if model == encoder else 64
+    settings = replace(SETTINGS, lr=RATES.get(name, SETTINGS.lr), max_tokens=length, epochs=epochs)
     return begin(model, objective, **STARTS[name], device="cpu"), settings
 
 
@@ -83,11 +85,13 @@ def score(reward: Reward, texts: list[str], lm_folder: str) -> list[float]:
     return [one.rewards[-1] for one in bound.score([""] * len(texts), texts)]
 
 
-@pytest.mark.parametrize("preset", ["paper", "code"])
-@pytest.mark.parametrize("name", slow_except(["scalar", "lora", "trunk", "encoder"], STARTS))
+QUICK = [*((name, "paper") for name in ("scalar", "lora", "trunk", "encoder")), ("scalar", "code")]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"), slow_except(QUICK, [(name, preset) for name in STARTS for preset in ("paper", "code")])
+)
 def test_the_order_machine_mixed_human_is_restored(lm_folder, encoder, tmp_path, name, preset):
-    if preset == "code" and name not in ("scalar", "encoder"):
-        pytest.skip("the presets are told apart by their values; see tests/train/test_ordered.py")
     reward, settings = started(name, lm_folder, encoder, make_objective("ordered", preset=preset))
     metrics = train_detector(reward, LADDERS, tmp_path / "d", settings, replay=REPLAY)
     assert [(row["upper"], row["lower"]) for row in metrics["levels"]] == [
@@ -97,8 +101,8 @@ def test_the_order_machine_mixed_human_is_restored(lm_folder, encoder, tmp_path,
     assert metrics["machine_or_human"]["auroc"] > 0.95
     assert metrics["train_ladders"] == 30 and metrics["replay"]["texts"] == 60
     loaded = load_reward(tmp_path / "d", device="cpu")
-    texts = [f"7 8 the ferry {form}" for form in FORMS]
-    machine, mixed, human = score(loaded, texts, lm_folder)
+    unseen = split_by_prompt(LADDERS, 0.25, seed=0)[1][0]
+    machine, mixed, human = score(loaded, [*unseen.levels], lm_folder)
     assert machine > mixed > human
     assert {path.name for path in (tmp_path / "d").iterdir()} - {"backbone"} == {
         "README.md", "metrics.jsonl", "midcourse.json", "reward.safetensors", "rows.safetensors", "training.png",
@@ -207,14 +211,13 @@ def test_a_step_is_one_forward_of_ladders_and_replayed_texts(trained_folder, tmp
     begun = trainer.PlanTrainer.train_under
     monkeypatch.setattr(trainer, "ladder_rewards", noted)
     monkeypatch.setattr(trainer.PlanTrainer, "train_under", started)
-    train_detector(reward, LADDERS, tmp_path / "d", replace(SETTINGS, epochs=1), replay=REPLAY)
-    assert [rows for rows, _ in steps] == [[8 * 4], [8 * 4], [8 * 4], [6 * 4]]
-    assert [rewards.step for _, rewards in steps] == [8, 8, 8, 6]
-    first, last = steps[0][1], steps[-1][1]
-    assert torch.allclose(first.replayed, first.initial, atol=1e-5)
-    assert first.initial.std() > 0.1
-    assert not torch.allclose(last.replayed, last.initial, atol=1e-3)
-    assert not torch.equal(first.initial, steps[1][1].initial)
+    still = replace(SETTINGS, epochs=2, lr=1e-9, eval_steps=99)
+    train_detector(reward, LADDERS, tmp_path / "d", still, replay=REPLAY)
+    assert [rows for rows, _ in steps] == 2 * [[8 * 4], [8 * 4], [8 * 4], [6 * 4]]
+    assert [rewards.step for _, rewards in steps] == 2 * [8, 8, 8, 6]
+    assert all(torch.allclose(rewards.replayed, rewards.initial, atol=1e-5) for _, rewards in steps)
+    assert all(rewards.initial.std() > 0.1 for _, rewards in steps)
+    assert not torch.equal(steps[0][1].initial, steps[1][1].initial)
 
 
 # What is held out, and what it is learned from
@@ -359,6 +362,10 @@ def test_what_has_nothing_to_train_is_refused(lm_folder, trained_folder, tmp_pat
     genarm.save(tmp_path / "genarm")
     with pytest.raises(RewardError, match="are log-probabilities that add up"):
         begin(str(tmp_path / "genarm"), ORDERED)
+    info = json.loads((tmp_path / "genarm" / "midcourse.json").read_text())
+    (tmp_path / "genarm" / "midcourse.json").write_text(json.dumps(info | {"head": "pooled", "objective": "pooled"}))
+    with pytest.raises(RewardError, match=r"the pooled head of .* is not trained in steps; name another reward"):
+        begin(str(tmp_path / "genarm"), ORDERED)
     with pytest.raises(ObjectiveError, match="objective cumulative does not train a trunk head"):
         begin(lm_folder, make_objective("cumulative"), head="trunk")
 
@@ -380,21 +387,28 @@ CHATML = (
 )
 
 
-def test_a_chat_reward_goes_on_with_texts_alone_and_replays_what_it_was_trained_on(tmp_path):
+def test_a_chat_reward_goes_on_with_texts_alone_and_replays_what_it_was_trained_on(tmp_path, monkeypatch):
     lm = tiny_language_model("llama", dtype=torch.float32)
     lm.tokenizer.chat_template = CHATML
     lm.model.save_pretrained(tmp_path / "chat")
     lm.tokenizer.save_pretrained(tmp_path / "chat")
     first = RewardModel.create(str(tmp_path / "chat"), template="chat", objective="sequence", tune="head", device="cpu")
     train(first, REPLAY, tmp_path / "r", replace(SETTINGS, epochs=1))
-    want = [one.rewards[-1] for one in first.score([c.prompt for c in REPLAY], [c.chosen for c in REPLAY])]
-    reward = begin(str(tmp_path / "r"), make_objective("ordered", replay_weight=1e4), device="cpu")
-    train_detector(reward, LADDERS, tmp_path / "d", replace(SETTINGS, epochs=1, lr=1e-5), replay=REPLAY)
+    texts = [(one.prompt, response) for one in REPLAY for response in one.responses]
+    want = sorted(one.rewards[-1] for one in first.score(*zip(*texts, strict=True)))
+    seen: list[float] = []
+    ladder_rewards = trainer.ladder_rewards
+
+    def noted(*given, **more):
+        seen.extend(more["initial"].tolist())
+        return ladder_rewards(*given, **more)
+
+    monkeypatch.setattr(trainer, "ladder_rewards", noted)
+    reward = begin(str(tmp_path / "r"), ORDERED, device="cpu")
+    train_detector(reward, LADDERS, tmp_path / "d", replace(SETTINGS, epochs=2), replay=REPLAY)
+    assert sorted(seen) == pytest.approx(want, abs=1e-5)
     loaded = load_reward(tmp_path / "d")
     assert loaded.info.template == "mixed"
-    chats = [[{"role": "user", "content": c.prompt}] for c in REPLAY]
-    have = [one.rewards[-1] for one in loaded.score(chats, [c.chosen for c in REPLAY])]
-    assert have == pytest.approx(want, abs=0.02)
     assert loaded.score([""], ["a text"])[0].rewards
 
 

@@ -64,6 +64,21 @@ def test_tuning(text, want, written):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("head", ["head", "last:1", "last:2", "lora:4", "lora:8", "all"]),
+        ("last:1", ["last:1", "last:2", "all"]),
+        ("last:2", ["last:2", "all"]),
+        ("lora:4", ["lora:4"]),
+        ("all", ["all"]),
+    ],
+)
+def test_training_may_go_on_with_a_tuning_that_stores_all_that_was_trained(old, new):
+    known = ["head", "last:1", "last:2", "lora:4", "lora:8", "all"]
+    assert [tune for tune in known if Tuning.parse(tune).covers(Tuning.parse(old))] == new
+
+
+@pytest.mark.parametrize(
     "text", ["", "most", "head:1", "all:2", "last:0", "last:-1", "last:x", "lora:1.5", "last:1:2", "Head", " head"]
 )
 def test_unknown_tuning(text):

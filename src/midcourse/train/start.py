@@ -7,7 +7,7 @@ from midcourse.lm.load import load_config, resolve
 from midcourse.lm.prompt import Template
 from midcourse.rewards.encoder import is_encoder
 from midcourse.rewards.info import RewardError, place_of, read_info
-from midcourse.rewards.named import head_of, is_function, kind_of_head
+from midcourse.rewards.named import KINDS, head_of, is_function, kind_of_head
 from midcourse.rewards.trained import TrainedReward
 from midcourse.train.objectives import Objective, check_head
 
@@ -70,6 +70,8 @@ def _go_on(
             f"the rewards of {name} are log-probabilities that add up (objective {info.objective}), which objective "
             f"{objective.name} does not train; name a reward of another objective, or a model"
         )
+    if info.head.partition(":")[0] not in KINDS:
+        raise RewardError(f"the {info.head} head of {name} is not trained in steps; name another reward, or a model")
     check_head(objective, info.head)
     loaded = kind_of_head(info.head).load(folder, **place)
     loaded.name = name
