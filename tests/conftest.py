@@ -2,7 +2,9 @@
 
 import os
 
-# Read by libraries when they are imported.
+# Read by libraries when they are imported, here and in what tests start: two processes of two threads would wait for
+# each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
