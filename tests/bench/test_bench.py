@@ -25,7 +25,7 @@ def test_a_quick_benchmark_writes_its_rows(tmp_path):
         low, high = row["ratio_interval"]
         assert 0 < low <= row["ratio_to_plain"] <= high
         assert row["seconds_per_token"] > 0
-        assert (row["batch"], row["context"], row["new_tokens"]) == (1, 64, 32)
+        assert (row["batch"], row["context"], row["new_tokens"]) == (1, 64, 16)
         assert row["ratio_to_floor"] > 0
         assert row["peak_mb"] is None or row["peak_mb"] >= 0
     assert found["rows"][0]["ratio_to_plain"] == 1

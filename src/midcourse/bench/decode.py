@@ -76,7 +76,7 @@ class NeverEnding(LanguageModel):
 
 def bench_decode(json: Path | None = None, quick: bool = False, rounds: int = 5, new_tokens: int = 64) -> list[dict]:
     """Time all cases, print the tables, and write them to `json` with a plot beside it; returns the rows."""
-    rounds, new_tokens = (3, 32) if quick else (rounds, new_tokens)
+    rounds, new_tokens = (2, 16) if quick else (rounds, new_tokens)
     models = Models.load(compiled=not quick)
     cases = list(_cases(models, new_tokens, quick))
     bandwidth = memory_bandwidth()

@@ -24,7 +24,7 @@ class Bench:
     json: Path | None = None
     """Write the measured rows to this file as JSON."""
     quick: bool = False
-    """Only see that it works: decode with 32 new tokens, 3 rounds and no reference, train with a tiny model."""
+    """Only see that it works: decode with 16 new tokens, 2 rounds and no reference, train with a tiny model."""
     rounds: int = 5
     """How often each case is timed; the median counts."""
     new_tokens: int = NEW_TOKENS
