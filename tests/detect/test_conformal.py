@@ -12,10 +12,10 @@ from tests.pace import slow_except
 )
 def test_the_smallest_number_of_texts_that_resolves_a_rate(fpr, guarantee, texts):
     assert texts_needed(fpr, guarantee) == texts
-    assert threshold(range(texts - 1), fpr, guarantee).score is None
-    lowest = threshold(range(texts), fpr, guarantee)
+    assert threshold(np.arange(texts - 1.0), fpr, guarantee).score is None
+    lowest = threshold(np.arange(float(texts)), fpr, guarantee)
     assert lowest == (texts - 1, texts)  # the largest human score: only what lies above all of them is flagged
-    assert not lowest.flags(texts - 1)
+    assert not lowest.flags(texts - 1.0)
     assert lowest.flags(texts - 0.5)
 
 

@@ -33,7 +33,7 @@ class Threshold(NamedTuple):
 
     def flags(self, score: float) -> bool:
         """Return whether a score lies above it."""
-        return self.score is not None and score > self.score
+        return self.score is not None and bool(score > self.score)
 
 
 def threshold(humans: Sequence[float] | np.ndarray, fpr: float, guarantee: Guarantee = "average") -> Threshold:

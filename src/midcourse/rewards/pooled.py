@@ -83,20 +83,24 @@ class Reader:
                     yield n, _joined(parts.pop(n))
 
     @torch.inference_mode()
-    def _pass(self, rows: Sequence[Sequence[int]]) -> Iterator[Reading]:
+    def _pass(self, rows: Sequence[Sequence[int]]) -> list[Reading]:
         ids, mask = pad(rows, self.lm.device)
         decoder = self.lm.model.get_decoder()
         output = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False, output_hidden_states=True)
         states = [output.hidden_states[layer] for layer in self.layers]
         final, matrix = output.last_hidden_state, self.lm.model.get_output_embeddings()
+        readings = []
         for i, row in enumerate(rows):
             n = len(row)
-            sums = torch.stack([layer[i, :n].sum(0, dtype=torch.float64) for layer in states]).float().cpu().numpy()
+            sums = np.zeros((len(states), final.shape[-1]), dtype=np.float32)
+            for place, layer in enumerate(states):
+                sums[place] = layer[i, :n].sum(0, dtype=torch.float64).cpu().numpy()
             figures = None
             if self.likelihoods:
                 found = token_figures(matrix, final[i, : n - 1], ids[i, 1:n]).double().cpu().numpy()
                 figures = TokenFigures(*found.T)
-            yield Reading(sums, figures, n)
+            readings.append(Reading(sums, figures, n))
+        return readings
 
 
 def _joined(windows: Sequence[Reading]) -> Reading:

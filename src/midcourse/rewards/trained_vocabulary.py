@@ -15,7 +15,7 @@ whose value head is a language model's; the one with it is GenARM's (Xu et al., 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,7 +89,7 @@ class TrainedVocabularyReward(RewardModel):
         assert isinstance(reward, TrainedVocabularyReward)
         return reward if reward.info.tune == "all" else reward.with_outputs(reward.info.backbone)
 
-    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> Self:
+    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> "TrainedVocabularyReward":
         """Return this reward, to be trained further; see `TrainedReward.to_train_on`."""
         made = super().to_train_on(folder, tune, seed, **recorded)
         if not self.backbone.config.tie_word_embeddings:
