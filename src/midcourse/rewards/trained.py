@@ -11,7 +11,7 @@ A saved reward is a folder of safetensors and JSON:
 from abc import abstractmethod
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,7 +81,7 @@ class TrainedReward(nn.Module, Reward):
     def with_adapters(cls, backbone: Backbone, tuning: Tuning) -> Backbone:
         """Return a backbone of this kind, with fresh LoRA adapters if the tuning asks for them."""
 
-    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> Self:
+    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> "TrainedReward":
         """Return this reward, which was loaded from `folder`, to be trained further: nothing measured is left of it.
 
         Args:
