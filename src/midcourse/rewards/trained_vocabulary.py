@@ -32,7 +32,7 @@ from midcourse.rewards.backbone import Backbone, Tuning
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.trained import Top
+from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.rewards.vocabulary import ModelVocabularyRows, best_tokens, check_vocabulary, ends_alike
 
 POSITIONS = 64  # whose rewards of the whole vocabulary are in memory at a time
@@ -89,9 +89,10 @@ class TrainedVocabularyReward(RewardModel):
         assert isinstance(reward, TrainedVocabularyReward)
         return reward if reward.info.tune == "all" else reward.with_outputs(reward.info.backbone)
 
-    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> "TrainedVocabularyReward":
+    def to_train_on(self, folder: Path, tune: str | None, seed: int, **recorded: Any) -> TrainedReward:
         """Return this reward, to be trained further; see `TrainedReward.to_train_on`."""
         made = super().to_train_on(folder, tune, seed, **recorded)
+        assert isinstance(made, TrainedVocabularyReward)
         if not self.backbone.config.tie_word_embeddings:
             made.output.data = self.output.data
         return made
