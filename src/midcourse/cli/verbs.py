@@ -67,9 +67,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def called(verbs: Mapping[str, type[Verb] | Family]) -> dict[str, type[Verb]]:
+def called(verbs: Mapping[str, Any]) -> dict[str, Any]:
     """Return verbs, and those of families, by what they are called with: one word, or two."""
-    flat: dict[str, type[Verb]] = {}
+    flat: dict[str, Any] = {}
     for name, kind in verbs.items():
         if isinstance(kind, Family):
             flat |= {f"{name} {word}": verb for word, verb in kind.verbs.items()}
@@ -144,7 +144,7 @@ def complete(arguments: Sequence[str]) -> None:
     tyro.cli(_union(kinds), prog="midcourse", args=arguments, config=STYLE, registry=REGISTRY)
 
 
-def _union(kinds: Mapping[str, type[Verb] | Family]) -> Any:
+def _union(kinds: Mapping[str, Any]) -> Any:
     """Return what tyro reads as subcommands; it folds a family's only verb into the family."""
 
     def flags(kind: type[Verb] | Family) -> Any:
