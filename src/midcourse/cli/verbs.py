@@ -147,7 +147,7 @@ def complete(arguments: Sequence[str]) -> None:
 def _union(kinds: Mapping[str, Any]) -> Any:
     """Return what tyro reads as subcommands; it folds a family's only verb into the family."""
 
-    def flags(kind: type[Verb] | Family) -> Any:
+    def flags(kind: Any) -> Any:
         return make_dataclass("Words", [("verb", _union(kind.verbs))]) if isinstance(kind, Family) else kind
 
     return Union[tuple(Annotated[flags(kind), tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
