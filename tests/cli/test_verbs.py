@@ -62,6 +62,9 @@ class Sing:
     voices: tuple[str, ...] = field(default_factory=tuple)
     """Who sings."""
 
+    def run(self) -> int:
+        return 0
+
 
 def test_help_is_plain(monkeypatch):
     monkeypatch.setitem(ALL, "sing", Sing)

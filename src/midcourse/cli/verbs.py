@@ -67,9 +67,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def called(verbs: Mapping[str, Any]) -> dict[str, Any]:
+def called(verbs: Mapping[str, type[Verb] | Family]) -> dict[str, type[Verb]]:
     """Return verbs, and those of families, by what they are called with: one word, or two."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, type[Verb]] = {}
     for name, kind in verbs.items():
         if isinstance(kind, Family):
             flat |= {f"{name} {word}": verb for word, verb in kind.verbs.items()}
@@ -144,10 +144,10 @@ def complete(arguments: Sequence[str]) -> None:
     tyro.cli(_union(kinds), prog="midcourse", args=arguments, config=STYLE, registry=REGISTRY)
 
 
-def _union(kinds: Mapping[str, Any]) -> Any:
+def _union(kinds: Mapping[str, type[Verb] | Family]) -> Any:
     """Return what tyro reads as subcommands; it folds a family's only verb into the family."""
 
-    def flags(kind: Any) -> Any:
+    def flags(kind: type[Verb] | Family) -> Any:
         return make_dataclass("Words", [("verb", _union(kind.verbs))]) if isinstance(kind, Family) else kind
 
     return Union[tuple(Annotated[flags(kind), tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
