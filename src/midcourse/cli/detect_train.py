@@ -3,14 +3,12 @@
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from midcourse.cli.console import bad_rows, table
-from midcourse.cli.groups import Machine
+from midcourse.cli.groups import Machine, TrainedFolder
 from midcourse.files import as_json
-from midcourse.train.settings import Report, Settings
+from midcourse.train.settings import Settings
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison
@@ -34,17 +32,11 @@ class Read:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Write:
+class Write(TrainedFolder):
     """What to write, and where."""
 
     out: Path
     """Folder of the detector, a reward of whole texts."""
-    resume: bool = False
-    """Go on from the last whole checkpoint in --out."""
-    report_to: Annotated[tuple[Report, ...], tyro.conf.UseAppendAction] = ()
-    """Trackers to send loss, learning rate and accuracies to as well, each as its library is set up."""
-    json: bool = False
-    """Print the metrics as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)

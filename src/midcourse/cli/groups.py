@@ -1,11 +1,13 @@
 """Groups of flags that several verbs share, each written once."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from midcourse.cli.console import read_text
+from midcourse.train.settings import Report
 
 if TYPE_CHECKING:
     from midcourse.data.judge import Judge
@@ -39,6 +41,20 @@ class Model:
         from midcourse.lm.language_model import LanguageModel
 
         return LanguageModel.load(self.lm, **asdict(self.machine))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFolder:
+    """What training writes, and where."""
+
+    out: Path
+    """Folder of what is trained."""
+    resume: bool = False
+    """Go on from the last whole checkpoint in --out."""
+    report_to: Annotated[tuple[Report, ...], tyro.conf.UseAppendAction] = ()
+    """Trackers to send loss, learning rate and accuracies to as well, each as its library is set up."""
+    json: bool = False
+    """Print the metrics as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from midcourse.cli.console import UsageError, bad_rows, table
-from midcourse.cli.groups import Machine, TemplateName
+from midcourse.cli.groups import Machine, TemplateName, TrainedFolder
 from midcourse.files import as_json
-from midcourse.train.settings import Report, Settings
+from midcourse.train.settings import Settings
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison, Example
@@ -29,17 +29,11 @@ class Read:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Write:
+class Write(TrainedFolder):
     """What to write, and where."""
 
     out: Path
     """Folder of the new reward."""
-    resume: bool = False
-    """Go on from the last whole checkpoint in --out."""
-    report_to: Annotated[tuple[Report, ...], tyro.conf.UseAppendAction] = ()
-    """Trackers to send loss, learning rate and accuracies to as well, each as its library is set up."""
-    json: bool = False
-    """Print the metrics as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
