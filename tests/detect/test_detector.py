@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from midcourse.detect.detector import Detector, DetectorError
 from midcourse.detect.humans import Scored
 from midcourse.detect.texts import LabelledText
 from midcourse.detect.verdicts import write_verdicts
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.text import FunctionReward
+from tests.rewards.test_pooled import pooled
 
 
 def share(text: str) -> float:
@@ -136,3 +140,34 @@ def test_verdicts_are_gone_on_with(detector, tmp_path):
         write_verdicts(out, detector, texts[::-1], {"fpr": 0.05}, resume=True)
     with pytest.raises(Exception, match="exists already"):
         write_verdicts(out, detector, texts, {"fpr": 0.05})
+
+
+def test_a_saved_detector_says_the_same(model_folder, tmp_path):
+    """Scores, groups, odds and what is familiar come back from the folder, beside the reward."""
+    folder = model_folder()
+    lm = LanguageModel.load(folder, dtype="float32")
+    reward = pooled(lm)
+    reward.info = replace(reward.info, backbone=folder, backbone_fingerprint=weights_fingerprint(folder))
+    texts = [
+        LabelledText(text_of(i, i % 4, 26), label, domain="news" if i % 2 else "letters")
+        for label, numbers in (("human", range(120)), ("machine", range(200, 320)))
+        for i in numbers
+    ]
+    detector = calibrate(reward, texts)
+    assert len(detector.familiar) == 1
+    reward.save(tmp_path / "detector")
+    with pytest.raises(DetectorError, match="has no calibration"):
+        Detector.load(tmp_path / "detector")
+    detector.save(tmp_path / "detector")
+    loaded = Detector.load(tmp_path / "detector", dtype="float32")
+    assert loaded.humans.group_names == ["letters", "news"]
+    fresh = [text_of(i, i % 7, 26) for i in range(400, 440)] + ["!? " * 30]
+    have, want = (list(one.score(fresh, fpr=0.05)) for one in (loaded, detector))
+    assert [one.verdict for one in have] == [one.verdict for one in want]
+    assert [one.reason for one in have] == [one.reason for one in want]
+    assert [one.score for one in have] == pytest.approx([one.score for one in want], rel=1e-4)
+    assert [one.probability for one in have] == pytest.approx([one.probability for one in want], abs=1e-3)
+    assert [one.texts for one in have] == [one.texts for one in want]
+    (tmp_path / "detector" / "detector.json").write_text("{")
+    with pytest.raises(DetectorError, match=r"detector.json is damaged"):
+        Detector.load(tmp_path / "detector")

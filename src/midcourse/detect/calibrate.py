@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import log_expit
 
 from midcourse.detect.conformal import Guarantee, highest_rank, rates_of
-from midcourse.detect.detector import Detector, DetectorError, scores_of
+from midcourse.detect.detector import Detector, DetectorError
 from midcourse.detect.disguise import plain
 from midcourse.detect.humans import LENGTHS, Scored, cut_to, length_name, lengths_within
 from midcourse.detect.texts import Label, LabelledText, of_label
@@ -77,7 +77,7 @@ def scored(
     with progress("calibrating", len(pieces)) as advance:
         for begin in range(0, len(pieces), PART):
             part = pieces[begin : begin + PART]
-            values, found = scores_of(reward, [piece for piece, *_ in part])
+            values, found = reward.rate_alone([piece for piece, *_ in part])
             scores += values
             if found is not None:
                 features.append(found)

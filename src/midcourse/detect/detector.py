@@ -9,7 +9,7 @@ Its folder is that of the reward, with two files beside:
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,16 +19,15 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
 from midcourse.detect.conformal import Guarantee
-from midcourse.detect.disguise import Plain, plain
-from midcourse.detect.humans import Bound, Scored, bound_of
+from midcourse.detect.disguise import plain
+from midcourse.detect.humans import Bound, Scored, bound_of, length_of
 from midcourse.detect.texts import LabelledText
 from midcourse.detect.unfamiliar import Familiar
 from midcourse.errors import MidcourseError
 from midcourse.files import as_json, whole_file, write_text
-from midcourse.rewards.contract import Reward, Text
+from midcourse.rewards.contract import Reward
 from midcourse.rewards.info import place_of
 from midcourse.rewards.named import load_reward
-from midcourse.rewards.pooled import PooledReward
 
 VerdictName: TypeAlias = Literal["machine", "human", "cannot tell"]
 FORMAT = 1
@@ -86,7 +85,7 @@ class Detector:
         about: what it was calibrated on, for people.
 
     Examples:
-        >>> detector = Detector.load("shipped")
+        >>> detector = Detector.load("my-detector")
         >>> for verdict in detector.score(["The ferry was late, and nobody minded."]):
         ...     print(verdict.verdict, verdict.reason)
     """
@@ -128,6 +127,7 @@ class Detector:
     def _verdicts(
         self, texts: Sequence[str | LabelledText], fpr: float, guarantee: Guarantee, group: str | None
     ) -> Iterator[Verdict]:
+        bounds: dict[int, tuple[Bound, Bound]] = {}  # of a length: a few sorts, not some for every text
         for begin in range(0, len(texts), PART):
             part = [
                 text if isinstance(text, LabelledText) else LabelledText(text) for text in texts[begin : begin + PART]
@@ -135,40 +135,25 @@ class Detector:
             read = [plain(text.text) for text in part]
             scores, strange = self.read([one.text for one in read])
             for text, one, score, far in zip(part, read, scores, strange, strict=True):
-                yield self._verdict(text.name, one, score, far, fpr, guarantee, group)
+                words = len(one.text.split())
+                length = length_of(words)
+                if length not in bounds:
+                    above = bound_of(self.humans, words, fpr, guarantee, group)
+                    bounds[length] = above, bound_of(self.machines.turned, words, fpr, guarantee)
+                above, below = bounds[length]
+                verdict, reason = _decided(score, far, above, below, fpr, guarantee)
+                yield Verdict(
+                    text.name, score, self.probability(score), verdict, reason, fpr, guarantee, above.texts,
+                    above.score, words, one.unseen, one.lookalikes,
+                )  # fmt: skip
 
     def read(self, texts: Sequence[str]) -> tuple[list[float], list[bool]]:
         """Return the score of each plain text, and whether it is unlike the texts of every calibration."""
-        scores, features = scores_of(self.reward, texts)
+        scores, features = self.reward.rate_alone(texts)
         if features is None or not self.familiar:
             return scores, [False] * len(texts)
         words = [len(text.split()) for text in texts]
         return scores, np.all([one.strange(features, words) for one in self.familiar], axis=0).tolist()
-
-    def _verdict(
-        self, name: str, text: Plain, score: float, strange: bool, fpr: float, guarantee: Guarantee, group: str | None
-    ) -> Verdict:
-        words = len(text.text.split())
-        above = bound_of(self.humans, words, fpr, guarantee, group)
-        verdict, reason = self._decided(score, strange, words, above, fpr, guarantee)
-        return Verdict(
-            name, score, self.probability(score), verdict, reason, fpr, guarantee, above.texts, above.score, words,
-            text.unseen, text.lookalikes,
-        )  # fmt: skip
-
-    def _decided(
-        self, score: float, strange: bool, words: int, above: Bound, fpr: float, guarantee: Guarantee
-    ) -> tuple[VerdictName, str]:
-        if above.score is None:
-            return "cannot tell", above.missing
-        if strange:
-            return "cannot tell", "unlike the texts that the detector was calibrated on"
-        if score > above.score:
-            return "machine", f"higher than human texts at {fpr:.2%} false positives {_held(guarantee)}"
-        below = bound_of(self.machines.turned, words, fpr, guarantee)
-        if below.score is not None and -score > below.score:
-            return "human", f"lower than machine texts at {fpr:.2%} of these missed {_held(guarantee)}"
-        return "cannot tell", "people and machines both write texts with such a score"
 
     def probability(self, score: float) -> float | None:
         """Return the probability that a machine wrote a text of that score, if half of such texts are machines'."""
@@ -197,18 +182,16 @@ class Detector:
         write_text(folder / "detector.json", as_json({**record, "about": self.about}, indent=2) + "\n")
 
     @classmethod
-    def load(cls, name: str | Path = "shipped", *, device: str = "auto", dtype: str = "auto") -> "Detector":
-        """Load a detector: "shipped", which comes with midcourse, or a folder that was calibrated.
+    def load(cls, name: str | Path, *, device: str = "auto", dtype: str = "auto") -> "Detector":
+        """Load the detector in a folder that was calibrated.
 
         Raises:
             DetectorError: the reward was not calibrated, or its calibration is damaged.
             RewardError, ModelError: as `load_reward`.
         """
-        folder = Path(place_of("detector" if str(name) == "shipped" and not Path(name).exists() else name))
+        folder = Path(place_of(name))
         if not (folder / "detector.json").is_file():
-            raise DetectorError(
-                f"{name} has no calibration; make one with: midcourse detect calibrate --detector {name} --human FILE"
-            )
+            raise DetectorError(f"{name} has no calibration; make one with calibrate(...) and save it there")
         try:
             record = json.loads((folder / "detector.json").read_text())
             if record["format"] != FORMAT:
@@ -236,17 +219,24 @@ class Detector:
         return cls(reward, humans, machines, familiar, odds[0], odds[1], record["about"])
 
 
-def scores_of(reward: Reward, texts: Sequence[str]) -> tuple[list[float], np.ndarray | None]:
-    """Return the reward of each plain text, and the features that it was computed from, if it has any."""
-    if not isinstance(reward, PooledReward):
-        return reward.rate([Text("", text, True) for text in texts]), None
-    features = reward.features(texts)  # read once for both
-    return reward.of_features(features).tolist(), features
+def _decided(
+    score: float, strange: bool, above: Bound, below: Bound, fpr: float, guarantee: Guarantee
+) -> tuple[VerdictName, str]:
+    """Return the verdict on a text and what it rests on.
 
-
-def as_row(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as its JSON row."""
-    return asdict(verdict)
+    Args:
+        strange: it is unlike the texts of the calibration.
+        above, below: what its score has to exceed to be a machine's, and its negative to be a person's.
+    """
+    if above.score is None:
+        return "cannot tell", above.missing
+    if strange:
+        return "cannot tell", "unlike the texts that the detector was calibrated on"
+    if score > above.score:
+        return "machine", f"higher than human texts at {fpr:.2%} false positives {_held(guarantee)}"
+    if below.score is not None and -score > below.score:
+        return "human", f"lower than machine texts at {fpr:.2%} of these missed {_held(guarantee)}"
+    return "cannot tell", "people and machines both write texts with such a score"
 
 
 def _held(guarantee: Guarantee) -> str:

@@ -76,8 +76,9 @@ def judged(
 
 def cells(judged: Judged) -> list[dict[str, Any]]:
     """Return how well each model's texts are told from the human ones of their domain, a row for each of both."""
+    scores, groups = judged.scores, groups_of(judged.texts)
     return [
-        {"domain": domain, "model": model, **_separated(humans, machines, judged)}
+        {"domain": domain, "model": model, **_separated(humans, machines, scores, groups)}
         for domain, model, humans, machines in _cells(judged.texts)
     ]
 
@@ -101,8 +102,9 @@ def _distinct(numbers: Sequence[int], texts: Sequence[LabelledText]) -> list[int
     return list({texts[number].text: number for number in reversed(numbers)}.values())[::-1]
 
 
-def _separated(humans: Sequence[int], machines: Sequence[int], judged: Judged) -> dict[str, Any]:
-    groups, scores = groups_of(judged.texts), judged.scores
+def _separated(
+    humans: Sequence[int], machines: Sequence[int], scores: np.ndarray, groups: Sequence[str]
+) -> dict[str, Any]:
     return separation(scores[humans], scores[machines], [groups[n] for n in humans], [groups[n] for n in machines])
 
 
@@ -137,7 +139,7 @@ def by_length(detector: Detector, texts: Sequence[LabelledText]) -> list[dict[st
         cut = [LabelledText(cut_to(t.text, words), t.label, t.group, t.domain, t.model, t.name) for t in long]
         found = judged(detector, cut, what=f"{words} words")
         humans, machines = ([n for n, text in enumerate(cut) if text.label == label] for label in ("human", "machine"))
-        rows.append({"words": words, **_separated(_distinct(humans, cut), machines, found)})
+        rows.append({"words": words, **_separated(_distinct(humans, cut), machines, found.scores, groups_of(cut))})
     return rows
 
 

@@ -7,7 +7,6 @@ Vovk et al., 2005). A text has to lie above that of its length and that of its g
 those of all groups.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,7 +20,7 @@ LENGTHS = (25, 50, 75, 100, 150, 200, 300)
 
 def length_of(words: int) -> int:
     """Return which length a text has: 0 below the first of `LENGTHS`, 1 below the second, and so on."""
-    return bisect_right(LENGTHS, words)
+    return int(lengths_of([words])[0])
 
 
 def lengths_of(words: Sequence[int] | np.ndarray) -> np.ndarray:

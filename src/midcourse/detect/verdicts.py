@@ -1,14 +1,16 @@
 """Verdicts on many texts, written to a file as they are found."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from midcourse.data.comparisons import digest
 from midcourse.data.formats import Problem
 from midcourse.data.jsonl import RowFileError, append_row, appending, written_rows
-from midcourse.data.record import check_same, only_writer, read_record, write_record
-from midcourse.detect.detector import Detector, as_row
+from midcourse.data.prompts import begin_record, recorded
+from midcourse.data.record import only_writer
+from midcourse.detect.detector import Detector
 from midcourse.detect.texts import LabelledText
 from midcourse.progress import progress
 from midcourse.rewards.fingerprint import reward_fingerprint
@@ -30,17 +32,13 @@ def write_verdicts(
     """
     with only_writer(out, "file", "run", RowFileError):
         there = written_rows(out, resume, lambda row: _number(row, texts))
-        record = out.with_name(f"{out.name}.asked.json")
         wanted = {"detector": reward_fingerprint(detector.reward), "calibration": detector.about, **asked}
-        if there and record.is_file():
-            earlier = read_record(record, RowFileError, "name another file for --out")
-            check_same(earlier, wanted, out, "rows", RowFileError)
         left = [number for number in range(len(texts)) if number not in there]
         verdicts = detector.score([texts[number] for number in left], **asked)
-        write_record(record, wanted)
+        begin_record(out, wanted, [text.text for text in texts], recorded(out) if there else {}, "texts")
         with appending(out) as file, progress("reading", len(left)) as advance:
             for number, verdict in zip(left, verdicts, strict=True):
-                append_row(file, {"row": number, "text_hash": _hash(texts[number]), **as_row(verdict)})
+                append_row(file, {"row": number, "text_hash": _hash(texts[number]), **asdict(verdict)})
                 advance(1)
     return len(left), len(there)
 
@@ -56,4 +54,4 @@ def _number(row: dict[str, Any], texts: Sequence[LabelledText]) -> int:
 
 
 def _hash(text: LabelledText) -> str:
-    return hashlib.sha256(text.text.encode()).hexdigest()[:16]
+    return digest(text.text)[:16]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -187,6 +188,10 @@ class Reward(Protocol):
         """Return the reward of each response as a whole: of the finished text, or if it was cut of the prefix it is."""
         scores = self.score([text.prompt for text in texts], [text.response for text in texts])
         return [score.of_response(text.finished) for score, text in zip(scores, texts, strict=True)]
+
+    def rate_alone(self, texts: Sequence[str]) -> tuple[list[float], np.ndarray | None]:
+        """Return the reward of each finished text without a prompt, and the features of a kind that has any."""
+        return self.rate([Text("", text, True) for text in texts]), None
 
 
 @dataclass(frozen=True)

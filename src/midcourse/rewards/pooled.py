@@ -26,7 +26,15 @@ from midcourse.lm.prefix_cache import pad
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Text
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
-from midcourse.rewards.likelihood import TokenFigures, fast_detect_gpt, lrr, token_figures
+from midcourse.rewards.likelihood import (
+    TokenFigures,
+    fast_detect_gpt,
+    log_likelihood,
+    lrr,
+    negative_entropy,
+    negative_log_rank,
+    token_figures,
+)
 from midcourse.rewards.text import TextReward
 from midcourse.rewards.trained import check_tokenizer, check_weights
 
@@ -122,12 +130,11 @@ def statistics_of(figures: TokenFigures) -> np.ndarray:
     if not len(figures.logprob):
         return np.zeros(len(STATISTIC_NAMES))
     logprob, rank, entropy, variance = figures
-    log_rank = np.log(rank)
     return np.array(
         [
-            logprob.mean(),
-            -log_rank.mean(),
-            -entropy.mean(),
+            log_likelihood(figures),
+            negative_log_rank(figures),
+            negative_entropy(figures),
             (logprob + entropy).mean(),
             logprob.std(),
             entropy.std(),
@@ -200,8 +207,16 @@ class PooledReward(TextReward):
         """Return the reward of each text from its features."""
         return self.head(torch.from_numpy(features)).numpy()
 
+    def rate_alone(self, texts: Sequence[str]) -> tuple[list[float], np.ndarray | None]:
+        """Return the reward of each text as `rate` does, and its features, which are read once for both."""
+        if not texts:
+            return [], None
+        features = self.features(texts)
+        rewards = zip(texts, self.of_features(features).tolist(), strict=True)
+        return [self._checked(Text("", text, True), reward) for text, reward in rewards], features
+
     def _read_all(self, texts: Sequence[Text]) -> list[float]:
-        return self.of_features(self.features([text.response for text in texts])).tolist() if texts else []
+        return self.of_features(self.features([text.response for text in texts])).tolist()
 
     def save(self, folder: str | Path) -> None:
         """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
