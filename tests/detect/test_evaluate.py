@@ -18,7 +18,6 @@ from midcourse.detect.evaluate import (
 )
 from midcourse.detect.texts import LabelledText
 from midcourse.rewards.likelihood import STATISTICS, TokenFigures, token_figures
-from midcourse.rewards.pooled import Reader
 from midcourse.rewards.text import FunctionReward
 from midcourse.testing import tiny_language_model
 from tests.detect.test_detector import share, text_of
@@ -113,7 +112,7 @@ def test_reliability_by_hand(detector):
 def test_baselines_are_the_statistics_of_each_text():
     lm = tiny_language_model("llama")
     texts = [human(1, 1, words=12), machine(2, 3, words=30), human(3, 0, words=7)]
-    found = baselines(Reader(lm, (), likelihoods=True), texts)
+    found = baselines(lm, texts)
     for number, text in enumerate(texts):
         ids = torch.tensor([lm.tokenizer(text.text, add_special_tokens=False).input_ids[:256]])
         with torch.no_grad():

@@ -2,8 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
+from midcourse.data.formats import BadRow, Problem, read_rows, text_of
 from midcourse.detect.disguise import LOOKALIKES
 from midcourse.detect.sentences import sentences_of
 
@@ -85,3 +88,45 @@ ATTACKS: Mapping[str, Callable[[str, Random], str]] = {
     "zero-width": add_unseen,
     "white-space": change_spacing,
 }
+
+
+# Texts that others changed
+
+
+class Change(NamedTuple):
+    """A machine's text, and what a tool or a person made of it."""
+
+    before: str
+    after: str
+
+
+BEFORE, AFTER = ("before", "machine", "llm"), ("after", "humanized", "edited", "paraphrased", "mixed")
+CHANGE_COLUMNS = (*BEFORE, *AFTER)
+
+
+def read_changes(path: str | Path, *, rejects: list[BadRow] | None = None) -> list[Change]:
+    """Read machine texts before and after a change from a .jsonl (also .gz), .csv or .parquet file.
+
+    Fields: `before` (or `machine`, `llm`) and `after` (or `humanized`, `edited`, `paraphrased`, `mixed`).
+
+    Args:
+        rejects: bad rows are appended to it and reading goes on.
+
+    Raises:
+        DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
+    """
+    return read_rows(path, _change, "changed texts", CHANGE_COLUMNS, rejects=rejects)
+
+
+def _change(fields: dict[str, Any]) -> Change:
+    return Change(*(_one_of(fields, known) for known in (BEFORE, AFTER)))
+
+
+def _one_of(fields: dict[str, Any], known: tuple[str, ...]) -> str:
+    name = next((name for name in known if fields.get(name) is not None), None)
+    if name is None:
+        raise Problem(known[0], f"the field is missing; each row needs {' or '.join(known)}")
+    text = text_of(fields, name)
+    if not text.strip():
+        raise Problem(name, "the text is empty; write one or leave the row out")
+    return text

@@ -15,6 +15,8 @@ from midcourse.detect.humans import cut_to
 from midcourse.detect.measures import auroc, separation
 from midcourse.detect.texts import LabelledText, groups_of, of_label
 from midcourse.detect.trivial import TRIVIAL
+from midcourse.detect.two_models import TWO_MODELS, pair_figures
+from midcourse.lm.language_model import LanguageModel
 from midcourse.progress import progress
 from midcourse.rewards.likelihood import STATISTICS
 from midcourse.rewards.pooled import Reader
@@ -156,18 +158,25 @@ def attacked(
     Args:
         attacks: change a text by a random generator; the seed and the text decide what it draws.
     """
-    machines = of_label(texts, "machine")
-    before = judged(detector, machines, fpr=fpr, what="as they are").flagged
+    machines = [text.text for text in of_label(texts, "machine")]
+    before = flagged(detector, machines, fpr=fpr, what="as they are")
     rows = []
     for name, attack in attacks.items():
-        changed = [
-            LabelledText(attack(t.text, Random(f"{seed} {zlib.crc32(t.text.encode())}")), t.label, t.group)
-            for t in machines
-        ]
-        after = judged(detector, changed, fpr=fpr, what=name).flagged
-        share = {"before": before / len(machines), "after": after / len(machines)}
-        rows.append({"attack": name, "texts": len(machines), **share, "kept": after / before if before else None})
+        changed = [attack(text, Random(f"{seed} {zlib.crc32(text.encode())}")) for text in machines]
+        rows.append(withstood(name, before, flagged(detector, changed, fpr=fpr, what=name)))
     return rows
+
+
+def flagged(detector: Detector, texts: Sequence[str], *, fpr: float = 0.01, what: str = "reading") -> list[bool]:
+    """Return of each text whether it is called a machine's."""
+    found = judged(detector, [LabelledText(text) for text in texts], fpr=fpr, what=what)
+    return [verdict.verdict == "machine" for verdict in found.verdicts]
+
+
+def withstood(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    """Return the shares of machine texts that are found before and after a change, and what is kept of the first."""
+    share = {"before": float(np.mean(before)), "after": float(np.mean(after))}
+    return {"attack": name, "texts": len(before), **share, "kept": sum(after) / sum(before) if any(before) else None}
 
 
 def reliability(judged: Judged) -> dict[str, Any]:
@@ -201,19 +210,31 @@ def reliability(judged: Judged) -> dict[str, Any]:
 # What a detector is compared with
 
 
-def baselines(reader: Reader, texts: Sequence[LabelledText]) -> dict[str, np.ndarray]:
-    """Return what each zero-shot statistic, and each trivial feature, says of every text; all from one pass."""
+def baselines(
+    lm: LanguageModel, texts: Sequence[LabelledText], *, base: LanguageModel | None = None
+) -> dict[str, np.ndarray]:
+    """Return what each zero-shot statistic, and each trivial feature, says of every text; all from one pass.
+
+    Args:
+        base: a base model of the same tokens: with it, what asks two models too, by a pass of both.
+    """
     found: dict[str, np.ndarray] = {name: np.zeros(len(texts)) for name in STATISTICS}
+    if base:
+        found |= {name: np.zeros(len(texts)) for name in TWO_MODELS}
+    reader = Reader(lm, (), burn_in=1)
     with progress("baselines", len(texts)) as advance:
         for begin in range(0, len(texts), PART):
             part = [plain(text.text).text for text in texts[begin : begin + PART]]
             for number, reading in reader.read(part):
-                assert reading.figures is not None
-                for name, statistic in STATISTICS.items():
-                    found[name][begin + number] = statistic(reading.figures) if reading.tokens > 1 else 0.0
+                if len(reading.places):
+                    for name, statistic in STATISTICS.items():
+                        found[name][begin + number] = statistic(reading.figures)
                 advance(1)
-    found |= {name: np.array([feature(text.text) for text in texts]) for name, feature in TRIVIAL.items()}
-    return found
+            for number, both in pair_figures(lm, base, part) if base else ():
+                if len(both.instruct):
+                    for name, of_both in TWO_MODELS.items():
+                        found[name][begin + number] = of_both(both)
+    return found | {name: np.array([feature(text.text) for text in texts]) for name, feature in TRIVIAL.items()}
 
 
 def compared(texts: Sequence[LabelledText], scores: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

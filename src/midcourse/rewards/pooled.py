@@ -1,15 +1,16 @@
-"""A reward of a whole text from what one pass of a language model computes anyway: its states and its likelihoods.
+"""A reward of a whole text that is the mean of its tokens' rewards, from one pass of a frozen language model.
 
-    r(text) = w . (f(text) - c) / s
-    f(text) = the mean state of its tokens behind each of some layers, beside statistics of how likely the tokens are
+    r(text) = mean over its tokens of r_t
+    r_t     = w . (f_t - c) / s
+    f_t     = the states at token t behind some layers, beside numbers that say how likely the token was
 
-The model stays frozen; c, s and w are kept in single numbers, a few thousand of them. There is no prompt in it: the
-text stands alone, as in ReMoDetect's detectors (Lee et al., 2024, arXiv 2405.17382), which reward texts by themselves.
+The model stays frozen; c, s and w are kept in single numbers, a few thousand of them. The first tokens of a text are
+read and do not count: with so little before them, they say more of the subject than of the writer. There is no prompt:
+the text stands alone, as in ReMoDetect's detectors (Lee et al., 2024, arXiv 2405.17382).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,36 +25,34 @@ from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
 from midcourse.rewards.calibration import Calibration
-from midcourse.rewards.contract import Text
+from midcourse.rewards.contract import Score, Text
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
-from midcourse.rewards.likelihood import (
-    TokenFigures,
-    fast_detect_gpt,
-    log_likelihood,
-    lrr,
-    negative_entropy,
-    negative_log_rank,
-    token_figures,
-)
+from midcourse.rewards.likelihood import TokenFigures, token_figures
 from midcourse.rewards.text import TextReward
 from midcourse.rewards.trained import check_tokenizer, check_weights
+from midcourse.rewards.windows import batches, windows_of
 
-WINDOW = 512  # tokens that are read together; a longer text is read in parts of this length
-BATCH_TOKENS = 4096  # of one forward, padding included
+BURN_IN = 24
 
 
 class Reading(NamedTuple):
-    """What one pass says about a text.
+    """What one pass says about the tokens of a text that count.
 
     Attributes:
-        states: the sum of its tokens' states behind each layer asked for, (layers, hidden).
-        figures: of its tokens but the first of each window; None if not asked for.
-        tokens: how many there are.
+        places: which tokens of the text they are, counted from 0.
+        states: behind each layer asked for.
+        figures: how likely each token was; empty if that is not asked for.
     """
 
-    states: Float[np.ndarray, "layers hidden"]
-    figures: TokenFigures | None
-    tokens: int
+    places: np.ndarray
+    states: Float[Tensor, "tokens layers hidden"]
+    figures: TokenFigures
+
+    @property
+    def features(self) -> Float[np.ndarray, "tokens features"]:
+        """Return f_t of each token: its states, layer by layer, then what says how likely it was."""
+        states = self.states.flatten(1).double().cpu().numpy()
+        return np.concatenate([states, likelihoods_of(self.figures)], 1) if len(self.figures.logprob) else states
 
 
 @dataclass(frozen=True)
@@ -63,102 +62,104 @@ class Reader:
     Attributes:
         lm: the language model.
         layers: behind which of its layers states are taken; behind the last they are normalised.
-        likelihoods: whether the figures of tokens are asked for, which takes the pass over the vocabulary.
+        likelihoods: whether figures of likelihood are asked for, which takes the pass over the vocabulary.
+        burn_in: tokens at the beginning of a window that do not count, if it has twice as many; otherwise, and with 1,
+            the first does not, before which nothing stands.
     """
 
     lm: LanguageModel
     layers: tuple[int, ...]
     likelihoods: bool = True
+    burn_in: int = BURN_IN
+
+    @property
+    def width(self) -> int:
+        """Return how many features a token has."""
+        states = len(self.layers) * self.lm.model.config.get_text_config().hidden_size
+        return states + len(LIKELIHOODS) * self.likelihoods
 
     def read(self, texts: Sequence[str]) -> Iterator[tuple[int, Reading]]:
         """Yield (the text's number, what was read), texts of like length together.
 
         A text of more than `WINDOW` tokens, or than the context holds, is read in windows, each from its own beginning.
         """
-        ids = [self.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-        room = min(WINDOW, self.lm.context_length)
-        windows = [(n, row[at : at + room]) for n, row in enumerate(ids) for at in range(0, max(len(row), 1), room)]
-        windows.sort(key=lambda window: len(window[1]))
-        left = np.bincount([n for n, _ in windows], minlength=len(texts))
-        parts: dict[int, list[Reading]] = {}
-        while windows:
-            fit = max(BATCH_TOKENS // max(len(windows[-1][1]), 1), 1)
-            batch, windows = windows[-fit:], windows[:-fit]
-            for (n, _), reading in zip(batch, self._pass([row for _, row in batch]), strict=True):
-                parts.setdefault(n, []).append(reading)
-                left[n] -= 1
-                if not left[n]:
-                    yield n, _joined(parts.pop(n))
+        windows = windows_of(self.lm, texts)
+        left = np.bincount([window.text for window in windows], minlength=len(texts))
+        parts: dict[int, list[tuple[int, Reading]]] = {}
+        for batch in batches(windows):
+            readings = self._pass([window.token_ids for window in batch])
+            for window, reading in zip(batch, readings, strict=True):
+                parts.setdefault(window.text, []).append((window.begin, reading))
+                left[window.text] -= 1
+                if not left[window.text]:
+                    yield window.text, _joined(parts.pop(window.text))
 
     @torch.inference_mode()
     def _pass(self, rows: Sequence[Sequence[int]]) -> list[Reading]:
         ids, mask = pad(rows, self.lm.device)
         decoder = self.lm.model.get_decoder()
         output = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False, output_hidden_states=True)
-        states = [output.hidden_states[layer] for layer in self.layers]
+        states = torch.stack([output.hidden_states[layer] for layer in self.layers], 2) if self.layers else None
         final, matrix = output.last_hidden_state, self.lm.model.get_output_embeddings()
         readings = []
         for i, row in enumerate(rows):
-            n = len(row)
-            sums = np.zeros((len(states), final.shape[-1]), dtype=np.float32)
-            for place, layer in enumerate(states):
-                sums[place] = layer[i, :n].sum(0, dtype=torch.float64).cpu().numpy()
-            figures = None
-            if self.likelihoods:
-                found = token_figures(matrix, final[i, : n - 1], ids[i, 1:n]).double().cpu().numpy()
-                figures = TokenFigures(*found.T)
-            readings.append(Reading(sums, figures, n))
+            end = len(row)
+            begin = self.burn_in if end >= 2 * self.burn_in else min(end, 1)
+            places = np.arange(begin, end)
+            mine = final.new_zeros(end - begin, 0, 0) if states is None else states[i, begin:end]
+            figures = torch.zeros(0, 4)
+            if self.likelihoods and end > begin:
+                figures = token_figures(matrix, final[i, begin - 1 : end - 1], ids[i, begin:end]).double().cpu()
+            readings.append(Reading(places, mine, TokenFigures(*figures.numpy().T)))
         return readings
 
 
-def _joined(windows: Sequence[Reading]) -> Reading:
-    if len(windows) == 1:
-        return windows[0]
-    figures = None
-    if all(window.figures is not None for window in windows):
-        figures = TokenFigures(*map(np.concatenate, zip(*(w.figures for w in windows if w.figures), strict=True)))
-    return Reading(np.sum([w.states for w in windows], 0), figures, sum(w.tokens for w in windows))
-
-
-def statistics_of(figures: TokenFigures) -> np.ndarray:
-    """Return how likely a text's tokens are, in numbers that a linear head can weigh.
-
-    Means of log-probability, log-rank, entropy, of their difference and of its spread; the shares of tokens that were
-    the likeliest, among the ten likeliest, and less likely than exp(-8); Fast-DetectGPT's curvature and LRR (see
-    `likelihood`). The texts of machines differ from those of people in most of them, and not alike.
-    """
-    if not len(figures.logprob):
-        return np.zeros(len(STATISTIC_NAMES))
-    logprob, rank, entropy, variance = figures
-    return np.array(
-        [
-            log_likelihood(figures),
-            negative_log_rank(figures),
-            negative_entropy(figures),
-            (logprob + entropy).mean(),
-            logprob.std(),
-            entropy.std(),
-            np.sqrt(np.maximum(variance, 0).mean()),
-            (rank == 1).mean(),
-            (rank <= 10).mean(),
-            (logprob < -8).mean(),
-            fast_detect_gpt(figures) / np.sqrt(len(logprob)),
-            lrr(figures),
-        ]
+def _joined(windows: list[tuple[int, Reading]]) -> Reading:
+    """Return the readings of a text's windows, each with the place of its first token, as one."""
+    in_order = [(begin, reading) for begin, reading in sorted(windows, key=lambda window: window[0])]
+    return Reading(
+        np.concatenate([begin + reading.places for begin, reading in in_order]),
+        torch.cat([reading.states for _, reading in in_order]),
+        TokenFigures(*map(np.concatenate, zip(*(reading.figures for _, reading in in_order), strict=True))),
     )
 
 
-STATISTIC_NAMES = (
-    "log-probability", "log-rank", "entropy", "log-probability less its expectation", "spread of log-probability",
-    "spread of entropy", "expected spread", "likeliest", "among ten likeliest", "unlikely", "curvature", "LRR",
+LIKELIHOODS = (
+    "log-probability", "log-rank", "entropy", "surplus", "spread", "curvature",
+    "log-probability squared", "log-rank squared", "entropy squared", "surplus squared", "variance",
+    "likeliest", "among 2", "among 5", "among 10", "among 100", "among 1000",
+    "log-probability below -4", "below -8", "below -12", "entropy below 0.5", "below 2", "above 5",
 )  # fmt: skip
+
+
+def likelihoods_of(figures: TokenFigures) -> Float[np.ndarray, "tokens likelihoods"]:
+    """Return the numbers of each token that say how likely it was: see `LIKELIHOODS`.
+
+    The surplus is its log-probability less what that is expected to be, - entropy; the spread is how far it scatters
+    around that, and curvature the one in units of the other, as in Fast-DetectGPT. Means of squares let a text's own
+    spread count, though each number is of one token.
+    """
+    logprob, rank, entropy, variance = figures
+    log_rank, surplus = np.log(rank), logprob + entropy
+    spread = np.sqrt(np.maximum(variance, LEAST_VARIANCE))
+    columns = [
+        logprob, log_rank, entropy, surplus, spread, surplus / spread,
+        logprob**2, log_rank**2, entropy**2, surplus**2, variance,
+        *(rank <= most for most in (1, 2, 5, 10, 100, 1000)),
+        *(logprob < limit for limit in (-4, -8, -12)),
+        entropy < 0.5, entropy < 2, entropy > 5,
+    ]  # fmt: skip
+    return np.stack([np.asarray(column, dtype=np.float64) for column in columns], 1)
+
+
+LEAST_VARIANCE = 0.05  # of a log-probability: where the next token is all but certain, curvature would say nothing
 
 
 class LinearHead(nn.Module):
     """w . (f - c) / s, in float64.
 
     Args:
-        centre, scale, weight: c, s and w, each of shape (features,): states layer by layer, then statistics.
+        centre, scale, weight: c, s and w, each of shape (features,): states layer by layer, then likelihoods.
     """
 
     centre: Tensor
@@ -170,16 +171,16 @@ class LinearHead(nn.Module):
         for name, array in (("centre", centre), ("scale", scale), ("weight", weight)):
             self.register_buffer(name, torch.from_numpy(np.asarray(array, dtype=np.float64)))
 
-    def forward(self, features: Float[Tensor, "texts features"]) -> Float[Tensor, " texts"]:
+    def forward(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, " rows"]:
         return ((features - self.centre) / self.scale) @ self.weight
 
 
 class PooledReward(TextReward):
-    """A reward of a whole text, linear in its mean states and the statistics of its likelihood.
+    """A reward of a whole text: the mean of what its tokens are worth.
 
     Attributes:
         info: as midcourse.json records it.
-        head: gives a number for the features.
+        head: gives a number for a token's features.
 
     Examples:
         >>> reward = PooledReward.load("my-detector")
@@ -200,12 +201,26 @@ class PooledReward(TextReward):
         return [self.model]
 
     def features(self, texts: Sequence[str]) -> Float[np.ndarray, "texts features"]:
-        """Return f of each text."""
-        return np.array([features_of(reading) for _, reading in sorted(self.reader.read(texts), key=itemgetter(0))])
+        """Return the mean of f_t over each text; zeros for one without tokens that count."""
+        found = np.zeros((len(texts), self.reader.width))
+        for number, reading in self.reader.read(texts):
+            if len(reading.places):
+                found[number] = reading.features.mean(0)
+        return found
 
-    def of_features(self, features: Float[np.ndarray, "texts features"]) -> Float[np.ndarray, " texts"]:
-        """Return the reward of each text from its features."""
+    def of_features(self, features: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, " rows"]:
+        """Return r of each row of features: of a token, or the mean of a text."""
         return self.head(torch.from_numpy(features)).numpy()
+
+    def of_tokens(self, text: str) -> Score:
+        """Return r_t of each token of a text, in its order; 0 for those that do not count."""
+        ids = self.reader.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        [(_, reading)] = self.reader.read([text])
+        rewards = np.zeros(len(ids))
+        if len(reading.places):
+            rewards[reading.places] = self.of_features(reading.features)
+        pieces = tuple(self.reader.lm.tokenizer.decode([token]) for token in ids)
+        return Score(tuple(ids), pieces, tuple(rewards.tolist()))
 
     def rate_alone(self, texts: Sequence[str]) -> tuple[list[float], np.ndarray | None]:
         """Return the reward of each text as `rate` does, and its features, which are read once for both."""
@@ -257,10 +272,4 @@ class PooledReward(TextReward):
                 f"{folder}/reward.safetensors cannot be read ({error}); train the reward again"
             ) from error
         reading = info.objective_settings["reading"]
-        return cls(Reader(lm, tuple(reading["layers"]), reading["likelihoods"]), info, head)
-
-
-def features_of(reading: Reading) -> Float[np.ndarray, " features"]:
-    """Return f of a text: its mean states, layer by layer, then its statistics if they were read."""
-    states = (reading.states / max(reading.tokens, 1)).reshape(-1)
-    return states if reading.figures is None else np.concatenate([states, statistics_of(reading.figures)])
+        return cls(Reader(lm, tuple(reading["layers"]), reading["likelihoods"], reading["burn_in"]), info, head)
