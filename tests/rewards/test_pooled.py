@@ -63,7 +63,9 @@ def test_a_text_is_worth_the_mean_of_its_tokens(lm):
             assert "".join(score.texts) == text
         assert not any(score.rewards[: count - len(counted)])
         if counted:
-            assert whole == pytest.approx(np.mean(counted), rel=1e-5)
+            assert whole == pytest.approx(sum(counted), rel=1e-5)
+            each = reward.of_features(dict(reward.reader.read([text]))[0].features)
+            assert counted == pytest.approx(each / len(each))
 
 
 def test_likelihoods_by_hand():
@@ -103,8 +105,8 @@ def test_long_texts_are_read_in_windows(lm):
     first, second, whole = reward.features([text[:256], text[256:], text])
     n, m = 256 - BURN_IN, 144 - BURN_IN
     assert whole == pytest.approx((n * first + m * second) / (n + m), abs=1e-6)
-    rewards = np.array(reward.of_tokens(text).rewards)
-    assert rewards[256:] == pytest.approx(np.array(reward.of_tokens(text[256:]).rewards), abs=1e-5)
+    rewards = np.array(reward.of_tokens(text).rewards) * (n + m)
+    assert rewards[256:] == pytest.approx(np.array(reward.of_tokens(text[256:]).rewards) * m, abs=1e-5)
 
 
 def test_a_text_without_tokens_has_features_too(lm):

@@ -193,6 +193,15 @@ class Reward(Protocol):
         """Return the reward of each finished text without a prompt, and the features of a kind that has any."""
         return self.rate([Text("", text, True) for text in texts]), None
 
+    def of_tokens(self, text: str) -> "Score":
+        """Return what each token of a text without a prompt adds to the reward, the first to 0; no EOS among them."""
+        score = self.score([""], [text])[0].without_end()
+        if score.additive:
+            return score
+        before = (0.0, *score.rewards[:-1])
+        changes = tuple(now - then for now, then in zip(score.rewards, before, strict=True))
+        return replace(score, rewards=changes, additive=True)
+
 
 @dataclass(frozen=True)
 class Score:

@@ -192,7 +192,7 @@ class PooledReward(TextReward):
     def __init__(self, reader: Reader, info: RewardInfo, head: LinearHead):
         super().__init__(self._read_all, name=f"the reward on {info.backbone}")
         self.reader, self.info, self.head = reader, info, head
-        self.model = reader.lm.model
+        self.model, self.lm = reader.lm.model, reader.lm
         self.calibration = Calibration.read(info.calibration)
 
     @property
@@ -213,14 +213,14 @@ class PooledReward(TextReward):
         return self.head(torch.from_numpy(features)).numpy()
 
     def of_tokens(self, text: str) -> Score:
-        """Return r_t of each token of a text, in its order; 0 for those that do not count."""
+        """Return what each token adds: r_t by the number of tokens that count, 0 for those that do not."""
         ids = self.reader.lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         [(_, reading)] = self.reader.read([text])
         rewards = np.zeros(len(ids))
         if len(reading.places):
-            rewards[reading.places] = self.of_features(reading.features)
+            rewards[reading.places] = self.of_features(reading.features) / len(reading.places)
         pieces = tuple(self.reader.lm.tokenizer.decode([token]) for token in ids)
-        return Score(tuple(ids), pieces, tuple(rewards.tolist()))
+        return Score(tuple(ids), pieces, tuple(rewards.tolist()), additive=True)
 
     def rate_alone(self, texts: Sequence[str]) -> tuple[list[float], np.ndarray | None]:
         """Return the reward of each text as `rate` does, and its features, which are read once for both."""

@@ -78,7 +78,7 @@ def tokens_of_score(
     return [
         Token(
             text=text,
-            reward=score.rewards[part.stop - 1],
+            reward=score.prefixes[part.stop - 1],
             detail=_ids(score.token_ids[part], tokenizer),
             tokens=part.stop - part.start,
             end=not text and part.stop == len(score.token_ids),
