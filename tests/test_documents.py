@@ -24,7 +24,7 @@ from studies.readme import OF_METHODS, TABLES, settings
 from tests.pace import slow_except
 
 # Pages whose code needs tiny models alone; all others load SmolLM2.
-QUICK = ("docs/your-own-reward.md", "docs/methods/index.md")
+QUICK = ("docs/methods/index.md",)
 WITH_CODE = [page for page in pages() if any(map(runs, blocks(page, (ROOT / page).read_text())))]
 
 

@@ -39,7 +39,7 @@ RESPONSES = [" we loved it.", " no", "?"]
 MORE_EOS = (65, 66, 200)
 
 
-@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
+@pytest.mark.parametrize("architecture", slow_except(["gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(FP64, 1e-10), (FP32, 1e-4)])
 def test_scalar_reward_keeps_the_laws(architecture, dtype, tolerance):
     lm = tiny_language_model(architecture, dtype, more_eos=MORE_EOS)

@@ -543,6 +543,7 @@ mix(SHORT, LMRephraser(lm_of(), retries=1), sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_kill_loses_and_repeats_nothing(tmp_path):
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["src", "."])}

@@ -85,7 +85,7 @@ def score(reward: Reward, texts: list[str], lm_folder: str) -> list[float]:
     return [one.rewards[-1] for one in bound.score([""] * len(texts), texts)]
 
 
-QUICK = [*((name, "paper") for name in ("scalar", "lora", "trunk", "encoder")), ("scalar", "code")]
+QUICK = [("trunk", "paper"), ("scalar", "code")]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_order_machine_mixed_human_is_restored(lm_folder, encoder, tmp_path,
     assert "nothing must be decided about a person" in card and "40 ladders" in card and "30 of them trained" in card
 
 
-@pytest.mark.parametrize("name", slow_except(["lora", "trunk", "encoder-head"], STARTS))
+@pytest.mark.parametrize("name", slow_except(["trunk"], STARTS))
 def test_interrupted_training_resumes_to_equal_bits(lm_folder, encoder, tmp_path, monkeypatch, name):
     def run(out: Path, *, resume: bool = False) -> None:
         reward, settings = started(name, lm_folder, encoder)
@@ -237,6 +237,7 @@ def test_no_group_is_on_both_sides_and_what_was_learned_from_is_recorded(lm_fold
         train_detector(reward, [Ladder(("a", "b"), "g"), Ladder(("c", "d"), "g")], tmp_path / "e", SETTINGS)
 
 
+@pytest.mark.slow
 def test_texts_are_read_without_white_space_and_disguise(lm_folder, tmp_path):
     written = [Ladder(("a  fine\n\ntext", "a\u200b poor text")), Ladder(("s\u043eft", "hard"), "g")]
     assert plain_ladders(written) == [Ladder(("a fine text", "a poor text")), Ladder(("soft", "hard"), "g")]
@@ -301,7 +302,7 @@ def test_a_reward_that_does_not_say_what_it_learned_from_makes_none_that_does(tr
     assert read_learned_rows(tmp_path / "d") is None
 
 
-@pytest.mark.parametrize("tune", ["last:2", "all"])
+@pytest.mark.parametrize("tune", slow_except(["last:2"], ["last:2", "all"]))
 def test_a_trained_reward_may_train_more_than_it_did(trained_folder, tmp_path, tune):
     reward = begin(trained_folder, ORDERED, tune=tune, device="cpu")
     want = load_reward(trained_folder).score(["the 1"], [" we loved it 1"])[0].rewards
@@ -316,7 +317,7 @@ def test_a_trained_reward_may_train_more_than_it_did(trained_folder, tmp_path, t
     ]
 
 
-@pytest.mark.parametrize("tune", ["last:1", "lora:2", "all"])
+@pytest.mark.parametrize("tune", slow_except(["last:1"], ["last:1", "lora:2", "all"]))
 def test_a_head_may_get_what_is_below_it_trained(lm_folder, encoder, tmp_path, tune):
     for model, more in ((lm_folder, {"template": "raw"}), (encoder, {})):
         out = tmp_path / f"{Path(model).name}-{tune}"
@@ -387,6 +388,7 @@ CHATML = (
 )
 
 
+@pytest.mark.slow
 def test_a_chat_reward_goes_on_with_texts_alone_and_replays_what_it_was_trained_on(tmp_path, monkeypatch):
     lm = tiny_language_model("llama", dtype=torch.float32)
     lm.tokenizer.chat_template = CHATML

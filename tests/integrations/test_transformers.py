@@ -488,7 +488,7 @@ def test_signature_lets_generate_hand_the_guide_on():
 # GuidedLogitsProcessor
 
 
-@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
+@pytest.mark.parametrize("architecture", slow_except(["gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize("method", ["pargs", "args", "rad", "fudge"])
 def test_greedy_processor_equals_midcourse(architecture, method):
     lm, reward = lm_of(architecture), reward_of(architecture)

@@ -33,7 +33,7 @@ FORMS = pytest.mark.parametrize("objective", ["farma", "autoregressive"])
 
 
 @FORMS
-@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
+@pytest.mark.parametrize("architecture", slow_except(["gemma3"], ARCHITECTURES))
 def test_trained_vocabulary_reward_keeps_the_laws(architecture, objective):
     lm = tiny_language_model(architecture, more_eos=[17])
     reward = tiny_trained_vocabulary_reward(architecture, more_eos=[17], objective=objective)

@@ -25,7 +25,7 @@ RESPONSES = [" we loved it.", " no", "x", " the bridge at noon"]
 MORE_EOS = tuple(range(0, 256, 9))
 
 
-@pytest.mark.parametrize("architecture", slow_except(["llama", "gemma3"], ARCHITECTURES))
+@pytest.mark.parametrize("architecture", slow_except(["gemma3"], ARCHITECTURES))
 @pytest.mark.parametrize("layers", [1, 3])
 def test_trunk_reward_keeps_the_laws(architecture, layers):
     # 3 layers are all of the tiny model's: there the states come behind its final norm.

@@ -82,6 +82,7 @@ def test_matched_scores_come_first(study):
     assert [r[0].text for r in first.rows] == ["pargs civil", "args-stochastic civil", "best-of-n civil \u2264"]
 
 
+@pytest.mark.slow
 def test_every_row_of_a_markdown_table_has_its_columns(nasty, study):
     for folder in (nasty, study[0]):
         blocks = re.findall(r"(?:^\|.*\n)+", (folder / "table.md").read_text(), re.M)
