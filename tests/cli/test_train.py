@@ -32,6 +32,11 @@ def test_train_prints_accuracies_and_leaves_bad_rows_out(midcourse, lm_folder, t
     assert "Of finished texts, a is preferred to b with probability sigmoid((r_a - r_b) / " in out
     assert "skipped 1 bad rows" in err
     assert rows(bad.read_text())[0]["line"] == 13
+    before = data.read_bytes()
+    for taken in (data, tmp_path):  # what holds no bad rows is not written over
+        refused(midcourse(*same, "--out", tmp_path / "other", "--skip-bad-rows", taken), "for --skip-bad-rows")
+    assert data.read_bytes() == before
+    assert midcourse(*same, "--out", tmp_path / "other", "--skip-bad-rows", bad)[0] == 0
 
 
 @pytest.mark.slow

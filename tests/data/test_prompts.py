@@ -1,5 +1,6 @@
 """Guided responses in a file: one writer, rows that are all asked for alike, going on after a kill."""
 
+import copy
 import functools
 import json
 import os
@@ -101,6 +102,18 @@ def test_what_was_asked_for_otherwise_is_not_gone_on_with(tmp_path, change, said
         write(out, resume=True, **change)
     assert str(caught.value).endswith("; resume with the same arguments, or name another file for --out")
     assert (out.read_bytes(), record_of(out).read_bytes()) == before
+
+
+def test_another_chat_template_is_another_prompt(tmp_path):
+    """The weights are the same, and so is the template's name."""
+    lm, plain = lm_of(), {"method": "plain", "max_new_tokens": 2}
+    other = LanguageModel(lm.model, copy.deepcopy(lm.tokenizer), lm.name)
+    other.tokenizer.chat_template = "{{ messages[0]['content'] }}!"
+    for template in ("chat", "raw"):
+        write_guided(tmp_path / template, lm, ["a"], None, {**plain, "template": template})
+    with pytest.raises(RowFileError, match=r"holds rows with chat_template '[0-9a-f]{16}', not '[0-9a-f]{16}'"):
+        write_guided(tmp_path / "chat", other, ["a", "b"], None, {**plain, "template": "chat"}, resume=True)
+    assert write_guided(tmp_path / "raw", other, ["a", "b"], None, {**plain, "template": "raw"}, resume=True) == (1, 1)
 
 
 def test_what_makes_no_difference_may_change(tmp_path):

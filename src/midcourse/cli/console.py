@@ -52,6 +52,10 @@ def bad_rows(file: Path | None, *, tell: bool = True) -> Iterator["list[BadRow] 
     Args:
         tell: write the file and say so; another reading of the same rows does.
     """
+    if file:
+        from midcourse.data.formats import check_bad_rows_file
+
+        check_bad_rows_file(file)
     rejects: list[BadRow] | None = [] if file else None
     yield rejects
     if file and rejects and tell:

@@ -30,6 +30,7 @@ from midcourse.compare.writing import _places, key_of, write_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.evaluate.provenance import provenance
 from midcourse.files import LOCK
+from midcourse.lm.language_model import rendering
 
 VALIDATION = "validation"
 
@@ -241,6 +242,7 @@ def _asked(study: Study, tuning: SettingSearch | None) -> dict[str, Any]:
         "prompts": len(study.tasks),
         "prompts_fingerprint": _fingerprint(study.tasks),
         "template": study.rendering,
+        **rendering(study.lm, study.rendering),
         **asdict(study.base),
         "seeds": study.seeds,
         "max_new_tokens": study.max_new_tokens,

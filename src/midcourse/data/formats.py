@@ -119,6 +119,22 @@ def _within(limit: Callable[[Any], str | None] | None, item: Item) -> Item:
     return item
 
 
+def check_bad_rows_file(path: str | Path) -> None:
+    """Raise DataError if something else than an earlier call's bad rows is at `path`, such as the rows themselves."""
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file for --skip-bad-rows")
+    if not path.exists():
+        return
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        ours = all(isinstance(row, dict) and row.keys() == BadRow.__annotations__.keys() for row in rows)
+    except (OSError, ValueError, RecursionError):
+        ours = False
+    if not ours:
+        raise DataError(f"{path} is there and holds no bad rows of an earlier call; name another for --skip-bad-rows")
+
+
 def write_bad_rows(path: str | Path, rejects: Iterable[BadRow]) -> None:
     """Write the rows that were left out to `path`, one JSON object a line; its folder is made if it is missing."""
     path = Path(path)

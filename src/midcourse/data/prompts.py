@@ -12,7 +12,7 @@ from midcourse.decode.engine import stream
 from midcourse.decode.methods import settings_of
 from midcourse.decode.request import Request
 from midcourse.decode.steps import Generation, Guides, Step
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.language_model import LanguageModel, rendering
 from midcourse.lm.prompt import Prompt
 from midcourse.lm.weights import tensors_fingerprint
 from midcourse.progress import progress
@@ -154,6 +154,7 @@ def what_is_asked(
         "method": {"kind": type(request.method).__name__, **method},
         **limits,
         "template": request.template,
+        **rendering(lm, request.template),
         "max_new_tokens": request.max_new_tokens,
         "stop": list(request.stop),
         "seed": request.seed,

@@ -21,7 +21,7 @@ from midcourse.detect.rephrase import (
     fingerprint_of,
     tidied,
 )
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.language_model import LanguageModel, rendering
 from midcourse.lm.prompt import Message, prompt_ids
 from midcourse.lm.weights import tensors_fingerprint
 
@@ -95,6 +95,7 @@ class LMRephraser:
         """Return what decides the answers, as JSON, for the record of an output."""
         return {
             "lm_fingerprint": tensors_fingerprint(self.lm.model),
+            **rendering(self.lm, "chat"),
             "instructions": fingerprint_of(_ALL_SHOWN),
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -187,6 +187,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def rendering(lm: "LanguageModel", template: str | None) -> dict[str, str | None]:
+    """Return what makes tokens of a prompt, besides its template's name: fingerprints of tokenizer and chat template.
+
+    Args:
+        template: "raw" uses no chat template.
+    """
+    chat = None if template == "raw" else chat_fingerprint(lm.tokenizer)
+    return {"tokenizer": lm.tokens, "chat_template": chat}
+
+
 def chat_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of the tokenizer's chat template."""
     return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]
