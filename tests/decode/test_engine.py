@@ -751,6 +751,96 @@ def test_a_reward_that_breaks_for_one_row_ends_that_row_alone(method, how):
         generate(lm, prompts, broken, **asked)
 
 
+class Misshapen(KnownReward):
+    """A reward whose rows return something else than what they computed."""
+
+    def __init__(self, spoil):
+        super().__init__(lambda ids: float(ids[-1] % 3), more_eos=MORE_EOS)
+        self.spoil = spoil
+
+    def start(self, prefixes, max_new_tokens, candidates):
+        return MisshapenRows(super().start(prefixes, max_new_tokens, candidates), self.spoil)
+
+
+class MisshapenRows:
+    def __init__(self, right, spoil):
+        self.right, self.spoil = right, spoil
+
+    def candidate_rewards(self, token_ids):
+        return self.spoil(self.right.candidate_rewards(token_ids))
+
+    def vocabulary_rewards(self):
+        return self.spoil(self.right.vocabulary_rewards())
+
+    def prefix_rewards(self):
+        return self.spoil(self.right.prefix_rewards())
+
+    def __getattr__(self, name):
+        return getattr(self.right, name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "got"),
+    [
+        (lambda r: None, "None"),
+        (lambda r: r[..., :0], "a tensor of torch.float32 of shape"),
+        (lambda r: r[0], "a tensor of torch.float32 of shape"),
+        (lambda r: r[:1], "a tensor of torch.float32 of shape"),
+        (lambda r: r[..., None], "a tensor of torch.float32 of shape"),
+        (lambda r: r.tolist(), "an object of type list"),
+        (lambda r: 1.0, "an object of type float"),
+    ],
+    ids=["none", "narrow", "first", "one row", "deep", "list", "number"],
+)
+@pytest.mark.parametrize("method", ["pargs", "args", "genarm", *BLOCKS])
+def test_a_reward_that_returns_no_rewards_of_the_right_shape_ends_its_rows_alone(method, spoil, got):
+    asked = {"method": method, "max_new_tokens": 4, **BLOCKS.get(method, {})}
+    lm, fine = lm_of(), KnownReward(lambda ids: float(ids[-1] % 3), more_eos=MORE_EOS)
+    engine = Engine(lm)
+    bad = Misshapen(spoil)
+    for i, (prompt, reward) in enumerate([("A", bad), ("B", fine), ("C", bad)]):
+        engine.add(Request.of(prompt, reward, seed=i, **asked))
+    last = dict(drained(engine))
+    for number in (0, 2):
+        assert isinstance(last[number], Failure) and isinstance(last[number].error, RewardError)
+        assert re.search(
+            rf"_rewards of Misshapen returned {got}.*; return the rewards as a tensor of shape", str(last[number].error)
+        )
+    assert_same_generation(last[1], generate(lm, ["B"], fine, seed=1, **asked)[0])
+
+
+def test_the_shapes_that_a_reward_returned_and_should_have_are_named():
+    words = "candidate_rewards of Misshapen returned a tensor of torch.float32 of shape (1, 3); "
+    with pytest.raises(RewardError, match=re.escape(words + "return the rewards as a tensor of shape (1, 10)")):
+        generate(lm_of(), ["A"], Misshapen(lambda r: r[:, :3]))
+
+
+@pytest.mark.parametrize("method", ["pargs", "genarm", "cd-blockwise:2", "cards"])
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_reward_that_cannot_read_a_token_of_one_row_ends_that_row_alone(method, after):
+    class Stumbles(KnownReward):
+        def start(self, prefixes, max_new_tokens, candidates):
+            rows = super().start(prefixes, max_new_tokens, candidates)
+
+            def advance(token_ids, read=rows.advance):
+                read(token_ids)
+                if any(row[0] == ord("B") and len(row) == 1 + after for row in rows.rows):
+                    raise ZeroDivisionError("by the token")
+
+            rows.advance = advance
+            return rows
+
+    asked = {"method": method, "max_new_tokens": 5, **BLOCKS.get(method, {})}
+    engine, reward = Engine(tiny_language_model()), Stumbles(lambda ids: float(ids[-1] % 3))
+    for i, prompt in enumerate("ABC"):
+        engine.add(Request.of(prompt, reward, seed=i, **asked))
+    last = dict(drained(engine))
+    assert isinstance(last[1], Failure) and str(last[1].error) == "by the token"
+    for i in (0, 2):
+        fine = KnownReward(lambda ids: float(ids[-1] % 3))
+        assert_same_generation(last[i], generate(tiny_language_model(), ["ABC"[i]], fine, seed=i, **asked)[0])
+
+
 def test_a_language_model_that_gives_no_numbers_is_named():
     lm = tiny_language_model()
     lm.model.model.layers[1].mlp.down_proj.weight.data[0] = math.nan
