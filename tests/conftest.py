@@ -30,6 +30,13 @@ def shapes_checked(pytestconfig: pytest.Config) -> None:
 
 
 @pytest.fixture
+def types_unchecked(pytestconfig: pytest.Config) -> None:
+    """For tests of values of a wrong type, which never arrive if the types of every call are checked."""
+    if pytestconfig.getoption("--jaxtyping-packages"):
+        pytest.skip("types are checked before the value is")
+
+
+@pytest.fixture
 def model_folder(tmp_path: Path) -> Callable[..., str]:
     """Writes a tiny language model to disk, as transformers does, and returns its folder: what a user names."""
     from midcourse.testing import tiny_language_model

@@ -1,5 +1,16 @@
 """The base of everything midcourse raises for a user to read: one sentence, with the value and the remedy."""
 
+from typing import Any
+
 
 class MidcourseError(ValueError):
     """An error for a user to read. The command line prints it and exits with status 2."""
+
+
+def short_value(value: Any) -> str:
+    """Return what a value is written as in Python, at most 60 characters of it, for a message."""
+    try:
+        written = repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "a whole number of thousands of digits"
+    return written if len(written) <= 60 else written[:60] + "..."

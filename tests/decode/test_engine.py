@@ -461,6 +461,7 @@ def test_prompt_may_fill_the_context():
             "shorten it or lower --max-new-tokens",
         ),
         ({"prompts": ["a", [{"role": "user", "content": "Hi"}]]}, PromptError, "takes a text, not a list of messages"),
+        ({"prompts": ["\ud83d"]}, PromptError, "character 1 of the prompt is half a surrogate pair"),
         ({"prompts": "one text"}, PromptError, "the prompts are a single text; give a list of texts"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else None,
@@ -470,6 +471,58 @@ def test_refused_before_any_decoding(settings, error, words):
     with pytest.raises(error, match=re.escape(words)) as caught:
         next(stream(**asked))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"top_k": 2.5}, MethodError, "top-k 2.5 is not a whole number; use one, such as 1"),
+        ({"top_k": True}, MethodError, "top-k True is not a whole number"),
+        ({"method": "best-of-n", "samples": 2.5}, MethodError, "samples 2.5 is not a whole number"),
+        ({"method": "cd-blockwise", "block_tokens": True}, MethodError, "block-tokens True is not a whole number"),
+        ({"max_new_tokens": 2.5}, MethodError, "max-new-tokens 2.5 is not a whole number"),
+        ({"max_new_tokens": True}, MethodError, "max-new-tokens True is not a whole number"),
+        ({"max_new_tokens": "8"}, MethodError, "max-new-tokens '8' is not a whole number"),
+        ({"seed": 1.5}, MethodError, "seed 1.5 is not a whole number"),
+        ({"seed": True}, MethodError, "seed True is not a whole number"),
+        ({"seed": [1, 2, 3, 1.5]}, MethodError, "seed 1.5 is not a whole number"),
+        ({"batch_size": 2.5}, MethodError, "batch-size 2.5 is not a whole number"),
+        (
+            {"reward": (reward_of(), 4.0)},
+            RewardError,
+            "several rewards come each with its weight; give them as [(reward, weight), ...]",
+        ),
+        ({"reward": [reward_of(), reward_of()]}, RewardError, "give them as [(reward, weight), ...]"),
+        ({"reward": ["sentiment", "toxicity"]}, RewardError, "give them as [(reward, weight), ...]"),
+        ({"reward": [(reward_of(), "strong")]}, MethodError, "reward weight 'strong' is not a finite number"),
+        ({"reward": [(reward_of(), None)]}, MethodError, "reward weight None is not a finite number"),
+        (
+            {"reward": [(reward_of(), 10**400)]},
+            MethodError,
+            "reward weight 1" + "0" * 59 + "... is not a finite number",
+        ),
+        (
+            {"reward": "sentiment"},
+            RewardError,
+            "'sentiment' is the name of a reward; load it with load_reward('sentiment')",
+        ),
+        ({"reward": [("sentiment", 2.0)]}, RewardError, "load it with load_reward('sentiment')"),
+        ({"reward": len}, RewardError, "len is a function, not a reward; make one of it with FunctionReward(len)"),
+        ({"reward": KnownReward}, RewardError, "the class KnownReward is no reward; give one that load_reward returns"),
+        ({"reward": 4.0}, RewardError, "an object of type float is no reward; give one that load_reward returns"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, dict) else None,
+)
+def test_values_of_another_kind_are_refused_before_any_decoding(settings, error, words):
+    test_refused_before_any_decoding(settings, error, words)
+
+
+@pytest.mark.usefixtures("types_unchecked")
+def test_whole_numbers_are_checked_when_a_request_is_made():
+    for asked in ({"seed": 1.5}, {"max_new_tokens": 2.5}, {"top_k": 2.5}, {"method": Method(top_k=2.5)}):
+        with pytest.raises(MethodError, match=r"[12]\.5 is not a whole number; use one, such as 1"):
+            Request.of("A", reward_of(), **asked)
 
 
 def test_empty_chat_prompt_is_refused():
@@ -751,6 +804,96 @@ def test_a_reward_that_breaks_for_one_row_ends_that_row_alone(method, how):
         generate(lm, prompts, broken, **asked)
 
 
+class Misshapen(KnownReward):
+    """A reward whose rows return something else than what they computed."""
+
+    def __init__(self, spoil):
+        super().__init__(lambda ids: float(ids[-1] % 3), more_eos=MORE_EOS)
+        self.spoil = spoil
+
+    def start(self, prefixes, max_new_tokens, candidates):
+        return MisshapenRows(super().start(prefixes, max_new_tokens, candidates), self.spoil)
+
+
+class MisshapenRows:
+    def __init__(self, right, spoil):
+        self.right, self.spoil = right, spoil
+
+    def candidate_rewards(self, token_ids):
+        return self.spoil(self.right.candidate_rewards(token_ids))
+
+    def vocabulary_rewards(self):
+        return self.spoil(self.right.vocabulary_rewards())
+
+    def prefix_rewards(self):
+        return self.spoil(self.right.prefix_rewards())
+
+    def __getattr__(self, name):
+        return getattr(self.right, name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "got"),
+    [
+        (lambda r: None, "None"),
+        (lambda r: r[..., :0], "a tensor of torch.float32 of shape"),
+        (lambda r: r[0], "a tensor of torch.float32 of shape"),
+        (lambda r: r[:1], "a tensor of torch.float32 of shape"),
+        (lambda r: r[..., None], "a tensor of torch.float32 of shape"),
+        (lambda r: r.tolist(), "an object of type list"),
+        (lambda r: 1.0, "an object of type float"),
+    ],
+    ids=["none", "narrow", "first", "one row", "deep", "list", "number"],
+)
+@pytest.mark.parametrize("method", ["pargs", "args", "genarm", *BLOCKS])
+def test_a_reward_that_returns_no_rewards_of_the_right_shape_ends_its_rows_alone(method, spoil, got):
+    asked = {"method": method, "max_new_tokens": 4, **BLOCKS.get(method, {})}
+    lm, fine = lm_of(), KnownReward(lambda ids: float(ids[-1] % 3), more_eos=MORE_EOS)
+    engine = Engine(lm)
+    bad = Misshapen(spoil)
+    for i, (prompt, reward) in enumerate([("A", bad), ("B", fine), ("C", bad)]):
+        engine.add(Request.of(prompt, reward, seed=i, **asked))
+    last = dict(drained(engine))
+    for number in (0, 2):
+        assert isinstance(last[number], Failure) and isinstance(last[number].error, RewardError)
+        assert re.search(
+            rf"_rewards of Misshapen returned {got}.*; return the rewards as a tensor of shape", str(last[number].error)
+        )
+    assert_same_generation(last[1], generate(lm, ["B"], fine, seed=1, **asked)[0])
+
+
+def test_the_shapes_that_a_reward_returned_and_should_have_are_named():
+    words = "candidate_rewards of Misshapen returned a tensor of torch.float32 of shape (1, 3); "
+    with pytest.raises(RewardError, match=re.escape(words + "return the rewards as a tensor of shape (1, 10)")):
+        generate(lm_of(), ["A"], Misshapen(lambda r: r[:, :3]))
+
+
+@pytest.mark.parametrize("method", ["pargs", "genarm", "cd-blockwise:2", "cards"])
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_reward_that_cannot_read_a_token_of_one_row_ends_that_row_alone(method, after):
+    class Stumbles(KnownReward):
+        def start(self, prefixes, max_new_tokens, candidates):
+            rows = super().start(prefixes, max_new_tokens, candidates)
+
+            def advance(token_ids, read=rows.advance):
+                read(token_ids)
+                if any(row[0] == ord("B") and len(row) == 1 + after for row in rows.rows):
+                    raise ZeroDivisionError("by the token")
+
+            rows.advance = advance
+            return rows
+
+    asked = {"method": method, "max_new_tokens": 5, **BLOCKS.get(method, {})}
+    engine, reward = Engine(tiny_language_model()), Stumbles(lambda ids: float(ids[-1] % 3))
+    for i, prompt in enumerate("ABC"):
+        engine.add(Request.of(prompt, reward, seed=i, **asked))
+    last = dict(drained(engine))
+    assert isinstance(last[1], Failure) and str(last[1].error) == "by the token"
+    for i in (0, 2):
+        fine = KnownReward(lambda ids: float(ids[-1] % 3))
+        assert_same_generation(last[i], generate(tiny_language_model(), ["ABC"[i]], fine, seed=i, **asked)[0])
+
+
 def test_a_language_model_that_gives_no_numbers_is_named():
     lm = tiny_language_model()
     lm.model.model.layers[1].mlp.down_proj.weight.data[0] = math.nan
@@ -775,6 +918,55 @@ def test_a_processor_that_breaks_for_one_row_ends_that_row_alone():
     assert isinstance(last[1], Failure) and str(last[1].error) == "by the processor"
     for number, prompt in ((0, "A"), (2, "C")):
         assert_same_generation(last[number], generate(lm, [prompt], method="plain", max_new_tokens=4)[0])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: None, "the logits processor returned None for prompt 2 at step 1; return log-probabilities as a"),
+        (
+            lambda s: s[:, :10],
+            "of shape (1, 10) for prompt 2 at step 1; return log-probabilities as a tensor of torch.float",
+        ),
+        (
+            lambda s: s[0],
+            f"of shape ({len(byte_tokenizer())},) for prompt 2 at step 1; return log-probabilities as a tensor",
+        ),
+        (lambda s: s > -3, "the logits processor returned a tensor of torch.bool of shape (1, "),
+        (lambda s: s.tolist(), "the logits processor returned an object of type list for prompt 2 at step 1; return"),
+        (lambda s: s * math.nan, "gives a token the log-probability nan for prompt 2 at step 1; return finite numbers"),
+        (lambda s: s.fill_(math.nan), "the logits processor gives a token the log-probability nan for prompt 2"),
+        (lambda s: s + math.inf, "gives a token the log-probability inf for prompt 2 at step 1; return finite numbers"),
+    ],
+    ids=["none", "narrow", "flat", "bool", "list", "nan", "nan in place", "inf"],
+)
+@pytest.mark.parametrize("method", ["plain", "pargs", "genarm", *BLOCKS])
+def test_a_processor_that_returns_no_log_probabilities_ends_that_row_alone(method, spoil, words):
+    lm, reward = tiny_language_model(), KnownReward(lambda ids: float(ids[-1] % 3))
+    asked = {"method": method, "max_new_tokens": 3, **BLOCKS.get(method, {})}
+    guide = None if method == "plain" else reward
+
+    def processor(ids, logprobs):
+        return spoil(logprobs) if ids[0, 0] == ord("B") else logprobs
+
+    engine = Engine(lm)
+    for i, prompt in enumerate("ABC"):
+        engine.add(Request.of(prompt, guide, seed=i, logits_processor=processor, **asked))
+    last = dict(drained(engine))
+    assert isinstance(last[1], Failure) and isinstance(last[1].error, MethodError)
+    assert words in str(last[1].error)
+    for i in (0, 2):
+        assert_same_generation(last[i], generate(lm, ["ABC"[i]], guide, seed=i, **asked)[0])
+
+
+def test_a_processor_of_another_precision_leaves_the_others_theirs():
+    def second(processor):
+        engine = Engine(tiny_language_model(dtype=torch.float32))
+        engine.add(Request.of("A", method="plain", max_new_tokens=3, logits_processor=processor))
+        engine.add(Request.of("B", method="plain", max_new_tokens=3))
+        return dict(drained(engine))[1]
+
+    assert second(lambda ids, logprobs: logprobs.double()) == second(lambda ids, logprobs: logprobs)
 
 
 def test_a_reward_that_cannot_begin_at_a_prompt_ends_that_row_alone():

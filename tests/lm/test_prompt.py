@@ -1,10 +1,20 @@
 """Prompts to token ids: raw texts, chat messages, Human/Assistant transcripts; what a template cannot take."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midcourse.lm.prompt import PromptError, as_messages, prompt_ids, response_ids, split_transcript, start_of_text
+from midcourse.lm.prompt import (
+    PromptError,
+    as_messages,
+    conversation_ids,
+    prompt_ids,
+    response_ids,
+    split_transcript,
+    start_of_text,
+)
 from midcourse.testing import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -53,6 +63,38 @@ def test_chat_refuses_empty_prompts(prompt):
 def test_chat_needs_a_chat_template():
     with pytest.raises(PromptError, match=r"no chat template; use --template raw"):
         prompt_ids(without(chat_template=None), "Hi", "chat")
+
+
+@pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([{"role": "user"}], "message 1 of the prompt has no content that is a text; write {"),
+        ([*MESSAGES, {"content": "Hi"}], "message 4 of the prompt has no role that is a text; write {"),
+        ([{"role": "user", "content": None}], "message 1 of the prompt has no content that is a text"),
+        (["Hi"], "message 1 of the prompt has no role that is a text"),
+        ({"role": "user", "content": "Hi"}, "the prompt is an object of type dict; give a text or a list of messages"),
+        (None, "the prompt is an object of type NoneType; give a text or a list of messages"),
+        ([{"role": "user", "content": "a\ud83d"}], "character 2 of message 1 of the prompt is half a surrogate pair"),
+        ("ab\ud83d", "character 3 of the prompt is half a surrogate pair, such as '\\ud83d'; write it whole"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(prompt, words):
+    for template in ("chat", "mixed", "raw"):
+        with pytest.raises(PromptError, match=re.escape(words)) as caught:
+            prompt_ids(TOKENIZER, prompt, template)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(PromptError, match=re.escape(words)):
+        conversation_ids(TOKENIZER, prompt, "Hello.")
+
+
+def test_half_a_surrogate_pair_in_a_response_is_refused():
+    for read in (
+        lambda: response_ids(TOKENIZER, "ab\ud83d", finished=True),
+        lambda: conversation_ids(TOKENIZER, "Hi", "ab\ud83d"),
+    ):
+        with pytest.raises(PromptError, match="character 3 of the response is half a surrogate pair"):
+            read()
 
 
 @pytest.mark.parametrize("prompt", [TURNS, MESSAGES, tuple(MESSAGES)], ids=["transcript", "list", "tuple"])

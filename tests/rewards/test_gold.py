@@ -106,6 +106,17 @@ def test_only_finite_numbers_are_rewards(function, tmp_path, monkeypatch):
         load_gold(function)("a")
 
 
+@pytest.mark.parametrize(
+    ("digits", "words"), [(400, "returned 1" + "0" * 59 + r"\.\.\. for a text"), (5000, "returned a whole number of")]
+)
+def test_a_number_beyond_any_float_is_no_reward(digits, words, tmp_path, monkeypatch):
+    (tmp_path / f"test_gold_{digits}.py").write_text(f"def huge(text):\n    return 10**{digits}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RewardError, match=words):
+        load_gold(f"test_gold_{digits}:huge")("a")
+
+
 @pytest.mark.parametrize("name", ["vader", "profanity"])
 def test_a_reward_of_a_gold_name_is_called_by_it(name):
     reward = FunctionReward.load(name)

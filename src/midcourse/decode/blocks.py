@@ -21,10 +21,10 @@ from torch import Tensor
 from midcourse.decode.choice import kl_divergence
 from midcourse.decode.methods import BestOfN, Blockwise, Cards
 from midcourse.decode.policy import plain_steps
-from midcourse.decode.rows import Answers, Rows, started, weighted
+from midcourse.decode.rows import Answers, Rows, prefix_question, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Generation, Guides, Row, remaining
 from midcourse.lm.contract import CausalModel
-from midcourse.rewards.contract import RewardRows
+from midcourse.rewards.contract import RewardRows, checked_rewards
 from midcourse.rewards.info import RewardError
 
 _ACCEPTANCE = 0  # the stream of a row's acceptances; its tokens' streams count from 1
@@ -55,13 +55,16 @@ def _settle(row: Row, begin: int, reward: float, *, exact: bool) -> list[Event]:
     return [(row.number, step) for step in row.steps[begin:]]
 
 
-def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[float], Failures]:
-    """Return the reward of each row's text so far, and the places of rows whose reward raises or is not finite."""
+def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel, failures: Failures) -> list[float]:
+    """Return the reward of each row's text so far, 0 for those that have failed.
+
+    Args:
+        failures: of rows that have failed already; those whose reward raises or is not finite are added.
+    """
     answers: Answers = {}
-    failures: Failures = {}
     for key, part in list(batch.guided.items()):
         places = list(part.places)
-        answer, bad = batch.ask(part, lambda asked, which: asked.prefix_rewards(), rows, lm)
+        answer, bad = batch.ask(part, prefix_question(part), rows, lm)
         failures |= bad
         if answer is not None:
             answers[key] = places, answer
@@ -72,7 +75,7 @@ def _values(batch: Rows, rows: Sequence[Row], lm: CausalModel) -> tuple[list[flo
                 f"the reward of prompt {rows[place].number + 1} is {value} after {len(rows[place].steps)} tokens; "
                 "it has to be a finite number"
             )
-    return values, failures
+    return values
 
 
 def _failed(failures: Failures, rows: Sequence[Row]) -> list[Event]:
@@ -205,22 +208,22 @@ def _read_responses(lm: CausalModel, guides: Guides, rows: Sequence[Row], adding
             for one in reward_rows:
                 one.advance(torch.tensor(column, device=lm.device))
             if adding:
-                step = zip(sums, _weighted_now(reward_rows, guides), part, strict=True)
+                step = zip(sums, _weighted_now(reward_rows, guides, len(part)), part, strict=True)
                 sums = [total + reward if place < len(ids) else total for total, reward, ids in step]
         if not adding:
             for one in reward_rows:
                 one.rewind([longest - len(ids) for ids in part])
-            sums = _weighted_now(reward_rows, guides)
+            sums = _weighted_now(reward_rows, guides, len(part))
         for i, reward in zip(order[begin : begin + together], sums, strict=True):
             rewards[i] = reward
     return rewards
 
 
-def _weighted_now(rows: Sequence[RewardRows], guides: Guides) -> list[float]:
-    """Return the weighted sum of all rewards of each row's prefix."""
+def _weighted_now(rows: Sequence[RewardRows], guides: Guides, count: int) -> list[float]:
+    """Return the weighted sum of all rewards of the prefix of each of `count` rows."""
     parts = [
-        [weight * reward for reward in one.prefix_rewards().tolist()]
-        for one, (_, weight) in zip(rows, guides, strict=True)
+        [weight * value for value in checked_rewards(reward, "prefix_rewards", one.prefix_rewards(), (count,)).tolist()]
+        for one, (reward, weight) in zip(rows, guides, strict=True)
     ]
     return [sum(row) for row in zip(*parts, strict=True)]
 
@@ -300,10 +303,8 @@ class BlockwiseBatch:
         rows, failures = self.rows, self._draw(self.batch)
         # Rewards are asked for all rows or none: a batch's rows of a reward are read together.
         values: list[float] = []
-        bad: Failures = {}
         if any(request.complete for request in self.requests):
-            values, bad = _values(self.batch, rows, self.lm)
-        failures |= bad
+            values = _values(self.batch, rows, self.lm, failures)
         failed = {rows[place].number for place in failures}
         events = _failed(failures, rows)
         going: list[_Blocks] = []
@@ -344,7 +345,8 @@ class BlockwiseBatch:
             reasons[live[number]] = rows[live[number]].push(step, self.lm.eos_token_ids)
         token_ids = _last_tokens(rows, batch)
         batch.step(token_ids)
-        failures = {live[number]: error for number, error in failures.items()} | batch.advance(token_ids)
+        failures = {live[number]: error for number, error in failures.items()}
+        failures |= batch.advance(token_ids, rows, self.lm)
         for request in self.requests:
             request.reasons, reasons = reasons[: len(request.rows)], reasons[len(request.rows) :]
         return failures
@@ -479,7 +481,8 @@ class CardsBatch:
         begun, good, bad = started(self.lm, rows)
         if begun is None:
             return [(row.number, Failure(error)) for row, error in bad]
-        rewards, failures = _values(begun, good, self.lm)
+        failures: Failures = {}
+        rewards = _values(begun, good, self.lm, failures)
         kept = [place for place in range(len(good)) if place not in failures]
         starts = begun.lm.logprobs
         self.active += [_Segments.begin(good[place], starts[place], rewards[place]) for place in kept]
@@ -507,8 +510,7 @@ class CardsBatch:
         events: list[Event] = []
         leaving: set[int] = set()
         if complete:
-            rewards, bad = _values(self.batch, trials, self.lm)
-            failures |= bad
+            rewards = _values(self.batch, trials, self.lm, failures)
             judged, leaving = self._judge(self.batch, [p for p in complete if p not in failures], rewards, reasons)
             events += judged
         events += _failed(failures, trials)
@@ -523,7 +525,7 @@ class CardsBatch:
             reasons[place] = trials[place].push(step, self.lm.eos_token_ids)
         token_ids = _last_tokens(trials, batch)
         batch.step(token_ids)
-        return reasons, failures | batch.advance(token_ids)
+        return reasons, failures | batch.advance(token_ids, trials, self.lm)
 
     def _judge(
         self, batch: Rows, complete: Sequence[int], rewards: Sequence[float], reasons: Sequence[str | None]

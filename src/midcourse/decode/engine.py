@@ -9,14 +9,14 @@
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from midcourse.decode.blocks import BestOf, BlockwiseBatch, CardsBatch
-from midcourse.decode.methods import AnyMethod, BestOfN, Blockwise, Method, MethodError
+from midcourse.decode.methods import AnyMethod, BestOfN, Blockwise, Method, MethodError, check_whole
 from midcourse.decode.request import Request, check_room
 from midcourse.decode.steps import Event, Failure, Generation, Guides, Row, Step
 from midcourse.decode.tokens import TokenBatch
@@ -62,6 +62,7 @@ class Engine:
     """
 
     def __init__(self, lm: CausalModel, batch_size: int = 16):
+        check_whole("batch_size", batch_size)
         if batch_size < 1:
             raise MethodError(f"batch-size {batch_size} holds no row; use 1 or more")
         self.lm = lm
@@ -231,12 +232,18 @@ def stream(
     request = Request.of("", reward, method=method, template=template, **settings)
     if isinstance(prompts, str):
         raise PromptError("the prompts are a single text; give a list of texts")
-    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    seeds = list(seed) if isinstance(seed, Iterable) else _seeds_from(seed, len(prompts))
     if len(seeds) != len(prompts):
         raise MethodError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one each, or a single number")
     for prompt, own in zip(prompts, seeds, strict=True):
         engine.add(request.of_prompt(prompt, own))
     return _until_failure(engine)
+
+
+def _seeds_from(seed: int, count: int) -> list[int]:
+    """Return the seeds of so many rows, from the first one's; MethodError if that is no whole number."""
+    check_whole("seed", seed)
+    return [seed + i for i in range(count)]
 
 
 def _until_failure(engine: Engine) -> Iterator[tuple[int, Step | Generation]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from midcourse.decode.guidance import Guidance, add_clamped, add_log_sigmoid, add_reward
@@ -219,8 +220,16 @@ def with_settings(method: AnyMethod, name: str, settings: dict[str, Any]) -> Any
     return method
 
 
+def check_whole(name: str, value: Any) -> None:
+    """Raise MethodError if a setting that counts is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise MethodError(f"{name.replace('_', '-')} {value!r} is not a whole number; use one, such as 1")
+
+
 def check(method: AnyMethod) -> None:
     """Raise MethodError on a setting that makes no sense."""
+    if method.top_k is not None:
+        check_whole("top_k", method.top_k)
     if method.top_k is not None and method.top_k < 1:
         raise MethodError(f"top-k {method.top_k} leaves no candidates; use 1 or more")
     if not 0 < method.top_p <= 1:
@@ -240,7 +249,9 @@ def check(method: AnyMethod) -> None:
         return
     counts = ("samples", "block_tokens", "least_tokens", "segment_tokens", "retries")
     for name in counts:
-        if (count := getattr(method, name, 1)) < 1:
+        count = getattr(method, name, 1)
+        check_whole(name, count)
+        if count < 1:
             raise MethodError(f"{name.replace('_', '-')} {count} is too few; use 1 or more")
     if method.temperature == 0 and not (isinstance(method, Cards) or method.samples == 1):
         raise MethodError("at temperature 0 all samples are the same; use a temperature above 0, such as 1")

@@ -7,6 +7,7 @@ temperatures, budgets and tolerances are each row's own.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from midcourse.decode.methods import Method, MethodError
 from midcourse.decode.steps import Failures, Row, Step, as_steps
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.load import ModelError
-from midcourse.rewards.contract import Reward
+from midcourse.rewards.contract import Reward, described
 from midcourse.rewards.info import RewardError
 
 
@@ -224,7 +225,7 @@ def processed(
     """Return the log-probabilities after the rows' processors: each sees its own prompt and response, unpadded.
 
     Returns:
-        They, and the places of rows whose processor raises something or leaves no token.
+        They, and the places of rows whose processor raises something, returns no log-probabilities or leaves no token.
     """
     if all(row.limits.logits_processor is None for row in rows):
         return logprobs, {}
@@ -235,17 +236,36 @@ def processed(
         if row.limits.logits_processor is None:
             continue
         try:
-            token_ids = torch.tensor([row.token_ids], device=logprobs.device)
-            changed = row.limits.logits_processor(token_ids, scores[-1])
-            if bool((changed == -math.inf).all()):
-                raise MethodError(
-                    f"the logits processor leaves prompt {row.number + 1} no token at step {len(row.steps) + 1}; "
-                    "it has to leave at least one"
-                )
-            scores[-1] = changed
+            scores[-1] = _processed_row(row, scores[-1])
         except Exception as error:
             failures[place] = error
     return torch.cat(scores), failures
+
+
+def _processed_row(row: Row, logprobs: Float[Tensor, "1 vocab"]) -> Float[Tensor, "1 vocab"]:
+    """Return a row's log-probabilities after its processor; MethodError if that returns something else."""
+    assert row.limits.logits_processor is not None
+    where = f"for prompt {row.number + 1} at step {len(row.steps) + 1}"
+    numbers = not bool(logprobs.isnan().any())  # before the processor, which may change them in place
+    changed: Any = row.limits.logits_processor(torch.tensor([row.token_ids], device=logprobs.device), logprobs)
+    right = isinstance(changed, Tensor) and changed.is_floating_point() and changed.shape == logprobs.shape
+    if not right:
+        raise MethodError(
+            f"the logits processor returned {described(changed)} {where}; "
+            f"return log-probabilities as a tensor of {logprobs.dtype} of shape {tuple(logprobs.shape)}"
+        )
+    if numbers and bool((changed.isnan() | (changed == math.inf)).any()):
+        strange = "nan" if bool(changed.isnan().any()) else "inf"
+        raise MethodError(
+            f"the logits processor gives a token the log-probability {strange} {where}; "
+            "return finite numbers, and -inf for what is impossible"
+        )
+    if bool((changed == -math.inf).all()):
+        raise MethodError(
+            f"the logits processor leaves prompt {row.number + 1} no token at step {len(row.steps) + 1}; "
+            "it has to leave at least one"
+        )
+    return changed.to(logprobs)
 
 
 def plain_steps(

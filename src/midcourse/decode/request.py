@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from midcourse.decode.methods import (
@@ -14,13 +15,15 @@ from midcourse.decode.methods import (
     MethodError,
     check,
     check_limits,
+    check_whole,
     with_settings,
 )
 from midcourse.decode.methods import method as named_method
 from midcourse.decode.steps import Guides
+from midcourse.errors import short_value
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
-from midcourse.rewards.contract import Reward
+from midcourse.rewards.contract import Reward, short
 from midcourse.rewards.info import RewardError
 
 
@@ -60,6 +63,8 @@ class Request:
     name: str = "method"
 
     def __post_init__(self) -> None:
+        check_whole("max_new_tokens", self.max_new_tokens)
+        check_whole("seed", self.seed)
         if self.max_new_tokens < 1:
             raise MethodError(f"max-new-tokens {self.max_new_tokens} asks for no token; use 1 or more")
         if self.seed < 0:
@@ -115,16 +120,44 @@ class Request:
 
 
 def as_guides(reward: Reward | Guides | None) -> Guides:
-    """Return rewards with their own weights: a lone reward has 1."""
+    """Return rewards with their own weights: a lone reward has 1.
+
+    Raises:
+        RewardError, MethodError: what is no reward, or no number for its weight.
+    """
     if reward is None:
         return ()
-    if not isinstance(reward, Sequence):
-        return ((reward, 1.0),)
-    guides = tuple((guide, float(own)) for guide, own in reward)
-    for _, own in guides:
-        if not math.isfinite(own):
-            raise MethodError(f"reward weight {own} is not a finite number; give one, such as 2")
-    return guides
+    if isinstance(reward, str) or not isinstance(reward, Sequence):
+        return ((_a_reward(reward), 1.0),)
+    return tuple(_a_pair(pair) for pair in reward)
+
+
+def _a_pair(pair: Any) -> tuple[Reward, float]:
+    """Return one of several rewards with its weight."""
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+        raise RewardError("several rewards come each with its weight; give them as [(reward, weight), ...]")
+    reward, own = pair
+    try:
+        weight = math.nan if isinstance(own, str) else float(own)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise MethodError(f"reward weight {short_value(own)} is not a finite number; give one, such as 2")
+    return _a_reward(reward), weight
+
+
+def _a_reward(reward: Any) -> Reward:
+    """Return the reward; RewardError if it is something else, with what makes a reward of it."""
+    if isinstance(reward, str | Path):
+        name = str(reward)
+        raise RewardError(f"{short(name)} is the name of a reward; load it with load_reward({short(name)})")
+    if not isinstance(reward, type) and all(callable(getattr(reward, own, None)) for own in ("bind", "start")):
+        return reward
+    if callable(reward) and not isinstance(reward, type):
+        name = getattr(reward, "__name__", None) or type(reward).__name__
+        raise RewardError(f"{name} is a function, not a reward; make one of it with FunctionReward({name})")
+    kind = f"the class {reward.__name__}" if isinstance(reward, type) else f"an object of type {type(reward).__name__}"
+    raise RewardError(f"{kind} is no reward; give one that load_reward returns, or several as [(reward, weight), ...]")
 
 
 def settled(method: str | AnyMethod, settings: dict[str, Any], guides: Guides) -> tuple[AnyMethod, Guides]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from midcourse.decode.steps import Failures, Row
 from midcourse.lm.contract import CausalModel, CausalRows
-from midcourse.rewards.contract import FollowedRows, Reward, RewardRows, StateReader
+from midcourse.lm.prompt import Prefix
+from midcourse.rewards.contract import FollowedRows, Reward, RewardRows, StateReader, checked_rewards
 
+Answer = TypeVar("Answer")
 Answers = dict[int, tuple[list[int], Tensor]]  # by the identity of a reward: places of rows, and what it says of them
 
 
@@ -131,14 +134,26 @@ class Rows:
         """Append a token to every row under the language model."""
         self.lm.step(token_ids)
 
-    def advance(self, token_ids: Int[Tensor, " batch"]) -> Failures:
-        """Append a token to every row under the rewards; return the places of all rows of a reward that raises."""
+    def advance(self, token_ids: Int[Tensor, " batch"], rows: Sequence[Row], lm: CausalModel) -> Failures:
+        """Append a token to every row under the rewards; return the places of rows for which one raises something.
+
+        Those for which it does not go on, as in `ask`.
+
+        Args:
+            rows: the rows of the batch, which have taken the token already.
+        """
         failures: Failures = {}
-        for part in self.guided.values():
+        for part in list(self.guided.values()):
+            own = at(token_ids, part.places)
             try:
-                part.rows.advance(at(token_ids, part.places))
+                part.rows.advance(own)
             except Exception as error:
-                failures |= dict.fromkeys(part.places, error)
+                before = [_without_last(rows[place].so_far) for place in part.places]
+
+                def again(begun: RewardRows, which: Sequence[int], own: Tensor = own) -> None:
+                    begun.advance(own[list(which)])
+
+                failures |= self._apart(part, error, again, before, rows, lm)[1]
         return failures
 
     def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
@@ -166,31 +181,72 @@ class Rows:
         Returns:
             The answer, with 0 for rows that failed; None if all have.
         """
-        places = list(part.places)
+        count = len(part.places)
         try:
-            return question(part.rows, list(range(len(places)))), {}
+            return question(part.rows, list(range(count))), {}
         except Exception as error:
-            if part.reward.layer is not None:
-                return None, dict.fromkeys(places, error)
-        answers: dict[int, Tensor] = {}
+            prefixes = [rows[place].so_far for place in part.places]
+            answers, failures = self._apart(part, error, question, prefixes, rows, lm)
+        if not answers:
+            return None, failures
+        nothing = torch.zeros_like(next(iter(answers.values()))[0])
+        return torch.stack([answers[n][0] if n in answers else nothing for n in range(count)]), failures
+
+    def _apart(
+        self,
+        part: Guided,
+        error: Exception,
+        act: Callable[[RewardRows, list[int]], Answer],
+        prefixes: Sequence[Prefix],
+        rows: Sequence[Row],
+        lm: CausalModel,
+    ) -> tuple[dict[int, Answer], Failures]:
+        """Let each row of a reward that has raised `error` do alone what all together could not.
+
+        Args:
+            prefixes: where each row begins anew.
+
+        Returns:
+            What came of it, by the row's number among `part.places`, and the errors of the others by their places.
+            Only the former stay among the reward's rows.
+        """
+        places = list(part.places)
+        if part.reward.layer is not None:  # its rows read the language model's states, and cannot begin anew
+            return {}, dict.fromkeys(places, error)
+
+        def anew(which: Sequence[int]) -> RewardRows:
+            own = [rows[places[number]] for number in which]
+            room = max(row.max_new_tokens - len(prefixes[n].response_ids) for row, n in zip(own, which, strict=True))
+            return part.reward.start([prefixes[n] for n in which], room, max(_candidates(lm, row) for row in own))
+
+        done: dict[int, Answer] = {}
         failures: Failures = {}
         for number, place in enumerate(places):
             try:
-                answers[number] = question(self._anew(part, [rows[place]], lm), [number])[0]
-            except Exception as error:
-                failures[place] = error
-        if not answers:
+                done[number] = act(anew([number]), [number])
+            except Exception as own:
+                failures[place] = own
+        if done:
+            try:
+                part.rows = anew(list(done))
+                act(part.rows, list(done))  # what is asked next may build on it
+            except Exception as together:  # each can alone, but they cannot side by side
+                done, failures = {}, {**dict.fromkeys(places, together), **failures}
+        if done:
+            part.places[:] = [places[number] for number in done]
+        else:
             del self.guided[id(part.reward)]
-            return None, failures
-        part.rows = self._anew(part, [rows[places[number]] for number in answers], lm)
-        question(part.rows, list(answers))  # what is asked next may build on it
-        part.places[:] = [places[number] for number in answers]
-        nothing = torch.zeros_like(next(iter(answers.values())))
-        return torch.stack([answers.get(number, nothing) for number in range(len(places))]), failures
+        return done, failures
 
-    def _anew(self, part: Guided, rows: Sequence[Row], lm: CausalModel) -> RewardRows:
-        room = max(row.max_new_tokens - len(row.steps) for row in rows)
-        return part.reward.start([row.so_far for row in rows], room, max(_candidates(lm, row) for row in rows))
+
+def prefix_question(part: Guided) -> Callable[[RewardRows, Sequence[int]], Float[Tensor, " rows"]]:
+    """Return what asks a reward's rows for the rewards of their prefixes."""
+    return lambda rows, which: checked_rewards(part.reward, "prefix_rewards", rows.prefix_rewards(), (len(which),))
+
+
+def _without_last(prefix: Prefix) -> Prefix:
+    """Return the prefix before the newest token of its response, if it has one."""
+    return prefix._replace(response_ids=prefix.response_ids[:-1])
 
 
 def at(values: Tensor, places: Sequence[int]) -> Tensor:

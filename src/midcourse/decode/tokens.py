@@ -7,16 +7,15 @@ shares the batch. The samples of best-of-n are rows that nothing guides, compare
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from midcourse.decode.blocks import BestOf
 from midcourse.decode.candidates import Candidates
 from midcourse.decode.policy import Group, grouped, no_numbers, processed
-from midcourse.decode.rows import Answers, Guided, Rows, at, started, weighted
+from midcourse.decode.rows import Answers, Guided, Rows, at, prefix_question, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Row, Step, remaining
 from midcourse.lm.contract import CausalModel
-from midcourse.rewards.contract import RewardRows, VocabularyRows
+from midcourse.rewards.contract import RewardRows, VocabularyRows, checked_rewards
 
 
 class TokenBatch:
@@ -65,7 +64,7 @@ class TokenBatch:
         events: list[Event] = [(row.number, row.steps[-1]) for row in drawn if row.number not in self.best_of]
         finished = {place: reason for place, reason in reasons.items() if reason is not None}
         last = [row.last_token if row.steps else 0 for row in self.rows]
-        failures |= batch.advance(torch.tensor(last, device=batch.device))
+        failures |= batch.advance(torch.tensor(last, device=batch.device), self.rows, self.lm)
         endings, gone = self._ended(batch, finished, failures)
         leaving = {place for place, row in enumerate(self.rows) if place in finished or row.number in gone}
         self._keep(remaining(len(self.rows), leaving))
@@ -94,7 +93,7 @@ class TokenBatch:
     def _drawn(self, batch: Rows) -> tuple[dict[int, Step], Failures]:
         """Return the next step of each row by its place, and what went wrong with the others."""
         logprobs, failures = processed(self.rows, batch.lm.logprobs)
-        spoken = self._vocabulary_rewards(batch, failures)
+        spoken = self._vocabulary_rewards(batch, logprobs.shape[1], failures)
         said = [_of(group, spoken, group.method.ranked_by == "sum", logprobs.shape[1]) for group in self.groups]
         offers = [group.offer(at(logprobs, group.places), its) for group, its in zip(self.groups, said, strict=True)]
         bases = [group.base(candidates) for group, candidates in zip(self.groups, offers, strict=True)]
@@ -111,15 +110,19 @@ class TokenBatch:
             steps |= zip(group.places, drawn, strict=True)
         return {place: steps[place] for place in range(len(self.rows)) if place not in failures}, failures
 
-    def _vocabulary_rewards(self, batch: Rows, failures: Failures) -> Answers:
+    def _vocabulary_rewards(self, batch: Rows, vocabulary: int, failures: Failures) -> Answers:
         """Return what rewards give every token of the vocabulary, for rows whose method ranks by it."""
         asking = {id(reward) for group in self.groups if group.method.ranked_by == "sum" for reward in group.rewards}
 
-        def question(rows: RewardRows, which: Sequence[int]) -> Float[Tensor, "rows vocab"]:
-            assert isinstance(rows, VocabularyRows)
-            return rows.vocabulary_rewards()
+        def question(part: Guided) -> Callable[[RewardRows, Sequence[int]], Tensor]:
+            def ask(rows: RewardRows, which: Sequence[int]) -> Tensor:
+                assert isinstance(rows, VocabularyRows)
+                shape = len(which), vocabulary
+                return checked_rewards(part.reward, "vocabulary_rewards", rows.vocabulary_rewards(), shape)
 
-        return self._answers(batch, asking, lambda part: question, failures)
+            return ask
+
+        return self._answers(batch, asking, question, failures)
 
     def _candidate_rewards(
         self, batch: Rows, offers: Sequence[Candidates], skipped: Sequence[Sequence[bool]], failures: Failures
@@ -143,9 +146,12 @@ class TokenBatch:
         def question(part: Guided) -> Callable[[RewardRows, Sequence[int]], Tensor]:
             whole = next((c.token_ids for g, c in asking if g.places == part.places), None)
             token_ids = _filled([ids[place] for place in part.places]) if whole is None else whole
-            return lambda rows, which: rows.candidate_rewards(
-                token_ids if len(which) == len(token_ids) else token_ids[list(which)]
-            )
+
+            def ask(rows: RewardRows, which: Sequence[int]) -> Tensor:
+                ids = at(token_ids, which)
+                return checked_rewards(part.reward, "candidate_rewards", rows.candidate_rewards(ids), ids.shape)
+
+            return ask
 
         return self._answers(batch, {id(reward) for group, _ in asking for reward in group.rewards}, question, failures)
 
@@ -209,7 +215,7 @@ class TokenBatch:
                 skipped.append(place)
         if skipped:
             asking = {id(reward) for place in skipped for reward in self.rows[place].rewards}
-            answers = self._answers(batch, asking, lambda part: lambda rows, which: rows.prefix_rewards(), failures)
+            answers = self._answers(batch, asking, prefix_question, failures)
             final |= {place: weighted(answers, self.rows[place], place) for place in skipped if place not in failures}
         return final
 

@@ -47,7 +47,7 @@ from midcourse.lm.language_model import LanguageModel, LanguageModelRows
 from midcourse.lm.prefix_cache import check_supported
 from midcourse.lm.prompt import Prefix, PromptError
 from midcourse.lm.text import TextStream
-from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows
+from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows, checked_rewards
 
 # What shapes the distribution that generate draws from, and its value if nobody set it.
 _SAMPLING = {
@@ -247,12 +247,21 @@ class GuidedLogitsProcessor(LogitsProcessor):
         logprobs = scores.to(device).log_softmax(1)
         (group,) = grouped(self._rows, sorted(self._lm.eos_token_ids), device, logprobs.dtype)
         ranking = [rows for rows in self._guide_rows if isinstance(rows, VocabularyRows)]
-        spoken = [rows.vocabulary_rewards() for rows in ranking] if group.method.ranked_by == "sum" else []
+        spoken: list[Tensor] = []
+        if group.method.ranked_by == "sum":
+            spoken = [
+                checked_rewards(reward, "vocabulary_rewards", rows.vocabulary_rewards(), logprobs.shape)
+                for reward, rows in zip(group.rewards, ranking, strict=True)
+            ]
         candidates = group.offer(logprobs, spoken)
         base = group.base(candidates)
         rewards = [given.gather(1, candidates.token_ids) for given in spoken]
         if group.rewards and not spoken:
-            rewards = [rows.candidate_rewards(candidates.token_ids) for rows in self._guide_rows]
+            ids = candidates.token_ids
+            rewards = [
+                checked_rewards(reward, "candidate_rewards", rows.candidate_rewards(ids), ids.shape)
+                for reward, rows in zip(group.rewards, self._guide_rows, strict=True)
+            ]
         policy, _ = group.policy(candidates, rewards, base, [False] * len(self._rows))
         if self._limits.kl_budget is not None:
             for row, spent in zip(self._rows, kl_divergence(policy, base).tolist(), strict=True):

@@ -5,7 +5,7 @@ Prompt and response are tokenised apart, as they are when a model writes the res
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from jinja2 import TemplateError
@@ -49,9 +49,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Tem
     template, its default system prompt included. "mixed" is "raw" for a text and "chat" for a list of messages.
 
     Raises:
-        PromptError: messages with "raw", an empty prompt with "chat", a tokenizer without what is needed, or a chat
-            template that refuses the messages.
+        PromptError: messages with "raw", an empty prompt with "chat", what is neither a text nor messages, a tokenizer
+            without what is needed, or a chat template that refuses the messages.
     """
+    _check(prompt)
     if template == "mixed":
         template = "raw" if isinstance(prompt, str) else "chat"
     if template == "raw":
@@ -74,8 +75,10 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, respons
     It ends as the tokenizer's chat template ends a turn, which may be with more than EOS (ChatML's has a newline).
 
     Raises:
-        PromptError: a chat template that refuses the messages.
+        PromptError: a chat template that refuses the messages, or what is neither a text nor messages.
     """
+    _check(prompt)
+    check_whole_characters("the response", response)
     return _rendered(tokenizer, [*as_messages(prompt), {"role": "assistant", "content": response}])
 
 
@@ -92,8 +95,36 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **set
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str, *, finished: bool) -> list[int]:
     """Return the token ids of a response; a finished one ends with EOS, one that was cut at a length limit does not."""
+    check_whole_characters("the response", response)
     ids = tokenizer(response, add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id] if finished else ids
+
+
+def check_whole_characters(what: str, text: str) -> None:
+    """Raise PromptError if a text holds half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"character {error.start + 1} of {what} is half a surrogate pair, such as '\\ud83d'; write it whole"
+        ) from None
+
+
+def _check(prompt: Any) -> None:
+    """Raise PromptError if a prompt is neither a text nor a list of messages of a role and a content each."""
+    if isinstance(prompt, str):
+        return check_whole_characters("the prompt", prompt)
+    if not isinstance(prompt, Sequence):
+        raise PromptError(f"the prompt is an object of type {type(prompt).__name__}; give a text or a list of messages")
+    for number, message in enumerate(prompt, 1):
+        for part in ("role", "content"):
+            if not isinstance(message, Mapping) or not isinstance(message.get(part), str):
+                raise PromptError(
+                    f"message {number} of the prompt has no {part} that is a text; "
+                    'write {"role": "user", "content": "..."}'
+                )
+            check_whole_characters(f"message {number} of the prompt", message[part])
+    return None
 
 
 def as_messages(prompt: Prompt) -> list[Message]:

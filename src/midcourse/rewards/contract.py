@@ -262,6 +262,31 @@ def check_finite(
             )
 
 
+def checked_rewards(reward: Reward, asked: str, answer: Any, shape: Sequence[int]) -> Tensor:
+    """Return what a reward's rows answered; RewardError if it is no tensor of rewards of that shape.
+
+    Args:
+        asked: the method of `RewardRows` or `VocabularyRows` that answered; rewards of a vocabulary may be of more
+            tokens than the language model has.
+    """
+    longer = asked == "vocabulary_rewards"
+    if isinstance(answer, Tensor) and answer.ndim == len(shape):
+        if longer and len(answer) == shape[0] and answer.shape[1] >= shape[1]:
+            return answer
+        if tuple(answer.shape) == tuple(shape):
+            return answer
+    raise RewardError(
+        f"{asked} of {reward.name} returned {described(answer)}; return the rewards as a tensor of shape {tuple(shape)}"
+    )
+
+
+def described(answer: Any) -> str:
+    """Return what a function returned instead of a tensor of the right shape, for a message."""
+    if isinstance(answer, Tensor):
+        return f"a tensor of {answer.dtype} of shape {tuple(answer.shape)}"
+    return "None" if answer is None else f"an object of type {type(answer).__name__}"
+
+
 def short(text: str) -> str:
     """Quote a text for a message, at most 60 characters of it."""
     return repr(text if len(text) <= 60 else text[:60] + "...")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from midcourse.errors import short_value
 from midcourse.rewards.info import RewardError
 
 Gold = Callable[[str], float]
@@ -22,12 +23,21 @@ def load_gold(name: str) -> Gold:
 
     def checked(text: str) -> float:
         value = gold(text)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise RewardError(f"gold reward {name} returned {value!r} for a text; return a finite number")
-        return float(value)
+        number = as_float(value) if isinstance(value, int | float) else math.nan
+        if not math.isfinite(number):
+            raise RewardError(f"gold reward {name} returned {short_value(value)} for a text; return a finite number")
+        return number
 
     checked.__name__ = checked.__qualname__ = name
     return checked
+
+
+def as_float(value: Any) -> float:
+    """Return a number as a float, one too large for any as infinity."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def named_function(name: str) -> Gold:

@@ -17,12 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from midcourse.errors import short_value
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, Template, response_ids
 from midcourse.lm.text import Point, ResponseText
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import NO_LIMIT, Reward, Score, Text, short
-from midcourse.rewards.gold import named_function
+from midcourse.rewards.gold import as_float, named_function
 from midcourse.rewards.info import RewardError
 
 TextScorer: TypeAlias = Callable[[Sequence[Text]], Sequence[float]]
@@ -214,11 +215,15 @@ class TextReward(Reward):
 
     def _checked(self, text: Text, value: Any) -> float:
         if not isinstance(value, Real):
-            raise RewardError(f"{self.name} returned {value!r} for the text {short(text.response)}; return a number")
+            raise RewardError(
+                f"{self.name} returned {short_value(value)} for the text {short(text.response)}; return a number"
+            )
         # Through float32, so that a text has the same reward in a score as in a batch of rows.
-        rounded = torch.tensor(_as_float(value), dtype=torch.float32).item()
+        rounded = torch.tensor(as_float(value), dtype=torch.float32).item()
         if not math.isfinite(rounded):
-            raise RewardError(f"{self.name} returned {value!r} for the text {short(text.response)}; {self.remedy}")
+            raise RewardError(
+                f"{self.name} returned {short_value(value)} for the text {short(text.response)}; {self.remedy}"
+            )
         return rounded
 
 
@@ -275,10 +280,3 @@ class FunctionReward(TextReward):
 
 def _key(text: Text) -> Key:
     return repr(text.prompt), text.response, text.finished
-
-
-def _as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer too large for any float
-        return math.inf
