@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     JambaConfig,
     LlamaConfig,
     PreTrainedModel,
@@ -25,7 +27,15 @@ from midcourse.lm.prefix_cache import (
     pad,
 )
 from midcourse.rewards.vocabulary import VocabularyReward
-from midcourse.testing import ARCHITECTURES, CONTEXT, WINDOW, byte_tokenizer, randomise, tiny_language_model
+from midcourse.testing import (
+    ARCHITECTURES,
+    CONTEXT,
+    WINDOW,
+    byte_tokenizer,
+    randomise,
+    tiny_config,
+    tiny_language_model,
+)
 
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under the bridge, ")]
 CANDIDATES = torch.tensor([[1, 2, 3], [40, 50, 257], [7, 7, 256]])
@@ -328,6 +338,30 @@ def test_models_with_tables_of_positions_equal_whole(kind, settings):
     model = of_kind(kind, **settings)
     check_positions(model)
     assert_siblings(model, started(model), ROWS, CANDIDATES)
+
+
+def test_the_text_layers_of_a_model_of_several_media_equal_whole(tmp_path):
+    """Gemma 3 with its images' part, as it is published: layers and windows stand in the text configuration."""
+    config = Gemma3Config(
+        text_config=tiny_config("gemma3", 3).to_dict(),
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=0,
+    )
+    made = Gemma3ForConditionalGeneration(config).to(torch.float64)
+    randomise(made, 0)
+    made.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    lm = LanguageModel.load(str(tmp_path), device="cpu", dtype="float64")
+    rows = [*ROWS, list(b"longer than the window of the layers")]
+    candidates = torch.cat([CANDIDATES, CANDIDATES[:1]])
+    cache = started(lm.model, rows)
+    assert cache.layer_types == {"sliding_attention", "full_attention"}
+    assert_siblings(lm.model, cache, rows, candidates)
+    have = lm.start(rows, 1).logprobs
+    for logprobs, row in zip(have, rows, strict=True):
+        torch.testing.assert_close(logprobs, whole(lm.model, row)[-1].log_softmax(0), atol=1e-10, rtol=0)
 
 
 # Forwards of fixed shape, which is what is compiled; tests/lm/test_compiled.py compiles them

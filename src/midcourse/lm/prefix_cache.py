@@ -52,7 +52,7 @@ def check_supported(config: PretrainedConfig) -> None:
             f"attention implementation {config._attn_implementation!r} takes no 4D mask; "
             "load the model with attn_implementation='sdpa'"
         )
-    other = set(getattr(config, "layer_types", None) or ["full_attention"]) - MASK_LAYERS
+    other = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"]) - MASK_LAYERS
     if other:
         raise UnsupportedModelError(
             f"{name} has {', '.join(sorted(other))} layers, whose state cannot be shared by sibling candidates; "
@@ -194,7 +194,7 @@ class PrefixCache:
     def __init__(self, model: PreTrainedModel, batch: int, capacity: int):
         check_supported(model.config)
         self.model = model
-        self.config = model.config
+        self.config = model.config.get_text_config()
         self.compiled = _compiled.get(model)
         self.compiled_batch = batch
         self.capacity = self._rounded(capacity)
