@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from midcourse.errors import MidcourseError
@@ -55,6 +56,16 @@ class RewardInfo:
         return self.objective in ("autoregressive", "implicit")
 
 
+# What each field of midcourse.json holds.
+KINDS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("backbone", "backbone_fingerprint", "tune", "template", "objective", "tokenizer", "head"), str),
+    **dict.fromkeys(("layers", "eos_token_id", "backbone_layers"), int),
+    **dict.fromkeys(("objective_settings", "training", "metrics", "calibration"), dict),
+    "chat_template": str | None,
+    "reward_weight": int | float | None,
+}
+
+
 def read_info(folder: Path) -> RewardInfo:
     """Read a reward's midcourse.json; RewardError if the folder holds no reward of this format."""
     path = folder / "midcourse.json"
@@ -67,9 +78,17 @@ def read_info(folder: Path) -> RewardInfo:
         if fields.get("format") != FORMAT:
             raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
         tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
-        return RewardInfo(**{**fields, **tuples})
+        info = RewardInfo(**{**fields, **tuples})
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
+    for name, kind in KINDS.items():
+        value = getattr(info, name)
+        # To Python, true and false are numbers.
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise RewardError(f"{path} is damaged ({name} is {value!r}); train the reward again")
+    if any(type(token) is not int for token in info.eos_token_ids):
+        raise RewardError(f"{path} is damaged (eos_token_ids is {[*info.eos_token_ids]}); train the reward again")
+    return info
 
 
 def shipped() -> dict[str, Path]:
