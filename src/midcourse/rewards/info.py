@@ -78,17 +78,15 @@ def read_info(folder: Path) -> RewardInfo:
         if fields.get("format") != FORMAT:
             raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
         tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
-        info = RewardInfo(**{**fields, **tuples})
+        for name in KINDS.keys() & fields.keys():
+            # To Python, true and false are numbers.
+            if not isinstance(fields[name], KINDS[name]) or isinstance(fields[name], bool):
+                raise TypeError(f"{name} is {fields[name]!r}")
+        if any(type(token) is not int for token in tuples["eos_token_ids"]):
+            raise TypeError(f"eos_token_ids is {fields['eos_token_ids']!r}")
+        return RewardInfo(**{**fields, **tuples})
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
-    for name, kind in KINDS.items():
-        value = getattr(info, name)
-        # To Python, true and false are numbers.
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise RewardError(f"{path} is damaged ({name} is {value!r}); train the reward again")
-    if any(type(token) is not int for token in info.eos_token_ids):
-        raise RewardError(f"{path} is damaged (eos_token_ids is {[*info.eos_token_ids]}); train the reward again")
-    return info
 
 
 def shipped() -> dict[str, Path]:
