@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from midcourse.cli.verbs import parse
+
 TENSOR = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -46,6 +48,33 @@ def test_a_torn_checkpoint_writes_nothing(midcourse, model_folder):
     code, out, err = midcourse("guide", "--lm", folder, "--prompt", "hi")
     assert (code, out) == (2, "")
     assert f"it lacks 1 tensor ({TENSOR}) of LlamaForCausalLM; restore its weights" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["guide", "--lm", "{folder}", "--method", "plain", "--prompt", "a\udcffb"],
+        ["guide", "--lm", "{folder}", "--method", "plain", "--prompt", "a", "--prompt", "a\udcffb"],
+        ["guide", "--lm", "a\udcffb", "--method", "plain", "--prompt", "a"],
+        ["score", "--reward", "vader", "--prompt", "x", "--text", "a\udcffb"],
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_refused(midcourse, model_folder, flags):
+    folder = model_folder()
+    code, out, err = midcourse(*(flag.format(folder=folder) for flag in flags))
+    assert (code, out) == (2, "")
+    assert err == "midcourse: argument 'a\\udcffb' holds bytes that are not UTF-8; write it as UTF-8\n"
+
+
+def test_names_of_files_may_be_no_utf8(tmp_path):
+    folder = tmp_path / "a\udcffb"
+    folder.mkdir()
+    flags = parse("sample", ["--lm", str(folder), "--prompts", "p\udcff.jsonl", "--out", "c\udcff.jsonl"])
+    assert (flags.model.lm, flags.read.prompts, flags.write.out) == (
+        str(folder),
+        Path("p\udcff.jsonl"),
+        Path("c\udcff.jsonl"),
+    )
 
 
 @pytest.mark.parametrize("more", [[], ["--json"], ["--table"]])

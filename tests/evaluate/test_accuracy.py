@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from midcourse.data.encoded import EncodedRow, PairSet
-from midcourse.evaluate.accuracy import SHARES, length_baseline, pair_accuracy
+from midcourse.evaluate.accuracy import SHARES, length_baseline, outcome, pair_accuracy
 from midcourse.evaluate.intervals import mean_interval
+from midcourse.rewards.info import RewardError
 
 EOS = 9
 
@@ -204,3 +205,9 @@ def test_intervals_repeat():
 def test_no_values_are_refused():
     with pytest.raises(ValueError, match="no values to average"):
         mean_interval([])
+
+
+def test_no_number_is_the_learning_rates_fault():
+    assert [outcome(difference) for difference in (-0.5, 0.0, math.inf)] == [0.0, 0.5, 1.0]
+    with pytest.raises(RewardError, match="a difference of rewards is nan; train the reward again with a lower --lr"):
+        outcome(math.nan)

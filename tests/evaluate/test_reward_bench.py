@@ -245,8 +245,11 @@ def test_rewards_that_are_no_numbers_are_refused():
     reward = tiny_reward()
     with torch.no_grad():
         reward.head.weight[0, 0] = math.nan
-    with pytest.raises(RewardError, match=r"2 comparisons have rewards that are no finite numbers, the first .* 'ab'"):
+    with pytest.raises(
+        RewardError, match=r"2 comparisons have rewards that are no finite numbers, the first .* 'ab'"
+    ) as caught:
         reward_bench(reward, benchmark(Comparison("ab", "1", "2"), Comparison("b", "3", "4")))
+    assert f"restore the weights of {reward.name}, train it again" in str(caught.value)
 
 
 # Calibration

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from midcourse.data.comparisons import Comparison, split_by_prompt
@@ -199,6 +200,14 @@ def test_an_exploding_loss_stops_it(lm_folder, tmp_path):
     with pytest.raises(TrainingError, match=r"lower --lr, which is 1e\+30"):
         trained(lm_folder, tmp_path / "policy", replace(SETTINGS, lr=1e30))
     assert not (tmp_path / "policy" / RECORD).exists()
+
+
+def test_a_model_that_computes_no_numbers_is_named(lm_folder, tmp_path):
+    tensors = {name: tensor.clone() for name, tensor in load_file(f"{lm_folder}/model.safetensors").items()}
+    tensors["model.layers.1.mlp.down_proj.weight"][0] = math.nan
+    save_file(tensors, f"{lm_folder}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=f"is nan at the first step: {lm_folder} computes no number"):
+        trained(lm_folder, tmp_path / "policy")
 
 
 # The command line

@@ -262,7 +262,10 @@ def reshaped(folder: Path) -> None:
 DAMAGE = {
     "a torn shard": (torn_shard, r"transformers cannot load .* \(No such file .*00002\.safetensors\); use another"),
     "a short file": (shortened, r"transformers cannot load .* \(Error while deserializing header: .*\); use another"),
-    "pickled weights": (pickled, r"transformers cannot load .* \(Error no file named model\.safetensors .*\); use"),
+    "pickled weights": (
+        pickled,
+        r"transformers cannot load .* \(Error no file named model\.safetensors .*\); use .* convert",
+    ),
     "other sizes": (reshaped, r"other sizes than its config\.json announces \(.* is \(259, 32\), not \(300, 32\)\)"),
     "no number of layers": (
         lambda folder: edit(folder / "config.json", lambda config: config.update(num_hidden_layers="two")),

@@ -5,10 +5,37 @@ import random
 import pytest
 import torch
 from torch import Tensor
-from transformers import JambaConfig, LlamaConfig, Qwen3NextConfig, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    JambaConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen3NextConfig,
+    T5Config,
+)
 
-from midcourse.lm.prefix_cache import PrefixCache, UnsupportedModelError, check_supported, compile_steps, pad
-from midcourse.testing import ARCHITECTURES, CONTEXT, WINDOW, tiny_language_model
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.prefix_cache import (
+    PrefixCache,
+    UnsupportedModelError,
+    check_positions,
+    check_supported,
+    compile_steps,
+    pad,
+)
+from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.testing import (
+    ARCHITECTURES,
+    CONTEXT,
+    WINDOW,
+    byte_tokenizer,
+    randomise,
+    tiny_config,
+    tiny_language_model,
+)
 
 ROWS = [list(b"The ferry was late"), list(b"A"), list(b"under the bridge, ")]
 CANDIDATES = torch.tensor([[1, 2, 3], [40, 50, 257], [7, 7, 256]])
@@ -257,6 +284,84 @@ def test_model_is_left_as_it_was():
 def test_unsupported_models_are_refused(config, words):
     with pytest.raises(UnsupportedModelError, match=words):
         check_supported(config)
+
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 259,
+    "pad_token_id": 0,
+    "max_position_embeddings": CONTEXT,
+    "is_decoder": True,
+}
+OPT = {"word_embed_proj_dim": 32, "ffn_dim": 48}
+
+
+def of_kind(kind: str, **settings) -> PreTrainedModel:
+    config = AutoConfig.for_model(kind, **{**SIZES, **settings})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    randomise(model, 0)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("roberta", {}, "roberta counts positions from 1"),
+        ("roberta-prelayernorm", {}, "counts positions from 1"),
+        ("xlm-roberta", {"pad_token_id": 7}, "xlm-roberta counts positions from 8"),
+        ("xlm-roberta-xl", {}, "counts positions from 1"),
+        ("camembert", {}, "counts positions from 1"),
+        ("data2vec-text", {}, "counts positions from 1"),
+        ("xmod", {"languages": ["en"], "default_language": "en"}, "counts positions from 1"),
+        ("falcon", {"alibi": True}, "falcon has ALiBi attention"),
+        ("bloom", {}, "bloom cannot be told the positions"),
+        ("mpt", {}, "mpt cannot be told the positions"),
+        ("bart", {"d_model": 32, "decoder_attention_heads": 4, "decoder_layers": 1}, "cannot be told the positions"),
+    ],
+)
+def test_models_that_count_positions_themselves_are_refused(kind, settings, words):
+    model = of_kind(kind, **settings)
+    with pytest.raises(UnsupportedModelError, match=words):
+        check_positions(model)
+    with pytest.raises(UnsupportedModelError, match=words):
+        LanguageModel(model, byte_tokenizer())
+    with pytest.raises(UnsupportedModelError, match=words):
+        VocabularyReward(model, byte_tokenizer())
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("bert", {}), ("opt", OPT), ("biogpt", {}), ("falcon", {})])
+def test_models_with_tables_of_positions_equal_whole(kind, settings):
+    """OPT and BioGPT skip rows of their tables too, but inside them: positions count from 0."""
+    model = of_kind(kind, **settings)
+    check_positions(model)
+    assert_siblings(model, started(model), ROWS, CANDIDATES)
+
+
+def test_the_text_layers_of_a_model_of_several_media_equal_whole(tmp_path):
+    """Gemma 3 with its images' part, as it is published: layers and windows stand in the text configuration."""
+    config = Gemma3Config(
+        text_config=tiny_config("gemma3", 3).to_dict(),
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=0,
+    )
+    made = Gemma3ForConditionalGeneration(config).to(torch.float64)
+    randomise(made, 0)
+    made.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    lm = LanguageModel.load(str(tmp_path), device="cpu", dtype="float64")
+    rows = [*ROWS, list(b"longer than the window of the layers")]
+    candidates = torch.cat([CANDIDATES, CANDIDATES[:1]])
+    cache = started(lm.model, rows)
+    assert cache.layer_types == {"sliding_attention", "full_attention"}
+    assert_siblings(lm.model, cache, rows, candidates)
+    have = lm.start(rows, 1).logprobs
+    for logprobs, row in zip(have, rows, strict=True):
+        torch.testing.assert_close(logprobs, whole(lm.model, row)[-1].log_softmax(0), atol=1e-10, rtol=0)
 
 
 # Forwards of fixed shape, which is what is compiled; tests/lm/test_compiled.py compiles them

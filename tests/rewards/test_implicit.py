@@ -82,6 +82,9 @@ def test_other_weights_and_damaged_folders_are_refused(names, reward, model_fold
     path.write_text(json.dumps({**info, "objective_settings": {"beta": 0.5}}))
     with pytest.raises(RewardError, match="holds no implicit reward"):
         load_reward(tmp_path / "reward")
+    path.write_text(json.dumps({**info, "objective_settings": {**info["objective_settings"], "beta": "a"}}))
+    with pytest.raises(RewardError, match=r"midcourse.json is damaged \(beta is 'a'\); make the reward again"):
+        load_reward(tmp_path / "reward")
     path.write_text(path.read_text()[:100])
     with pytest.raises(RewardError, match="is damaged"):
         load_reward(tmp_path / "reward")

@@ -56,6 +56,17 @@ def test_what_is_no_reward_is_refused(tmp_path):
         load_reward(tmp_path)
 
 
+@pytest.mark.parametrize("head", ["trunk:x", "trunk", "trunk:0"])
+def test_a_trunk_head_without_a_rank_is_refused(model_folder, tmp_path, head):
+    kind_of_head("trunk").create(
+        model_folder(), head="trunk:4", template="raw", tune="head", objective="prefix", device="cpu"
+    ).save(tmp_path / "reward")
+    description = tmp_path / "reward/midcourse.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"head": head}))
+    with pytest.raises(RewardError, match=f"head '{head}' of a trunk reward has no rank, as in trunk:16"):
+        load_reward(tmp_path / "reward")
+
+
 @pytest.mark.parametrize("head", ["scalar", "vocabulary", "trunk:4"])
 @pytest.mark.parametrize(
     ("damage", "said"),

@@ -395,6 +395,29 @@ def test_damaged_description(saved, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layers", "x"),
+        ("layers", True),
+        ("backbone_layers", None),
+        ("eos_token_id", None),
+        ("eos_token_ids", ["x"]),
+        ("reward_weight", "a"),
+        ("head", 3),
+        ("backbone", None),
+        ("template", []),
+        ("objective_settings", "x"),
+        ("calibration", [1]),
+    ],
+)
+def test_description_with_a_value_of_another_kind(saved, name, value):
+    fields = json.loads((saved / "midcourse.json").read_text())
+    (saved / "midcourse.json").write_text(json.dumps({**fields, name: value}))
+    with pytest.raises(RewardError, match=rf"midcourse.json is damaged \({name} is .*\); train the reward again"):
+        RewardModel.load(saved)
+
+
 def test_description_with_unknown_field(saved):
     fields = json.loads((saved / "midcourse.json").read_text())
     (saved / "midcourse.json").write_text(json.dumps({**fields, "colour": "red"}))

@@ -613,8 +613,13 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(lm_folder, data, tmp_pat
     reward = RewardModel.create(str(lm_folder), template="raw", tune="head")
     with torch.no_grad():
         reward.head.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match="the loss is nan after step 0; lower --lr"):
+    with pytest.raises(TrainingError, match="the loss is nan at the first step: ") as caught:
         train(reward, read_comparisons(data), tmp_path / "reward", Settings(**SETTINGS))
+    said = (
+        f"the reward on {lm_folder} computes no number for the batch in {tmp_path / 'reward/bad_batch.json'}; restore"
+    )
+    assert said in str(caught.value)
+    assert "lr" not in str(caught.value).replace(str(tmp_path), "").replace(str(lm_folder), "")
 
 
 def test_responses_longer_than_the_limit_are_cut_and_unfinished(lm_folder):
@@ -636,13 +641,20 @@ def stubborn(lm_folder: Path, value: float) -> RewardModel:
     return reward
 
 
-@pytest.mark.parametrize(("value", "name"), [(float("nan"), "loss"), (1e30, "loss"), (2e8, "norm of its gradient")])
-def test_a_bad_batch_is_written_down_and_named(lm_folder, data, tmp_path, value, name):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "the loss is nan at the first step: "),
+        (1e30, "the loss is .* after step 0; lower --lr, "),
+        (2e8, "the norm of its gradient is .* after step 0; lower --lr, "),
+    ],
+)
+def test_a_bad_batch_is_written_down_and_named(lm_folder, data, tmp_path, value, said):
     """A loss that is no number or has exploded, and a gradient that has: the batch is there, the weights unchanged."""
     out = tmp_path / "reward"
     reward = stubborn(lm_folder, value)
     before = {key: tensor.clone() for key, tensor in reward.trained_state().items()}
-    with pytest.raises(TrainingError, match=rf"the {name} is .* after step 0; lower --lr, .*bad_batch\.json"):
+    with pytest.raises(TrainingError, match=rf"{said}.*bad_batch\.json"):
         train(reward, read_comparisons(data), out, Settings(**SETTINGS))
     found = json.loads((out / "bad_batch.json").read_text())
     assert found["step"] == 1

@@ -1,9 +1,10 @@
 """The verbs by what people do with them, and how a verb's flags are read from its dataclass."""
 
+import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import make_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, make_dataclass, replace
 from inspect import cleandoc
 from shutil import get_terminal_size
 from textwrap import fill
@@ -14,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from midcourse.cli.bench import Bench
 from midcourse.cli.compare import Compare
+from midcourse.cli.console import UsageError
 from midcourse.cli.demo import Demo
 from midcourse.cli.detect_mix import DetectMix
 from midcourse.cli.detect_train import DetectTrain
@@ -133,9 +135,26 @@ def parse(verb: str, arguments: Sequence[str]) -> Verb:
     """Read a verb's flags; print help and exit with 0 if asked for, or say what is wrong and exit with 2."""
     if {"-h", "--help"} & set(arguments):
         print(wrapped(about(verb), get_terminal_size().columns), end="\n\n")  # tyro would not break its lines
-    return tyro.cli(
+    flags = tyro.cli(
         ALL[verb], prog=f"midcourse {verb}", description="", args=arguments, config=STYLE, registry=REGISTRY
     )
+    for text in _texts(flags):
+        # Names of files may hold any bytes, which Python reads as halves of surrogates; nothing else can be encoded.
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text) and not os.path.exists(text):
+            raise UsageError(f"argument {text!r} holds bytes that are not UTF-8; write it as UTF-8")
+    return flags
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text among a verb's flags, those in sequences and groups of flags too."""
+    if isinstance(value, str):
+        yield value
+    elif is_dataclass(value):
+        for one in fields(value):
+            yield from _texts(getattr(value, one.name))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def complete(arguments: Sequence[str]) -> None:

@@ -88,7 +88,7 @@ def _at_share(row: EncodedRow, rewards: Tensor, share: float) -> float:
 def outcome(difference: float) -> float:
     """Return 1 if the chosen response wins, 0 if it loses, one half for a tie; RewardError for no number."""
     if math.isnan(difference):
-        raise RewardError("a difference of rewards is nan; train the reward again")
+        raise RewardError("a difference of rewards is nan; train the reward again with a lower --lr")
     return 0.5 + 0.5 * ((difference > 0) - (difference < 0))
 
 

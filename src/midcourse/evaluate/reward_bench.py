@@ -244,7 +244,7 @@ def reward_bench(
         kept, pairs, rewards = _of_ids(reward, benchmark.comparisons, max_tokens, batch_tokens)
         cut_prompts = 0
     gaps = margins(pairs, rewards)
-    _refuse_no_numbers(gaps, [benchmark.comparisons[number] for number in kept])
+    _refuse_no_numbers(gaps, [benchmark.comparisons[number] for number in kept], reward.name)
     subsets = [benchmark.subsets[number] for number in kept]
     return {
         **pair_accuracy(pairs, rewards),
@@ -262,12 +262,13 @@ def reward_bench(
     }
 
 
-def _refuse_no_numbers(gaps: Float[np.ndarray, "shares pairs"], comparisons: Sequence[Comparison]) -> None:
+def _refuse_no_numbers(gaps: Float[np.ndarray, "shares pairs"], comparisons: Sequence[Comparison], name: str) -> None:
     broken = np.flatnonzero(~np.isfinite(gaps).all(0))
     if len(broken):
         raise RewardError(
             f"{len(broken)} comparisons have rewards that are no finite numbers, the first with the prompt "
-            f"{short(comparisons[broken[0]].prompt)}; train the reward again, or try --dtype float32"
+            f"{short(comparisons[broken[0]].prompt)}; restore the weights of {name}, train it again, "
+            "or try --dtype float32"
         )
 
 

@@ -268,6 +268,12 @@ class PolicyTrainer(WholeCheckpoints, DPOTrainer):
         return norm
 
     def _refuse_explosion(self, name: str, value: float) -> None:
+        if math.isnan(value) and self.state.global_step == 0:  # no weight has moved yet
+            model = self.accelerator.unwrap_model(self.model).get_base_model().name_or_path
+            raise TrainingError(
+                f"the {name} is nan at the first step: {model} computes no number for its comparisons; restore the "
+                "model's weights, use another, or look for broken data there"
+            )
         if not abs(value) <= EXPLODED:
             raise TrainingError(
                 f"the {name} is {value} after step {self.state.global_step}; lower --lr, which is "

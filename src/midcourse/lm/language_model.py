@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer, resolve
-from midcourse.lm.prefix_cache import PrefixCache, pad
+from midcourse.lm.prefix_cache import PrefixCache, check_positions, pad
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,17 @@ class LanguageModel:
         model: any decoder-only causal LM of transformers, in eval mode.
         tokenizer: its tokenizer.
         name: what it was loaded from ("smollm2", a folder or a Hub id).
+
+    Raises:
+        UnsupportedModelError: a model that does not read positions as it is told them; see `check_positions`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str = "model"
+
+    def __post_init__(self) -> None:
+        check_positions(self.model)
 
     @classmethod
     def load(cls, name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> "LanguageModel":

@@ -323,7 +323,12 @@ def _cannot_load(name: str, error: Exception) -> LoadError:
         reason = "it comes with Python code of its own (auto_map), which is never run"
         return LoadError(f"{name} cannot be loaded: {reason}; use a model that transformers has itself", reason)
     reason = _first_sentence(error)
-    return LoadError(f"transformers cannot load {name!r} ({reason}); use another model or restore it", reason)
+    remedy = "use another model or restore it"
+    if "does not support" in reason:  # nothing of this model is broken
+        remedy = "use another model"
+    elif "no file named" in reason and list(Path(name).glob("pytorch_model*.bin")):
+        remedy = "use another model or convert its weights to safetensors"
+    return LoadError(f"transformers cannot load {name!r} ({reason}); {remedy}", reason)
 
 
 def _needs_code(error: Exception) -> bool:

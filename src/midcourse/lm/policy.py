@@ -23,7 +23,7 @@ def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: st
         policy = replace(policy, model=load_adapter(policy.model, name))
     else:
         policy = LanguageModel.load(name, device=device, dtype=dtype)
-    if policy.tokens != lm.tokens or policy.model.config.vocab_size != lm.model.config.vocab_size:
+    if policy.tokens != lm.tokens or policy.vocab_size != lm.vocab_size:
         raise ModelError(
             f"policy {name} writes other tokens than {lm.name}, and its KL to it is not defined; "
             f"compare it with the model that it was trained from by --lm"

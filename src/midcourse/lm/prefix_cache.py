@@ -19,12 +19,13 @@ need no cache of their own: their window is a mask.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import ModelOutput
@@ -51,7 +52,7 @@ def check_supported(config: PretrainedConfig) -> None:
             f"attention implementation {config._attn_implementation!r} takes no 4D mask; "
             "load the model with attn_implementation='sdpa'"
         )
-    other = set(getattr(config, "layer_types", None) or ["full_attention"]) - MASK_LAYERS
+    other = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"]) - MASK_LAYERS
     if other:
         raise UnsupportedModelError(
             f"{name} has {', '.join(sorted(other))} layers, whose state cannot be shared by sibling candidates; "
@@ -59,6 +60,19 @@ def check_supported(config: PretrainedConfig) -> None:
         )
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; use a decoder-only model")
+
+
+def check_positions(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModelError if a model does not read its tokens at the positions it is told, counted from 0."""
+    kind, remedy = model.config.model_type, "use a model that takes position_ids from 0 on, as Llama's and GPT-2's do"
+    if getattr(model.config.get_text_config(), "alibi", False):
+        raise UnsupportedModelError(f"{kind} has ALiBi attention here, which goes by slots, not positions; {remedy}")
+    if "position_ids" not in signature(model.forward).parameters:
+        raise UnsupportedModelError(f"{kind} cannot be told the positions of its tokens; {remedy}")
+    for name, module in model.named_modules():
+        # RoBERTa and its kin keep a row of the table for padding, and count tokens from the next one.
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            raise UnsupportedModelError(f"{kind} counts positions from {module.padding_idx + 1}; {remedy}")
 
 
 def compile_steps(model: PreTrainedModel) -> None:
@@ -180,7 +194,7 @@ class PrefixCache:
     def __init__(self, model: PreTrainedModel, batch: int, capacity: int):
         check_supported(model.config)
         self.model = model
-        self.config = model.config
+        self.config = model.config.get_text_config()
         self.compiled = _compiled.get(model)
         self.compiled_batch = batch
         self.capacity = self._rounded(capacity)

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import empty_model, load_config, load_model, resolve, resolve_device, resolve_dtype
-from midcourse.lm.prefix_cache import check_supported
+from midcourse.lm.prefix_cache import check_positions, check_supported
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.contract import check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo
@@ -66,6 +66,7 @@ def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -
         keep_layers(config, layers, name)
     model = load_model(AutoModel, name, config, device=device, dtype=dtype, own_head=False)
     check_supported(model.config)
+    check_positions(model)
     return model
 
 

@@ -119,6 +119,11 @@ class ImplicitReward(TokenReward):
         settings = info.objective_settings
         if info.head != "implicit" or not settings.keys() >= {"beta", "reference", "reference_fingerprint"}:
             raise RewardError(f"{folder} holds no implicit reward; load it with midcourse.load_reward")
+        for name, kind in {"beta": int | float, "reference": str, "reference_fingerprint": str}.items():
+            if not isinstance(settings[name], kind):
+                raise RewardError(
+                    f"{folder}/midcourse.json is damaged ({name} is {settings[name]!r}); make the reward again"
+                )
         named = {info.backbone: info.backbone_fingerprint, settings["reference"]: settings["reference_fingerprint"]}
         for name, fingerprint in named.items():
             if weights_fingerprint(name) != fingerprint:

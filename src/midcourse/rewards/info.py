@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from midcourse.errors import MidcourseError
@@ -55,6 +56,16 @@ class RewardInfo:
         return self.objective in ("autoregressive", "implicit")
 
 
+# What each field of midcourse.json holds.
+KINDS: dict[str, type | UnionType] = {
+    **dict.fromkeys(("backbone", "backbone_fingerprint", "tune", "template", "objective", "tokenizer", "head"), str),
+    **dict.fromkeys(("layers", "eos_token_id", "backbone_layers"), int),
+    **dict.fromkeys(("objective_settings", "training", "metrics", "calibration"), dict),
+    "chat_template": str | None,
+    "reward_weight": int | float | None,
+}
+
+
 def read_info(folder: Path) -> RewardInfo:
     """Read a reward's midcourse.json; RewardError if the folder holds no reward of this format."""
     path = folder / "midcourse.json"
@@ -67,6 +78,12 @@ def read_info(folder: Path) -> RewardInfo:
         if fields.get("format") != FORMAT:
             raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
         tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
+        for name in KINDS.keys() & fields.keys():
+            # To Python, true and false are numbers.
+            if not isinstance(fields[name], KINDS[name]) or isinstance(fields[name], bool):
+                raise TypeError(f"{name} is {fields[name]!r}")
+        if any(type(token) is not int for token in tuples["eos_token_ids"]):
+            raise TypeError(f"eos_token_ids is {fields['eos_token_ids']!r}")
         return RewardInfo(**{**fields, **tuples})
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
         raise RewardError(f"{path} is damaged ({error}); train the reward again") from error

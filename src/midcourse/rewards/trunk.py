@@ -109,8 +109,10 @@ class TrunkReward(RewardModel):
         return super().create(backbone, layers=layers, **settings)
 
     def make_head(self) -> nn.Module:
-        rank = int(self.info.head.partition(":")[2])
-        return TrunkHead(self.backbone.config.hidden_size, rank, self.backbone.device, self.backbone.dtype)
+        rank = self.info.head.partition(":")[2]
+        if not rank.isdecimal() or not int(rank):
+            raise RewardError(f"head {self.info.head!r} of a trunk reward has no rank, as in trunk:16; train it again")
+        return TrunkHead(self.backbone.config.hidden_size, int(rank), self.backbone.device, self.backbone.dtype)
 
     def top(self, layers: nn.Module | None) -> nn.Module:
         """Return the head, which reads frozen states alone."""

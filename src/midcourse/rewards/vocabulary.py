@@ -21,7 +21,7 @@ from midcourse.lm.language_model import (
     eos_token_ids,
     tokenizer_fingerprint,
 )
-from midcourse.lm.prefix_cache import PrefixCache, check_supported, pad
+from midcourse.lm.prefix_cache import PrefixCache, check_positions, check_supported, pad
 from midcourse.lm.prompt import Prefix, Template
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.contract import check_finite, check_rendering
@@ -60,6 +60,7 @@ class VocabularyReward(TokenReward):
         name: str = "model",
     ):
         check_supported(model.config)
+        check_positions(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.template = template

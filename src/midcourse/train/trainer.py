@@ -234,6 +234,11 @@ class PlanTrainer(WholeCheckpoints):
         def refuse() -> None:
             batch = described(self.data, self.train_dataset[step], losses, self.reward.tokenizer.decode)
             write_text(out / "bad_batch.json", as_json({**record, "batch": batch}, indent=1, ensure_ascii=False))
+            if math.isnan(value) and step == 0:  # no weight has moved yet
+                raise TrainingError(
+                    f"the {name} is nan at the first step: {self.reward.name} computes no number for the batch in "
+                    f"{out / 'bad_batch.json'}; restore the model's weights, use another, or look for broken data there"
+                )
             raise TrainingError(
                 f"the {name} is {value} after step {step}; lower --lr, which is {self.args.learning_rate}, or look for "
                 f"broken data in {out / 'bad_batch.json'}, the batch it was computed on"
