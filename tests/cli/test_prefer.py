@@ -9,6 +9,7 @@ from midcourse.data.rollouts import read_samples
 from tests.chat_server import KEY, longer
 
 
+@pytest.mark.slow
 def test_from_prompts_to_a_reward(midcourse, lm_folder, prompts, taste, tmp_path):
     rollouts, comparisons, reward = tmp_path / "rollouts.jsonl", tmp_path / "comparisons.jsonl", tmp_path / "reward"
     asked = ("sample", "--lm", lm_folder, "--prompts", prompts, "--out", rollouts, "--n", 4, "--max-new-tokens", 6)

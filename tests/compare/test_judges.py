@@ -80,6 +80,7 @@ def test_a_row_is_its_texts_in_whatever_form():
 # Independence
 
 
+@pytest.mark.slow
 def test_a_judge_of_other_rows_and_weights_judges(lm_folder, guide, disjoint, tmp_path):
     record = judged(lm_folder, guide, disjoint, tmp_path)
     assert record["judges"]["judge"]["notes"] == []

@@ -584,6 +584,7 @@ def test_misuse_exits_with_one_sentence(midcourse, lm_folder, tmp_path, flags, s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_from_the_command_line(midcourse, lm_folder, rewards, tmp_path, monkeypatch):
     (tmp_path / "taste.py").write_text("def long(text):\n    return len(text)\n")
     monkeypatch.chdir(tmp_path)

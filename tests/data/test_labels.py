@@ -39,6 +39,7 @@ def test_the_ceiling_is_the_mean_probability_of_the_better_text():
     assert bayes_accuracy(rows, length, scale=1.0) == pytest.approx((1 / (1 + math.exp(-1)) + 0.5) / 2)
 
 
+@pytest.mark.slow
 def test_the_shipped_labels_are_those_the_gold_reward_draws():
     """The shipped set says its gold, scale and seed: drawing again from them gives every label it has."""
     comparisons, prompts = shipped(None, 0)

@@ -450,6 +450,7 @@ def lm_of() -> LanguageModel:
 SHORT = [LabelledText(f"Ship {i} is in. A dog ran {i} times. Is it {i}?") for i in range(4)]
 
 
+@pytest.mark.slow
 def test_an_answer_depends_on_its_text_and_the_seed_alone(tmp_path):
     rephrase = LMRephraser(lm_of(), retries=1, batch_size=5)
     found = mix(SHORT, rephrase, tmp_path / "a.jsonl", ratio=0.7)
@@ -465,6 +466,7 @@ def test_an_answer_depends_on_its_text_and_the_seed_alone(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_more_retries_keep_more_sentences(tmp_path):
     """A sentence whose first answer is good keeps it; one whose answers all fail says what was wrong with the last."""
     few = mix(SHORT, LMRephraser(lm_of(), retries=0), tmp_path / "a.jsonl", ratio=1.0)

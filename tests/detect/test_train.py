@@ -140,6 +140,7 @@ def test_interrupted_training_resumes_to_equal_bits(lm_folder, encoder, tmp_path
     assert not (tmp_path / "parts" / REPLAYED).exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_not_gone_on_with_from_elsewhere(lm_folder, trained_folder, tmp_path, monkeypatch):
     """Not from another reward, nor with other texts to replay, since their first rewards would be others."""
 
@@ -175,6 +176,7 @@ def trained_folder(lm_folder: str, tmp_path_factory: pytest.TempPathFactory) -> 
     return str(out)
 
 
+@pytest.mark.slow
 def test_replay_keeps_the_rewards_of_preferences_near_what_they_were(lm_folder, trained_folder, tmp_path):
     prompts, texts = [one.prompt for one in REPLAY], [one.chosen for one in REPLAY]
     before = torch.tensor([one.rewards[-1] for one in load_reward(trained_folder).score(prompts, texts)])
@@ -294,6 +296,7 @@ def test_training_goes_on_from_a_trained_reward(lm_folder, trained_folder, tmp_p
     assert f"Training went on from the reward `{trained_folder}`." in (tmp_path / "d" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_reward_that_does_not_say_what_it_learned_from_makes_none_that_does(trained_folder, tmp_path):
     silent = tmp_path / "silent"
     RewardModel.load(trained_folder).save(silent)
@@ -302,7 +305,7 @@ def test_a_reward_that_does_not_say_what_it_learned_from_makes_none_that_does(tr
     assert read_learned_rows(tmp_path / "d") is None
 
 
-@pytest.mark.parametrize("tune", slow_except(["last:2"], ["last:2", "all"]))
+@pytest.mark.parametrize("tune", slow_except([], ["last:2", "all"]))
 def test_a_trained_reward_may_train_more_than_it_did(trained_folder, tmp_path, tune):
     reward = begin(trained_folder, ORDERED, tune=tune, device="cpu")
     want = load_reward(trained_folder).score(["the 1"], [" we loved it 1"])[0].rewards
@@ -317,7 +320,7 @@ def test_a_trained_reward_may_train_more_than_it_did(trained_folder, tmp_path, t
     ]
 
 
-@pytest.mark.parametrize("tune", slow_except(["last:1"], ["last:1", "lora:2", "all"]))
+@pytest.mark.parametrize("tune", slow_except([], ["last:1", "lora:2", "all"]))
 def test_a_head_may_get_what_is_below_it_trained(lm_folder, encoder, tmp_path, tune):
     for model, more in ((lm_folder, {"template": "raw"}), (encoder, {})):
         out = tmp_path / f"{Path(model).name}-{tune}"
@@ -417,13 +420,14 @@ def test_a_chat_reward_goes_on_with_texts_alone_and_replays_what_it_was_trained_
 def test_a_bad_step_is_written_down_with_its_levels_and_what_was_replayed(lm_folder, tmp_path):
     reward = begin(lm_folder, ORDERED, tune="last:1", device="cpu")
     torch.nn.init.constant_(reward.head.weight, 1e30)
-    with pytest.raises(TrainingError, match="lower --lr"):
+    with pytest.raises(TrainingError, match="at the first step"):
         train_detector(reward, LADDERS, tmp_path / "d", replace(SETTINGS, lr=1.0), replay=REPLAY)
     bad = json.loads((tmp_path / "d" / "bad_batch.json").read_text())["batch"][0]
     assert {"machine", "mixed", "human", "replayed_prompt", "replayed"} <= bad.keys()
     assert "the ferry fine fine fine" in bad["machine"] and bad["replayed"].startswith((" we", " no"))
 
 
+@pytest.mark.slow
 def test_remodetects_own_file_trains_a_detector(lm_folder, tmp_path):
     path = tmp_path / "xsum_gpt-4.raw_data.json"
     path.write_text(

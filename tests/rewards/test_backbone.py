@@ -110,6 +110,7 @@ def test_shared_equals_unshared_bit_for_bit(architecture, kind, model_folder, sa
         assert all(buffer.data_ptr() in theirs for buffer in shared.buffers())
 
 
+@pytest.mark.slow
 def test_shared_adapters_keep_the_laws(model_folder, saved):
     lm = LanguageModel.load(folder := model_folder("gemma3"), device="cpu", dtype="float64")
     assert_laws(load_reward(saved(folder, layers=3), share_with=lm), lm, PROMPTS, RESPONSES)
