@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo lint style types filled check test tables docs bench mutants clean
+.PHONY: help setup demo lint style types filled check quick test tables docs bench mutants clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -50,7 +50,10 @@ types: setup
 filled: setup
 	for tables in $(TABLES); do $(BIN)/python -m $$tables --check || exit; done
 
-check: lint ## lint, and the quick tests
+check: setup ## lint and the quick tests, side by side
+	$(MAKE) --no-print-directory -j $(JOBS) lint quick
+
+quick: setup
 	$(PYTEST) -m "not slow"
 
 test: lint ## lint, the quick tests with the types and shapes of every call checked, and the slow tests
