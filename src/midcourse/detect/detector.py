@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -184,15 +183,15 @@ class Detector:
 
     @classmethod
     def load(cls, name: str | Path, *, device: str = "auto", dtype: str = "auto") -> "Detector":
-        """Load the detector "shipped", which comes with midcourse, or that in a folder that was calibrated.
+        """Load the detector in a folder that was calibrated.
 
         Raises:
             DetectorError: the reward was not calibrated, or its calibration is damaged.
             RewardError, ModelError: as `load_reward`.
         """
-        folder = Path(place_of_detector(name))
+        folder = Path(place_of(name))
         if not (folder / "detector.json").is_file():
-            raise DetectorError(f"{name} has no calibration; make one with midcourse detect calibrate")
+            raise DetectorError(f"{name} has no calibration; make one with calibrate(...) and save it there")
         try:
             record = json.loads((folder / "detector.json").read_text())
             if record["format"] != FORMAT:
@@ -218,13 +217,6 @@ class Detector:
             raise DetectorError(f"{folder}/detector.json is damaged ({error}); calibrate the detector again") from error
         reward = load_reward(folder, device=device, dtype=dtype)
         return cls(reward, humans, machines, familiar, odds[0], odds[1], record["about"])
-
-
-def place_of_detector(name: str | Path) -> str | Path:
-    """Return where the detector of that name is: a folder here of that name comes before the shipped one."""
-    if str(name) == "shipped" and not Path(name).exists():
-        return Path(str(files("midcourse") / "shipped/detector"))
-    return place_of(name)
 
 
 def _decided(
