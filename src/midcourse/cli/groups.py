@@ -45,7 +45,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFolder:
-    """What training writes, and where."""
+    """The folder that training writes to, and what is printed."""
 
     out: Path
     """Folder of what is trained."""

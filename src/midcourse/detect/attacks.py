@@ -6,9 +6,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from midcourse.data.formats import BadRow, Problem, read_rows, text_of
+from midcourse.data.formats import BadRow, Problem, read_rows
 from midcourse.detect.disguise import LOOKALIKES
 from midcourse.detect.sentences import sentences_of
+from midcourse.detect.texts import filled
 
 SHARE = 0.1  # of the words or letters, where an attack changes some of them
 _NEIGHBOURS = {
@@ -126,7 +127,4 @@ def _one_of(fields: dict[str, Any], known: tuple[str, ...]) -> str:
     name = next((name for name in known if fields.get(name) is not None), None)
     if name is None:
         raise Problem(known[0], f"the field is missing; each row needs {' or '.join(known)}")
-    text = text_of(fields, name)
-    if not text.strip():
-        raise Problem(name, "the text is empty; write one or leave the row out")
-    return text
+    return filled(fields, name)

@@ -88,14 +88,15 @@ def _placed(row: Sequence[LabelledText], name: str) -> list[LabelledText]:
 def _texts_of(fields: dict[str, Any]) -> list[LabelledText]:
     about = {name: optional_text(fields, name) or "" for name in ("group", "domain", "model")}
     if "text" in fields:
-        return [LabelledText(_filled(fields, "text"), _label(fields), **about)]
+        return [LabelledText(filled(fields, "text"), _label(fields), **about)]
     sides = [name for name in _SIDES if fields.get(name)]
     if not sides:
         raise Problem("text", f"the field is missing; each row needs a text, or a {' or '.join(_SIDES)} text")
-    return [LabelledText(_filled(fields, name), _SIDES[name], **about) for name in sides]
+    return [LabelledText(filled(fields, name), _SIDES[name], **about) for name in sides]
 
 
-def _filled(fields: dict[str, Any], field: str) -> str:
+def filled(fields: dict[str, Any], field: str) -> str:
+    """Return a field that is a text; Problem if it is empty."""
     text = text_of(fields, field)
     if not text.strip():
         raise Problem(field, "the text is empty; write one or leave the row out")
