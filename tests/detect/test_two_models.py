@@ -47,6 +47,11 @@ def test_a_model_beside_itself_says_nothing_of_its_own(models):
         assert (found.expected < 0).all()
 
 
+def test_a_text_without_tokens_has_no_figures(models):
+    ((number, found),) = pair_figures(*models, [""])
+    assert number == 0 and all(len(row) == 0 for row in found)
+
+
 def test_they_stand_among_the_baselines(models):
     texts = [LabelledText(text, "human") for text in TEXTS]
     found = baselines(models[0], texts, base=models[1])

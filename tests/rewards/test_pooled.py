@@ -111,6 +111,7 @@ def test_long_texts_are_read_in_windows(lm):
 
 def test_a_text_without_tokens_has_features_too(lm):
     assert np.isfinite(pooled(lm).features(["", "a"])).all()
+    assert not pooled(lm).features([""]).any()
 
 
 @pytest.mark.parametrize("likelihoods", slow_except([True], [True, False]))

@@ -9,6 +9,7 @@ Binoculars calls b the observer and i the performer; its score here is minus the
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
-from midcourse.rewards.windows import batches, windows_of
+from midcourse.rewards.windows import read_whole, windows_of
 
 CHUNK = 64  # positions at which the distributions of both models are in memory together
 
@@ -66,21 +67,16 @@ def pair_figures(
         both = f"{instruct.name} and {base.name}"
         raise TwoModelsError(f"{both} have other tokens; name two models with the same tokenizer")
     windows = windows_of(instruct, texts, most=base.context_length)
-    parts: dict[int, list[tuple[int, Float[np.ndarray, "tokens 3"]]]] = {n: [] for n in range(len(texts))}
-    left = np.bincount([window.text for window in windows], minlength=len(texts))
-    for batch in batches(windows):
-        for window, rows in zip(batch, _pass(instruct, base, [w.token_ids for w in batch]), strict=True):
-            parts[window.text].append((window.begin, rows))
-            left[window.text] -= 1
-            if not left[window.text]:
-                in_order = [rows for _, rows in sorted(parts.pop(window.text), key=lambda part: part[0])]
-                yield window.text, PairFigures(*np.concatenate(in_order).T)
+    for number, parts in read_whole(windows, partial(_pass, instruct, base)):
+        yield number, PairFigures(*np.concatenate([rows for _, rows in parts]).T)
 
 
 @torch.inference_mode()
 def _pass(
     instruct: LanguageModel, base: LanguageModel, rows: Sequence[Sequence[int]]
 ) -> list[Float[np.ndarray, "tokens 3"]]:
+    if not any(rows):
+        return [np.zeros((0, 3)) for _ in rows]
     ids, mask = pad(rows, instruct.device)
     finals = []
     for lm in (instruct, base):

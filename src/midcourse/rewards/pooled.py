@@ -30,13 +30,13 @@ from midcourse.rewards.info import RewardError, RewardInfo, read_info
 from midcourse.rewards.likelihood import TokenFigures, token_figures
 from midcourse.rewards.text import TextReward
 from midcourse.rewards.trained import check_tokenizer, check_weights
-from midcourse.rewards.windows import batches, windows_of
+from midcourse.rewards.windows import read_whole, windows_of
 
 BURN_IN = 24
 
 
 class Reading(NamedTuple):
-    """What one pass says about the tokens of a text that count.
+    """The states and likelihoods of a text's tokens, read in one pass; of those tokens that count.
 
     Attributes:
         places: which tokens of the text they are, counted from 0.
@@ -83,19 +83,14 @@ class Reader:
 
         A text of more than `WINDOW` tokens, or than the context holds, is read in windows, each from its own beginning.
         """
-        windows = windows_of(self.lm, texts)
-        left = np.bincount([window.text for window in windows], minlength=len(texts))
-        parts: dict[int, list[tuple[int, Reading]]] = {}
-        for batch in batches(windows):
-            readings = self._pass([window.token_ids for window in batch])
-            for window, reading in zip(batch, readings, strict=True):
-                parts.setdefault(window.text, []).append((window.begin, reading))
-                left[window.text] -= 1
-                if not left[window.text]:
-                    yield window.text, _joined(parts.pop(window.text))
+        for number, parts in read_whole(windows_of(self.lm, texts), self._pass):
+            yield number, _joined(parts)
 
     @torch.inference_mode()
     def _pass(self, rows: Sequence[Sequence[int]]) -> list[Reading]:
+        if not any(rows):
+            nothing = torch.zeros(0, len(self.layers), self.lm.model.config.get_text_config().hidden_size)
+            return [Reading(np.arange(0), nothing, TokenFigures(*np.zeros((4, 0)))) for _ in rows]
         ids, mask = pad(rows, self.lm.device)
         decoder = self.lm.model.get_decoder()
         output = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False, output_hidden_states=True)
@@ -114,13 +109,12 @@ class Reader:
         return readings
 
 
-def _joined(windows: list[tuple[int, Reading]]) -> Reading:
+def _joined(parts: Sequence[tuple[int, Reading]]) -> Reading:
     """Return the readings of a text's windows, each with the place of its first token, as one."""
-    in_order = [(begin, reading) for begin, reading in sorted(windows, key=lambda window: window[0])]
     return Reading(
-        np.concatenate([begin + reading.places for begin, reading in in_order]),
-        torch.cat([reading.states for _, reading in in_order]),
-        TokenFigures(*map(np.concatenate, zip(*(reading.figures for _, reading in in_order), strict=True))),
+        np.concatenate([begin + reading.places for begin, reading in parts]),
+        torch.cat([reading.states for _, reading in parts]),
+        TokenFigures(*map(np.concatenate, zip(*(reading.figures for _, reading in parts), strict=True))),
     )
 
 

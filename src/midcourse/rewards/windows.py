@@ -1,12 +1,17 @@
 """Texts as rows of tokens for a model to read: cut into windows, and windows of like length together."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from midcourse.lm.language_model import LanguageModel
 
 WINDOW = 512  # tokens that are read together; a longer text is read in parts of this length
 BATCH_TOKENS = 4096  # of one forward, padding included
+
+
+Part = TypeVar("Part")
 
 
 class Window(NamedTuple):
@@ -44,3 +49,25 @@ def batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
         fit = max(BATCH_TOKENS // max(len(left[-1].token_ids), 1), 1)
         yield left[-fit:]
         del left[-fit:]
+
+
+def read_whole(
+    windows: Sequence[Window], read: Callable[[list[list[int]]], Sequence[Part]]
+) -> Iterator[tuple[int, list[tuple[int, Part]]]]:
+    """Read windows in batches; yield (a text's number, its parts) as soon as all windows of the text were read.
+
+    Args:
+        windows: all those of some texts.
+        read: returns what is read of each row of tokens.
+
+    Returns:
+        The parts in the order of the text, each with the place of its first token.
+    """
+    left = np.bincount([window.text for window in windows])
+    parts: dict[int, list[tuple[int, Part]]] = {}
+    for batch in batches(windows):
+        for window, part in zip(batch, read([window.token_ids for window in batch]), strict=True):
+            parts.setdefault(window.text, []).append((window.begin, part))
+            left[window.text] -= 1
+            if not left[window.text]:
+                yield window.text, sorted(parts.pop(window.text), key=lambda one: one[0])
