@@ -189,9 +189,9 @@ class Reward(Protocol):
         scores = self.score([text.prompt for text in texts], [text.response for text in texts])
         return [score.of_response(text.finished) for score, text in zip(scores, texts, strict=True)]
 
-    def rate_alone(self, texts: Sequence[str]) -> tuple[list[float], np.ndarray | None]:
-        """Return the reward of each finished text without a prompt, and the features of a kind that has any."""
-        return self.rate([Text("", text, True) for text in texts]), None
+    def rate_alone(self, texts: Sequence[str]) -> "Alone":
+        """Return the reward of each finished text without a prompt, and what else was read of it."""
+        return Alone(self.rate([Text("", text, True) for text in texts]), None, [1] * len(texts))
 
     def of_tokens(self, text: str) -> "Score":
         """Return what each token of a text without a prompt adds to the reward, the first to 0; no EOS among them."""
@@ -201,6 +201,20 @@ class Reward(Protocol):
         before = (0.0, *score.rewards[:-1])
         changes = tuple(now - then for now, then in zip(score.rewards, before, strict=True))
         return replace(score, rewards=changes, additive=True)
+
+
+class Alone(NamedTuple):
+    """What is read of texts without a prompt.
+
+    Attributes:
+        rewards: of each.
+        features: of each what the reward is made of, (texts, features); None for kinds that have none.
+        windows: in how many parts each was read, one after the other; 1 if at once.
+    """
+
+    rewards: list[float]
+    features: np.ndarray | None
+    windows: list[int]
 
 
 @dataclass(frozen=True)

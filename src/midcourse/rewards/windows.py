@@ -1,9 +1,8 @@
 """Texts as rows of tokens for a model to read: cut into windows, and windows of like length together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
-
-import numpy as np
 
 from midcourse.lm.language_model import LanguageModel
 
@@ -42,31 +41,47 @@ def windows_of(lm: LanguageModel, texts: Sequence[str], most: int = WINDOW) -> l
     ]
 
 
-def batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
-    """Yield the windows, the longest first, so many at a time as a forward should read."""
-    left = sorted(windows, key=lambda window: len(window.token_ids))
+def nested(windows: Sequence[Window]) -> list[list[Window]]:
+    """Return the windows in rows: the tokens of the first hold those of every other one of its row as their beginning.
+
+    What a causal model computes of a beginning stands in what it computes of the whole.
+    """
+    rows: list[list[Window]] = []
+    # In this order, what begins with some tokens comes right before these.
+    for window in sorted(windows, key=lambda window: window.token_ids, reverse=True):
+        longest = rows[-1][0].token_ids if rows else []
+        if rows and longest[: len(window.token_ids)] == window.token_ids:
+            rows[-1].append(window)
+        else:
+            rows.append([window])
+    return rows
+
+
+def batches(rows: Sequence[list[Window]]) -> Iterator[list[list[Window]]]:
+    """Yield the rows, the longest first, so many at a time as a forward should read."""
+    left = sorted(rows, key=lambda row: len(row[0].token_ids))
     while left:
-        fit = max(BATCH_TOKENS // max(len(left[-1].token_ids), 1), 1)
+        fit = max(BATCH_TOKENS // max(len(left[-1][0].token_ids), 1), 1)
         yield left[-fit:]
         del left[-fit:]
 
 
 def read_whole(
-    windows: Sequence[Window], read: Callable[[list[list[int]]], Sequence[Part]]
+    rows: Sequence[list[Window]], read: Callable[[list[list[Window]]], Iterable[tuple[Window, Part]]]
 ) -> Iterator[tuple[int, list[tuple[int, Part]]]]:
-    """Read windows in batches; yield (a text's number, its parts) as soon as all windows of the text were read.
+    """Read rows of windows in batches; yield (a text's number, its parts) as soon as all windows of the text were read.
 
     Args:
-        windows: all those of some texts.
-        read: returns what is read of each row of tokens.
+        rows: all windows of some texts; what is read of a row's first window holds what is read of the others.
+        read: yields each window of some rows with what is read of it.
 
     Returns:
         The parts in the order of the text, each with the place of its first token.
     """
-    left = np.bincount([window.text for window in windows])
+    left = Counter(window.text for row in rows for window in row)
     parts: dict[int, list[tuple[int, Part]]] = {}
-    for batch in batches(windows):
-        for window, part in zip(batch, read([window.token_ids for window in batch]), strict=True):
+    for batch in batches(rows):
+        for window, part in read(batch):
             parts.setdefault(window.text, []).append((window.begin, part))
             left[window.text] -= 1
             if not left[window.text]:
