@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from midcourse.decode.engine import generate, stream
     from midcourse.decode.steps import Generation, Step
+    from midcourse.detect.detector import Detector
     from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
     from midcourse.lm.language_model import LanguageModel
     from midcourse.rewards.classifier import ClassifierReward
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassifierReward",
+    "Detector",
     "FunctionReward",
     "Generation",
     "Guide",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "midcourse.decode.engine": ("generate", "stream"),
     "midcourse.decode.steps": ("Generation", "Step"),
+    "midcourse.detect.detector": ("Detector",),
     "midcourse.integrations.transformers": ("Guide", "GuidedLogitsProcessor", "guided"),
     "midcourse.lm.language_model": ("LanguageModel",),
     "midcourse.rewards.named": ("load_reward",),

@@ -1,7 +1,6 @@
 """Verdicts of a detector whose scores are known: how often a text says "indeed"."""
 
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +8,13 @@ import pytest
 
 from midcourse.detect.calibrate import calibrate, odds, thresholds
 from midcourse.detect.detector import Detector, DetectorError
-from midcourse.detect.humans import Scored
+from midcourse.detect.humans import LENGTHS, Scored, length_of
 from midcourse.detect.texts import LabelledText
+from midcourse.detect.unfamiliar import Familiar
 from midcourse.detect.verdicts import write_verdicts
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.weights import weights_fingerprint
+from midcourse.rewards.contract import Alone
 from midcourse.rewards.text import FunctionReward
 from tests.rewards.test_pooled import pooled
 
@@ -47,7 +48,7 @@ def test_verdicts(detector):
     assert machine.texts == 120
     assert machine.words == 60
     assert machine.probability > 0.9 > 0.5 > human.probability
-    assert machine.reason == "higher than human texts at 5.00% false positives on average"
+    assert machine.reason == "higher than all but 5.00% of human texts, on average, judging by 120"
     assert neither.reason == "people and machines both write texts with such a score"
     assert machine.score == pytest.approx(20 / 60)
 
@@ -74,6 +75,13 @@ def test_rates_and_groups_that_make_no_sense_are_refused(detector):
         detector.score(["a"], fpr=1.0)
     with pytest.raises(DetectorError, match="group 'essays' was not calibrated; use one of: news, or leave it out"):
         detector.score(["a"], group="essays")
+    with pytest.raises(DetectorError, match="texts is one text; give a list of them"):
+        detector.score("The ferry was late.")
+    unnamed = calibrate(FunctionReward(share), [replace(text, domain="") for text in HUMANS])
+    with pytest.raises(
+        DetectorError, match="group 'none' was not calibrated; leave it out, since the detector has none"
+    ):
+        unnamed.score(["a"], group="none")
     with pytest.raises(DetectorError, match="there is no human text to calibrate on"):
         calibrate(FunctionReward(share), MACHINES)
 
@@ -82,7 +90,33 @@ def test_without_machine_texts_nothing_is_called_human():
     detector = calibrate(FunctionReward(share), HUMANS)
     (one,) = detector.score([text_of(901, 0)], fpr=0.05)
     assert one.verdict == "cannot tell"
+    assert one.reason.endswith("0 machine texts of 50 to 74 words are too few to call it a person's")
     assert one.probability is None
+
+
+def test_a_text_counts_once(detector):
+    """A human text beside several machines' is one text, however it is spaced."""
+    again = [replace(text, text=text.text.replace(" ", "\n"), domain="more") for text in HUMANS]
+    later = calibrate(FunctionReward(share), [*HUMANS, *again, *MACHINES])
+    assert later.humans.scores.tolist() == detector.humans.scores.tolist()
+    assert later.humans.group_names == ["news"]
+
+
+def test_people_who_name_no_group_are_one_beside_others():
+    """Those without a group write more like machines: a text of no known group has to lie above theirs too."""
+    others = [LabelledText(text_of(i, 20 + i % 4), "human") for i in range(500, 620)]
+    detector = calibrate(FunctionReward(share), [*HUMANS, *others])
+    assert detector.humans.group_names == ["news", "no group"]
+    (unknown,) = detector.score([text_of(900, 22)], fpr=0.05)
+    (known,) = detector.score([text_of(900, 22)], fpr=0.05, group="news")
+    assert (unknown.verdict, known.verdict) == ("cannot tell", "machine")
+    assert unknown.rests_on == ("news, 50 to 74 words", "news", "no group, 50 to 74 words", "no group")
+    assert calibrate(FunctionReward(share), others).humans.group_names == []
+
+
+def test_of_nothing_nothing_is_said(detector):
+    (one,) = detector.score(["\u200b \u200b"], fpr=0.05)
+    assert (one.verdict, one.reason, one.probability) == ("cannot tell", "there is nothing to read", None)
 
 
 def test_a_later_calibration_keeps_the_machine_texts(detector):
@@ -98,12 +132,11 @@ def test_beginnings_are_calibrated_too(detector):
     """60 words reach the lengths of 25 and 50 words: a short text has a threshold."""
     (short,) = detector.score([text_of(5, 15, words=30)], fpr=0.05)
     assert short.verdict == "machine"
-    assert {row["of"]: row["texts"] for row in thresholds(detector, 0.05)} == {
-        "length: under 25 words": 0, "length: 25 to 49 words": 120, "length: 50 to 74 words": 120,
-        "length: 75 to 99 words": 0, "length: 100 to 149 words": 0, "length: 150 to 199 words": 0,
-        "length: 200 to 299 words": 0, "length: 300 words or more": 0, "news": 120,
-    }  # fmt: skip
-    row = thresholds(detector, 0.05)[2]
+    rows = thresholds(detector, 0.05)
+    assert [(row["group"], row["length"], row["texts"]) for row in rows] == [
+        (group, length, 120) for group in ("", "news") for length in ("", "25 to 49 words", "50 to 74 words")
+    ]
+    row = rows[2]
     assert row["rate"] == 6 / 121
     assert row["interval"][0] < 0.05 < row["interval"][1]
 
@@ -120,10 +153,13 @@ def test_odds_are_even_where_both_are_as_likely():
     def of(centre, n):
         return Scored(random.normal(centre, 1, n), np.full(n, 60), np.full(n, ""), np.ones(n, dtype=bool))
 
-    slope, intercept = odds(of(-1.0, 3000), of(1.0, 500))  # however many there are of each
+    lengths = odds(of(-1.0, 3000), of(1.0, 500))  # however many there are of each
+    slope, intercept = lengths[length_of(60)]
+    assert np.isnan(lengths).sum() == 2 * len(LENGTHS)  # no other length has texts
     assert slope == pytest.approx(2.0, abs=0.25)  # the log-odds of two Gaussians of spread 1 at -1 and 1: 2 x
     assert intercept == pytest.approx(0.0, abs=0.25)
-    assert all(map(math.isnan, odds(of(0, 10), Scored())))
+    assert np.isnan(odds(of(0, 100), Scored())).all()
+    assert np.isnan(odds(of(0, 100), of(1, 19))).all()
 
 
 def test_verdicts_are_gone_on_with(detector, tmp_path):
@@ -140,6 +176,24 @@ def test_verdicts_are_gone_on_with(detector, tmp_path):
         write_verdicts(out, detector, texts[::-1], {"fpr": 0.05}, resume=True)
     with pytest.raises(Exception, match="exists already"):
         write_verdicts(out, detector, texts, {"fpr": 0.05})
+    other = calibrate(detector.reward, [*HUMANS[:-1], replace(HUMANS[-1], text=text_of(999, 5)), *MACHINES])
+    assert other.about == detector.about
+    with pytest.raises(Exception, match=r"holds rows with calibration '\w+', not '\w+'"):
+        write_verdicts(out, other, texts, {"fpr": 0.05}, resume=True)
+
+
+def test_few_texts_of_ones_own_do_not_make_every_text_familiar():
+    """What a calibration of too few texts cannot tell is left to the earlier one."""
+    far = FunctionReward(share)
+    words, random = [60, 60, 10], np.random.default_rng(0)
+    wide = Familiar.of(random.normal(size=(400, 8)), np.full(400, 60), [str(i) for i in range(400)])
+    few = Familiar.of(random.normal(size=(100, 8)), np.full(100, 60), [str(i) for i in range(100)])
+    features = np.concatenate([np.zeros((1, 8)), np.full((2, 8), 99.0)])
+    far.rate_alone = lambda texts: Alone([0.0] * len(texts), features, [1] * len(texts))
+    for calibrations in ((wide,), (wide, few), (few, wide)):
+        detector = replace(calibrate(FunctionReward(share), HUMANS), reward=far, familiar=calibrations)
+        _, strange = detector.read(["word " * count for count in words])
+        assert strange == [False, True, False]  # of texts of 10 words neither tells
 
 
 def test_a_saved_detector_says_the_same(model_folder, tmp_path):
@@ -168,6 +222,22 @@ def test_a_saved_detector_says_the_same(model_folder, tmp_path):
     assert [one.score for one in have] == pytest.approx([one.score for one in want], rel=1e-4)
     assert [one.probability for one in have] == pytest.approx([one.probability for one in want], abs=1e-3)
     assert [one.texts for one in have] == [one.texts for one in want]
+    assert loaded.fingerprint == detector.fingerprint
+    record = json.loads((tmp_path / "detector" / "detector.json").read_text())
+    calibrate(reward, texts[:-1]).save(tmp_path / "detector")
+    (tmp_path / "detector" / "detector.json").write_text(json.dumps(record))
+    with pytest.raises(DetectorError, match=r"damaged \(detector.safetensors is of another calibration\)"):
+        Detector.load(tmp_path / "detector")
+    detector.save(tmp_path / "detector")
+    other = pooled(lm)
+    other.head.difference[0] += 1
+    other.info = reward.info
+    other.write(tmp_path / "detector")
+    with pytest.raises(DetectorError, match="holds another reward than the one that was calibrated"):
+        Detector.load(tmp_path / "detector", dtype="float32")
+    (tmp_path / "detector" / "detector.json").write_text('{"format": 7}')
+    with pytest.raises(DetectorError, match="has format 7, this release reads 1"):
+        Detector.load(tmp_path / "detector")
     (tmp_path / "detector" / "detector.json").write_text("{")
-    with pytest.raises(DetectorError, match=r"detector.json is damaged"):
+    with pytest.raises(DetectorError, match=r"the calibration in .* is damaged .*; remove detector.json"):
         Detector.load(tmp_path / "detector")

@@ -28,6 +28,8 @@ def test_a_disguise_is_taken_off_whole(attack, seed):
 
 
 def test_what_was_taken_off_is_counted():
+    assert plain("l\ufe0fe\U000e0101ft\u3164\u115f a\ufe0f\u200db") == ("left ab", 6, 0)
+    assert plain("well \u2764\ufe0f\u200d\U0001f525 done").unseen == 0  # one picture
     assert plain("a\u200bb\ufeff c\u0430t") == ("ab cat", 2, 1)
     assert plain("ｗｉｄｅ\u00a0space\n\n here") == ("wide space here", 0, 0)
 

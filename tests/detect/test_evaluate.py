@@ -92,8 +92,15 @@ def test_attacks_at_an_unchanged_threshold(detector):
     assert rows["gone"]["after"] == rows["gone"]["kept"] == 0
     for name in ("homoglyphs", "zero-width", "white-space", "sentence-order"):
         assert rows[name]["kept"] == 1, name
+    sure = attacked(detector, texts, gone, fpr=0.01, guarantee="confidence")  # takes 299 texts
+    assert sure[0]["before"] == 0 and sure[0]["kept"] is None
     again = attacked(detector, texts, ATTACKS, fpr=0.05)
     assert [row["after"] for row in again] == [rows[name]["after"] for name in ATTACKS]
+
+
+def test_a_domain_with_texts_of_one_kind_has_no_cell(detector):
+    texts = [human(1, 0), machine(2, 9), machine(3, 9, domain="speeches"), human(4, 0, "letters")]
+    assert [row["domain"] for row in cells(judged(detector, texts))] == [texts[0].domain]
 
 
 def test_reliability_by_hand(detector):

@@ -10,7 +10,7 @@ from midcourse.detect.two_models import PairFigures, TwoModelsError, binoculars,
 from midcourse.lm.language_model import LanguageModel
 from midcourse.testing import tiny_language_model
 
-TEXTS = ["The ferry was late.", "a", "We waited, and nobody minded at all." * 9]
+TEXTS = ["The ferry was late.", "a", "", "We waited, and nobody minded at all." * 9]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def test_figures_are_those_of_two_plain_forwards(models):
     for number, found in pair_figures(instruct, base, TEXTS):
         ids = instruct.tokenizer(TEXTS[number], add_special_tokens=False).input_ids
         want = []
-        for begin in range(0, len(ids), 256):
-            row = torch.tensor([ids[begin : begin + 256]])
+        for begin in range(0, max(len(ids), 1), 256):
+            row = torch.tensor([ids[begin : begin + 256] or [0]])
             i, b = (lm.model(row).logits[0, :-1].log_softmax(-1) for lm in models)
             targets = row[0, 1:, None]
             want.append(torch.stack([i.gather(1, targets)[:, 0], b.gather(1, targets)[:, 0], (b.exp() * i).sum(1)], 1))

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
-from midcourse.detect.conformal import Guarantee, highest_rank, rates_of
+from midcourse.detect.conformal import Guarantee, highest_rank, rates_of, texts_needed
 from midcourse.detect.detector import Detector, DetectorError
 from midcourse.detect.disguise import plain
 from midcourse.detect.humans import LENGTHS, Scored, cut_to, length_name, lengths_within
@@ -19,6 +20,8 @@ from midcourse.rewards.contract import Reward
 
 PART = 256  # texts that are read together
 ENOUGH = 200  # texts from which it can be told what is like them
+FEW = 20  # texts of a length; the odds of fewer say little
+NO_GROUP = "no group"  # of texts that name none, where others do
 
 
 def calibrate(
@@ -30,54 +33,66 @@ def calibrate(
 ) -> Detector:
     """Return a detector whose thresholds rest on these texts, none of which the reward was trained on.
 
-    Every text counts whole, and its beginning at every length it reaches, so that short texts are calibrated too.
+    Every text counts whole, and its beginning at every length it reaches, so that short texts are calibrated too. One
+    that stands there more than once, say beside several machines' texts, counts once.
 
     Args:
         texts: human ones, perhaps with machine ones; mixed ones are left out.
-        by: what a text's group is: "domain", "model" or "group".
+        by: what a human text's group is: "domain", "model", "group", or "none" if all are of one.
         earlier: its machine texts are kept if there are none here, and what is familiar to it stays so.
 
     Raises:
         DetectorError: no human text.
     """
     kinds: tuple[Label, ...] = ("human", "machine")
-    wanted = {kind: of_label(texts, kind) for kind in kinds}
+    wanted = {kind: distinct(of_label(texts, kind)) for kind in kinds}
     if not wanted["human"]:
         raise DetectorError("there is no human text to calibrate on; give some with label human")
-    read = {kind: scored(reward, some, by) for kind, some in wanted.items() if some}
+    # Which machine's a text is plays no part: nobody is wronged by a text that is taken for a person's.
+    groups = {"human": by, "machine": "none"}
+    read = {kind: scored(reward, some, groups[kind]) for kind, some in wanted.items() if some}
     humans = read["human"][0]
     machines = read["machine"][0] if "machine" in read else earlier.machines if earlier else Scored()
     familiar = list(earlier.familiar) if earlier else []
     features = [part for _, part, _ in read.values() if part is not None]
-    if features and sum(map(len, features)) >= ENOUGH:
+    if features and sum(len(set(owners)) for _, _, owners in read.values()) >= ENOUGH:
         words = np.concatenate([part.words for part, _, _ in read.values()])
         names = [f"{kind} {name}" for kind, (_, _, owners) in read.items() for name in owners]
         familiar.append(Familiar.of(np.concatenate(features), words, names))
-    slope, intercept = odds(humans, machines)
     about = {
         "humans": int(humans.whole.sum()),
         "machines": int(machines.whole.sum()),
         "groups": {name: len(humans.of_group(name)) for name in humans.group_names},
     }
-    return Detector(reward, humans, machines, tuple(familiar), slope, intercept, about)
+    return Detector(reward, humans, machines, tuple(familiar), odds(humans, machines), about)
+
+
+def distinct(texts: Sequence[LabelledText]) -> list[LabelledText]:
+    """Return each text once, the first of those that read the same."""
+    found: dict[str, LabelledText] = {}
+    for text in texts:
+        found.setdefault(plain(text.text).text, text)
+    return list(found.values())
 
 
 def scored(
-    reward: Reward, texts: Sequence[LabelledText], by: str = "domain"
+    reward: Reward, texts: Sequence[LabelledText], by: str = "none"
 ) -> tuple[Scored, np.ndarray | None, list[str]]:
     """Return the scores of texts and of their beginnings, their features if there are any, and whose each is."""
-    pieces: list[tuple[str, int, LabelledText, bool]] = []
+    groups = ["" if by == "none" else getattr(text, by) for text in texts]
+    if any(groups):
+        groups = [name or NO_GROUP for name in groups]
+    pieces: list[tuple[str, int, bool]] = []
     for number, text in enumerate(texts):
         words = plain(text.text).text
-        count = len(words.split())
-        pieces += [(cut_to(words, edge), number, text, False) for edge in lengths_within(count)]
-        pieces.append((words, number, text, True))
+        pieces += [(cut_to(words, edge), number, False) for edge in lengths_within(len(words.split()))]
+        pieces.append((words, number, True))
     scores: list[float] = []
     features: list[np.ndarray] = []
     with progress("calibrating", len(pieces)) as advance:
         for begin in range(0, len(pieces), PART):
             part = pieces[begin : begin + PART]
-            values, found = reward.rate_alone([piece for piece, *_ in part])
+            values, found, _ = reward.rate_alone([piece for piece, *_ in part])
             scores += values
             if found is not None:
                 features.append(found)
@@ -85,44 +100,65 @@ def scored(
     of = Scored(
         np.array(scores),
         np.array([len(piece.split()) for piece, *_ in pieces]),
-        np.array([getattr(text, by) for _, _, text, _ in pieces], dtype=str),
+        np.array([groups[number] for _, number, *_ in pieces], dtype=str),
         np.array([whole for *_, whole in pieces]),
     )
-    return of, np.concatenate(features) if features else None, [str(number) for _, number, *_ in pieces]
+    return of, np.concatenate(features) if features else None, [str(number) for _, number, _ in pieces]
 
 
-def odds(humans: Scored, machines: Scored) -> tuple[float, float]:
-    """Return (slope, intercept) of the log-odds that a machine wrote a text, linear in its score (Platt, 1999).
+def odds(humans: Scored, machines: Scored) -> Float[np.ndarray, "lengths 2"]:
+    """Return, of each length, (slope, intercept) of the log-odds that a machine wrote a text, linear in its score.
 
-    Whole texts of both kinds weigh the same in all, whatever their numbers. nan without machine texts.
+    Texts of both kinds weigh the same in all, whatever their numbers (Platt, 1999). nan for lengths with few of either.
     """
-    h, m = humans.scores[humans.whole], machines.scores[machines.whole]
-    if not len(h) or not len(m):
+    return np.array([_line(humans.of_length(n), machines.of_length(n)) for n in range(len(LENGTHS) + 1)])
+
+
+def _line(humans: np.ndarray, machines: np.ndarray) -> tuple[float, float]:
+    if min(len(humans), len(machines)) < FEW:
         return math.nan, math.nan
-    middle, spread = np.median([*h, *m]), np.std([*h, *m]) + 1e-9
+    both = np.concatenate([humans, machines])
+    middle, spread = np.median(both), np.std(both) + 1e-9
 
     def loss(line: np.ndarray) -> float:
-        logits = [line[0] * (part - middle) / spread + line[1] for part in (h, m)]
+        logits = [line[0] * (part - middle) / spread + line[1] for part in (humans, machines)]
         return float(-log_expit(-logits[0]).mean() - log_expit(logits[1]).mean() + 1e-4 * line @ line)
 
     slope, intercept = minimize(loss, np.array([1.0, 0.0])).x
     return float(slope / spread), float(intercept - slope * middle / spread)
 
 
-def thresholds(detector: Detector, fpr: float, guarantee: Guarantee = "average") -> list[dict[str, Any]]:
-    """Return a row for each group and length: how many human texts, the threshold, and the rate that it stands for.
+def too_small(detector: Detector, fpr: float, guarantee: Guarantee = "average") -> dict[str, int]:
+    """Return the groups with too few texts to hold the rate, and how many each has.
 
-    The interval is that of the rate over calibrations of this size: 95 of 100 such thresholds have a rate within it.
+    As long as there are any, a text whose group is not known gets no verdict at that rate.
     """
-    humans = detector.humans
-    parts = [(f"length: {length_name(n)}", humans.of_length(n)) for n in range(len(LENGTHS) + 1)]
-    parts += [(name, humans.of_group(name)) for name in humans.group_names]
-    rows = []
-    for name, scores in parts:
-        rank = highest_rank(len(scores), fpr, guarantee)
-        row: dict[str, Any] = {"of": name, "texts": len(scores), "threshold": None, "rate": None, "interval": None}
-        if rank:
-            row |= {"threshold": float(np.sort(scores)[-rank]), "rate": rank / (len(scores) + 1)}
-            row["interval"] = rates_of(rank, len(scores))
-        rows.append(row)
+    counts = {name: len(detector.humans.of_group(name)) for name in detector.humans.group_names}
+    return {name: count for name, count in counts.items() if count < texts_needed(fpr, guarantee)}
+
+
+def thresholds(detector: Detector, fpr: float, guarantee: Guarantee = "average") -> list[dict[str, Any]]:
+    """Return the thresholds of human texts: of all lengths and of each, of all groups and of each.
+
+    Returns:
+        Rows of {"group", "length", "texts", "threshold", "rate", "interval"}; "" as group or length means all. The rate
+        is what such a threshold flags of further texts of the kind on average, and 95 of 100 calibrations of this size
+        give one within the interval; all three are None if too few texts resolve the rate.
+    """
+    humans, rows = detector.humans, []
+    for group in ("", *humans.group_names):
+        for length in (None, *range(len(LENGTHS) + 1)):
+            scores = humans.of_group(group, length) if group else humans.of_length(length)
+            if not len(scores):
+                continue
+            rank = highest_rank(len(scores), fpr, guarantee)
+            row: dict[str, Any] = {
+                "group": group,
+                "length": "" if length is None else length_name(length),
+                "texts": len(scores),
+                "threshold": float(np.sort(scores)[-rank]) if rank else None,
+                "rate": rank / (len(scores) + 1) if rank else None,
+                "interval": rates_of(rank, len(scores)) if rank else None,
+            }
+            rows.append(row)
     return rows

@@ -31,10 +31,6 @@ class Threshold(NamedTuple):
     score: float | None
     texts: int
 
-    def flags(self, score: float) -> bool:
-        """Return whether a score lies above it."""
-        return self.score is not None and bool(score > self.score)
-
 
 def threshold(humans: Sequence[float] | np.ndarray, fpr: float, guarantee: Guarantee = "average") -> Threshold:
     """Return the lowest threshold that holds the false-positive rate.
@@ -70,11 +66,6 @@ def rates_of(rank: int, texts: int) -> tuple[float, float]:
     """Return between which false-positive rates 95 of 100 thresholds h(rank) of so many texts lie."""
     low, high = beta.ppf([0.025, 0.975], rank, texts + 1 - rank)
     return float(low), float(high)
-
-
-def p_value(score: float, humans: Sequence[float] | np.ndarray) -> float:
-    """Return (1 + the human scores at least as high) / (n + 1): a human text has one of at most p in p of the cases."""
-    return (1 + int((np.asarray(humans, dtype=float) >= score).sum())) / (len(humans) + 1)
 
 
 def rate_interval(flagged: int, texts: int) -> tuple[float, float]:

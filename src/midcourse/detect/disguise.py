@@ -7,9 +7,13 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-# Zero-width characters, joiners, marks of direction and the soft hyphen: nothing of them is seen in a Latin text.
+# Zero-width characters, joiners, variation selectors, empty letters, marks of direction and the soft hyphen: nothing of
+# them is seen in a Latin text. Behind a picture a selector or joiner makes it another picture.
+_PICTURE = "[\u00a9\u00ae\u203c\u2049\u2122-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]"
 UNSEEN = re.compile(
-    "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u206a-\u206f\ufeff\U000e0000-\U000e007f]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200c\u200e\u200f\u202a-\u202e\u2060-\u2064\u206a-\u206f\u3164\ufeff"
+    "\ufe00-\ufe0e\U000e0000-\U000e01ef]"
+    f"|(?<!{_PICTURE})\ufe0f|(?<!{_PICTURE})(?<!{_PICTURE}\ufe0f)\u200d"
 )
 
 # Letters of other alphabets that look like Latin ones, each followed by what it looks like.

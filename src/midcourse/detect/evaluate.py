@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -86,11 +86,16 @@ def cells(judged: Judged) -> list[dict[str, Any]]:
 
 
 def _cells(texts: Sequence[LabelledText]) -> Iterator[tuple[str, str, list[int], list[int]]]:
-    """Yield (domain, model, its human texts that some machine text may share a source with, its machine texts)."""
+    """Yield (domain, model, its human texts that some machine text may share a source with, its machine texts).
+
+    Domains with texts of one kind only are left out.
+    """
     groups = groups_of(texts)
     for domain in sorted({text.domain for text in texts}):
         there = [n for n, text in enumerate(texts) if text.domain == domain]
         humans = [n for n in there if texts[n].label == "human"]
+        if not humans:
+            continue
         for model in sorted({texts[n].model for n in there if texts[n].label == "machine"}):
             machines = [n for n in there if texts[n].label == "machine" and texts[n].model == model]
             sources = {groups[n] for n in machines}
@@ -150,27 +155,34 @@ def attacked(
     texts: Sequence[LabelledText],
     attacks: Mapping[str, Callable[[str, Random], str]],
     *,
-    fpr: float = 0.01,
     seed: int = 0,
+    **asked: Any,
 ) -> list[dict[str, Any]]:
     """Return how many machine texts are found before and after each attack, at an unchanged threshold.
 
     Args:
         attacks: change a text by a random generator; the seed and the text decide what it draws.
+        asked: what `judged` takes.
     """
-    machines = [text.text for text in of_label(texts, "machine")]
-    before = flagged(detector, machines, fpr=fpr, what="as they are")
+    machines = of_label(texts, "machine")
+    before = flagged(detector, machines, what="as they are", **asked)
     rows = []
     for name, attack in attacks.items():
-        changed = [attack(text, Random(f"{seed} {zlib.crc32(text.encode())}")) for text in machines]
-        rows.append(withstood(name, before, flagged(detector, changed, fpr=fpr, what=name)))
+        changed = [
+            replace(text, text=attack(text.text, Random(f"{seed} {zlib.crc32(text.text.encode())}")))
+            for text in machines
+        ]
+        rows.append(withstood(name, before, flagged(detector, changed, what=name, **asked)))
     return rows
 
 
-def flagged(detector: Detector, texts: Sequence[str], *, fpr: float = 0.01, what: str = "reading") -> list[bool]:
-    """Return of each text whether it is called a machine's."""
-    found = judged(detector, [LabelledText(text) for text in texts], fpr=fpr, what=what)
-    return [verdict.verdict == "machine" for verdict in found.verdicts]
+def flagged(detector: Detector, texts: Sequence[LabelledText], **asked: Any) -> list[bool]:
+    """Return of each text whether it is called a machine's.
+
+    Args:
+        asked: what `judged` takes.
+    """
+    return [verdict.verdict == "machine" for verdict in judged(detector, texts, **asked).verdicts]
 
 
 def withstood(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:

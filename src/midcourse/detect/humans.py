@@ -1,10 +1,11 @@
 """Scores of calibration texts, and the thresholds that they give each group of texts and each length.
 
-Thresholds hold on average over texts like those they were calibrated on. A detector's scores differ by who writes and
-by length: one threshold for all can hold its rate on the whole and yet flag far more of one group. So every length has
-a threshold of its own, and so has every group, at this length if it has texts enough (Mondrian conformal prediction;
-Vovk et al., 2005). A text has to lie above that of its length and that of its group; if its group is not known, above
-those of all groups.
+Thresholds hold for texts like those they were calibrated on. A detector's scores differ by who writes and by length:
+one threshold for all can hold its rate on the whole and yet flag far more of one group. So every length has a threshold
+of its own, and so has every group (Mondrian conformal prediction; Vovk et al., 2005). A text has to lie above that of
+all its group's texts, so that the rate holds for the group, and above that of the group's texts of its length; where
+these are too few, above that of all groups' texts of the length. If its group is not known, it has to lie above those
+of every group. Where a group has too few texts for the rate, a text that may be one of its has no threshold.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from midcourse.detect.conformal import Guarantee, Threshold, texts_needed, threshold
 
 # Lengths are told apart at so many words.
-LENGTHS = (25, 50, 75, 100, 150, 200, 300)
+LENGTHS = (25, 50, 75, 100, 150, 200)
 
 
 def length_of(words: int) -> int:
@@ -79,9 +80,9 @@ class Scored:
         """Return the groups there are."""
         return sorted(set(self.groups.tolist()) - {""})
 
-    def of_length(self, length: int) -> np.ndarray:
-        """Return the scores of all texts and beginnings of a length: of each text one at most."""
-        return self.scores[lengths_of(self.words) == length]
+    def of_length(self, length: int | None) -> np.ndarray:
+        """Return the scores of texts and beginnings of a length, of each text one at most; or of all whole texts."""
+        return self.scores[self.whole if length is None else lengths_of(self.words) == length]
 
     def of_group(self, group: str, length: int | None = None) -> np.ndarray:
         """Return the scores of a group's texts, each once: the whole ones, or what has a length."""
@@ -114,26 +115,28 @@ def bound_of(
     """Return what the score of a text of so many words has to exceed to be flagged at a false-positive rate.
 
     Args:
-        group: the text's; by default it is not known, and the highest threshold of any group counts. Groups with too
-            few texts have none, and count in their lengths alone.
+        group: the text's; by default it is not known, and the highest threshold of any group counts.
     """
     length = length_of(words)
-    parts = [(length_name(length), threshold(scored.of_length(length), fpr, guarantee))]
-    parts += [
-        _of_group(scored, name, length, fpr, guarantee) for name in (scored.group_names if group is None else [group])
-    ]
-    for name, found in parts[: 1 if group is None else 2]:
+    names = scored.group_names if group is None else [group]
+    parts = list(dict.fromkeys(part for name in names for part in _of_group(scored, name, length, fpr, guarantee)))
+    parts = parts or [_of_length(scored, length, fpr, guarantee)]
+    for name, found in parts:
         if found.score is None:
             needed = texts_needed(fpr, guarantee)
             why = f"not resolvable at this rate: {found.texts} calibration texts of {name}, {needed} needed"
             return Bound(None, found.texts, (name,), why)
-    counted = [(name, found) for name, found in parts if found.score is not None]
-    score = max(found.score for _, found in counted if found.score is not None)
-    return Bound(score, min(found.texts for _, found in counted), tuple(name for name, _ in counted))
+    score = max(found.score for _, found in parts if found.score is not None)
+    return Bound(score, min(found.texts for _, found in parts), tuple(name for name, _ in parts))
 
 
-def _of_group(scored: Scored, group: str, length: int, fpr: float, guarantee: Guarantee) -> tuple[str, Threshold]:
-    at_length = threshold(scored.of_group(group, length), fpr, guarantee)
-    if at_length.score is not None:
-        return f"{group}, {length_name(length)}", at_length
-    return group, threshold(scored.of_group(group), fpr, guarantee)
+def _of_group(scored: Scored, group: str, length: int, fpr: float, guarantee: Guarantee) -> list[tuple[str, Threshold]]:
+    """Return what a text of a group has to lie above."""
+    at_length = f"{group}, {length_name(length)}", threshold(scored.of_group(group, length), fpr, guarantee)
+    if at_length[1].score is None:
+        at_length = _of_length(scored, length, fpr, guarantee)
+    return [at_length, (group, threshold(scored.of_group(group), fpr, guarantee))]
+
+
+def _of_length(scored: Scored, length: int, fpr: float, guarantee: Guarantee) -> tuple[str, Threshold]:
+    return length_name(length), threshold(scored.of_length(length), fpr, guarantee)

@@ -89,7 +89,7 @@ def direction(
 def mean_states(lm: LanguageModel, texts: Sequence[str], what: str) -> Float[np.ndarray, "texts layers hidden"]:
     """Return the mean state of each text behind every layer of the language model."""
     layers = lm.model.config.get_text_config().num_hidden_layers
-    reader = Reader(lm, tuple(range(1, layers + 1)), likelihoods=False)
+    reader = Reader(lm, tuple(range(1, layers + 1)), surprise=False)
     found = np.zeros((len(texts), layers, lm.model.config.get_text_config().hidden_size))
     with progress(what, len(texts)) as advance:
         for begin in range(0, len(texts), PART):

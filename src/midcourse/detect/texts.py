@@ -55,6 +55,8 @@ def read_texts(source: str | Path, *, rejects: list[BadRow] | None = None) -> li
     """
     if str(source) == "-":
         return [_plain_text(sys.stdin.buffer.read(), "standard input")]
+    if not str(source):
+        raise DataError("no file of texts is named; name one, a folder, or - for standard input")
     path = Path(source)
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.is_file() and _readable(file)]

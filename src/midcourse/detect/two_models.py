@@ -8,7 +8,7 @@ With b the base model and i the instruct model, each given the tokens before:
 Binoculars calls b the observer and i the performer; its score here is minus theirs. Higher means more like a machine.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
-from midcourse.rewards.windows import read_whole, windows_of
+from midcourse.rewards.windows import Window, read_whole, windows_of
 
 CHUNK = 64  # positions at which the distributions of both models are in memory together
 
@@ -67,8 +67,16 @@ def pair_figures(
         both = f"{instruct.name} and {base.name}"
         raise TwoModelsError(f"{both} have other tokens; name two models with the same tokenizer")
     windows = windows_of(instruct, texts, most=base.context_length)
-    for number, parts in read_whole(windows, partial(_pass, instruct, base)):
+    read = partial(_parts, instruct, base)
+    for number, parts in read_whole([[window] for window in windows], read):
         yield number, PairFigures(*np.concatenate([rows for _, rows in parts]).T)
+
+
+def _parts(
+    instruct: LanguageModel, base: LanguageModel, rows: Sequence[list[Window]]
+) -> Iterable[tuple[Window, Float[np.ndarray, "tokens 3"]]]:
+    windows = [window for [window] in rows]
+    return zip(windows, _pass(instruct, base, [window.token_ids for window in windows]), strict=True)
 
 
 @torch.inference_mode()

@@ -68,6 +68,10 @@ class Familiar:
         """Return how far each text lies from the middle, in spreads."""
         return np.sqrt(((self._parts(features) / self.spreads) ** 2).sum(1))
 
+    def known(self, words: Sequence[int] | np.ndarray) -> Bool[np.ndarray, " texts"]:
+        """Return of texts of so many words whether it can be told which are strange."""
+        return np.isfinite(self.limits[lengths_of(words)])
+
     def strange(
         self, features: Float[np.ndarray, "texts features"], words: Sequence[int] | np.ndarray
     ) -> Bool[np.ndarray, " texts"]:

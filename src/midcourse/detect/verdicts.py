@@ -32,7 +32,7 @@ def write_verdicts(
     """
     with only_writer(out, "file", "run", RowFileError):
         there = written_rows(out, resume, lambda row: _number(row, texts))
-        wanted = {"detector": reward_fingerprint(detector.reward), "calibration": detector.about, **asked}
+        wanted = {"detector": reward_fingerprint(detector.reward), "calibration": detector.fingerprint, **asked}
         left = [number for number in range(len(texts)) if number not in there]
         verdicts = detector.score([texts[number] for number in left], **asked)
         begin_record(out, wanted, [text.text for text in texts], recorded(out) if there else {}, "texts")
