@@ -13,27 +13,36 @@ NEW_TOKENS = 64
 
 @dataclass(kw_only=True)
 class Bench:
-    """Time guided decoding, or training on prefixes.
+    """Time guided decoding, training on prefixes, or detection.
 
     decode: guided decoding against plain generation of transformers. train: training on all prefixes against training
-    on whole responses. All cases take turns, so that a machine whose speed drifts slows them alike.
+    on whole responses. detect: detection against the bare passes of the language model. All cases take turns, so that a
+    machine whose speed drifts slows them alike.
     """
 
-    what: Annotated[Literal["decode", "train"], tyro.conf.Positional]
-    """What to time: decoding or training."""
+    what: Annotated[Literal["decode", "train", "detect"], tyro.conf.Positional]
+    """What to time: decoding, training or detection."""
     json: Path | None = None
     """Write the measured rows to this file as JSON."""
     quick: bool = False
-    """Only see that it works: decode with 16 new tokens, 2 rounds and no reference, train with a tiny model."""
+    """Only see that it works: decode with 16 new tokens, 2 rounds and no reference, train with a tiny model,
+    detect with few texts."""
     rounds: int = 5
     """How often each case is timed; the median counts."""
     new_tokens: int = NEW_TOKENS
     """Tokens that each case writes when decoding is timed."""
 
     def run(self) -> int:
+        if self.what != "decode" and self.new_tokens != NEW_TOKENS:
+            raise UsageError(f"--new-tokens {self.new_tokens} is for bench decode; leave it out")
+        if self.rounds < 1:
+            raise UsageError(f"--rounds {self.rounds} times nothing; use 1 or more")
+        if self.what == "detect":
+            from midcourse.bench.detect import bench_detect
+
+            bench_detect(self.json, quick=self.quick, rounds=self.rounds)
+            return 0
         if self.what == "train":
-            if self.new_tokens != NEW_TOKENS:
-                raise UsageError(f"--new-tokens {self.new_tokens} is for bench decode; leave it out")
             from midcourse.bench.train import bench_train
 
             bench_train(self.json, quick=self.quick, rounds=self.rounds)

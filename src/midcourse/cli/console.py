@@ -24,15 +24,26 @@ def table(
     justify: Literal["left", "right"] = "right",
 ) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in columns:
         first = column == columns[0]
         table.add_column(column, justify="left" if first else justify, overflow="fold" if first else "ellipsis")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def check_page(path: Path | None) -> None:
+    """Raise UsageError if `path` cannot be a page: one that is there may be replaced, another file never."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html {path} is no page; name a file that ends in .html")
+    if not path.parent.is_dir():
+        raise UsageError(f"--html {path} lies in no folder that is there; make {path.parent} first")
 
 
 def read_text(text: str, flag: str) -> str:

@@ -17,7 +17,11 @@ from midcourse.cli.bench import Bench
 from midcourse.cli.compare import Compare
 from midcourse.cli.console import UsageError
 from midcourse.cli.demo import Demo
+from midcourse.cli.detect_calibrate import DetectCalibrate
+from midcourse.cli.detect_evaluate import DetectEvaluate
+from midcourse.cli.detect_fit import DetectFit
 from midcourse.cli.detect_mix import DetectMix
+from midcourse.cli.detect_score import DetectScore
 from midcourse.cli.detect_train import DetectTrain
 from midcourse.cli.dpo import Dpo
 from midcourse.cli.export import Export
@@ -59,7 +63,15 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
         "reward-bench": RewardBench,
         "compare": Compare,
         "detect": Family(
-            "Tell texts that machines wrote from those that people wrote.", {"mix": DetectMix, "train": DetectTrain}
+            "Tell texts that machines wrote from those that people wrote.",
+            {
+                "score": DetectScore,
+                "calibrate": DetectCalibrate,
+                "evaluate": DetectEvaluate,
+                "fit": DetectFit,
+                "train": DetectTrain,
+                "mix": DetectMix,
+            },
         ),
     },
     "measure": {"bench": Bench},

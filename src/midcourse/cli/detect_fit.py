@@ -1,0 +1,84 @@
+"""midcourse detect fit."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from midcourse.cli.console import bad_rows, table
+from midcourse.cli.groups import Model
+from midcourse.files import as_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What to learn from, and what of it."""
+
+    layers: tuple[int, ...] | None = None
+    """Behind which layers of the language model states are read; by default behind four fifths of them."""
+    no_surprise: bool = False
+    """Let all tokens count alike, not by their surprise: it saves a pass over the vocabulary."""
+    ridge: float = 400.0
+    """How far the head is kept from directions in which texts hardly differ, over 0: by so many tokens' worth of noise,
+    so of short texts more than of long ones. High is best for texts unlike those that are learned from."""
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What to write."""
+
+    out: Path
+    """New folder of the detector, a reward of whole texts."""
+    json: bool = False
+    """Print how it was chosen as JSON."""
+
+
+@dataclass(kw_only=True)
+class DetectFit:
+    """Learn to tell machine texts from human ones in minutes, by a linear head on a frozen language model.
+
+    A text's score is the mean of its tokens' rewards, each of what the model computes there anyway: its states and its
+    surprise. Nothing but the head is learned, so a few hundred texts do. Calibrate it afterwards, on human texts that
+    it did not learn from: midcourse detect calibrate.
+    """
+
+    texts: tyro.conf.Positional[Path]
+    """Rows with text and label (human or machine), or with human and machine (or llm) texts; the field domain says what
+    kind of text each is, of which there should be several (JSONL, also .gz, CSV, Parquet)."""
+    read: Read = field(default_factory=Read)
+    write: Write
+    model: Model = field(default_factory=Model)
+
+    def run(self) -> int:
+        from midcourse.detect.fit import fit
+        from midcourse.detect.texts import read_texts
+        from midcourse.train.implicit import check_new
+
+        check_new(self.write.out)
+        with bad_rows(self.read.skip_bad_rows) as rejects:
+            texts = read_texts(self.texts, rejects=rejects)
+        reward, metrics = fit(
+            self.model.load(),
+            texts,
+            layers=self.read.layers,
+            surprise=not self.read.no_surprise,
+            ridge=self.read.ridge,
+        )
+        reward.save(self.write.out)
+        if self.write.json:
+            print(as_json(metrics, indent=1))
+        else:
+            _print(metrics)
+        print(f"detector: {self.write.out}; set its thresholds with midcourse detect calibrate", file=sys.stderr)
+        return 0
+
+
+def _print(metrics: dict[str, Any]) -> None:
+    if metrics["left_out"]:
+        rows = [(domain or "no domain", f"{auroc:.3f}") for domain, auroc in metrics["left_out"].items()]
+        table("Told apart without having learned from the domain", ("domain", "AUROC"), rows)
+    print(f"fitted on {metrics['humans']} human and {metrics['machines']} machine texts")
