@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 STAMP := .venv/.midcourse-setup
 # Modules that fill pages: tables from committed results, the reference of the command line.
-TABLES := studies.readme studies.objectives.tables studies.paper.tables studies.trunk.tables midcourse.cli.reference
+TABLES := studies.readme studies.detect.tables studies.objectives.tables studies.paper.tables studies.trunk.tables midcourse.cli.reference
 
 # Nothing below needs the network, except pip in `setup`.
 export HF_HUB_OFFLINE := 1
@@ -66,9 +66,10 @@ tables: setup ## fill the tables of the README, of docs/ and of the studies from
 docs: setup ## build the documentation into site/; site/index.html opens in a browser
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## measure the speed of decoding and training, write benchmarks/results
+bench: setup ## measure the speed of decoding, training and detection, write benchmarks/results
 	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json
 	$(BIN)/midcourse bench train --json benchmarks/results/train.json
+	$(BIN)/midcourse bench detect --json benchmarks/results/detect.json
 
 mutants: setup ## put small faults into the core, see whether the tests notice; write studies/mutants/results.json
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"

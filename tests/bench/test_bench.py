@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from midcourse.bench.decode import bench_decode
+from midcourse.bench.detect import BARE, bench_detect
 from midcourse.bench.train import WAYS, bench_train, published_step, step
 from midcourse.data.comparisons import Comparison
 from midcourse.data.encoded import encode
@@ -44,6 +45,19 @@ def test_a_quick_training_benchmark_writes_its_rows(tmp_path):
         assert row["seconds_per_pair"] > 0
         assert (row["peak_mb"] is None) == (row["way"] == "a row per prefix") or row["peak_mb"] is None
     assert found["rows"][1]["ratio_to_sequence"] == 1
+    assert {"commit", "date", "versions", "cores", "threads"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_a_quick_benchmark_of_detection_writes_its_rows(tmp_path):
+    bench_detect(json=tmp_path / "detect.json", quick=True)
+    found = json.loads((tmp_path / "detect.json").read_text())
+    assert [row["way"] for row in found["rows"]] == [BARE, "detect score", "all zero-shot statistics"]
+    for row in found["rows"]:
+        low, high = row["ratio_interval"]
+        assert 0 < low <= row["ratio_to_bare"] <= high
+        assert row["texts"] == 6 and row["tokens"] > 6 * 40
+    assert found["rows"][0]["ratio_to_bare"] == 1
     assert {"commit", "date", "versions", "cores", "threads"} <= found.keys()
 
 
