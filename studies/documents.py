@@ -18,6 +18,7 @@ A comment before a block says what is special about it:
 `<!-- given: NAME ... -->` anywhere names files and rewards that a page takes for granted; `Given` makes them.
 """
 
+import itertools
 import json
 import os
 import re
@@ -292,6 +293,33 @@ _PROMPTS = [
 ]
 
 
+# What people and machines might have written, for pages on detection.
+_SAID = (
+    "We took the late ferry, since the early one never came, and ate our sandwiches on deck.",
+    "My aunt says the bridge was blue once; nobody else in the village remembers that.",
+    "Rain got into the box of letters, so half of what he wrote is a stain now.",
+    "I'd have stayed, only the kitchen was cold and the dog wanted out again.",
+    "They fixed the clock twice that winter, and twice it stopped at ten past four.",
+)
+_GENERATED = (
+    "In conclusion, the ferry represents a vital connection between vibrant coastal communities.",
+    "Moreover, it is important to note that bridges play a crucial role in fostering unity.",
+    "This highlights the enduring significance of letters as a testament to human connection.",
+    "Additionally, the kitchen serves as a space where cherished memories are created and shared.",
+    "Ultimately, the clock stands as a powerful symbol of resilience and the passage of time.",
+)
+
+
+def _text(sentences: Sequence[str], number: int) -> str:
+    """Return a text of three of the sentences, another one for every number up to 60."""
+    order = list(itertools.permutations(sentences, 3))[number % 60]
+    return " ".join(order)
+
+
+def _texts(name: str, rows: Sequence[dict[str, str]]) -> tuple[tuple[str, ...], str]:
+    return (), _rows(name, [json.dumps(row) for row in rows])
+
+
 def _rows(name: str, rows: Sequence[str]) -> str:
     return f"cat > {name} <<'END'\n" + "\n".join(rows) + "\nEND\n"
 
@@ -312,6 +340,18 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
                 "    return -sum(map(len, words)) / max(len(words), 1)",
             ],
         ),
+    ),
+    "essay.txt": ((), _rows("essay.txt", [_text(_SAID, 7), _text(_SAID, 31)])),
+    "texts.jsonl": _texts("texts.jsonl", [{"text": _text(_SAID, 3)}, {"text": _text(_GENERATED, 5)}]),
+    "ours.jsonl": _texts("ours.jsonl", [{"text": _text(_SAID, n), "domain": "letters"} for n in range(24)]),
+    "human.jsonl": _texts("human.jsonl", [{"human": _text(_SAID, n), "llm": _text(_GENERATED, n)} for n in (0, 20)]),
+    "labelled.jsonl": _texts(
+        "labelled.jsonl",
+        [
+            {"text": _text(sentences, n), "label": label, "domain": "letters" if n % 2 else "diaries"}
+            for label, sentences in (("human", _SAID), ("machine", _GENERATED))
+            for n in range(40, 48)
+        ],
     ),
     "my-reward": (
         ("comparisons.jsonl",),

@@ -14,6 +14,7 @@ from pathlib import Path
 from midcourse.cli.verbs import groups_of
 from midcourse.decode.methods import METHODS, settings_of
 from midcourse.files import write_bytes
+from studies.detect.tables import TABLES as OF_DETECTION
 from studies.objectives.tables import backbones, by_objective, prefixes
 from studies.paper.tables import headline
 from studies.tables import Table, main, markdown, number, read, results, with_interval
@@ -254,6 +255,7 @@ PICTURES = {
     "docs/figures/demo.svg": "studies/demo/demo.svg",
     "docs/figures/objectives.png": "studies/objectives/objectives.png",
     "docs/figures/paper.png": "studies/paper/paper.png",
+    "docs/figures/detect.png": "studies/detect/detect.png",
     "docs/figures/decode_growth.png": "benchmarks/results/decode_growth.png",
 }
 
@@ -268,7 +270,7 @@ def pages(root: Path) -> list[Path]:
 
 def fill_all(arguments: list[str]) -> int:
     """Fill or check every page and picture; return the exit status."""
-    status = main(arguments, ROOT, TABLES | OF_METHODS, pages(ROOT))
+    status = main(arguments, ROOT, TABLES | OF_METHODS | OF_DETECTION, pages(ROOT))
     if status == 2:
         return status
     check = arguments == ["--check"]

@@ -108,10 +108,10 @@ def test_check_names_stale_blocks_and_writes_nothing(tmp_path):
     assert fill_readme(tmp_path, check=True, tables=KNOWN) == (0, f"every table in {page} is up to date")
 
 
-@pytest.mark.parametrize("name", list(readme.TABLES))
+@pytest.mark.parametrize("name", list(readme.TABLES | readme.OF_DETECTION))
 def test_missing_results_name_their_command(tmp_path, name):
     with pytest.raises(TablesError, match=r"\w is missing; make it with: \w"):
-        readme.TABLES[name](tmp_path)
+        (readme.TABLES | readme.OF_DETECTION)[name](tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "{"])

@@ -1,0 +1,159 @@
+"""ReMoDetect's training on answers of PubMedQA, asked about news: what its parts are worth.
+
+    python -m studies.detect.training --data DIR [NAME ...]        (or MIDCOURSE_DATA=DIR)
+
+Each variant learns machine > mixed > human from `SOURCES` sources of one domain of ReMoDetect's, and is asked about
+texts of the other. Human texts are mixed by SmolLM2. What was trained is found again in runs/detect/training, and
+results/training.json holds the variants that are done.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from midcourse import LanguageModel, load_reward
+from midcourse.data.comparisons import Comparison, comparison_of
+from midcourse.data.ladders import Ladder
+from midcourse.detect.disguise import plain
+from midcourse.detect.mix import mix
+from midcourse.detect.rephrase_lm import LMRephraser
+from midcourse.detect.texts import LabelledText
+from midcourse.detect.train import train_detector
+from midcourse.evaluate.provenance import write_results
+from midcourse.files import as_json, write_text
+from midcourse.progress import progress
+from midcourse.rewards.contract import Text
+from midcourse.train.objectives import make_objective
+from midcourse.train.settings import Settings
+from midcourse.train.start import begin
+from studies.data import arguments, command, of_split, read
+from studies.detect.features import MODEL, RUNS
+from studies.detect.run import cells, distinct
+from studies.detect.texts import BASE, CELLS, pairs
+
+HERE = Path(__file__).parent
+LEARNED, ASKED = "pubmed", "xsum"
+SOURCES = 240  # ladders to learn from
+MIXED = 75  # sources whose human text is mixed
+EACH = 40  # texts of each model that are asked about; of people's, four times as many
+EPOCHS = 2
+PART = 64
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        start: what training begins at, for `begin`.
+        weights: for the objective.
+        mixed, replayed: whether mixed texts, and preference texts, are learned from.
+    """
+
+    start: Mapping[str, Any] = field(default_factory=lambda: {"name": MODEL, "layers": 20, "tune": "last:2"})
+    weights: Mapping[str, Any] = field(default_factory=lambda: {"preset": "paper"})
+    mixed: bool = True
+    replayed: bool = True
+
+
+VARIANTS = {
+    "ReMoDetect, last 2 of 20 layers": Variant(),
+    "without replay": Variant(replayed=False),
+    "without mixed texts": Variant(mixed=False),
+    "weights of the published code": Variant(weights={"preset": "code"}),
+    "frozen, trunk head": Variant(start={"name": MODEL, "head": "trunk"}),
+    "LoRA of rank 4, 20 layers": Variant(start={"name": MODEL, "layers": 20, "tune": "lora:4"}),
+    "MiniLM, last 2 layers": Variant(start={"name": "minilm"}),
+}
+
+
+def ladders(data: Path, mixed: Mapping[str, str]) -> list[Ladder]:
+    """Return machine > mixed > human of sources to learn from, the mixed text where there is one."""
+    rows = [row for name in CELLS for row in read(data, name) if row["domain"] == LEARNED and row["model"] not in BASE]
+    found = []
+    for row in Random(0).sample(rows, len(rows))[:SOURCES]:
+        between = mixed.get(plain(row["human"]).text)
+        levels = (row["llm"], *((between,) if between else ()), row["human"])
+        found.append(Ladder(levels, row["group"]))
+    return found
+
+
+def mixed_texts(data: Path) -> dict[str, str]:
+    """Return human texts to learn from, each with what SmolLM2 made of half of its sentences."""
+    humans = {text.group: text for text in pairs(data, CELLS) if text.domain == LEARNED and text.label == "human"}
+    texts = [LabelledText(plain(text.text).text, "human", text.group) for text in list(humans.values())[:MIXED]]
+    out = RUNS / f"mixed-{LEARNED}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = mix(texts, LMRephraser(LanguageModel.load(MODEL)), out, resume=out.exists())
+    return {one.human: one.mixed for one in found if one.mixed}
+
+
+def asked_about(data: Path) -> list[LabelledText]:
+    """Return texts of the other domain, of people and of every model."""
+    texts = [text for text in distinct(pairs(data, CELLS)) if text.domain == ASKED]
+    by_writer: dict[str, list[LabelledText]] = {}
+    for text in Random(0).sample(texts, len(texts)):
+        by_writer.setdefault(text.model if text.label == "machine" else "", []).append(text)
+    return [text for writer, some in by_writer.items() for text in some[: EACH if writer else 4 * EACH]]
+
+
+def replay(data: Path) -> list[Comparison]:
+    """Return comparisons whose rewards are to stay."""
+    rows = of_split(read(data, "preference/hh_helpful_base"), "train")
+    return [comparison_of(row) for row in rows][: 2 * SOURCES]
+
+
+def scores_of(folder: Path, texts: Sequence[LabelledText]) -> np.ndarray:
+    """Return what a trained detector says of texts."""
+    reward, found = load_reward(folder), []
+    with progress("reading", len(texts)) as advance:
+        for begin_at in range(0, len(texts), PART):
+            part = texts[begin_at : begin_at + PART]
+            found += reward.rate([Text("", plain(text.text).text, True) for text in part])
+            advance(len(part))
+    return np.array(found)
+
+
+def path_of_variant(name: str) -> Path:
+    return RUNS / "training" / "-".join(name.replace(",", "").split())
+
+
+def trained(name: str, variant: Variant, data: Path) -> list[dict[str, Any]]:
+    """Return how well a variant tells texts of the other domain apart."""
+    folder = path_of_variant(name)
+    done = folder.with_suffix(".json")
+    if done.exists():
+        return list(json.loads(done.read_text()))
+    objective = make_objective("ordered", **variant.weights)
+    train_detector(
+        begin(objective=objective, **variant.start),
+        ladders(data, mixed_texts(data) if variant.mixed else {}),
+        folder,
+        Settings(epochs=EPOCHS, batch_size=16, max_tokens=320),
+        replay=replay(data) if variant.replayed else (),
+        resume=(folder / "checkpoint").exists(),
+    )
+    asked = asked_about(data)
+    rows = cells(asked, scores_of(folder, asked), name, ASKED)
+    write_text(done, as_json(rows))
+    return rows
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("names", nargs="*", choices=[[], *VARIANTS], metavar="NAME", help="all by default")
+    asked = parser.parse_args()
+    for name in asked.names or VARIANTS:
+        trained(name, VARIANTS[name], asked.data)
+        done = [path_of_variant(name).with_suffix(".json") for name in VARIANTS]
+        rows = [row for path in done if path.exists() for row in json.loads(path.read_text())]
+        write_results(HERE / "results/training.json", {"cells": rows})
+
+
+if __name__ == "__main__":
+    command(main)
