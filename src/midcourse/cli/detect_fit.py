@@ -39,7 +39,7 @@ class Write:
 
 @dataclass(kw_only=True)
 class DetectFit:
-    """Learn to tell machine texts from human ones in minutes, by a linear head on a frozen language model.
+    """Learn to tell machine texts from human ones in minutes, on a frozen model.
 
     A text's score is the mean of its tokens' rewards, each of what the model computes there anyway: its states and its
     surprise. Nothing but the head is learned, so a few hundred texts do. Calibrate it afterwards, on human texts that

@@ -50,7 +50,7 @@ class Write:
 
 @dataclass(kw_only=True)
 class DetectScore:
-    """Say of each text whether a machine wrote it, a person, or that this cannot be told.
+    """Say whether a machine wrote a text, a person, or that this cannot be told.
 
     A verdict holds the false-positive rate that you choose on texts like those of the detector's calibration, and no
     other: the shipped one's are English prose of today. Never decide about a person on its word alone.
