@@ -36,7 +36,7 @@ def test_a_head_by_hand():
     assert moments.difference == pytest.approx([0, 3], abs=1e-4)
     assert moments.correlation == pytest.approx(np.ones((2, 2)), abs=1e-4)
     # With k / n = 1: ((2, 1), (1, 2))^-1 (0, 3) = (-1, 2), over sqrt((-1 + 2)^2). The higher n, the more so.
-    head = head_of(moments, 5)
+    head = head_of(moments, 5.0)
     asked = np.array([[4.5, 2.0], [5.5, 3.0], [4.5, 3.0]])
     assert scores(head, asked, 5) == pytest.approx(np.array([0, 1, 2]), abs=1e-3)
     # With k / n = 1/2: ((3/2, 1), (1, 3/2))^-1 (0, 3) = (-12/5, 18/5), over 6/5.
@@ -48,7 +48,7 @@ def test_of_few_tokens_every_direction_counts_alike():
     """And of many the head is Fisher's discriminant without a ridge."""
     examples = drawn()
     moments = moments_of(examples)
-    head, directions = head_of(moments, 400), np.eye(3) * moments.scale
+    head, directions = head_of(moments, 400.0), np.eye(3) * moments.scale
     few, many = (scores(head, directions + moments.middle, tokens) for tokens in (1, 10**12))
     assert few / few[1] == pytest.approx(moments.difference / moments.difference[1], abs=0.01)
     fisher = np.linalg.solve(moments.correlation, moments.difference)
@@ -79,11 +79,11 @@ def test_a_head_tells_domains_that_it_did_not_see():
     assert left_out(examples).keys() == {"abstract", "news"}
     alone = examples.of(examples.domains == "news")
     assert left_out(alone) == {}
-    origin, along, beside = scores(head_of(moments_of(alone), 400), np.array([[0.0, 0, 0], [0, 1, 0], [1, 0, 0]]))
+    origin, along, beside = scores(head_of(moments_of(alone), 400.0), np.array([[0.0, 0, 0], [0, 1, 0], [1, 0, 0]]))
     assert abs(along - origin) > 5 * abs(beside - origin)
     without = moments_of(examples.of(examples.domains == "abstract"))
-    news = scores(head_of(without, 50), alone.features)
-    assert left_out(examples, 50)["news"] == auroc(news[~alone.machine], news[alone.machine]) > 0.9
+    news = scores(head_of(without, 50.0), alone.features)
+    assert left_out(examples, 50.0)["news"] == auroc(news[~alone.machine], news[alone.machine]) > 0.9
 
 
 def test_what_is_fitted_is_a_reward_that_is_saved_and_loaded(model_folder, tmp_path):
@@ -92,7 +92,7 @@ def test_what_is_fitted_is_a_reward_that_is_saved_and_loaded(model_folder, tmp_p
     texts = [LabelledText(f"the ferry was late {i}, and we waited", "human", domain="d") for i in range(8)]
     texts += [LabelledText(f"INDEED, ONE MAY NOTE {i}, AND MOREOVER", "machine", domain="d") for i in range(8)]
     texts.append(LabelledText("neither one", "mixed", domain="d"))
-    reward, metrics = fit(lm, texts, layers=(2,), ridge=90)
+    reward, metrics = fit(lm, texts, layers=(2,), ridge=90.0)
     assert (metrics["humans"], metrics["machines"], metrics["left_out"]) == (8, 8, {})
     human, machine = reward.rate([Text("", "the ferry is late, and we wait", True), Text("", "INDEED, NOTE", True)])
     assert human < 0 < machine
@@ -125,6 +125,6 @@ def test_what_cannot_be_learned_is_refused():
     with pytest.raises(DetectorError, match="one text of each kind and domain"):
         fit(lm, [LabelledText("the ferry", "human"), LabelledText("INDEED", "machine")])
     with pytest.raises(DetectorError, match="ridge 0 is not a number over 0; use 400, say"):
-        fit(lm, [LabelledText("the ferry", "human")], ridge=0)
+        fit(lm, [LabelledText("the ferry", "human")], ridge=0.0)
     with pytest.raises(DetectorError, match="no domain has texts of both people and machines"):
         fit(lm, [LabelledText("the ferry", "human", domain="a"), LabelledText("INDEED", "machine", domain="b")])

@@ -34,7 +34,7 @@ def pooled(lm, layers=(1, 3), surprise=True) -> PooledReward:
     reader = Reader(lm, layers, surprise)
     width, random = reader.width, np.random.default_rng(0)
     directions, scatter = random.normal(size=(width, width)), random.uniform(0.5, 2, size=width)
-    head = Head(random.normal(size=width), directions, scatter, random.normal(size=width), 30)
+    head = Head(random.normal(size=width), directions, scatter, random.normal(size=width), 30.0)
     reading = {"layers": list(layers), "surprise": surprise, "burn_in": BURN_IN}
     info = RewardInfo(
         backbone=lm.name, backbone_fingerprint="", layers=3, tune="head", template="raw", objective="ordered",
