@@ -30,6 +30,7 @@ def test_score_prints_the_reward_of_every_prefix(midcourse, reward_folder, tmp_p
 def test_coloured_texts_share_a_scale_that_is_shown_once(midcourse, reward_folder, monkeypatch):
     same = ("score", "--reward", reward_folder, "--prompt", "abc", "--text", "defg", "--against", "h")
     assert "the change of the reward at this token" not in midcourse(*same)[1]
+    monkeypatch.setenv("TERM", "xterm-256color")  # a dumb terminal shows no colours, and needs no legend
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     assert midcourse(*same)[1].count("the change of the reward at this token") == 1
