@@ -34,7 +34,9 @@ def begin(
     Args:
         name: of a shipped reward or a folder that midcourse train wrote, whose training goes on; or of a pretrained
             model ("smollm2", "minilm", folder, Hub id), which gets a new head.
-        head, layers, template: of a new head; the first that the objective trains, all layers, and "raw", by default.
+        head: kind of a new one; by default the first that the objective trains.
+        layers: how many of the model's a new head stands on; by default all.
+        template: how a new one shows prompts to the model; "raw" by default.
         tune: what is trained; by default last:2 with a new scalar or encoder head, the head alone with a new one of
             another kind, and what was trained before if training goes on. Then it may only be more than that.
         seed: of new weights.
