@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from midcourse import LanguageModel
+from midcourse.data.learned import write_learned_rows
 from midcourse.detect.calibrate import calibrate, thresholds
 from midcourse.detect.detector import Detector
 from midcourse.detect.fit import fit_examples
@@ -132,6 +133,7 @@ def main() -> None:
     work = RUNS / "shipped"
     shutil.rmtree(work, ignore_errors=True)
     reward.save(work)
+    write_learned_rows(work, learn)
     detector.save(work)
     found = {
         "fit": metrics,

@@ -57,6 +57,8 @@ def test_fitting_says_how_it_was_chosen(midcourse, labelled, lm_folder, tmp_path
     assert "letters" in printed and "news" in printed
     assert "fitted on 8 human and 8 machine texts" in printed
     refused(midcourse(*asked), "detector exists already; name a new folder for --out")
+    own = ("detect", "calibrate", "--detector", tmp_path / "detector", "--human", labelled, "--out", tmp_path / "mine")
+    refused(midcourse(*own), "the detector learned from 8 of these 8 texts, whose scores say nothing of other people's")
     code, printed, err = midcourse(*asked[:-1], tmp_path / "other", "--ridge", 50, "--no-surprise", "--json")
     assert code == 0, err
     assert json.loads(printed)["ridge"] == 50
@@ -147,6 +149,7 @@ def test_everything_is_measured(midcourse, detector, labelled, lm_folder, tmp_pa
     assert "Machine texts told from human ones" in page and "Expected\ncalibration error" in page
     code, printed, err = midcourse("detect", "evaluate", labelled, "--detector", detector, "--fpr", 0.05)
     assert code == 0, err
+    assert "the detector learned from 16 of these 16 texts; figures flatter it" in err
     assert "too few" in printed and "type-token ratio" in printed
 
 
@@ -195,7 +198,7 @@ def test_groups_with_too_few_texts_are_named(midcourse, detector, tmp_path):
 
 def test_what_makes_no_sense_is_refused(midcourse, detector, labelled, tmp_path):
     score, evaluate = ("detect", "score", labelled, "--detector"), ("detect", "evaluate", labelled, "--detector")
-    refused(midcourse(*score, detector, "--fpr", 2), "--fpr 2.0 is no rate between 0 and 1")
+    refused(midcourse(*score, detector, "--fpr", 2), "--fpr 2 is no rate between 0 and 0.5; use 0.01 for 1%, say")
     refused(midcourse(*score, tmp_path / "none"), "none is no folder of a detector; name one, or shipped")
     refused(midcourse(*score, detector, "--group", "poems"), "group 'poems' was not calibrated; use one of: news")
     refused(midcourse(*evaluate, detector, "--base", "smollm2"), "--base is for --baselines; give both")
@@ -204,6 +207,14 @@ def test_what_makes_no_sense_is_refused(midcourse, detector, labelled, tmp_path)
     refused(midcourse("detect", "score", "", "--detector", detector), "no file of texts is named")
     refused(midcourse(*evaluate, "none", "--changed", tmp_path / "none.jsonl"), "none.jsonl cannot be read")
     refused(midcourse(*score, detector, "--json", "--out", tmp_path / "out"), "--out holds rows of JSON already")
+    refused(
+        midcourse(*evaluate, detector, "--known-groups"), "domain 'letters' is no group of the detector, which has news"
+    )
+    twice = write(tmp_path / "twice.jsonl", [{"human": "the  ferry", "llm": "the ferry"}])
+    refused(midcourse("detect", "evaluate", twice, "--detector", detector), "is labelled human and machine")
+    refused(midcourse("detect", "fit", twice, "--out", tmp_path / "d"), "is labelled human and machine")
+    beside = write(tmp_path / "beside.jsonl", [{"text": "the ferry", "human": "a", "llm": "b"}])
+    refused(midcourse("detect", "score", beside, "--detector", detector), "stands beside human")
     humans = write(tmp_path / "human.jsonl", [{"text": "the ferry was late", "label": "human"}])
     refused(midcourse("detect", "evaluate", humans, "--detector", detector), "no text with label machine")
     refused(midcourse("detect", "fit", humans, "--out", tmp_path / "d"), "no machine text to learn from")

@@ -111,6 +111,7 @@ def test_score_refuses_what_it_cannot_show(midcourse, reward_folder, tmp_path):
     refused(midcourse(*same, "--text", "a", "--against", "", "--unfinished"), "no token to reward")
     refused(midcourse(*same, "--text", "a", "--against", "b", "--html", tmp_path / "p.html"), "leave out --against")
     assert not (tmp_path / "p.html").exists()
+    refused(midcourse(*same, "--text", "a", "--html", tmp_path / "p.txt"), "is no page; name a file that ends in .html")
 
 
 def test_score_of_a_reward_calibrated_on_cut_texts_compares_prefixes_only(midcourse, reward_folder, tmp_path):

@@ -71,8 +71,8 @@ def test_disguises_are_taken_off_and_reported(detector):
 
 
 def test_rates_and_groups_that_make_no_sense_are_refused(detector):
-    with pytest.raises(DetectorError, match=r"fpr 1.0 is no rate between 0 and 1; use 0.01, say"):
-        detector.score(["a"], fpr=1.0)
+    with pytest.raises(DetectorError, match=r"fpr 0.5 is no rate between 0 and 0.5; use 0.01 for 1%, say"):
+        detector.score(["a"], fpr=0.5)
     with pytest.raises(DetectorError, match="group 'essays' was not calibrated; use one of: news, or leave it out"):
         detector.score(["a"], group="essays")
     with pytest.raises(DetectorError, match="texts is one text; give a list of them"):

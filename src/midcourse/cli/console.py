@@ -36,6 +36,12 @@ def table(
     Console().print(table)
 
 
+def check_rate(fpr: float) -> None:
+    """Raise UsageError if `fpr` is no false-positive rate that a detector can be asked for."""
+    if not 0 < fpr < 0.5:
+        raise UsageError(f"--fpr {fpr:g} is no rate between 0 and 0.5; use 0.01 for 1%, say")
+
+
 def check_page(path: Path | None) -> None:
     """Raise UsageError if `path` cannot be a page: one that is there may be replaced, another file never."""
     if path is None:

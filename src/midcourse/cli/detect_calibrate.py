@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from midcourse.cli.console import UsageError, bad_rows, table
+from midcourse.cli.console import UsageError, bad_rows, check_rate, table
 from midcourse.cli.groups import JOINED, Machine
 from midcourse.files import as_json
 
@@ -62,13 +62,13 @@ class DetectCalibrate:
     machine: Annotated[Machine, JOINED] = field(default_factory=Machine)
 
     def run(self) -> int:
-        from midcourse.detect.calibrate import calibrate, distinct, thresholds, too_small
+        from midcourse.data.learned import read_learned_rows
+        from midcourse.detect.calibrate import calibrate, check_unlearned, distinct, thresholds, too_small
         from midcourse.detect.conformal import texts_needed
         from midcourse.detect.detector import place_of_detector
         from midcourse.detect.texts import of_label, read_texts
 
-        if not 0 < self.write.fpr < 1:
-            raise UsageError(f"--fpr {self.write.fpr} is no rate between 0 and 1; use 0.01, say")
+        check_rate(self.write.fpr)
         place = Path(place_of_detector(self.read.detector))
         out = self.write.out or (place if place == Path(self.read.detector) else None)
         if out is None:
@@ -81,6 +81,7 @@ class DetectCalibrate:
                 if not machines:
                     raise UsageError(f"--machine {self.read.machine} has no machine text, only texts of other labels")
                 texts += machines
+        check_unlearned(read_learned_rows(place), texts)
         reward, earlier = self._load(place)
         once = [*distinct(of_label(texts, "human")), *distinct(of_label(texts, "machine"))]
         if len(once) < len(texts):

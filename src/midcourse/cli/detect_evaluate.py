@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, bad_rows, check_page, table
+from midcourse.cli.console import UsageError, bad_rows, check_page, check_rate, table
 from midcourse.cli.groups import JOINED, Machine
 from midcourse.files import as_json
 
@@ -90,9 +90,11 @@ class DetectEvaluate:
 
     def run(self) -> int:
         from midcourse.detect.attacks import read_changes
-        from midcourse.detect.detector import Detector
+        from midcourse.data.learned import read_learned_rows
+        from midcourse.detect.calibrate import learned_from
+        from midcourse.detect.detector import Detector, place_of_detector
         from midcourse.detect.report import write_report
-        from midcourse.detect.texts import read_texts
+        from midcourse.detect.texts import check_labels, read_texts
 
         self._check()
         with bad_rows(self.write.skip_bad_rows) as rejects:
@@ -102,7 +104,15 @@ class DetectEvaluate:
         for label in ("human", "machine"):
             if not any(text.label == label for text in texts):
                 raise UsageError(f"{self.texts} has no text with label {label}; both kinds are compared")
+        check_labels(texts)
         detector = Detector.load(self.ask.detector, **asdict(self.machine))
+        learned = learned_from(read_learned_rows(place_of_detector(self.ask.detector)), texts)
+        if learned:
+            print(
+                f"the detector learned from {learned} of these {len(texts)} texts; figures flatter it", file=sys.stderr
+            )
+        if self.ask.known_groups:
+            _check_groups({text.domain for text in texts} - {""}, detector.humans.group_names)
         figures = self._figures(detector, texts, learn, changed)
         if self.write.html:
             write_report(self.write.html, figures)
@@ -116,8 +126,7 @@ class DetectEvaluate:
 
     def _check(self) -> None:
         check_page(self.write.html)
-        if not 0 < self.ask.fpr < 1:
-            raise UsageError(f"--fpr {self.ask.fpr} is no rate between 0 and 1; use 0.01, say")
+        check_rate(self.ask.fpr)
         for flag, given in (("--base", self.against.base), ("--learn-from", self.against.learn_from)):
             if given is not None and not self.against.baselines:
                 raise UsageError(f"{flag} is for --baselines; give both")
@@ -205,6 +214,15 @@ class DetectEvaluate:
         if learn:
             found |= learned(lm, learn, texts)
         return found
+
+
+def _check_groups(asked: set[str], known: Sequence[str]) -> None:
+    unknown = sorted(asked - set(known))
+    if unknown:
+        raise UsageError(
+            f"--known-groups: domain {unknown[0]!r} is no group of the detector, which has "
+            f"{', '.join(known) or 'none'}; leave the flag out, or name domains so"
+        )
 
 
 def _print(figures: dict[str, Any]) -> None:

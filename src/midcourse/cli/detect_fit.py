@@ -54,8 +54,10 @@ class DetectFit:
     model: Model = field(default_factory=Model)
 
     def run(self) -> int:
+        from midcourse.data.learned import write_learned_rows
         from midcourse.detect.fit import fit
         from midcourse.detect.texts import read_texts
+        from midcourse.files import whole_folder
         from midcourse.train.implicit import check_new
 
         check_new(self.write.out)
@@ -68,7 +70,9 @@ class DetectFit:
             surprise=not self.read.no_surprise,
             ridge=self.read.ridge,
         )
-        reward.save(self.write.out)
+        with whole_folder(self.write.out) as work:
+            reward.write(work)
+            write_learned_rows(work, [text for text in texts if text.label in ("human", "machine")])
         if self.write.json:
             print(as_json(metrics, indent=1))
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, bad_rows, check_page
+from midcourse.cli.console import UsageError, bad_rows, check_page, check_rate
 from midcourse.cli.groups import Machine
 from midcourse.files import as_json
 
@@ -77,8 +77,7 @@ class DetectScore:
         if self.write.json and self.write.out:
             raise UsageError("--out holds rows of JSON already; leave --json out")
         check_page(self.write.html)
-        if not 0 < self.ask.fpr < 1:
-            raise UsageError(f"--fpr {self.ask.fpr} is no rate between 0 and 1; use 0.01, say")
+        check_rate(self.ask.fpr)
         with bad_rows(self.write.skip_bad_rows) as rejects:
             texts = read_texts(self.source, rejects=rejects)
         detector = Detector.load(self.ask.detector, **asdict(self.machine))

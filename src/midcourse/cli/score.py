@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midcourse.cli.console import UsageError
+from midcourse.cli.console import UsageError, check_page
 from midcourse.cli.groups import Model, TemplateName
 from midcourse.files import as_json
 
@@ -70,6 +70,7 @@ class ScoreText:
         from midcourse.show.tokens import chance, tokens_of_score
 
         read, html = self.read, self.write.html
+        check_page(html)
         if html and read.against is not None:
             raise UsageError("--html shows one text; leave out --against")
         texts = [read.text] if read.against is None else [read.text, read.against]

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
+from midcourse.data.learned import row_hash
 from midcourse.detect.conformal import Guarantee, highest_rank, rates_of, texts_needed
 from midcourse.detect.detector import Detector, DetectorError
 from midcourse.detect.disguise import plain
 from midcourse.detect.humans import LENGTHS, Scored, cut_to, length_name, lengths_within
-from midcourse.detect.texts import Label, LabelledText, of_label
+from midcourse.detect.texts import Label, LabelledText, check_labels, of_label
 from midcourse.detect.unfamiliar import Familiar
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
@@ -46,6 +47,7 @@ def calibrate(
     """
     kinds: tuple[Label, ...] = ("human", "machine")
     wanted = {kind: distinct(of_label(texts, kind)) for kind in kinds}
+    check_labels([text for some in wanted.values() for text in some])
     if not wanted["human"]:
         raise DetectorError("there is no human text to calibrate on; give some with label human")
     # Which machine's a text is plays no part: nobody is wronged by a text that is taken for a person's.
@@ -65,6 +67,29 @@ def calibrate(
         "groups": {name: len(humans.of_group(name)) for name in humans.group_names},
     }
     return Detector(reward, humans, machines, tuple(familiar), odds(humans, machines), about)
+
+
+def learned_from(rows: np.ndarray | None, texts: Sequence[LabelledText]) -> int:
+    """Return from how many of the texts a reward learned.
+
+    Args:
+        rows: hashes of what it learned from; see `midcourse.data.learned`. None if it does not say.
+    """
+    known = set() if rows is None else set(rows.tolist())
+    return sum(row_hash("", text.text) in known for text in texts)
+
+
+def check_unlearned(rows: np.ndarray | None, texts: Sequence[LabelledText]) -> None:
+    """Raise DetectorError if a reward learned from some of the texts: thresholds on them would not hold on others.
+
+    Args:
+        rows: as of `learned_from`.
+    """
+    if learned := learned_from(rows, texts):
+        raise DetectorError(
+            f"the detector learned from {learned} of these {len(texts)} texts, whose scores say nothing of other "
+            "people's; calibrate it on others"
+        )
 
 
 def distinct(texts: Sequence[LabelledText]) -> list[LabelledText]:

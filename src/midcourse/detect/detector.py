@@ -123,18 +123,18 @@ class Detector:
         """Yield a verdict on each text, in order; so many at a time are read.
 
         Args:
-            fpr: the share of human texts that may be called a machine's, between 0 and 1.
+            fpr: the share of human texts that may be called a machine's, between 0 and 0.5.
             guarantee: "average" or "confidence"; see `conformal.threshold`.
             group: of all texts, one of those the detector was calibrated on; by default no group is known, and the
                 strictest threshold counts.
 
         Raises:
-            DetectorError: a rate outside of 0 to 1, an unknown group, or one text instead of several.
+            DetectorError: a rate outside of 0 to 0.5, an unknown group, or one text instead of several.
         """
         if isinstance(texts, str):
             raise DetectorError("texts is one text; give a list of them")
-        if not 0 < fpr < 1:
-            raise DetectorError(f"fpr {fpr} is no rate between 0 and 1; use 0.01, say")
+        if not 0 < fpr < 0.5:
+            raise DetectorError(f"fpr {fpr:g} is no rate between 0 and 0.5; use 0.01 for 1%, say")
         if group is not None and group not in self.humans.group_names:
             known = ", ".join(self.humans.group_names)
             remedy = f"use one of: {known}, or leave it out" if known else "leave it out, since the detector has none"

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from midcourse.detect.detector import DetectorError
 from midcourse.detect.disguise import plain
 from midcourse.detect.measures import auroc
-from midcourse.detect.texts import LabelledText
+from midcourse.detect.texts import LabelledText, check_labels
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.progress import progress
@@ -128,6 +128,7 @@ def fit_examples(reader: Reader, examples: Examples, ridge: float = RIDGE) -> tu
 def examples_of(reader: Reader, texts: Sequence[LabelledText]) -> Examples:
     """Read labelled texts; those without a token that counts are left out."""
     texts = [text for text in texts if text.label in ("human", "machine")]
+    check_labels(texts)
     features, tokens = np.zeros((len(texts), reader.width)), np.zeros(len(texts), dtype=int)
     with progress("reading", len(texts)) as advance:
         for begin in range(0, len(texts), PART):

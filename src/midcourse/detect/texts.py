@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from midcourse.data.formats import FORMATS, BadRow, DataError, Problem, optional_text, read_rows, short, text_of
+from midcourse.detect.disguise import plain
 
 Label: TypeAlias = Literal["human", "mixed", "machine"]
 COLUMNS = ("text", "label", "group", "domain", "model", "human", "machine", "mixed", "llm")
@@ -37,6 +38,29 @@ class LabelledText:
     domain: str = ""
     model: str = ""
     name: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """Return "": a text stands alone."""
+        return ""
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """Return the text."""
+        return (self.text,)
+
+
+def check_labels(texts: Iterable[LabelledText]) -> None:
+    """Raise DataError if a text is labelled as a person's and as a machine's."""
+    known: dict[str, LabelledText] = {}
+    for text in texts:
+        other = known.setdefault(plain(text.text).text, text)
+        if other.label != text.label:
+            places = " and ".join(one.name for one in (other, text) if one.name)
+            raise DataError(
+                f"{short(text.text)} is labelled {other.label} and {text.label}{f' ({places})' if places else ''}; "
+                "give each text one label"
+            )
 
 
 def read_texts(source: str | Path, *, rejects: list[BadRow] | None = None) -> list[LabelledText]:
@@ -90,6 +114,9 @@ def _placed(row: Sequence[LabelledText], name: str) -> list[LabelledText]:
 def _texts_of(fields: dict[str, Any]) -> list[LabelledText]:
     about = {name: optional_text(fields, name) or "" for name in ("group", "domain", "model")}
     if "text" in fields:
+        both = [name for name in _SIDES if fields.get(name)]
+        if both:
+            raise Problem("text", f"stands beside {both[0]}; give a row one text with a label, or texts of both kinds")
         return [LabelledText(filled(fields, "text"), _label(fields), **about)]
     sides = [name for name in _SIDES if fields.get(name)]
     if not sides:
