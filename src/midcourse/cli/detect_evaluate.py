@@ -89,8 +89,8 @@ class DetectEvaluate:
     machine: Annotated[Machine, JOINED] = field(default_factory=Machine)
 
     def run(self) -> int:
-        from midcourse.detect.attacks import read_changes
         from midcourse.data.learned import read_learned_rows
+        from midcourse.detect.attacks import read_changes
         from midcourse.detect.calibrate import learned_from
         from midcourse.detect.detector import Detector, place_of_detector
         from midcourse.detect.report import write_report
