@@ -28,7 +28,7 @@ class Read:
     called a person's, and the probabilities."""
     detector: str = "shipped"
     """A detector, or a reward that midcourse detect fit or train wrote; shipped, the default, comes with midcourse."""
-    by: Literal["domain", "model", "group", "none"] = "domain"
+    by: Literal["domain", "group", "none"] = "domain"
     """The field of a human text's row that names its group: each group gets a threshold of its own. none: all are of
     one group."""
     skip_bad_rows: Path | None = None

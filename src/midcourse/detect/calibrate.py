@@ -39,7 +39,7 @@ def calibrate(
 
     Args:
         texts: human ones, perhaps with machine ones; mixed ones are left out.
-        by: what a human text's group is: "domain", "model", "group", or "none" if all are of one.
+        by: what a human text's group is: "domain", "group", or "none" if all are of one.
         earlier: its machine texts are kept if there are none here, and what is familiar to it stays so.
 
     Raises:

@@ -72,7 +72,7 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
             ],
         ),
         Table(
-            "AUROC of other scores on the same texts",
+            "AUROC on the same texts, of the detector and of other scores",
             ("score", *(f"{row['domain']} {row['model']}".strip() for row in auroc)),
             [(name, *(f"{row[name]:.3f}" for row in auroc)) for name in scores],
         ),
