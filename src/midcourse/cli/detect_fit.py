@@ -21,8 +21,8 @@ class Read:
     no_surprise: bool = False
     """Let all tokens count alike, not by their surprise: it saves a pass over the vocabulary."""
     ridge: float = 400.0
-    """Ridge of the head in tokens, over 0: the higher, the less it trusts directions in which texts hardly differ, least
-    of all in short texts. High is best for texts unlike those that are learned from."""
+    """Ridge of the head in tokens, over 0: the higher, the less it trusts directions in which texts hardly differ, and
+    least of all in short texts. High is best for texts unlike those that are learned from."""
     skip_bad_rows: Path | None = None
     """Write bad rows to this file and go on, instead of stopping at the first."""
 
