@@ -14,7 +14,6 @@ of the subject than of the writer. There is no prompt: the text stands alone, as
 2024, arXiv 2405.17382).
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,10 +73,12 @@ class Means(NamedTuple):
     Attributes:
         features: the mean of f_t over each text; zeros for one without tokens that count.
         tokens: how many tokens of each count.
+        windows: in how many parts each was read.
     """
 
     features: Float[np.ndarray, "texts features"]
     tokens: Int[np.ndarray, " texts"]
+    windows: Int[np.ndarray, " texts"]
 
 
 def surprise_of(figures: TokenFigures) -> Float[np.ndarray, " tokens"]:
@@ -123,11 +124,11 @@ class Reader:
 
     def means(self, texts: Sequence[str]) -> Means:
         """Return the mean features of each text, and of how many tokens; of a window no more is kept than their sum."""
-        found = Means(np.zeros((len(texts), self.width)), np.zeros(len(texts), dtype=int))
+        found = Means(np.zeros((len(texts), self.width)), *np.zeros((2, len(texts)), dtype=int))
         for number, parts in read_whole(nested(windows_of(self.lm, texts)), self._sums):
             count = sum(tokens for _, (_, tokens) in parts)
             found.features[number] = sum(total for _, (total, _) in parts) / max(count, 1)
-            found.tokens[number] = count
+            found.tokens[number], found.windows[number] = count, len(parts)
         return found
 
     def _sums(self, rows: Sequence[Sequence[Window]]) -> Iterator[tuple[Window, tuple[np.ndarray, int]]]:
@@ -269,13 +270,13 @@ class PooledReward(TextReward):
         if not texts:
             return Alone([], None, [])
         means = self.reader.means(texts)
-        rewards = zip(texts, self.of_features(*means).tolist(), strict=True)
+        rewards = zip(texts, self.of_features(means.features, means.tokens).tolist(), strict=True)
         checked = [self._checked(Text("", text, True), reward) for text, reward in rewards]
-        counts = Counter(window.text for window in windows_of(self.reader.lm, texts))
-        return Alone(checked, means.features, [counts[number] for number in range(len(texts))])
+        return Alone(checked, means.features, means.windows.tolist())
 
     def _read_all(self, texts: Sequence[Text]) -> list[float]:
-        return self.of_features(*self.reader.means([text.response for text in texts])).tolist()
+        means = self.reader.means([text.response for text in texts])
+        return self.of_features(means.features, means.tokens).tolist()
 
     def save(self, folder: str | Path) -> None:
         """Write the reward to `folder`, whole or not at all; an earlier one there is replaced."""
