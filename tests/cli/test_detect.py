@@ -14,7 +14,7 @@ WORDS = ("ferry", "harbour", "captain", "bridge", "letter", "window")
 
 def said(number: int, machine: bool, words: int = 30) -> str:
     """A text of so many words; machines shout."""
-    text = " ".join(f"{WORDS[(number + i) % len(WORDS)]}{(number * 7 + i) % 10}" for i in range(words))
+    text = " ".join(f"{WORDS[(number + i) % len(WORDS)]}{(number * 7 + i * (1 + number // 30)) % 10}" for i in range(words))
     return text.upper() if machine else text
 
 
@@ -78,7 +78,7 @@ def test_a_long_text_and_what_it_hides_are_said(midcourse, detector, tmp_path):
 
 
 def test_what_was_calibrated_answers(midcourse, detector, tmp_path):
-    texts = write(tmp_path / "texts.jsonl", [{"text": said(300, True)}, {"text": said(301, False)}, {"text": "short"}])
+    texts = write(tmp_path / "texts.jsonl", [{"text": said(300, True)}, {"text": said(105, False)}, {"text": "short"}])
     asked = ("detect", "score", texts, "--detector", detector, "--fpr", 0.05)
     code, printed, err = midcourse(*asked, "--json", "--html", tmp_path / "page.html")
     assert code == 0, err

@@ -33,7 +33,7 @@ def text_of(number: int, times: int, words: int = 60) -> str:
 
 
 HUMANS = [LabelledText(text_of(i, i % 4), "human", domain="news") for i in range(120)]
-MACHINES = [LabelledText(text_of(i, 2 + i % 9), "machine", domain="news") for i in range(120)]
+MACHINES = [LabelledText(text_of(i, 2 + i % 9), "machine", domain="news") for i in range(1000, 1120)]
 
 
 @pytest.fixture(scope="module")

@@ -106,13 +106,13 @@ class DetectEvaluate:
                 raise UsageError(f"{self.texts} has no text with label {label}; both kinds are compared")
         check_labels(texts)
         detector = Detector.load(self.ask.detector, **asdict(self.machine))
+        if self.ask.known_groups:
+            _check_groups({text.domain for text in texts} - {""}, detector.humans.group_names)
         learned = learned_from(read_learned_rows(place_of_detector(self.ask.detector)), texts)
         if learned:
             print(
                 f"the detector learned from {learned} of these {len(texts)} texts; figures flatter it", file=sys.stderr
             )
-        if self.ask.known_groups:
-            _check_groups({text.domain for text in texts} - {""}, detector.humans.group_names)
         figures = self._figures(detector, texts, learn, changed)
         if self.write.html:
             write_report(self.write.html, figures)
