@@ -25,6 +25,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from midcourse import reference
+from midcourse.bench.rounds import in_turns, time_of
 from midcourse.compare.cost import parameters
 from midcourse.decode import engine, policy, tokens
 from midcourse.evaluate.provenance import write_results
@@ -83,17 +84,9 @@ def bench_decode(json: Path | None = None, quick: bool = False, rounds: int = 5,
     first = {}
     with progress("warming up", len(cases)) as advance:
         for case in cases:
-            start = time.perf_counter()
-            if case.method != "naive":
-                case.run()
-            first[case] = time.perf_counter() - start
+            first[case] = time_of(case.run) if case.method != "naive" else 0.0
             advance(1)
-    times: dict[DecodeCase, list[list[float]]] = {case: [] for case in cases}
-    with progress("timing", rounds * len(cases)) as advance:
-        for _ in range(rounds):
-            for case in cases:
-                times[case].append(case.run())
-                advance(1)
+    times = in_turns({case: case.run for case in cases}, rounds)
     rows = [_row(case, times[case], times[_plain_of(case, cases)], bandwidth) for case in cases]
     for case, row in zip(cases, rows, strict=True):
         row["peak_mb"] = peak_megabytes(case.run) if case.study == "speed" else None

@@ -5,16 +5,17 @@ their median over rounds is reported with its range. A bare pass ends with the l
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from midcourse.bench.rounds import in_turns, time_of
 from midcourse.data.comparisons import read_comparisons
 from midcourse.detect.detector import Detector
 from midcourse.detect.evaluate import baselines
@@ -22,7 +23,6 @@ from midcourse.detect.texts import LabelledText
 from midcourse.evaluate.provenance import write_results
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
-from midcourse.progress import progress
 from midcourse.rewards.pooled import PooledReward
 from midcourse.rewards.windows import batches, windows_of
 
@@ -43,17 +43,11 @@ def bench_detect(json: Path | None = None, quick: bool = False, rounds: int = 5)
         "detect score": lambda: list(detector.score(labelled)),
         "all zero-shot statistics": lambda: baselines(lm, labelled),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with progress("timing", (rounds + 1) * len(ways)) as advance:
-        for turn in range(rounds + 1):
-            for name, run in ways.items():
-                start = perf_counter()
-                run()
-                if turn:  # the first one warms up
-                    seconds[name].append(perf_counter() - start)
-                advance(1)
+    timed = {name: partial(time_of, run) for name, run in ways.items()}
+    in_turns(timed, 1, "warming up")
+    times = in_turns(timed, rounds)
     tokens = sum(len(window.token_ids) for window in windows_of(lm, texts))
-    rows = [_row(name, some, seconds[BARE], len(texts), tokens) for name, some in seconds.items()]
+    rows = [_row(name, some, times[BARE], len(texts), tokens) for name, some in times.items()]
     _show(rows)
     if json:
         write_results(json, {"rows": rows, "rounds": rounds, "threads": torch.get_num_threads()})

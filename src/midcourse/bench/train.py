@@ -11,7 +11,6 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from midcourse.bench.decode import peak_megabytes
+from midcourse.bench.rounds import in_turns, time_of
 from midcourse.data.comparisons import Comparison, read_comparisons
 from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.evaluate.provenance import write_results
@@ -58,14 +58,8 @@ def bench_train(json: Path | None = None, quick: bool = False, rounds: int = 5) 
             if case.way != WAYS[2]:
                 case.run()
             advance(1)
-    seconds: dict[TrainCase, list[float]] = {case: [] for case in cases}
-    with progress("timing", rounds * len(cases)) as advance:
-        for _ in range(rounds):
-            for case in cases:
-                start = perf_counter()
-                case.run()
-                seconds[case].append((perf_counter() - start) / case.pairs)
-                advance(1)
+    times = in_turns({case: partial(time_of, case.run) for case in cases}, rounds)
+    a_pair = {case: [taken / case.pairs for taken in some] for case, some in times.items()}
     peaks: dict[TrainCase, list[float]] = {case: [] for case in cases}
     with progress("memory", PEAKS * len(cases)) as advance:
         for _ in range(PEAKS):
@@ -77,7 +71,7 @@ def bench_train(json: Path | None = None, quick: bool = False, rounds: int = 5) 
     rows = []
     for case in cases:
         base = next(c for c in cases if (c.tune, c.data, c.way) == (case.tune, case.data, "sequence"))
-        rows.append(_row(case, seconds[case], seconds[base], peaks[case], peaks[base]))
+        rows.append(_row(case, a_pair[case], a_pair[base], peaks[case], peaks[base]))
     _show(rows)
     if json:
         write_results(json, {"rows": rows, "rounds": rounds, "layers": LAYERS, "threads": torch.get_num_threads()})
