@@ -27,14 +27,7 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
     auroc = figures["auroc"]
     scores = [name for name in (auroc[0] if auroc else {}) if name not in ("domain", "model")]
     made = [
-        Table(
-            "Machine texts told from human ones [95%]",
-            ("domain", "model", "texts", "AUROC", "found at 1% flagged", "found at 5% flagged"),
-            [
-                (row["domain"], row["model"], f"{row['machines']} + {row['humans']}", *_separation(row))
-                for row in figures["cells"]
-            ],
-        ),
+        _separations("Machine texts told from human ones [95%]", ("domain", "model"), figures["cells"]),
         Table(
             f"Human texts at the detector's own thresholds for {rate}",
             ("domain", "texts", "called a machine's [95%]", "cannot tell", "called a person's"),
@@ -49,14 +42,7 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
                 for row in figures["realised"]
             ],
         ),
-        Table(
-            "Cut to so many words [95%]",
-            ("words", "texts", "AUROC", "found at 1% flagged", "found at 5% flagged"),
-            [
-                (str(row["words"]), f"{row['machines']} + {row['humans']}", *_separation(row))
-                for row in figures["lengths"]
-            ],
-        ),
+        _separations("Cut to so many words [95%]", ("words",), figures["lengths"]),
         Table(
             f"Machine texts found at {rate}, before and after a change",
             ("change", "texts", "before", "after", "kept"),
@@ -95,6 +81,15 @@ def write_report(path: Path, figures: Mapping[str, Any]) -> None:
             "How often texts of a probability are machines'",
         ),
         error=figures["reliability"]["error"],
+    )
+
+
+def _separations(title: str, of: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of how well texts are told apart, its first columns the fields that say which texts."""
+    return Table(
+        title,
+        (*of, "texts", "AUROC", "found at 1% flagged", "found at 5% flagged"),
+        [(*(str(row[name]) for name in of), f"{row['machines']} + {row['humans']}", *_separation(row)) for row in rows],
     )
 
 
