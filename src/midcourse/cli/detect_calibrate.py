@@ -63,10 +63,10 @@ class DetectCalibrate:
 
     def run(self) -> int:
         from midcourse.data.learned import read_learned_rows
-        from midcourse.detect.calibrate import calibrate, check_unlearned, distinct, thresholds, too_small
+        from midcourse.detect.calibrate import calibrate, check_unlearned, thresholds, too_small
         from midcourse.detect.conformal import texts_needed
         from midcourse.detect.detector import place_of_detector
-        from midcourse.detect.texts import of_label, read_texts
+        from midcourse.detect.texts import read_texts
 
         check_rate(self.write.fpr)
         place = Path(place_of_detector(self.read.detector))
@@ -83,10 +83,9 @@ class DetectCalibrate:
                 texts += machines
         check_unlearned(read_learned_rows(place), texts)
         reward, earlier = self._load(place)
-        once = [*distinct(of_label(texts, "human")), *distinct(of_label(texts, "machine"))]
-        if len(once) < len(texts):
-            print(f"{len(once)} of {len(texts)} texts are different; each counts once", file=sys.stderr)
-        detector = calibrate(reward, once, by=self.read.by, earlier=earlier)
+        detector = calibrate(reward, texts, by=self.read.by, earlier=earlier)
+        if again := detector.about["repeated"]:
+            print(f"{again} of {len(texts)} texts repeat others; each counts once", file=sys.stderr)
         _save(detector, place, out)
         rows = thresholds(detector, self.write.fpr, self.write.guarantee)
         if self.write.json:

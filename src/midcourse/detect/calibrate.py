@@ -61,9 +61,11 @@ def calibrate(
         words = np.concatenate([part.words for part, _, _ in read.values()])
         names = [f"{kind} {name}" for kind, (_, _, owners) in read.items() for name in owners]
         familiar.append(Familiar.of(np.concatenate(features), words, names))
+    known = sum(text.label in kinds for text in texts)
     about = {
         "humans": int(humans.whole.sum()),
         "machines": int(machines.whole.sum()),
+        "repeated": known - sum(map(len, wanted.values())),
         "groups": {name: len(humans.of_group(name)) for name in humans.group_names},
     }
     return Detector(reward, humans, machines, tuple(familiar), odds(humans, machines), about)
