@@ -31,6 +31,7 @@ from studies.data import arguments, command, read
 from studies.detect.features import MODEL, RUNS
 from studies.detect.heads import HEADS, LAYER, OURS, examples
 from studies.detect.run import FEW, RATE, distinct
+from studies.detect.tables import card_tables
 from studies.detect.texts import FREE, essays, fiction, pairs
 from studies.detect.written import people, sources
 
@@ -150,16 +151,7 @@ def main() -> None:
 
 def card(found: dict[str, Any]) -> str:
     """The model card: error rates first."""
-    groups = [row for row in found["thresholds"] if row["group"] and not row["length"]]
-    humans = "\n".join(
-        f"| {row['group']} | {row['texts']} | {_rate(row)} |" for row in sorted(groups, key=lambda row: -row["texts"])
-    )
-    machines = "\n".join(
-        f"| {row['domain']} | {row['model']} | {row['texts']} | {row['machine'] / row['texts']:.0%} | "
-        f"{row['human'] / row['texts']:.0%} | {row['cannot tell'] / row['texts']:.0%} |"
-        for row in found["found"]
-        if row["texts"] >= FEW
-    )
+    humans, machines = card_tables(found)
     fit = found["fit"]
     paragraphs = [
         "**It errs.** Of people's texts like those below it calls up to 1 in 100 a machine's at its usual setting, and "
@@ -188,12 +180,8 @@ language: en
 
 {errs}
 
-| human texts of | calibrated on | flagged at the 1% setting, expected [95%] |
-| --- | ---: | ---: |
 {humans}
 
-| machine texts of | model | texts | called a machine's | called a person's | cannot tell |
-| --- | --- | ---: | ---: | ---: | ---: |
 {machines}
 
 {misuse}
@@ -202,13 +190,6 @@ language: en
 
 Made by `python -m studies.detect.shipped`; all figures stand in `studies/detect/results/shipped.json`.
 """
-
-
-def _rate(row: dict[str, Any]) -> str:
-    if row["rate"] is None:
-        return "too few to tell: no verdict on what may be one"
-    low, high = row["interval"]
-    return f"{row['rate']:.2%} [{low:.2%}, {high:.2%}]"
 
 
 if __name__ == "__main__":

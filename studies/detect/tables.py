@@ -33,6 +33,15 @@ def share(value: float) -> str:
 def card(root: Path) -> str:
     """The shipped detector's thresholds, and what it finds."""
     found = load(root, f"{HERE}/results/shipped.json", "python -m studies.detect.shipped --data DIR")
+    return "\n\n".join(card_tables(found))
+
+
+def card_tables(found: dict[str, Any]) -> tuple[str, str]:
+    """Whom a detector flags, and what it finds of machine texts.
+
+    Args:
+        found: the results of `studies.detect.shipped`.
+    """
     groups = [row for row in found["thresholds"] if row["group"] and not row["length"]]
     humans = [[row["group"], str(row["texts"]), _rate(row)] for row in sorted(groups, key=lambda row: -row["texts"])]
     machines = [
@@ -45,12 +54,12 @@ def card(root: Path) -> str:
     second = markdown(
         ["texts by machines", "texts", "called a machine's", "called a person's", "cannot tell"], machines
     )
-    return f"{first}\n\n{second}"
+    return first, second
 
 
 def _rate(row: dict[str, Any]) -> str:
     if row["rate"] is None:
-        return "too few to tell"
+        return "too few to tell: no verdict on what may be one"
     low, high = row["interval"]
     return f"{row['rate']:.2%} [{low:.2%}, {high:.2%}]"
 
