@@ -10,6 +10,7 @@ results/training.json holds the variants that are done.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +29,7 @@ from midcourse.evaluate.provenance import write_results
 from midcourse.files import as_json, write_text
 from midcourse.progress import progress
 from midcourse.rewards.contract import Text
+from midcourse.rewards.trained import TrainedReward
 from midcourse.train.objectives import make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.start import begin
@@ -42,6 +44,7 @@ SOURCES = 240  # ladders to learn from
 MIXED = 75  # sources whose human text is mixed
 EACH = 40  # texts of each model that are asked about; of people's, four times as many
 EPOCHS = 2
+TOKENS = 320  # of a text, and of what is replayed with its prompt; the rest is cut off
 PART = 64
 
 
@@ -102,10 +105,11 @@ def asked_about(data: Path) -> list[LabelledText]:
     return [text for writer, some in by_writer.items() for text in some[: EACH if writer else 4 * EACH]]
 
 
-def replay(data: Path) -> list[Comparison]:
-    """Return comparisons whose rewards are to stay."""
+def replay(data: Path, reward: TrainedReward) -> list[Comparison]:
+    """Return comparisons on which a reward is to stay what it is, their prompts short enough to leave it room."""
     rows = of_split(read(data, "preference/hh_helpful_base"), "train")
-    return [comparison_of(row) for row in rows][: 2 * SOURCES]
+    fitting = (one for one in map(comparison_of, rows) if reward.prompt_problem(one.prompt, TOKENS // 2) is None)
+    return list(islice(fitting, 2 * SOURCES))
 
 
 def scores_of(folder: Path, texts: Sequence[LabelledText]) -> np.ndarray:
@@ -129,13 +133,13 @@ def trained(name: str, variant: Variant, data: Path) -> list[dict[str, Any]]:
     done = folder.with_suffix(".json")
     if done.exists():
         return list(json.loads(done.read_text()))
-    objective = make_objective("ordered", **variant.weights)
+    reward = begin(objective=make_objective("ordered", **variant.weights), **variant.start)
     train_detector(
-        begin(objective=objective, **variant.start),
+        reward,
         ladders(data, mixed_texts(data) if variant.mixed else {}),
         folder,
-        Settings(epochs=EPOCHS, batch_size=16, max_tokens=320),
-        replay=replay(data) if variant.replayed else (),
+        Settings(epochs=EPOCHS, batch_size=16, max_tokens=TOKENS),
+        replay=replay(data, reward) if variant.replayed else (),
         resume=(folder / "checkpoint").exists(),
     )
     asked = asked_about(data)
