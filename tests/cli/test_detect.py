@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,25 @@ def test_many_texts_go_to_a_file_and_on_from_there(midcourse, detector, tmp_path
     assert code == 0 and "2 verdicts written" in err and "2 were there" in err
     assert out.read_bytes() == whole
     refused(midcourse(*asked, "--resume", "--html", tmp_path / "page.html"), "leave one of them out")
+
+
+@pytest.mark.slow
+def test_ten_thousand_texts_take_no_more_memory_than_a_thousand(detector, tmp_path):
+    """But for the texts themselves."""
+    peaks = {}
+    for count in (1_000, 10_000):
+        texts = write(tmp_path / f"{count}.jsonl", [{"text": said(i, i % 2 == 0, words=8)} for i in range(count)])
+        out = tmp_path / f"{count}.verdicts.jsonl"
+        flags = list(map(str, (texts, "--detector", detector, "--fpr", 0.05, "--out", out)))
+        program = (
+            "import resource; from midcourse.cli.verbs import parse; "
+            f"assert parse('detect score', {flags!r}).run() == 0; "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert len(out.read_text().splitlines()) == count
+        peaks[count] = int(done.stdout.split()[-1])  # kilobytes on Linux
+    assert peaks[10_000] - peaks[1_000] < 40_000
 
 
 def test_a_plain_text_and_a_folder_are_read(midcourse, detector, tmp_path):
