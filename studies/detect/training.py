@@ -1,12 +1,13 @@
-"""ReMoDetect's training on answers of PubMedQA, asked about news: what its parts are worth.
+"""ReMoDetect's training on answers of PubMedQA, asked about other answers and about news: what its parts are worth.
 
     python -m studies.detect.training --data DIR [NAME ...]        (or MIDCOURSE_DATA=DIR)
 
-Each variant learns machine > mixed > human from `SOURCES` sources of one domain of ReMoDetect's, and is asked about
-texts of the other. Human texts are mixed by SmolLM2. What was trained is found again in runs/detect/training, and
-results/training.json holds the variants that are done.
+Each variant learns machine > mixed > human from `LADDERS` ladders on some questions, and is asked about texts on other
+questions and of another domain. Human texts are mixed by SmolLM2. What was trained is found again in
+runs/detect/training, and results/training.json holds the variants that are done.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,15 +36,18 @@ from midcourse.train.settings import Settings
 from midcourse.train.start import begin
 from studies.data import arguments, command, of_split, read
 from studies.detect.features import MODEL, RUNS
+from studies.detect.heads import DETECTORS, OURS
 from studies.detect.run import cells, distinct
 from studies.detect.texts import BASE, CELLS, pairs
 
 HERE = Path(__file__).parent
-LEARNED, ASKED = "pubmed", "xsum"
-SOURCES = 240  # ladders to learn from
-MIXED = 75  # sources whose human text is mixed
-EACH = 40  # texts of each model that are asked about; of people's, four times as many
-EPOCHS = 2
+LEARNED, OTHER = "pubmed", "xsum"
+ASKED = 3  # one question in so many is asked about, and nothing of it learned
+LADDERS = 240
+MIXED = 75  # questions whose human text is mixed
+EACH = 20  # texts of each model that are asked about in a domain; of people's, at most four times as many
+EPOCHS = 6
+FROZEN = "linear head on frozen states (states by surprise)"
 TOKENS = 320  # of a text, and of what is replayed with its prompt; the rest is cut off
 PART = 64
 
@@ -78,12 +82,18 @@ VARIANTS = {
 def ladders(data: Path, mixed: Mapping[str, str]) -> list[Ladder]:
     """Return machine > mixed > human of sources to learn from, the mixed text where there is one."""
     rows = [row for name in CELLS for row in read(data, name) if row["domain"] == LEARNED and row["model"] not in BASE]
+    learned = [row for row in rows if not asked(row["group"])]
     found = []
-    for row in Random(0).sample(rows, len(rows))[:SOURCES]:
+    for row in Random(0).sample(learned, len(learned))[:LADDERS]:
         between = mixed.get(plain(row["human"]).text)
         levels = (row["llm"], *((between,) if between else ()), row["human"])
         found.append(Ladder(levels, row["group"]))
     return found
+
+
+def asked(group: str) -> bool:
+    """Whether a question is kept from learning, to be asked about."""
+    return int(hashlib.sha256(f"asked {group}".encode()).hexdigest()[:8], 16) % ASKED == 0
 
 
 def mixed_texts(data: Path) -> dict[str, str]:
@@ -97,19 +107,19 @@ def mixed_texts(data: Path) -> dict[str, str]:
 
 
 def asked_about(data: Path) -> list[LabelledText]:
-    """Return texts of the other domain, of people and of every model."""
-    texts = [text for text in distinct(pairs(data, CELLS)) if text.domain == ASKED]
-    by_writer: dict[str, list[LabelledText]] = {}
+    """Return texts on questions that nothing is learned from, and of the other domain: people's and every model's."""
+    texts = [text for text in distinct(pairs(data, CELLS)) if text.domain == OTHER or asked(text.group)]
+    by_writer: dict[tuple[str, str], list[LabelledText]] = {}
     for text in Random(0).sample(texts, len(texts)):
-        by_writer.setdefault(text.model if text.label == "machine" else "", []).append(text)
-    return [text for writer, some in by_writer.items() for text in some[: EACH if writer else 4 * EACH]]
+        by_writer.setdefault((text.domain, text.model if text.label == "machine" else ""), []).append(text)
+    return [text for (_, writer), some in by_writer.items() for text in some[: EACH if writer else 4 * EACH]]
 
 
 def replay(data: Path, reward: TrainedReward) -> list[Comparison]:
     """Return comparisons on which a reward is to stay what it is, their prompts short enough to leave it room."""
     rows = of_split(read(data, "preference/hh_helpful_base"), "train")
     fitting = (one for one in map(comparison_of, rows) if reward.prompt_problem(one.prompt, TOKENS // 2) is None)
-    return list(islice(fitting, 2 * SOURCES))
+    return list(islice(fitting, 2 * LADDERS))
 
 
 def scores_of(folder: Path, texts: Sequence[LabelledText]) -> np.ndarray:
@@ -138,24 +148,42 @@ def trained(name: str, variant: Variant, data: Path) -> list[dict[str, Any]]:
         reward,
         ladders(data, mixed_texts(data) if variant.mixed else {}),
         folder,
-        Settings(epochs=EPOCHS, batch_size=16, max_tokens=TOKENS),
+        Settings(epochs=EPOCHS, batch_size=8, max_tokens=TOKENS),
         replay=replay(data, reward) if variant.replayed else (),
         resume=(folder / "checkpoint").exists(),
     )
-    asked = asked_about(data)
-    rows = cells(asked, scores_of(folder, asked), name, ASKED)
+    texts = asked_about(data)
+    rows = of_domains(texts, scores_of(folder, texts), name)
     write_text(done, as_json(rows))
     return rows
+
+
+def of_domains(texts: Sequence[LabelledText], scores: np.ndarray, name: str) -> list[dict[str, Any]]:
+    """Return how well a detector tells the texts of each domain apart."""
+    return [
+        row
+        for domain in (LEARNED, OTHER)
+        if (mine := np.array([text.domain == domain for text in texts])).any()
+        for row in cells([text for text, own in zip(texts, mine, strict=True) if own], scores[mine], name, domain)
+    ]
+
+
+def frozen(data: Path) -> list[dict[str, Any]]:
+    """Return what a head on frozen states, fitted at once to the same texts, says of the same."""
+    known = {text.text: text for text in pairs(data, CELLS)}
+    learn = [known[level] for ladder in ladders(data, {}) for level in ladder.levels]
+    texts = asked_about(data)
+    return of_domains(texts, DETECTORS[OURS](distinct(learn), texts), FROZEN)
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("names", nargs="*", choices=[[], *VARIANTS], metavar="NAME", help="all by default")
-    asked = parser.parse_args()
-    for name in asked.names or VARIANTS:
-        trained(name, VARIANTS[name], asked.data)
+    given = parser.parse_args()
+    for name in given.names or VARIANTS:
+        trained(name, VARIANTS[name], given.data)
         done = [path_of_variant(name).with_suffix(".json") for name in VARIANTS]
-        rows = [row for path in done if path.exists() for row in json.loads(path.read_text())]
+        rows = [row for path in done if path.exists() for row in json.loads(path.read_text())] + frozen(given.data)
         write_results(HERE / "results/training.json", {"cells": rows})
 
 
