@@ -74,7 +74,6 @@ VARIANTS = {
     "without mixed texts": Variant(mixed=False),
     "weights of the published code": Variant(weights={"preset": "code"}),
     "frozen, trunk head": Variant(start={"name": MODEL, "head": "trunk"}),
-    "LoRA of rank 4, 20 layers": Variant(start={"name": MODEL, "layers": 20, "tune": "lora:4"}),
     "MiniLM, last 2 layers": Variant(start={"name": "minilm"}),
 }
 
