@@ -137,7 +137,11 @@ def test_rows_of_which_nothing_says_how_they_were_asked_for_are_refused(tmp_path
     with pytest.raises(RowFileError, match="is no row of this run"):
         sample(lm_of(), PROMPTS, tmp_path / "sampled.jsonl", resume=True)
     assert out.read_bytes() == before
-    out.write_bytes(b'{"row": 0, "prom')  # not one whole row: there is nothing to mix with
+    out.write_bytes(torn := b'{"row": 0, "prom')  # a row of nobody knows which run, or no row at all
+    with pytest.raises(RowFileError, match=r"has no out\.jsonl\.asked\.json beside it"):
+        write(out, resume=True)
+    assert out.read_bytes() == torn
+    out.write_bytes(b"")
     assert write(out, resume=True, max_new_tokens=3) == (5, 0)
     assert json.loads(record_of(out).read_text())["max_new_tokens"] == 3
 

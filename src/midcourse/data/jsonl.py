@@ -62,7 +62,12 @@ def written_rows(path: Path, resume: bool, key_of: Callable[[Any], Key]) -> dict
     """
     if not resume:
         check_unwritten(path)
-    return dict(whole_rows(path, lambda row: (key_of(row), row), "this run", "name another file"))
+    rows = dict(whole_rows(path, lambda row: (key_of(row), row), "this run", "name another file"))
+    # A killed run leaves the beginning of a row. Without any row, what lies there may be something else.
+    torn = b"" if rows or not path.exists() else path.read_bytes()
+    if torn and not torn.startswith(b'{"'[: len(torn)]):
+        raise RowFileError(f"{path} holds a line that is no row of this run; name another file")
+    return rows
 
 
 def check_unwritten(path: Path) -> None:

@@ -64,7 +64,7 @@ def write_guided(
     """
     with only_writer(out, "file", "run", RowFileError):
         there = set(written_rows(out, resume, lambda row: answered(row, prompts)))
-        begin_record(out, what_is_asked(lm, reward, **settings), prompts, recorded(out) if there else {})
+        begin_record(out, what_is_asked(lm, reward, **settings), prompts, recorded(out))
         left = [row for row in range(len(prompts)) if row not in there]
         seeds = [settings.get("seed", 0) + row for row in left]
         append_responses(out, lm, prompts, left, reward, {**settings, "seed": seeds}, guided_row)
@@ -182,7 +182,9 @@ def begin_record(
 
 
 def recorded(out: Path) -> dict[str, Any]:
-    """Return what was asked for the rows of a file; RowFileError if nothing says so."""
+    """Return what was asked for the rows of a file, nothing for an empty one; RowFileError if nothing says so."""
+    if not out.exists() or not out.stat().st_size:
+        return {}
     remedy = "name another file for --out, and join both if you know that they belong together"
     path = record_of(out)
     if not path.is_file():

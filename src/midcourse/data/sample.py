@@ -85,7 +85,7 @@ def sample(
     asked = [prompt for prompt in prompts for _ in range(n)]
     with only_writer(out, "file", "run", RowFileError):
         there = written_rows(out, resume, lambda row: _index(row, prompts, n, seed))
-        earlier = recorded(out) if there else {}
+        earlier = recorded(out)
         settings: dict[str, Any] = {
             # Not a named method: there no top_k means the method's own.
             "method": Method(None, reward_weight=0.0, top_k=top_k, top_p=top_p, temperature=temperature),

@@ -88,7 +88,7 @@ def mix(
         there = written_rows(out, resume, lambda row: _number(row, humans))
         mixed = {number: _mixed_of(row) for number, row in there.items()}
         asked = {**rephrase.asked(), "ratio": ratio, "seed": seed}
-        begin_record(out, asked, [text.text for text in humans], recorded(out) if there else {}, "texts")
+        begin_record(out, asked, [text.text for text in humans], recorded(out), "texts")
         left = _left(humans, mixed)
         with appending(out) as file, progress("rephrasing", len(left)) as advance:
             for text, result in _rephrased(list(left), rephrase, ratio, seed):
