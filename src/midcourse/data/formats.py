@@ -69,6 +69,7 @@ def read_rows(
     limit: Callable[[Any], str | None] | None = None,
     rejects: list[BadRow] | None = None,
     reader: "Reader | None" = None,
+    numbers: list[int] | None = None,
 ) -> list[Item]:
     """Return the parsed rows of a file, in order.
 
@@ -79,6 +80,7 @@ def read_rows(
         limit: says what is wrong with the length of a row, or None.
         rejects: bad rows are appended to it and reading goes on.
         reader: how the file is read, if its name does not say.
+        numbers: where each of the rows stands in the file, from 1, is appended to it.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
@@ -90,6 +92,8 @@ def read_rows(
     for number, row in reader.rows(path, columns):
         try:
             kept.append(_within(limit, parse(reader.fields(row))))
+            if numbers is not None:
+                numbers.append(number)
         except Problem as problem:
             message = problem.at(path, reader.unit, number)
             if rejects is None:

@@ -1,5 +1,6 @@
 """Texts to be told apart: files of many kinds in, each text with what is known about it."""
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -66,10 +67,10 @@ def check_labels(texts: Iterable[LabelledText]) -> None:
 def read_texts(source: str | Path, *, rejects: list[BadRow] | None = None) -> list[LabelledText]:
     """Read texts from a file, a folder of files, or standard input ("-").
 
-    A .txt or .md file, and standard input, is one text. JSON Lines (also gzipped), CSV and Parquet have rows with a
-    field `text` and optionally `label` (human, mixed or machine), `domain`, `model` and `group`; or with the fields
-    `human` and `machine` (or `llm`), perhaps `mixed`, whose texts belong together. Of a folder every such file is read,
-    in the order of their names.
+    A .txt or .md file is one text, and so is standard input, which must be no rows. JSON Lines (also gzipped), CSV and
+    Parquet have rows with a field `text` and optionally `label` (human or 0; mixed; machine, llm, ai or 1), `domain`,
+    `model` and `group`; or with the fields `human` and `machine` (or `llm`), perhaps `mixed`, whose texts belong
+    together. Of a folder every such file is read, in the order of their names; see `passed_over`.
 
     Args:
         rejects: bad rows are appended to it and reading goes on.
@@ -78,7 +79,10 @@ def read_texts(source: str | Path, *, rejects: list[BadRow] | None = None) -> li
         DataError: what cannot be read, is no text, or holds none; without `rejects`, the first bad row.
     """
     if str(source) == "-":
-        return [_plain_text(sys.stdin.buffer.read(), "standard input")]
+        text = _plain_text(sys.stdin.buffer.read(), "standard input")
+        if _is_row(text.text):
+            raise DataError("standard input holds rows, and is read as one text; name a file of them instead of -")
+        return [text]
     if not str(source):
         raise DataError("no file of texts is named; name one, a folder, or - for standard input")
     path = Path(source)
@@ -92,8 +96,17 @@ def read_texts(source: str | Path, *, rejects: list[BadRow] | None = None) -> li
             return [_plain_text(path.read_bytes(), str(path))]
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    rows = read_rows(path, _texts_of, "texts", COLUMNS, rejects=rejects)
-    return [text for number, row in enumerate(rows, 1) for text in _placed(row, f"{path}, row {number}")]
+    numbers: list[int] = []
+    rows = read_rows(path, _texts_of, "texts", COLUMNS, rejects=rejects, numbers=numbers)
+    return [text for number, row in zip(numbers, rows, strict=True) for text in _placed(row, f"{path}, row {number}")]
+
+
+def passed_over(source: str | Path) -> list[str]:
+    """Return the names of what `read_texts` does not read in a folder: other files, and folders."""
+    folder = Path(source)
+    if str(source) == "-" or not folder.is_dir():
+        return []
+    return [path.name for path in sorted(folder.iterdir()) if not (path.is_file() and _readable(path))]
 
 
 def of_label(texts: Iterable[LabelledText], label: Label) -> list[LabelledText]:
@@ -140,6 +153,15 @@ def _label(fields: dict[str, Any]) -> Label | None:
     if isinstance(known, bool) or not isinstance(known, str | int) or known not in _LABELS:
         raise Problem("label", f"{short(value)} is unknown; write human, mixed or machine, or leave it out")
     return _LABELS[known]
+
+
+def _is_row(text: str) -> bool:
+    """Say whether a text begins with a row of JSON Lines that has a text."""
+    try:
+        row = json.loads(text.strip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and bool(row.keys() & {"text", *_SIDES})
 
 
 def _of_rows(path: Path) -> bool:
