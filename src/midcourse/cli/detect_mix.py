@@ -113,8 +113,8 @@ class DetectMix:
         )
         print(f"{summary(mixed)} in {self.write.out}", file=sys.stderr)
         if left_out:
-            print(f"{left_out} texts that are not human were left as they are", file=sys.stderr)
-        return 0
+            print(f"{left_out} texts that are not human are not in the file", file=sys.stderr)
+        return 1 if all(one.mixed is None for one in mixed) else 0
 
     def _check(self) -> None:
         """Refuse flags that do not go together."""

@@ -74,7 +74,12 @@ class ChatServer:
             asked: Any = {"model": self.model, "messages": list(messages), **settings}
             answer: Any = self._client.chat.completions.create(**asked)
             choice = answer.choices[0]
-            return Answer(choice.message.content or "", choice.finish_reason == "length")
+            content = choice.message.content or ""
+            if not isinstance(content, str):
+                raise TypeError(f"the content is of type {type(content).__name__}")
+            # Half a surrogate pair is no character, and no file takes it.
+            whole = content.encode("utf-8", "replace").decode()
+            return Answer(whole, choice.finish_reason == "length")
         except APITimeoutError as error:
             raise self._error("did not answer in time; use a faster model, or fewer questions at a time") from error
         except APIConnectionError as error:
@@ -85,7 +90,7 @@ class ChatServer:
             if error.status_code in (401, 403):
                 raise self._error(f"refuses the API key in {self.api_key_env}; set the right one") from None
             raise self._error(f"answers {error.status_code} ({_brief(error)}); mend that and go on") from error
-        except (APIError, ValueError, AttributeError, TypeError, IndexError) as error:
+        except (APIError, ValueError, AttributeError, TypeError, IndexError, RecursionError) as error:
             raise self._error("does not speak the protocol; give the address up to /v1") from error
 
     def _error(self, problem: str) -> MidcourseError:

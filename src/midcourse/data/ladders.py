@@ -117,7 +117,8 @@ def _only(fields: dict[str, Any], known: Sequence[str]) -> str:
     """Return which of the names of a side a row has."""
     given = [name for name in known if fields.get(name) is not None]
     if not given:
-        raise Problem(known[0], f"the field is missing among {names(fields)}; {_SHAPE}")
+        filled = {name: value for name, value in fields.items() if value is not None}
+        raise Problem(known[0], f"the field is missing among {names(filled)}; {_SHAPE}")
     if len(given) > 1:
         raise Problem(given[1], f"the row has {given[0]} as well; leave one of them out")
     return given[0]

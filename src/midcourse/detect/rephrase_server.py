@@ -33,7 +33,6 @@ LIST_INSTRUCTIONS = (
 )
 _LIST = 20  # sentences of a list; longer ones come back with numbers missing
 _ITEM = re.compile(r"\s*[*_(\[]*(\d{1,9})[*_)\]]*\s*[.):\-]+[*_]*(?:\s+(.*))?")
-_THOUGHTS = re.compile(r".*</think>", re.DOTALL)
 _SAYS_NO = (400, 413, 422)  # statuses of a request that is refused for what stands in it
 _HARMLESS = "The ferry was late because of the fog, so most of us missed the last train."
 
@@ -199,4 +198,4 @@ def _nearest(new: str, sentences: Mapping[int, str], number: int) -> bool:
 
 def _spoken(answer: Answer) -> str:
     """Return an answer without the thoughts before it."""
-    return _THOUGHTS.sub("", answer.text)
+    return answer.text.rpartition("</think>")[2]
