@@ -142,6 +142,38 @@ def test_a_plain_text_and_a_folder_are_read(midcourse, detector, tmp_path):
     refused(midcourse("detect", "score", tmp_path / "c.txt", "--detector", detector), "is not UTF-8 (byte 1 is 0xff)")
 
 
+def test_a_file_of_another_kind_is_never_gone_on_with(midcourse, detector, tmp_path):
+    """Not even one without a line's end, which might be a row that was being written."""
+    texts = write(tmp_path / "texts.jsonl", [{"text": said(1, False)}])
+    asked = ("detect", "score", texts, "--detector", detector, "--fpr", 0.05, "--resume", "--out")
+    for content, message in (("chapter one", "holds a line that is no row"), ('{"a": 1}', "has no .*asked.json")):
+        other = tmp_path / "other.txt"
+        other.write_text(content)
+        code, _, err = midcourse(*asked, other)
+        assert code == 2 and re.search(message, err), err
+        assert other.read_text() == content
+    page = tmp_path / "mine.html"
+    page.write_text("<html>mine</html>")
+    refused(midcourse("detect", "score", texts, "--detector", detector, "--html", page), "is there and no page of")
+    assert page.read_text() == "<html>mine</html>"
+
+
+def test_names_are_those_of_the_file(midcourse, detector, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    first, last = (json.dumps({"text": said(number, True)}) for number in (1, 2))
+    path.write_text(f'{first}\n{{"text": null}}\n{last}\n')
+    asked = ("detect", "score", path, "--detector", detector, "--skip-bad-rows", tmp_path / "bad.jsonl", "--json")
+    code, printed, err = midcourse(*asked)
+    assert code == 0, err
+    assert [row["name"].rpartition(", ")[2] for row in rows(printed)] == ["row 1", "row 3"]
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text("some text")
+    (folder / "b.docx").write_text("another")
+    code, printed, err = midcourse("detect", "score", folder, "--detector", detector, "--json")
+    assert code == 0 and "not read in" in err and "b.docx, sub" in err
+
+
 def test_everything_is_measured(midcourse, detector, labelled, lm_folder, tmp_path):
     changed = write(tmp_path / "changed.jsonl", [{"llm": said(i, True), "humanized": said(i, False)} for i in range(3)])
     code, printed, err = midcourse(

@@ -162,6 +162,42 @@ def test_odds_are_even_where_both_are_as_likely():
     assert np.isnan(odds(of(0, 100), of(1, 19))).all()
 
 
+def test_what_is_no_text_or_no_setting_is_refused_at_once(detector):
+    for texts, message in (
+        ("one", "texts is one text"),
+        (None, "texts is an object of type NoneType; give a list of texts"),
+        ((text for text in ["a"]), "texts is an object of type generator"),
+        (["a", None], "text 2 is an object of type NoneType; give a text"),
+        ([b"a"], "text 1 is an object of type bytes"),
+    ):
+        with pytest.raises(DetectorError, match=message):
+            detector.score(texts)
+    for settings, message in (
+        ({"fpr": 5e-324}, "fpr 5e-324 is no rate between 0 and 0.5"),
+        ({"fpr": "0.05"}, "fpr 0.05 is no rate"),
+        ({"guarantee": "x"}, "guarantee 'x' is unknown; use average or confidence"),
+    ):
+        with pytest.raises(DetectorError, match=message):
+            detector.score(["a"], **settings)
+
+
+def test_groups_are_part_of_the_calibration(detector, tmp_path):
+    (tmp_path / "midcourse.json").write_text("{}")
+    detector.save(tmp_path)
+    record = json.loads((tmp_path / "detector.json").read_text())
+    (tmp_path / "detector.json").write_text(json.dumps({**record, "groups": ["letters"]}))
+    with pytest.raises(DetectorError, match="its two files are of two calibrations"):
+        Detector.load(tmp_path)
+    (tmp_path / "detector.json").write_text("[" * 200_000)
+    with pytest.raises(DetectorError, match="is damaged"):
+        Detector.load(tmp_path)
+
+
+def test_a_text_of_which_nothing_is_seen_is_not_calibrated_on():
+    blank = LabelledText("\u200b\u200c", "human", domain="news")
+    assert calibrate(FunctionReward(share), [*HUMANS, blank]).about["humans"] == len(HUMANS)
+
+
 def test_verdicts_are_gone_on_with(detector, tmp_path):
     texts, out = [*HUMANS[:5], *MACHINES[:5]], tmp_path / "verdicts.jsonl"
     assert write_verdicts(out, detector, texts, {"fpr": 0.05}) == (10, 0)
@@ -226,7 +262,7 @@ def test_a_saved_detector_says_the_same(model_folder, tmp_path):
     record = json.loads((tmp_path / "detector" / "detector.json").read_text())
     calibrate(reward, texts[:-1]).save(tmp_path / "detector")
     (tmp_path / "detector" / "detector.json").write_text(json.dumps(record))
-    with pytest.raises(DetectorError, match=r"damaged \(detector.safetensors is of another calibration\)"):
+    with pytest.raises(DetectorError, match=r"damaged \(its two files are of two calibrations\)"):
         Detector.load(tmp_path / "detector")
     detector.save(tmp_path / "detector")
     other = pooled(lm)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from midcourse.data.formats import BadRow
 
 
+_MADE = b'<meta name="generator" content="midcourse">'
+
+
 class UsageError(MidcourseError):
     """Arguments that do not go together."""
 
@@ -38,16 +41,18 @@ def table(
 
 def check_rate(fpr: float) -> None:
     """Raise UsageError if `fpr` is no false-positive rate that a detector can be asked for."""
-    if not 0 < fpr < 0.5:
+    if not 1e-9 <= fpr < 0.5:
         raise UsageError(f"--fpr {fpr:g} is no rate between 0 and 0.5; use 0.01 for 1%, say")
 
 
 def check_page(path: Path | None) -> None:
-    """Raise UsageError if `path` cannot be a page: one that is there may be replaced, another file never."""
+    """Raise UsageError if `path` cannot be a page: one of midcourse's may be replaced, another file never."""
     if path is None:
         return
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--html {path} is no page; name a file that ends in .html")
+    if path.exists() and not (path.is_file() and _MADE in path.read_bytes()[:1000]):
+        raise UsageError(f"--html {path} is there and no page of midcourse's; name another file")
     if not path.parent.is_dir():
         raise UsageError(f"--html {path} lies in no folder that is there; make {path.parent} first")
 

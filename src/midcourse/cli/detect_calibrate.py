@@ -63,10 +63,10 @@ class DetectCalibrate:
 
     def run(self) -> int:
         from midcourse.data.learned import read_learned_rows
-        from midcourse.detect.calibrate import calibrate, check_unlearned, thresholds, too_small
+        from midcourse.detect.calibrate import ENOUGH, calibrate, check_unlearned, thresholds, too_small, unfamiliar
         from midcourse.detect.conformal import texts_needed
         from midcourse.detect.detector import place_of_detector
-        from midcourse.detect.texts import read_texts
+        from midcourse.detect.texts import of_label, read_texts
 
         check_rate(self.write.fpr)
         place = Path(place_of_detector(self.read.detector))
@@ -75,13 +75,23 @@ class DetectCalibrate:
             raise UsageError(f"{self.read.detector} comes with midcourse; name a folder of your own with --out")
         _check(self.read.detector, place, out)
         with bad_rows(self.read.skip_bad_rows) as rejects:
-            texts = _labelled(read_texts(self.read.human, rejects=rejects), "human")
+            given = read_texts(self.read.human, rejects=rejects)
+            texts = _labelled(given, "human")
+            left_out = len(given) - len(texts)
             if self.read.machine:
                 machines = _labelled(read_texts(self.read.machine, rejects=rejects), "machine")
                 if not machines:
                     raise UsageError(f"--machine {self.read.machine} has no machine text, only texts of other labels")
                 texts += machines
-        check_unlearned(read_learned_rows(place), texts)
+        known = read_learned_rows(place)
+        check_unlearned(known, texts)
+        if known is None:
+            print(
+                f"{place} does not say what it learned from (no rows.safetensors); none of these texts may be among it",
+                file=sys.stderr,
+            )
+        if left_out:
+            print(f"{left_out} texts of {self.read.human} are labelled as not human and left out", file=sys.stderr)
         reward, earlier = self._load(place)
         detector = calibrate(reward, texts, by=self.read.by, earlier=earlier)
         if again := detector.about["repeated"]:
@@ -105,6 +115,12 @@ class DetectCalibrate:
             print(
                 f"too few texts for this rate: {named}; a text whose group is not known gets no verdict at it until "
                 "they have more, are left out, or all texts are one group (--by none)",
+                file=sys.stderr,
+            )
+        if strange := unfamiliar(detector, of_label(texts, "human")) if earlier else 0:
+            print(
+                f"{strange} of the human texts are unlike the kinds of text that the detector knows, and such get no "
+                f"verdict; with {ENOUGH} or more texts it learns their kind",
                 file=sys.stderr,
             )
         if not len(detector.machines):

@@ -107,13 +107,13 @@ class DetectEvaluate:
         check_labels(texts)
         detector = Detector.load(self.ask.detector, **asdict(self.machine))
         if self.ask.known_groups:
-            _check_groups({text.domain for text in texts} - {""}, detector.humans.group_names)
+            _check_groups({text.domain for text in texts}, detector.humans.group_names)
         learned = learned_from(read_learned_rows(place_of_detector(self.ask.detector)), texts)
         if learned:
             print(
                 f"the detector learned from {learned} of these {len(texts)} texts; figures flatter it", file=sys.stderr
             )
-        figures = self._figures(detector, texts, learn, changed)
+        figures = {"texts": len(texts), "learned": learned, **self._figures(detector, texts, learn, changed)}
         if self.write.html:
             write_report(self.write.html, figures)
         if self.write.json:
@@ -218,6 +218,8 @@ class DetectEvaluate:
 
 def _check_groups(asked: set[str], known: Sequence[str]) -> None:
     unknown = sorted(asked - set(known))
+    if unknown and not unknown[0]:
+        raise UsageError("--known-groups: a text names no domain; leave the flag out, or name domains so")
     if unknown:
         raise UsageError(
             f"--known-groups: domain {unknown[0]!r} is no group of the detector, which has "

@@ -66,7 +66,7 @@ class DetectScore:
     def run(self) -> int:
         from midcourse.detect.detector import Detector
         from midcourse.detect.page import write_verdicts_page
-        from midcourse.detect.texts import read_texts
+        from midcourse.detect.texts import passed_over, read_texts
         from midcourse.detect.verdicts import write_verdicts
         from midcourse.progress import progress
 
@@ -80,6 +80,9 @@ class DetectScore:
         check_rate(self.ask.fpr)
         with bad_rows(self.write.skip_bad_rows) as rejects:
             texts = read_texts(self.source, rejects=rejects)
+        if others := passed_over(self.source):
+            named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+            print(f"not read in {self.source}: {named}", file=sys.stderr)
         detector = Detector.load(self.ask.detector, **asdict(self.machine))
         asked: dict[str, Any] = {"fpr": self.ask.fpr, "guarantee": self.ask.guarantee, "group": self.ask.group}
         if self.write.out:
@@ -118,10 +121,12 @@ def _print(verdicts: "Sequence[Verdict]") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from midcourse.show.tokens import chance as chance_of
+
     colours = {"machine": "red", "human": "green", "cannot tell": "yellow"}
     table = Table("text", "verdict", "probability", "words", "why")
     for one in verdicts:
-        chance = "" if one.probability is None else f"{one.probability:.1%}"
+        chance = "" if one.probability is None else chance_of(one.probability)
         why = "; ".join((one.reason, *one.remarks))
         verdict = f"[{colours[one.verdict]}]{one.verdict}[/]"
         table.add_row(escape(one.name or "text"), verdict, chance, str(one.words), escape(why))

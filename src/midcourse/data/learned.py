@@ -49,7 +49,10 @@ def read_learned_rows(folder: str | Path) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        return load_file(path)["rows"]
+        rows = load_file(path)["rows"]
+        if rows.ndim != 1 or rows.dtype != np.int64:
+            raise KeyError(f"rows of shape {rows.shape} and type {rows.dtype}")
+        return rows
     except (OSError, SafetensorError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}); train the model again") from error
 

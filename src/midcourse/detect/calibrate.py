@@ -94,12 +94,20 @@ def check_unlearned(rows: np.ndarray | None, texts: Sequence[LabelledText]) -> N
         )
 
 
+def unfamiliar(detector: Detector, texts: Sequence[LabelledText]) -> int:
+    """Return how many texts are unlike the kinds that a detector knows; such get no verdict from it."""
+    strange = 0
+    for begin in range(0, len(texts), PART):
+        strange += sum(detector.read([plain(text.text).text for text in texts[begin : begin + PART]])[1])
+    return strange
+
+
 def distinct(texts: Sequence[LabelledText]) -> list[LabelledText]:
-    """Return each text once, the first of those that read the same."""
+    """Return each text once, the first of those that read the same, and none of which nothing is seen."""
     found: dict[str, LabelledText] = {}
     for text in texts:
         found.setdefault(plain(text.text).text, text)
-    return list(found.values())
+    return [text for read, text in found.items() if read]
 
 
 def scored(

@@ -11,13 +11,15 @@ So a rate of 1% needs 99 human texts on average, and 299 for "at most 1% with 95
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 from scipy.stats import beta
 
 Guarantee: TypeAlias = Literal["average", "confidence"]
+GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)
 CONFIDENCE = 0.95
+LOWEST = 1e-9  # rate; no set of texts resolves a lower one
 
 
 class Threshold(NamedTuple):

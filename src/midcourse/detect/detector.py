@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
-from midcourse.detect.conformal import Guarantee
+from midcourse.detect.conformal import GUARANTEES, LOWEST, Guarantee
 from midcourse.detect.disguise import plain
 from midcourse.detect.humans import Bound, Scored, bound_of, length_of
 from midcourse.detect.texts import LabelledText
@@ -131,10 +131,17 @@ class Detector:
         Raises:
             DetectorError: a rate outside of 0 to 0.5, an unknown group, or one text instead of several.
         """
-        if isinstance(texts, str):
+        if isinstance(texts, str | LabelledText):
             raise DetectorError("texts is one text; give a list of them")
-        if not 0 < fpr < 0.5:
-            raise DetectorError(f"fpr {fpr:g} is no rate between 0 and 0.5; use 0.01 for 1%, say")
+        if not isinstance(texts, Sequence):
+            raise DetectorError(f"texts is an object of type {type(texts).__name__}; give a list of texts")
+        for number, text in enumerate(texts, 1):
+            if not isinstance(text, str | LabelledText):
+                raise DetectorError(f"text {number} is an object of type {type(text).__name__}; give a text")
+        if not isinstance(fpr, int | float) or not LOWEST <= fpr < 0.5:
+            raise DetectorError(f"fpr {fpr} is no rate between 0 and 0.5; use 0.01 for 1%, say")
+        if guarantee not in GUARANTEES:
+            raise DetectorError(f"guarantee {guarantee!r} is unknown; use {' or '.join(GUARANTEES)}")
         if group is not None and group not in self.humans.group_names:
             known = ", ".join(self.humans.group_names)
             remedy = f"use one of: {known}, or leave it out" if known else "leave it out, since the detector has none"
@@ -190,7 +197,7 @@ class Detector:
         record = {
             "format": FORMAT,
             "reward": reward_fingerprint(self.reward),
-            "fingerprint": _fingerprint(arrays),
+            "fingerprint": _fingerprint(arrays, self._groups()),
             "groups": self._groups(),
             "about": self.about,
         }
@@ -199,7 +206,7 @@ class Detector:
     @property
     def fingerprint(self) -> str:
         """Return what tells this calibration from others."""
-        return _fingerprint(self._arrays())
+        return _fingerprint(self._arrays(), self._groups())
 
     def _groups(self) -> list[str]:
         return sorted({*self.humans.groups.tolist(), *self.machines.groups.tolist()})
@@ -226,6 +233,8 @@ class Detector:
             DetectorError: the reward was not calibrated, or its calibration is damaged.
             RewardError, ModelError: as `load_reward`.
         """
+        if not isinstance(name, str | Path) or not str(name):
+            raise DetectorError(f"{name!r} names no detector; name a folder, or shipped")
         folder = Path(place_of_detector(name))
         if not folder.is_dir():
             raise DetectorError(f"{name} is no folder of a detector; name one, or shipped")
@@ -235,14 +244,14 @@ class Detector:
         try:
             record = dict(json.loads((folder / "detector.json").read_text()))
             written = record["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DetectorError(f"the calibration in {folder} is damaged ({error}); {again}") from error
         if written != FORMAT:
             raise DetectorError(f"{folder} has format {written}, this release reads {FORMAT}; {again}")
         try:
             arrays = load_file(folder / "detector.safetensors")
-            if record["fingerprint"] != _fingerprint(arrays):
-                raise ValueError("detector.safetensors is of another calibration")
+            if record["fingerprint"] != _fingerprint(arrays, record["groups"]):
+                raise ValueError("its two files are of two calibrations")
             groups = np.array(record["groups"], dtype=str)
             humans, machines = (
                 Scored(
@@ -263,7 +272,11 @@ class Detector:
             raise DetectorError(f"the calibration in {folder} is damaged ({error}); {again}") from error
         reward = load_reward(folder, device=device, dtype=dtype)
         if reward_fingerprint(reward) != of_reward:
-            raise DetectorError(f"{folder} holds another reward than the one that was calibrated; {again}")
+            # A reward is its weights: in another number format they are others.
+            raise DetectorError(
+                f"{folder} holds another reward than the one that was calibrated, or the same in another number format "
+                "than then (--dtype); use that, or calibrate it again to another folder"
+            )
         return cls(reward, humans, machines, familiar, odds, about)
 
 
@@ -274,8 +287,8 @@ def place_of_detector(name: str | Path) -> str | Path:
     return place_of(name)
 
 
-def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
-    known = hashlib.sha256()
+def _fingerprint(arrays: dict[str, np.ndarray], groups: Sequence[str]) -> str:
+    known = hashlib.sha256(json.dumps(list(groups)).encode())
     for name in sorted(arrays):
         known.update(f"{name} {arrays[name].shape} {arrays[name].dtype}".encode() + arrays[name].tobytes())
     return known.hexdigest()[:16]
@@ -296,7 +309,7 @@ def _decided(
     if above.score is None:
         return "cannot tell", above.missing
     if strange:
-        return "cannot tell", "unlike the texts that the detector was calibrated on"
+        return "cannot tell", "unlike the kinds of text that the detector knows"
     if score > above.score:
         return "machine", f"higher than all but {fpr:.2%} of human texts, {_held(guarantee, above.texts)}"
     if below.score is None:

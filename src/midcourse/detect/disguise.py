@@ -21,6 +21,7 @@ _PAIRS = (
     "АAВBЕEЅSІIЈJКKМMНHОOРPСCТTХXУYаaеeоoрpсcуyхxіiјjѕsԁdԛqԝwһhԌGԜWӀI"  # Cyrillic
     "ΑAΒBΕEΖZΗHΙIΚKΜMΝNΟOΡPΤTΥYΧXοoνvιiυuρpκk"  # Greek
     "օoսuցgԼLՕOՏSո" + "n"  # Armenian
+    "ıiȷj"  # without their dots
 )
 LOOKALIKES = dict(zip(_PAIRS[::2], _PAIRS[1::2], strict=True))
 _LETTERS = "".join(LOOKALIKES)

@@ -14,6 +14,7 @@ from midcourse.evaluate.intervals import resamples
 Scores: TypeAlias = Sequence[float] | np.ndarray
 RATES = (0.01, 0.05)
 BOOTSTRAP = 1000
+FEW = 10
 
 
 def auroc(humans: Scores, machines: Scores) -> float:
@@ -49,7 +50,8 @@ def separation(
 ) -> dict[str, Any]:
     """Return AUROC and true-positive rates at 1% and 5% false positives, each with its 95 % bootstrap interval.
 
-    Whole groups are drawn (texts that answer one prompt, or share a source); by default each text is one.
+    Whole groups are drawn (texts that answer one prompt, or share a source); by default each text is one. With fewer
+    than `FEW` texts of either kind intervals are None: the bootstrap knows nothing beyond what it has seen.
 
     Returns:
         {"humans", "machines", "auroc", "auroc_interval", "tpr_at_1", "tpr_at_1_interval", "resolves_1", ... "_5"}.
@@ -61,6 +63,8 @@ def separation(
         name = f"tpr_at_{rate * 100:g}"
         figures |= {name: tpr_at(human, machine, rate), f"resolves_{rate * 100:g}": resolves(len(human), rate)}
         measures[name] = partial(tpr_at, fpr=rate)
+    if min(len(human), len(machine)) < FEW:
+        return {**figures, **{f"{name}_interval": None for name in measures}}
     drawn = _draws(human, machine, human_groups, machine_groups, seed)
     for name, measure in measures.items():
         low, high = np.quantile([measure(h, m) for h, m in drawn], [0.025, 0.975])

@@ -21,13 +21,18 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
 
     Args:
         figures: of `cells`, `realised`, `lengths`, `attacks`, `auroc` the rows, and the rate `fpr`; see
-            `midcourse.detect.evaluate`.
+            `midcourse.detect.evaluate`. Of `texts` the detector learned from `learned`.
     """
     rate = f"{figures['fpr']:.2%}"
     auroc = figures["auroc"]
     scores = [name for name in (auroc[0] if auroc else {}) if name not in ("domain", "model")]
     made = [
         _separations("Machine texts told from human ones [95%]", ("domain", "model"), figures["cells"]),
+        Table(
+            "Learned from",
+            ("texts", "that the detector learned from; figures flatter it"),
+            [(str(figures["texts"]), str(figures["learned"]))] if figures["learned"] else [],
+        ),
         Table(
             f"Human texts at the detector's own thresholds for {rate}",
             ("domain", "texts", "called a machine's [95%]", "cannot tell", "called a person's"),
@@ -98,9 +103,13 @@ def _separation(row: Mapping[str, Any]) -> Sequence[str]:
         _ranged(row[name], row[f"{name}_interval"]) if row[f"resolves_{rate}"] else "too few human texts"
         for rate, name in ((1, "tpr_at_1"), (5, "tpr_at_5"))
     ]
+    if row["auroc_interval"] is None:
+        return f"{row['auroc']:.3f} (too few for an interval)", *found
     low, high = row["auroc_interval"]
     return f"{row['auroc']:.3f} [{low:.3f}, {high:.3f}]", *found
 
 
-def _ranged(share: float, interval: Sequence[float]) -> str:
+def _ranged(share: float, interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return f"{share:.1%}"
     return f"{share:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]"

@@ -18,7 +18,7 @@ from midcourse.data.encoded import LadderSet
 from midcourse.data.formats import DataError
 from midcourse.data.ladders import Ladder, level_names
 from midcourse.detect.disguise import plain
-from midcourse.detect.measures import separation
+from midcourse.detect.measures import FEW, separation
 from midcourse.evaluate.accuracy import outcome
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.lm.prompt import as_messages
@@ -126,6 +126,8 @@ def level_figures(data: LadderSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
 
 def _accuracy(margins: Sequence[tuple[float, str]]) -> dict[str, Any]:
     outcomes = [outcome(margin) for margin, _ in margins]
-    mean, interval = mean_interval(outcomes, [group for _, group in margins])
+    groups = [group for _, group in margins]
+    mean, found = mean_interval(outcomes, groups)
+    interval = found if len(set(groups)) >= FEW else None
     ties = float(np.mean([margin == 0 for margin, _ in margins]))
     return {"pairs": len(outcomes), "accuracy": mean, "interval": interval, "ties": ties}

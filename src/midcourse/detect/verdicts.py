@@ -32,10 +32,16 @@ def write_verdicts(
     """
     with only_writer(out, "file", "run", RowFileError):
         there = written_rows(out, resume, lambda row: _number(row, texts))
-        wanted = {"detector": reward_fingerprint(detector.reward), "calibration": detector.fingerprint, **asked}
+        numbers = sorted({str(p.dtype).removeprefix("torch.") for m in detector.reward.models for p in m.parameters()})
+        wanted = {
+            "detector": reward_fingerprint(detector.reward),
+            "calibration": detector.fingerprint,
+            "dtype": numbers,
+            **asked,
+        }
         left = [number for number in range(len(texts)) if number not in there]
         verdicts = detector.score([texts[number] for number in left], **asked)
-        begin_record(out, wanted, [text.text for text in texts], recorded(out) if there else {}, "texts")
+        begin_record(out, wanted, [text.text for text in texts], recorded(out), "texts")
         with appending(out) as file, progress("reading", len(left)) as advance:
             for number, verdict in zip(left, verdicts, strict=True):
                 append_row(file, {"row": number, "text_hash": _hash(texts[number]), **asdict(verdict)})

@@ -303,7 +303,9 @@ def _share(row: dict) -> str:
     return f"{100 * row['share']:.0f}% of the response"
 
 
-def _interval(interval: Sequence[float], digits: str = ".3f") -> str:
+def _interval(interval: Sequence[float] | None, digits: str = ".3f") -> str:
+    if interval is None:
+        return "too few for one"
     low, high = interval
     return f"{low:{digits}} to {high:{digits}}"
 
