@@ -4,8 +4,8 @@ import torch
 
 from midcourse.detect.detector import DetectorError
 from midcourse.detect.fit import Examples, examples_of, fit, head_of, left_out, moments_of
-from midcourse.detect.measures import auroc
 from midcourse.detect.texts import LabelledText
+from midcourse.evaluate.separation import auroc
 from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.contract import Text
 from midcourse.rewards.named import load_reward

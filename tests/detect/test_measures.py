@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from midcourse.detect.measures import auroc, cut, realised, resolves, separation, tpr_at
+from midcourse.detect.measures import cut, realised, resolves, separation, tpr_at
+from midcourse.evaluate.separation import auroc
 
 
 def test_auroc_by_hand():

@@ -364,7 +364,7 @@ def test_what_has_nothing_to_train_is_refused(lm_folder, trained_folder, tmp_pat
         begin(str(tmp_path / "exported"), ORDERED)
     genarm = begin(lm_folder, make_objective("autoregressive"), device="cpu")
     genarm.save(tmp_path / "genarm")
-    with pytest.raises(RewardError, match="are log-probabilities that add up"):
+    with pytest.raises(RewardError, match="are of tokens"):
         begin(str(tmp_path / "genarm"), ORDERED)
     info = json.loads((tmp_path / "genarm" / "midcourse.json").read_text())
     (tmp_path / "genarm" / "midcourse.json").write_text(json.dumps(info | {"head": "pooled", "objective": "pooled"}))

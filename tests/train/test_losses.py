@@ -249,15 +249,26 @@ def test_heads_of_objectives(name, heads):
 
 @pytest.mark.parametrize("name", ["prefix", "sequence", "farma", "autoregressive"])
 def test_what_compares_responses_takes_no_rollouts(name):
-    check_data(make_objective(name), rollouts=False)
+    check_data(make_objective(name), "comparisons")
     with pytest.raises(ObjectiveError, match="make comparisons of them with midcourse prefer"):
-        check_data(make_objective(name), rollouts=True)
+        check_data(make_objective(name), "rollouts")
 
 
 @pytest.mark.parametrize("name", ["value", "cumulative"])
 def test_what_learns_from_labels_takes_rollouts_and_comparisons(name):
-    for rollouts in (True, False):
-        check_data(make_objective(name), rollouts)
+    for kind in ("rollouts", "comparisons"):
+        check_data(make_objective(name), kind)
+
+
+@pytest.mark.parametrize("name", ["edited-tokens", "token-discriminator"])
+def test_what_learns_from_edits_takes_edits_alone_and_nothing_else_does(name):
+    check_data(make_objective(name), "edits")
+    for kind in ("comparisons", "rollouts", "ladders"):
+        with pytest.raises(ObjectiveError, match=f"learns from edits, and these are {kind}; give rows with the fields"):
+            check_data(make_objective(name), kind)
+    for other in ("prefix", "value"):
+        with pytest.raises(ObjectiveError, match=f"objective {other} does not learn from edits; use edited-tokens or"):
+            check_data(make_objective(other), "edits")
 
 
 @pytest.mark.parametrize(

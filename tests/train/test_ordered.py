@@ -15,7 +15,6 @@ from midcourse.train.objectives import (
     PairRewards,
     check_data,
     check_head,
-    check_ladders,
     make_objective,
     sequence,
 )
@@ -182,13 +181,13 @@ def test_settings_that_make_no_sense_are_refused(given, message):
 
 def test_it_learns_from_ladders_alone_and_nothing_else_does():
     ordered = make_objective("ordered")
-    check_ladders(ordered)
-    for rollouts in (True, False):
+    check_data(ordered, "ladders")
+    for kind in ("comparisons", "rollouts", "edits"):
         with pytest.raises(
             ObjectiveError, match="objective ordered learns from ladders of texts; use midcourse detect"
         ):
-            check_data(ordered, rollouts)
-    with pytest.raises(ObjectiveError, match="objective sequence does not learn from ladders of texts; use ordered"):
-        check_ladders(make_objective("sequence"))
+            check_data(ordered, kind)
+    with pytest.raises(ObjectiveError, match="objective sequence does not learn from ladders; use ordered"):
+        check_data(make_objective("sequence"), "ladders")
     for head in ("scalar", "vocabulary", "trunk:4", "encoder"):
         check_head(ordered, head)

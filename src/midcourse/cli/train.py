@@ -15,6 +15,7 @@ from midcourse.train.settings import Settings
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison, Example
+    from midcourse.data.edits import Edit
     from midcourse.data.rollouts import Rollout
     from midcourse.rewards.encoder import EncoderReward
     from midcourse.rewards.scalar import RewardModel
@@ -40,7 +41,17 @@ class Write(TrainedFolder):
 class Objective:
     """What is learned, and settings of single objectives."""
 
-    objective: Literal["prefix", "sequence", "value", "cumulative", "farma", "autoregressive", "implicit"] = "prefix"
+    objective: Literal[
+        "prefix",
+        "sequence",
+        "value",
+        "cumulative",
+        "farma",
+        "autoregressive",
+        "edited-tokens",
+        "token-discriminator",
+        "implicit",
+    ] = "prefix"
     """What is learned: one of the objectives described above."""
     past_end: Literal["drop", "paper"] | None = None
     """What prefix does past the shorter response's end. drop, the default: it stops there. paper: it compares the
@@ -59,8 +70,29 @@ class Objective:
     farma_gradient: Literal["stop", "both"] | None = None
     """Which side of farma's second loss learns. stop, the default: the prefix alone, the best next token's value being
     its target. both: that value too, as in the authors' code."""
+    align: Literal["tokens", "words"] | None = None
+    """How edited-tokens and token-discriminator find what an edit changed. tokens, the default: among token ids. words:
+    among words, whose tokens all count as changed; white space changes nothing."""
+    omissions: Literal["mark", "ignore"] | None = None
+    """Whether these count a token before which something is missing in the original as deleted; ignore by default."""
+    normalise: Literal["sum", "mean", "sqrt"] | None = None
+    """What edited-tokens makes of the rewards of n changed tokens: their sum, the default; their mean; or sum /
+    sqrt(n)."""
+    kept_weight: float | None = None
+    """Weight of edited-tokens's mean square of the rewards of kept tokens; 0.1 by default."""
+    labels: Literal["soft", "hard"] | None = None
+    """What token-discriminator learns of kept tokens. soft, the default: that they may be either, p = 1/2. hard: they
+    are left out."""
+    double_softmax: bool = False
+    """Let token-discriminator's rewards be those of TLCR's released code, 2 sigmoid(2 p - 1) - 1 instead of 2 p - 1."""
     reference: str | None = None
     """The model that --backbone was aligned from, for implicit."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of objectives, None if a flag was not given."""
+        given = {name: value for name, value in vars(self).items() if name not in ("objective", "reference")}
+        omissions = None if self.omissions is None else self.omissions == "mark"
+        return {**given, "omissions": omissions, "double_softmax": self.double_softmax or None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +131,16 @@ class Train:
     - cumulative: rollouts; a label, later prefixes weighing more (RAD). Scalar.
     - farma: comparisons; whole responses, and prefixes as good as their best next token (FaRMA). Vocabulary, trunk.
     - autoregressive: comparisons; token log-probabilities that add up to a reward (GenARM). Vocabulary.
+    - edited-tokens: edits (prompt, original, edited); Bradley-Terry on the rewards of changed tokens (fine-grained
+      supervision). Any head.
+    - token-discriminator: edits; whether a token was added or deleted, reward 2 p - 1 (TLCR). Any head.
     - implicit: the log-ratio of --backbone and --reference (DPO); nothing is trained, comparisons measure it.
 
     Of comparisons, value and cumulative learn the labels 1 (chosen) and 0 (rejected).
     """
 
     data: Annotated[Path | None, tyro.conf.Positional] = None
-    """Comparisons or rollouts, told apart by their fields: JSONL (also .gz), CSV or Parquet."""
+    """Comparisons, rollouts or edits, told apart by their fields: JSONL (also .gz), CSV or Parquet."""
     read: Read = field(default_factory=Read)
     write: Write
     objective: Objective = field(default_factory=Objective)
@@ -153,20 +188,19 @@ class Train:
 
     def _reward(self) -> "RewardModel | EncoderReward":
         """Make the untrained reward; whatever can be refused is refused before its model is loaded."""
-        from midcourse.data.rollouts import Rollout
         from midcourse.rewards.named import head_of
         from midcourse.train.objectives import check_data, check_head, make_objective
+        from midcourse.train.training import kind_of
 
         asked, parts = self.objective, self.reward
         if self.data is None:
             raise UsageError(f"objective {asked.objective} learns from a file; name one with comparisons or rollouts")
         if asked.reference is not None:
             raise UsageError(f"objective {asked.objective} has no reference, which is for implicit; leave it out")
-        flags = ("past_end", "value", "value_weight", "expectile", "beta", "alternations", "farma_gradient")
-        objective = make_objective(asked.objective, **{flag: getattr(asked, flag) for flag in flags})
+        objective = make_objective(asked.objective, **asked.settings())
         make, head = head_of(parts.head or objective.heads[0], parts.backbone)
         check_head(objective, head)
-        check_data(objective, isinstance(self._read(None)[0], Rollout))
+        check_data(objective, kind_of(self._read(None)))
         return make.create(
             parts.backbone,
             template=parts.template,
@@ -179,14 +213,15 @@ class Train:
             **asdict(self.machine),
         )
 
-    def _read(self, limit: "Callable[[Example], str | None] | None") -> "list[Comparison] | list[Rollout]":
+    def _read(self, limit: "Callable[[Example], str | None] | None") -> "list[Comparison] | list[Rollout] | list[Edit]":
         """Read the file's rows. With a limit, bad ones are reported."""
         from midcourse.data.comparisons import read_comparisons
+        from midcourse.data.edits import are_edits, read_edits
         from midcourse.data.rollouts import are_rollouts, read_rollouts
         from midcourse.train import processes
 
         assert self.data is not None
-        read = read_rollouts if are_rollouts(self.data) else read_comparisons
+        read = read_edits if are_edits(self.data) else read_rollouts if are_rollouts(self.data) else read_comparisons
         with bad_rows(self.read.skip_bad_rows, tell=limit is not None and processes.first()) as rejects:
             return read(self.data, limit=limit, rejects=rejects)
 
@@ -200,15 +235,14 @@ class Train:
         asked, parts, out = self.objective, self.reward, self.write.out
         if asked.reference is None:
             raise UsageError("objective implicit needs two models; name the one to compare with by --reference")
-        flags = ("past_end", "value", "value_weight", "expectile", "alternations", "farma_gradient")
-        given = {flag: getattr(asked, flag) for flag in flags}
+        given = {flag: value for flag, value in asked.settings().items() if flag != "beta"}
         given |= {"head": parts.head, "tune": parts.tune, "layers": parts.layers, "lr": self.training.lr}
         for flag, value in given.items():
             if value is not None:
                 raise UsageError(f"objective implicit trains nothing and has no {flag.replace('_', '-')}; leave it out")
         check_new(out)
         if self.data is not None and not all(isinstance(one, Comparison) for one in self._read(None)):
-            raise UsageError(f"{self.data} holds rollouts; objective implicit is measured on comparisons")
+            raise UsageError(f"{self.data} holds no comparisons, on which objective implicit is measured")
         reward = ImplicitReward.create(
             parts.backbone,
             asked.reference,
@@ -227,6 +261,8 @@ class Train:
         from midcourse.train.card import (
             accuracy_table,
             calibration_table,
+            edit_table,
+            edits_title,
             label_table,
             labels_title,
             pairs_title,
@@ -236,6 +272,10 @@ class Train:
         if self.write.json:
             print(as_json(metrics, indent=1))
             return
+        if rows := edit_table(metrics):
+            table(f"Held-out edits ({edits_title(metrics)})", ("what", "share", "interval"), rows)
+        if left_out := metrics.get("edits_left_out"):
+            print(f"{left_out} edits change no token within --max-tokens and were left out", file=sys.stderr)
         if rows := accuracy_table(metrics):
             table(f"{title} ({pairs_title(metrics)})", ("compared at", "accuracy", "interval"), rows)
         if labels := label_table(metrics):

@@ -1,4 +1,4 @@
-"""Comparisons, rollouts and ladders to rows of token ids, each distinct row once."""
+"""Comparisons, rollouts, ladders and edits to rows of token ids, each distinct row once."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
+from transformers import PreTrainedTokenizerBase
+
+from midcourse.data.alignment import Labels, Unit, align, labels_of, word_labels
 from midcourse.data.comparisons import Comparison, Example, prompt_groups
+from midcourse.data.edits import Edit
 from midcourse.data.formats import DataError
 from midcourse.data.ladders import Ladder
 from midcourse.data.rollouts import Rollout
-from midcourse.lm.prompt import Prompt
+from midcourse.lm.prompt import Prompt, response_ids
 from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.trained import TrainedReward
 
@@ -96,7 +100,27 @@ class LadderSet:
     initial: Mapping[int, float] = field(default_factory=dict)
 
 
-EncodedSet: TypeAlias = PairSet | RolloutSet | LadderSet
+@dataclass(frozen=True)
+class EditSet:
+    """Encoded edits.
+
+    Attributes:
+        rows: each distinct prompt and response once.
+        items: row numbers (edited, original).
+        labels: what became of every response token of both, EOS included.
+        prompts: what each belongs to.
+        left_out: edits of which no changed token is seen: all are beyond the length limit or, if words are aligned, in
+            white space.
+    """
+
+    rows: list[EncodedRow]
+    items: list[tuple[int, ...]]
+    labels: list[Labels]
+    prompts: list[str]
+    left_out: int = 0
+
+
+EncodedSet: TypeAlias = PairSet | RolloutSet | LadderSet | EditSet
 
 
 def encode_row(reward: Encoder, prompt: Prompt, response: str, finished: bool, max_tokens: int) -> EncodedRow:
@@ -147,6 +171,59 @@ def encode_ladders(
     items = [tuple(place("", level, True) for level in ladder.levels) for ladder in ladders]
     replayed = [place(one.prompt, one.response, one.finished) for one in replay]
     return LadderSet(list(numbers), items, prompt_groups(ladders), replayed)
+
+
+def encode_edits(reward: Encoder, edits: Sequence[Edit], max_tokens: int, unit: Unit = "tokens") -> EditSet:
+    """Return token ids of edits, and what became of each token, each distinct row once.
+
+    Texts are aligned whole, so that what is cut off changes no label.
+
+    Args:
+        unit: "tokens" aligns token ids; "words" words, whose labels their tokens have.
+
+    Raises:
+        DataError: no edit changes a token that is left, or the tokenizer does not say which characters a token holds.
+    """
+    numbers: dict[EncodedRow, int] = {}
+    items: list[tuple[int, ...]] = []
+    labels, groups = [], []
+    for edit, group in zip(edits, prompt_groups(edits), strict=True):
+        rows = [encode_row(reward, edit.prompt, text, True, max_tokens) for text in edit.responses]
+        edited, original = (len(row.response) for row in rows)
+        found = labels_of_edit(reward, edit, unit)
+        cut = Labels(found.original[:original], found.edited[:edited])
+        if any(not change.kept for side in cut for change in side):
+            items.append(tuple(numbers.setdefault(row, len(numbers)) for row in rows))
+            labels.append(cut)
+            groups.append(group)
+    if edits and not items:
+        raise DataError(
+            f"none of the {len(edits)} edits changes a token within {max_tokens}; raise --max-tokens, or align tokens"
+        )
+    return EditSet(list(numbers), items, labels, groups, len(edits) - len(items))
+
+
+def labels_of_edit(reward: Encoder, edit: Edit, unit: Unit = "tokens") -> Labels:
+    """Return what became of each token of an edit's two texts, the EOS of both included."""
+    tokenizer = reward.tokenizer
+    if unit == "words":
+        spans = [spans_of_tokens(tokenizer, text) for text in (edit.original, edit.edited)]
+        return word_labels(edit.original, edit.edited, (spans[0], spans[1]))
+    original, edited = (response_ids(tokenizer, text, finished=False) for text in (edit.original, edit.edited))
+    return labels_of(align(original, edited), len(original) + 1, len(edited) + 1)
+
+
+def spans_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Return the characters (begin, end) of a response's tokens, its EOS behind the end included."""
+    if not tokenizer.is_fast:
+        raise DataError("this tokenizer does not say which characters a token holds; align tokens instead of words")
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [*map(tuple, found), (len(text), len(text) + 1)]
+
+
+def pairs_of_edits(data: EditSet) -> PairSet:
+    """Return each edit as a pair, the edited text chosen."""
+    return PairSet(data.rows, [(edited, original) for edited, original in data.items], data.prompts)
 
 
 def pairs_by_level(data: LadderSet) -> PairSet:

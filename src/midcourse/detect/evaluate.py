@@ -12,10 +12,11 @@ from midcourse.detect.conformal import Guarantee, rate_interval
 from midcourse.detect.detector import Detector, Verdict
 from midcourse.detect.disguise import plain
 from midcourse.detect.humans import cut_to
-from midcourse.detect.measures import auroc, separation
+from midcourse.detect.measures import separation
 from midcourse.detect.texts import LabelledText, groups_of, of_label
 from midcourse.detect.trivial import TRIVIAL
 from midcourse.detect.two_models import TWO_MODELS, pair_figures
+from midcourse.evaluate.separation import auroc
 from midcourse.lm.language_model import LanguageModel
 from midcourse.progress import progress
 from midcourse.rewards.likelihood import STATISTICS

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Float, Int
 
 from midcourse.detect.detector import DetectorError
 from midcourse.detect.disguise import plain
-from midcourse.detect.measures import auroc
 from midcourse.detect.texts import LabelledText, check_labels
+from midcourse.evaluate.separation import auroc
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.progress import progress

@@ -2,26 +2,15 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import rankdata
 
 from midcourse.detect.conformal import rate_interval
-from midcourse.evaluate.intervals import resamples
+from midcourse.evaluate.separation import Scores, auroc, draws
 
-Scores: TypeAlias = Sequence[float] | np.ndarray
 RATES = (0.01, 0.05)
-BOOTSTRAP = 1000
 FEW = 10
-
-
-def auroc(humans: Scores, machines: Scores) -> float:
-    """Return the probability that a machine text scores higher than a human one; equal scores count one half."""
-    ranks = rankdata(np.concatenate([machines, humans]))
-    n, m = len(machines), len(humans)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def cut(humans: Scores, fpr: float) -> float:
@@ -65,28 +54,11 @@ def separation(
         measures[name] = partial(tpr_at, fpr=rate)
     if min(len(human), len(machine)) < FEW:
         return {**figures, **{f"{name}_interval": None for name in measures}}
-    drawn = _draws(human, machine, human_groups, machine_groups, seed)
+    drawn = draws(human, machine, human_groups, machine_groups, seed=seed)
     for name, measure in measures.items():
         low, high = np.quantile([measure(h, m) for h, m in drawn], [0.025, 0.975])
         figures[f"{name}_interval"] = (float(low), float(high))
     return figures
-
-
-def _draws(
-    human: Float[np.ndarray, " humans"],
-    machine: Float[np.ndarray, " machines"],
-    human_groups: Sequence[Hashable] | None,
-    machine_groups: Sequence[Hashable] | None,
-    seed: int,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return resampled (human scores, machine scores); a group's texts of both kinds are drawn together."""
-    own = [("human", i) for i in range(len(human))] if human_groups is None else human_groups
-    other = [("machine", i) for i in range(len(machine))] if machine_groups is None else machine_groups
-    _, groups = np.unique([repr(name) for name in (*own, *other)], return_inverse=True)
-    times = resamples(int(groups.max()) + 1, seed=seed)[:BOOTSTRAP]
-    first, second = groups[: len(human)], groups[len(human) :]
-    drawn = ((np.repeat(human, row[first]), np.repeat(machine, row[second])) for row in times)
-    return [(h, m) for h, m in drawn if len(h) and len(m)]
 
 
 def realised(scores: Scores, limit: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def pair_accuracy(pairs: PairSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
         of equal length, or None if there are none.
     """
     shares = [{"share": share, **_accuracy(pairs, rewards, share)} for share in SHARES]
-    equal = [n for n, (a, b) in enumerate(pairs.pairs) if _equal_length(pairs.rows[a], pairs.rows[b])]
+    equal = [n for n, (a, b) in enumerate(pairs.pairs) if equal_length(pairs.rows[a], pairs.rows[b])]
     return {
         "pairs": len(pairs.pairs),
         "prompts": len(set(pairs.prompts)),
@@ -124,7 +124,8 @@ def cut_at(pairs: PairSet, sides: tuple[int, int], share: float) -> int:
     return max(math.ceil(share * shorter) - 1, 0)
 
 
-def _equal_length(a: EncodedRow, b: EncodedRow) -> bool:
+def equal_length(a: EncodedRow, b: EncodedRow) -> bool:
+    """Return whether two responses are of equal length, within 10 % of the longer."""
     longer = max(a.text_length, b.text_length)
     return abs(a.text_length - b.text_length) <= EQUAL_LENGTH * longer
 

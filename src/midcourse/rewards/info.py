@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from midcourse.lm.prompt import Template
 
 FORMAT = 1
+# Objectives whose rewards are those of tokens.
+ADDITIVE = ("autoregressive", "implicit", "edited-tokens", "token-discriminator")
 
 
 class RewardError(MidcourseError):
@@ -24,7 +26,11 @@ class RewardError(MidcourseError):
 
 @dataclass(frozen=True)
 class RewardInfo:
-    """What midcourse.json records about a reward."""
+    """What midcourse.json records about a reward.
+
+    Attributes:
+        centre: what is subtracted from each token's reward, so that those which no edit touched are 0 on average.
+    """
 
     backbone: str
     backbone_fingerprint: str
@@ -43,6 +49,7 @@ class RewardInfo:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    centre: float = 0.0
     format: int = FORMAT
 
     @property
@@ -53,7 +60,7 @@ class RewardInfo:
     @property
     def additive(self) -> bool:
         """Return whether a text's reward is the sum of its tokens' rewards; otherwise it is that of its last token."""
-        return self.objective in ("autoregressive", "implicit")
+        return self.objective in ADDITIVE
 
 
 # What each field of midcourse.json holds.
@@ -63,6 +70,7 @@ KINDS: dict[str, type | UnionType] = {
     **dict.fromkeys(("objective_settings", "training", "metrics", "calibration"), dict),
     "chat_template": str | None,
     "reward_weight": int | float | None,
+    "centre": int | float,
 }
 
 

@@ -161,6 +161,10 @@ class RewardModel(TokenReward, TrainedReward):
         return self(input_ids=input_ids, attention_mask=attention_mask)
 
     def read(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
+        """Return the rewards that the head reads in final hidden states."""
+        return self.rewards_of(self.raw(hidden))
+
+    def raw(self, hidden: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place"]:
         """Apply the head to final hidden states."""
         return self.head(hidden).squeeze(-1).to(torch.promote_types(hidden.dtype, torch.float32))
 
@@ -308,14 +312,28 @@ class RewardModel(TokenReward, TrainedReward):
 
 
 class ScalarTop(Top):
-    """The trained part of a scalar reward: its head behind nothing or some layers."""
+    """The trained part of a scalar reward: its head behind nothing, some layers, or the whole backbone."""
 
     def __init__(self, reward: RewardModel, layers: nn.Module | None):
         super().__init__(reward, layers)
-        self._read = reward.read
+        self._raw = reward.raw
 
-    def forward(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens"]:
-        return self._read(self.hidden(states))
+    def forward(
+        self,
+        states: Float[Tensor, "rows tokens hidden"] | None = None,
+        input_ids: Int[Tensor, "rows tokens"] | None = None,
+        attention_mask: Bool[Tensor, "rows tokens"] | None = None,
+    ) -> Float[Tensor, "rows tokens"]:
+        """Return the head's numbers at every position.
+
+        Args:
+            states: those that enter the trained layers; None if all of the backbone is run, on ids.
+        """
+        if states is not None:
+            return self._raw(self.hidden(states))
+        assert self.layers is not None
+        whole = self.layers(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return self._raw(whole.last_hidden_state)
 
 
 class ScalarRows(CachedRows):

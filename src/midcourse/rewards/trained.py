@@ -101,7 +101,7 @@ class TrainedReward(nn.Module, Reward):
         layers = self.backbone.config.num_hidden_layers
         if new.kind == "last" and new.amount > layers:
             raise RewardError(f"tune {new} trains more than the {layers} layers there are")
-        info = replace(self.info, tune=str(new), training={}, metrics={}, calibration={}, **recorded)
+        info = replace(self.info, tune=str(new), training={}, metrics={}, calibration={}, centre=0.0, **recorded)
         torch.manual_seed(seed)
         backbone = self.backbone if new == old else self.with_adapters(self.backbone.requires_grad_(True), new)
         made = type(self)(backbone, self.tokenizer, info)
@@ -137,6 +137,19 @@ class TrainedReward(nn.Module, Reward):
     def additive(self) -> bool:
         """Return whether a text's reward is the sum of its tokens' rewards."""
         return self.info.additive
+
+    def rewards_of(self, raw: Float[Tensor, "*place"]) -> Float[Tensor, "*place"]:
+        """Return the rewards that the head's numbers stand for.
+
+        They are these numbers themselves but for rewards that were learned from edits, which are centred on the tokens
+        that no edit touched. A token discriminator's number is the log-odds of p, its reward 2 p - 1 (TLCR, Yoon et
+        al., 2024). With double_softmax it is what the authors' code makes of p, 2 sigmoid(2 p - 1) - 1.
+        """
+        if self.info.objective == "token-discriminator":
+            raw = torch.tanh(raw / 2)
+            if self.info.objective_settings.get("double_softmax"):
+                raw = torch.tanh(raw / 2)
+        return raw - self.info.centre if self.info.centre else raw
 
     @property
     def device(self) -> torch.device:

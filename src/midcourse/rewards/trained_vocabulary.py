@@ -161,6 +161,12 @@ class TrainedVocabularyReward(RewardModel):
         self, states: Float[Tensor, "places hidden"], token_ids: Int[Tensor, " places"]
     ) -> Float[Tensor, " places"]:
         """Return the reward of a token after each state."""
+        return self.rewards_of(self.raw_next(states, token_ids))
+
+    def raw_next(
+        self, states: Float[Tensor, "places hidden"], token_ids: Int[Tensor, " places"]
+    ) -> Float[Tensor, " places"]:
+        """Return the head's number for a token after each state; see `rewards_of`."""
         assert isinstance(self.head, VocabularyHead)
         projected = self.head.project(states)
         rewards = promoted((projected * self.outputs[token_ids]).sum(-1))
@@ -173,7 +179,7 @@ class TrainedVocabularyReward(RewardModel):
         assert isinstance(self.head, VocabularyHead)
         rewards = promoted(self.head.project(states) @ self.outputs.T)
         rewards = rewards.log_softmax(-1) if self.head.state is None else rewards + promoted(self.head.state(states))
-        return ends_alike(rewards, self.eos_token_ids)
+        return ends_alike(self.rewards_of(rewards), self.eos_token_ids)
 
     def read_next(
         self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
@@ -228,10 +234,10 @@ class VocabularyTop(Top):
         # States of whole rows are moved to the tokens after them. Rows begin with prompts: no first token is wanted.
         flat = (hidden if self.layers is None else hidden.roll(1, 1))[wanted]
         (reward,) = self._reward
-        rewards = _spread(reward.next_rewards(flat, token_ids[wanted]), wanted)
+        rewards = _spread(reward.raw_next(flat, token_ids[wanted]), wanted)
         if not best:
             return rewards
-        return rewards, _spread(reward.next_rewards(flat, best_tokens(reward, flat)), wanted)
+        return rewards, _spread(reward.raw_next(flat, best_tokens(reward, flat)), wanted)
 
 
 def _spread(values: Float[Tensor, " places"], wanted: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:

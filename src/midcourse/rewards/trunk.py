@@ -9,7 +9,8 @@ of the language model, and the model's own embedding e(y_t):
 with n a normalisation without weights and A, B of low rank. The sum remembers what the tokens so far have won or lost,
 so that f is left with what the next one decides. Candidates of a step share the sum up to it, and differ by f + g. The
 model stays frozen; the head is trained on states computed once. A head of the form f alone is RAD-Q's (Deng et al.,
-2025), which distils another reward; this one is trained on preferences itself.
+2025), which distils another reward; this one is trained on preferences itself. A reward of tokens, which edits teach,
+is f + g of each token alone.
 """
 
 from collections.abc import Sequence
@@ -145,8 +146,8 @@ class TrunkReward(RewardModel):
         """Return the reward of every prefix of a response; a prompt's tokens add nothing, and have the reward 0."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         inside = torch.arange(1, input_ids.shape[1], device=input_ids.device) >= starts[:, None]
-        terms = self.of_next(hidden[:, :-1], input_ids[:, 1:]) * inside[..., None]
-        rewards = terms[..., 0] + terms[..., 1].cumsum(1)
+        raw = self.raw_rewards(self.of_next(hidden[:, :-1], input_ids[:, 1:]) * inside[..., None])
+        rewards = torch.where(inside, self.rewards_of(raw), 0.0) if self.additive else raw
         return torch.cat([rewards.new_zeros(len(rewards), 1), rewards], 1)
 
     def of_next(
@@ -155,9 +156,13 @@ class TrunkReward(RewardModel):
         """Return (f, g) of a token after each state, or of several."""
         return self.head(states, self.embeddings[token_ids])
 
+    def raw_rewards(self, terms: Float[Tensor, "rows tokens 2"]) -> Float[Tensor, "rows tokens"]:
+        """Return f + sum of g, of rewards of tokens f + g alone, for the (f, g) of a row's tokens one after another."""
+        return terms.sum(-1) if self.additive else terms[..., 0] + terms[..., 1].cumsum(1)
+
     def vocabulary_rewards(self, states: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place vocab"]:
         """Return f + g of every token after each state; every end of a text has that of training's EOS."""
-        return ends_alike(self.head.of_all(states, self.embeddings), self.info.all_eos)
+        return ends_alike(self.rewards_of(self.head.of_all(states, self.embeddings)), self.info.all_eos)
 
     def bind(self, lm: CausalModel) -> Reward:
         """Return itself; RewardError if the LM's tokens, templates or weights are not those it was trained on."""
@@ -218,11 +223,11 @@ class TrunkTop(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         (reward,) = self._reward
         terms = reward.of_next(states, token_ids)
-        sums = terms[..., 1].cumsum(1)
+        rewards = reward.raw_rewards(terms)
         if not best:
-            return terms[..., 0] + sums
+            return rewards
         tokens = best_tokens(reward, states.flatten(0, 1)).view(token_ids.shape)
-        return terms[..., 0] + sums, reward.of_next(states, tokens).sum(-1) + sums - terms[..., 1]
+        return rewards, rewards - terms.sum(-1) + reward.of_next(states, tokens).sum(-1)
 
 
 class TrunkRows:
@@ -251,12 +256,12 @@ class TrunkRows:
         for row, (ids, start) in enumerate(zip(self.ids, self.starts, strict=True)):
             if response := ids[start:]:
                 states = followed.read_states(self.reward.layer)[row, start - 1 : len(ids) - 1]
-                gains = self._of_next(states, torch.tensor(response, device=states.device))[:, 1]
+                gains = self._gains(self._of_next(states, torch.tensor(response, device=states.device)))
                 self.sums[row] = gains.cumsum(0).tolist()
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
         terms = self._of_next(self._rows().states(self.reward.layer)[:, None], token_ids).sum(-1)
-        return terms + self._totals(terms)[:, None]
+        return self.reward.rewards_of(terms + self._totals(terms)[:, None])
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
         terms = self.reward.vocabulary_rewards(self._rows().states(self.reward.layer))
@@ -264,13 +269,14 @@ class TrunkRows:
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
         known = torch.tensor([len(ids) > start for ids, start in zip(self.ids, self.starts, strict=True)])
-        terms = self._of_last()[:, 0]
-        return torch.where(known.to(terms.device), terms + self._totals(terms), 0.0)
+        terms = self._of_last()
+        own = terms.sum(-1) if self.reward.additive else terms[:, 0]
+        return torch.where(known.to(own.device), self.reward.rewards_of(own + self._totals(own)), 0.0)
 
     def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
         for ids, token in zip(self.ids, token_ids.tolist(), strict=True):
             ids.append(self._as_trained(token))
-        for sums, gain in zip(self.sums, self._of_last()[:, 1].tolist(), strict=True):
+        for sums, gain in zip(self.sums, self._gains(self._of_last()).tolist(), strict=True):
             sums.append((sums[-1] if sums else 0.0) + gain)
 
     def rewind(self, counts: Sequence[int]) -> None:
@@ -307,6 +313,10 @@ class TrunkRows:
 
     def _of_next(self, states: Tensor, token_ids: Tensor) -> Tensor:
         return self.reward.of_next(states, self.place[token_ids])
+
+    def _gains(self, terms: Float[Tensor, "tokens 2"]) -> Float[Tensor, " tokens"]:
+        """Return what tokens add to all that follow: g, and nothing if rewards are of tokens."""
+        return torch.zeros_like(terms[:, 1]) if self.reward.additive else terms[:, 1]
 
     def _totals(self, like: Tensor) -> Float[Tensor, " batch"]:
         return torch.tensor([sums[-1] if sums else 0.0 for sums in self.sums], dtype=like.dtype, device=like.device)

@@ -80,6 +80,27 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
     return table
 
 
+def edit_table(metrics: dict) -> list[tuple[str, str, str]]:
+    """Return rows of (what, figure, 95 % interval) for held-out edits; none for rewards that learn from others."""
+    if not (figures := metrics.get("edits")):
+        return []
+    mean = figures["mean_reward"]
+    rows = [
+        ("AUROC, tokens added against tokens taken away", figures["auroc"], figures["auroc_interval"]),
+        ("edited above original by the mean reward of tokens", mean["accuracy"], mean["interval"]),
+    ]
+    if equal := mean["equal_length"]:
+        rows.append((f"the same, {equal['pairs']} of equal length", equal["accuracy"], equal["interval"]))
+    return [(name, f"{figure:.3f}", _interval(interval)) for name, figure, interval in rows if figure is not None]
+
+
+def edits_title(metrics: dict) -> str:
+    """Return what the figures of edits are measured on."""
+    figures = metrics["edits"]
+    better, worse = figures["tokens"]
+    return f"{figures['edits']} edits, {better} tokens added and {worse} taken away, 95% intervals"
+
+
 def level_table(metrics: dict) -> list[tuple[str, str, str]]:
     """Return rows of (what, figure, 95 % interval) for a detector's held-out ladders; none for other rewards."""
     if not (apart := metrics.get("machine_or_human")):
@@ -200,9 +221,10 @@ def labels_title(metrics: dict) -> str:
 def write_card(info: RewardInfo, path: Path) -> None:
     """Write the model card, with the front matter that model hubs read."""
     run = info.training
-    kind = next(kind for kind in ("ladders", "rollouts", "comparisons") if kind in run)
+    kind = next(kind for kind in ("edits", "ladders", "rollouts", "comparisons") if kind in run)
     trained = next(info.metrics[name] for name in TRAINED_ON if name in info.metrics)
-    whole = info.head == "encoder" or info.objective == "ordered"
+    of = "whole texts" if info.head == "encoder" or info.objective == "ordered" else "every prefix"
+    what = "A reward for every token" if info.additive else f"A reward {'of' if of == 'whole texts' else 'for'} {of}"
     begun = f"Training went on from the reward `{run['begun_at']['reward']}`.\n" if "begun_at" in run else ""
     settings = "\n".join(f"- {name}: {value}" for name, value in run["settings"].items())
     write_text(
@@ -214,7 +236,7 @@ pipeline_tag: text-classification
 tags: [reward-model, prefix-reward]
 ---
 
-# {"A reward of whole texts" if whole else "A reward for every prefix"}
+# {what}
 
 Trained by midcourse with the {objective_text(info)} objective and a {info.head} head on the first {info.layers} layers
 of `{info.backbone}` (fingerprint `{info.backbone_fingerprint}`), tuning `{info.tune}`, template `{info.template}`.
@@ -239,7 +261,7 @@ of `{info.backbone}` (fingerprint `{info.backbone_fingerprint}`), tuning `{info.
     )
 
 
-TRAINED_ON = ("train_ladders", "train_rollouts", "train_pairs")
+TRAINED_ON = ("train_edits", "train_ladders", "train_rollouts", "train_pairs")
 MEANING = {
     "prefix": """Rewards of prefixes of different lengths are not comparable: training leaves one free constant per
 length, which guided decoding does not see.""",
@@ -254,6 +276,10 @@ that wrote the rollouts.""",
     "ordered": """The reward of a finished text, without a prompt, is the higher the more it reads like a machine's.
 Rewards of prefixes were not trained. It errs, on some writers more than on others, as the tables above cannot show: on
 its word alone nothing must be decided about a person.""",
+    "edited-tokens": """A token's reward says how much better or worse it makes the response, as people's or a model's
+edits would have it; tokens that no edit touched are 0 on average. A text's reward is the sum.""",
+    "token-discriminator": """A token's reward is 2 p - 1, less its mean over tokens that no edit touched, p being the
+probability that an edit would add the token rather than take it away. A text's reward is the sum.""",
     "autoregressive": "A token's reward is its log-probability; a text's is the sum, which the accuracies compare.",
 }
 
@@ -283,6 +309,9 @@ def objective_text(info: RewardInfo) -> str:
 def measured(metrics: dict) -> str:
     """Return the card's tables of held-out figures."""
     text = ""
+    if rows := edit_table(metrics):
+        text += f"\n## Held-out edits\n\n{edits_title(metrics)}; no prompt or text of them was trained on.\n\n"
+        text += _markdown(("what", "share", "interval"), rows)
     if rows := level_table(metrics):
         text += f"\n## Held-out ladders\n\n{levels_title(metrics)}; no text or group of them was trained on.\n\n"
         text += _markdown(("what", "share", "interval"), rows)

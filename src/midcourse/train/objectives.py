@@ -16,11 +16,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
+from midcourse.data.alignment import Change
 from midcourse.errors import MidcourseError
 
 HEADS = ("scalar", "vocabulary", "trunk")
+PADDING = -1  # where a row of labels has no token
 
 
 class ObjectiveError(MidcourseError):
@@ -90,6 +92,20 @@ class LadderRewards(NamedTuple):
     replayed: Float[Tensor, " ladders"] | None = None
     initial: Float[Tensor, " ladders"] | None = None
     step: int = 1
+
+
+class EditRewards(NamedTuple):
+    """Rewards of the tokens of edits, before `TrainedReward.rewards_of`, and their labels.
+
+    Attributes:
+        edited, original: a reward for each token, anything beyond a text's length.
+        edited_labels, original_labels: what became of each token, a `data.alignment.Change`; `PADDING` beyond.
+    """
+
+    edited: Float[Tensor, "edits tokens"]
+    original: Float[Tensor, "edits tokens"]
+    edited_labels: Int[Tensor, "edits tokens"]
+    original_labels: Int[Tensor, "edits tokens"]
 
 
 # ---- losses of pairs ----
@@ -241,13 +257,70 @@ def ordered(
     return total + replay_weight * times * (rewards.replayed - rewards.initial).square()
 
 
+# ---- losses of edits ----
+
+
+def edited_tokens(
+    rewards: EditRewards, *, normalise: Literal["sum", "mean", "sqrt"], kept_weight: float, omissions: bool
+) -> Float[Tensor, " edits"]:
+    """Return -log sigmoid(R_e - R_o) + kept_weight times the mean over kept tokens of r^2.
+
+        R_e = sum over added and substituted tokens of the edited text of r / n^a
+        R_o = sum over deleted and substituted tokens of the original of r / n^a
+
+    a is 0 for "sum", 1 for "mean" and 1/2 for "sqrt", n the number of tokens of that sum, and R is 0 without any. Our
+    reading of Xu et al. (2024, section 3.2), whose sum it is without the second term. That term holds the tokens that
+    nobody changed at 0, of which the first says nothing.
+
+    Args:
+        omissions: a kept token before which something is missing in the original counts as deleted.
+    """
+    exponent = {"sum": 0.0, "mean": 1.0, "sqrt": 0.5}[normalise]
+    better, worse = (
+        torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1) ** exponent
+        for values, mask in zip(rewards[:2], (changed(labels, omissions) for labels in rewards[2:]), strict=True)
+    )
+    values, labels = torch.cat(rewards[:2], 1), torch.cat(rewards[2:], 1)
+    kept = (labels != PADDING) & ~changed(labels, omissions)
+    return -logsigmoid(better - worse) + kept_weight * mean_over(values, kept, torch.square)
+
+
+def token_discriminator(
+    rewards: EditRewards, *, labels: Literal["soft", "hard"], omissions: bool
+) -> Float[Tensor, " edits"]:
+    """Return the cross-entropy of p = sigmoid(z) with each token's target, a mean over each text, summed over both.
+
+    The target is 1 for added and substituted tokens of the edited text, 0 for deleted and substituted ones of the
+    original, and 1/2 for kept ones, which labels "hard" leaves out (TLCR: Yoon et al., 2024, equation 3 and its code).
+
+    Args:
+        omissions: see `edited_tokens`.
+    """
+    losses = []
+    for logits, of, sign in (
+        (rewards.edited, rewards.edited_labels, 1.0),
+        (rewards.original, rewards.original_labels, -1.0),
+    ):
+        moved, present = changed(of, omissions), of != PADDING
+        target = 0.5 + 0.5 * sign * moved
+        # -(y log p + (1 - y) log (1 - p)), as a function of z.
+        safe = torch.where(present, logits, 0.0)
+        losses.append(mean_over(softplus(safe) - target * safe, moved if labels == "hard" else present, torch.clone))
+    return losses[0] + losses[1]
+
+
+def changed(labels: Int[Tensor, "rows tokens"], omissions: bool) -> Bool[Tensor, "rows tokens"]:
+    """Return which tokens an edit changed; with `omissions` also those before which something is missing."""
+    return (labels > Change.KEPT) & ((labels != Change.OMISSION) | omissions)
+
+
 # ---- objectives ----
 
 
 class Phase(NamedTuple):
-    """A loss and what it is of: pairs, labelled responses, chosen responses with the best next tokens, or ladders."""
+    """A loss, and what it is of: pairs, labelled responses, chosen ones with the best next tokens, ladders, edits."""
 
-    of: Literal["pairs", "labels", "chosen", "ladders"]
+    of: Literal["pairs", "labels", "chosen", "ladders", "edits"]
     loss: Callable[[Any], Tensor]
     name: str
 
@@ -276,7 +349,7 @@ class Objective:
 
     @property
     def of(self) -> str:
-        """Return what it learns from: "pairs", "labels" of single responses, or "ladders"."""
+        """Return what it learns from: "pairs", "labels" of single responses, "ladders" or "edits"."""
         return self.phases[0].of
 
 
@@ -287,7 +360,9 @@ def make_objective(name: str, **settings: Any) -> Objective:
     "soft", expectile of "max" (0.9). cumulative: none. farma: alternations (7, as the authors'), farma_gradient
     ("stop" or "both"). autoregressive: beta (0.05, the authors' on HH). ordered: preset ("paper" or "code"; see
     `PRESETS`), and over what it says extreme_weight, other_weight, logit_penalty, divide_by_terms, replay_weight,
-    replay_reduction ("mean" or "sum").
+    replay_reduction ("mean" or "sum"). edited-tokens: normalise ("sum", "mean" or "sqrt"), kept_weight (0.1).
+    token-discriminator: labels ("soft" or "hard"), double_softmax (as the authors' code reads its rewards). Both of
+    these: align ("tokens" or "words"), omissions.
 
     Raises:
         ObjectiveError: an unknown name, a setting that it does not have, or one whose value makes no sense.
@@ -407,6 +482,33 @@ def _ordered(
     )
 
 
+def _edited_tokens(
+    normalise: str = "sum", kept_weight: float = 0.1, align: str = "tokens", omissions: bool = False
+) -> Objective:
+    kind = _choice("normalise", normalise, {name: name for name in ("sum", "mean", "sqrt")})
+    loss = partial(edited_tokens, normalise=kind, kept_weight=kept_weight, omissions=omissions)
+    settings = {"normalise": normalise, "kept_weight": _not_negative("kept-weight", kept_weight)}
+    return Objective(
+        "edited-tokens", {**settings, **_aligned(align, omissions)}, (Phase("edits", loss, "edited tokens"),)
+    )
+
+
+def _token_discriminator(
+    labels: str = "soft", double_softmax: bool = False, align: str = "tokens", omissions: bool = False
+) -> Objective:
+    kind = _choice("labels", labels, {name: name for name in ("soft", "hard")})
+    loss = partial(token_discriminator, labels=kind, omissions=omissions)
+    settings = {"labels": labels, "double_softmax": double_softmax}
+    return Objective(
+        "token-discriminator", {**settings, **_aligned(align, omissions)}, (Phase("edits", loss, "discriminator"),)
+    )
+
+
+def _aligned(align: str, omissions: bool) -> dict[str, Any]:
+    _choice("align", align, dict.fromkeys(("tokens", "words")))
+    return {"align": align, "omissions": omissions}
+
+
 Loss: TypeAlias = Callable[[Any], Tensor]
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "prefix": _prefix,
@@ -416,6 +518,8 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "farma": _farma,
     "autoregressive": _autoregressive,
     "ordered": _ordered,
+    "edited-tokens": _edited_tokens,
+    "token-discriminator": _token_discriminator,
 }
 
 
@@ -428,21 +532,30 @@ def check_head(objective: Objective, head: str) -> None:
         )
 
 
-def check_data(objective: Objective, rollouts: bool) -> None:
-    """Raise ObjectiveError if an objective is given comparisons or rollouts, and learns from something else."""
-    if objective.of == "ladders":
-        raise ObjectiveError(f"objective {objective.name} learns from ladders of texts; use midcourse detect train")
-    if rollouts and objective.of == "pairs":
+def check_data(objective: Objective, kind: str) -> None:
+    """Raise ObjectiveError if an objective does not learn from such examples.
+
+    Args:
+        kind: "comparisons", "rollouts", "ladders" or "edits".
+    """
+    name, wanted = objective.name, objective.of
+    if wanted == "ladders" != kind:
+        raise ObjectiveError(f"objective {name} learns from ladders of texts; use midcourse detect train")
+    if wanted == "edits" != kind:
         raise ObjectiveError(
-            f"objective {objective.name} learns from comparisons, and rollouts are single responses; make comparisons "
-            "of them with midcourse prefer"
+            f"objective {name} learns from edits, and these are {kind}; give rows with the fields original and edited"
+        )
+    if kind in OTHERS and wanted != kind:
+        raise ObjectiveError(f"objective {name} does not learn from {kind}; use {OTHERS[kind]}")
+    if kind == "rollouts" and wanted == "pairs":
+        raise ObjectiveError(
+            f"objective {name} learns from comparisons, and rollouts are single responses; make comparisons of them "
+            "with midcourse prefer"
         )
 
 
-def check_ladders(objective: Objective) -> None:
-    """Raise ObjectiveError if an objective that is given ladders learns from something else."""
-    if objective.of != "ladders":
-        raise ObjectiveError(f"objective {objective.name} does not learn from ladders of texts; use ordered")
+# What learns from examples that few objectives take.
+OTHERS = {"ladders": "ordered", "edits": "edited-tokens or token-discriminator"}
 
 
 def _choice(flag: str, value: str, known: dict[str, Any]) -> Any:

@@ -13,8 +13,7 @@ from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.encoder import EncoderReward
-from midcourse.rewards.scalar import RewardModel
-from midcourse.rewards.trained import TrainedReward
+from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.rewards.trained_vocabulary import VocabularyTop
 from midcourse.train import processes
 from midcourse.train.batches import response_columns
@@ -37,15 +36,16 @@ class Scorer(nn.Module):
         self.row_sets = row_sets
         self.additive = reward.info.additive
         made = split(reward)
-        whole = reward.top(reward.backbone) if reward.speaks_for_vocabulary else reward
-        self.trained = made.top if made else whole
+        # An encoder is run as it is.
+        self.trained = made.top if made else reward.top(reward.backbone) if reward.every_prefix else reward
+        self.rewards_of = reward.rewards_of
         self.before = bool(made and made.before)
         self.states = [FrozenStates(reward, made, rows) for rows in row_sets] if made else None
         self._no_split_modules = getattr(reward.backbone, "_no_split_modules", None)  # what FSDP keeps together
 
     def checkpoint_gradients(self) -> None:
         """Let the trained layers compute anew in the backward pass what they would otherwise keep for it."""
-        layers: Any = self.trained.backbone if isinstance(self.trained, RewardModel) else self.trained.layers
+        layers: Any = self.trained.layers if isinstance(self.trained, Top) else self.trained.backbone
         new = hasattr(layers, "activation_checkpointing_enable")  # its name from transformers 5.23 on
         enable = layers.activation_checkpointing_enable if new else layers.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -78,7 +78,10 @@ class Scorer(nn.Module):
         return [len(self.row_sets[row_set][number].prompt) for number in numbers]
 
     def forward(self, **inputs: Any) -> Any:
-        """Return rewards of shape (rows, tokens); with `best`, also the best rewards that tokens there could have."""
+        """Return what heads say of rows, (rows, tokens); with `best`, also of the best tokens that could stand there.
+
+        See `TrainedReward.rewards_of` for the rewards that this stands for.
+        """
         rewards = self.trained(**inputs)
         # FSDP2 wants no view of another tensor here.
         return rewards.clone() if isinstance(rewards, Tensor) else tuple(one.clone() for one in rewards)
@@ -94,7 +97,8 @@ class Scorer(nn.Module):
         for begin in range(0, len(order), batch_rows):
             part = order[begin : begin + batch_rows]
             rewards = self(**{name: value.to(device) for name, value in self.inputs(row_set, part).items()}).cpu()
-            aligned = rewards.gather(1, response_columns([rows[i] for i in part], self.starts(row_set, part)))
+            columns = response_columns([rows[i] for i in part], self.starts(row_set, part))
+            aligned = self.rewards_of(rewards.gather(1, columns))
             for i, row in zip(part, aligned, strict=True):
                 by_row[i] = row[: len(rows[i].response)].clone()
         return [by_row[i] for i in wanted]

@@ -69,8 +69,8 @@ def _go_on(
     info = read_info(folder)
     if info.additive:
         raise RewardError(
-            f"the rewards of {name} are log-probabilities that add up (objective {info.objective}), which objective "
-            f"{objective.name} does not train; name a reward of another objective, or a model"
+            f"the rewards of {name} are of tokens (objective {info.objective}), which objective {objective.name} does "
+            "not go on with; name a reward of another objective, or a model"
         )
     if info.head.partition(":")[0] not in KINDS:
         raise RewardError(f"the {info.head} head of {name} is not trained in steps; name another reward, or a model")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from midcourse.data.encoded import EncodedSet, LadderSet, RolloutSet
+from midcourse.data.alignment import Labels
+from midcourse.data.encoded import EditSet, EncodedSet, LadderSet, RolloutSet
 from midcourse.data.ladders import level_names
 from midcourse.errors import MidcourseError
 from midcourse.files import as_json, publish_folder, write_text
@@ -23,6 +24,8 @@ from midcourse.train import processes
 from midcourse.train.batches import Batch, pair_rewards, renumber, response_columns
 from midcourse.train.folder import checkpoints, seal
 from midcourse.train.objectives import (
+    PADDING,
+    EditRewards,
     LabelledRewards,
     LadderRewards,
     NextRewards,
@@ -269,12 +272,14 @@ def phase_losses(
     labels: Float[Tensor, " items"] | None,
     mean_length: float,
     ladders: dict[str, Any] | None = None,
+    changes: Int[Tensor, "items 2 tokens"] | None = None,
 ) -> Float[Tensor, " items"]:
-    """Return the loss of each pair, rollout or ladder of a batch.
+    """Return the loss of each pair, rollout, ladder or edit of a batch.
 
     Args:
         items: row numbers; of ladders those of their levels, the last one repeated in shorter ladders.
         mean_length: of all rollouts.
+        changes: what became of the tokens of edits, of the edited text first; see `EditRewards`.
         ladders: levels of each (counts), rows that are replayed (replay), their first rewards (initial), and ladders of
             the whole step (step).
     """
@@ -286,11 +291,21 @@ def phase_losses(
     if phase.of == "ladders":
         assert ladders is not None
         return phase.loss(ladder_rewards(at_end(rewards, lengths), items, **ladders))
+    if phase.of == "edits":
+        assert changes is not None
+        sides = rewards[items]
+        return phase.loss(EditRewards(sides[:, 0], sides[:, 1], changes[:, 0], changes[:, 1]))
     if phase.of == "pairs":
         return phase.loss(pair_rewards(rewards, items, lengths, finished))
     assert labels is not None
     rows = items[:, 0]
     return phase.loss(LabelledRewards(rewards[rows], lengths[rows], labels.to(rewards.dtype), mean_length))
+
+
+def changes_of(labels: Sequence[Labels], tokens: int) -> Int[Tensor, "edits 2 tokens"]:
+    """Return labels of edits as one tensor, those of the edited text first, padded to so many tokens."""
+    sides = [[[*side] + [PADDING] * (tokens - len(side)) for side in (one.edited, one.original)] for one in labels]
+    return torch.tensor(sides)
 
 
 def ladder_rewards(
@@ -356,6 +371,8 @@ def make_trainer(
                 "initial": torch.tensor([data.initial[row] for row in replayed]) if replayed else None,
                 "step": len(whole),
             }
+        if isinstance(data, EditSet):
+            batch["changes"] = changes_of([data.labels[n] for n in picked], batch["columns"].shape[1])
         weight = processes.count() * len(mine) / len(whole)
         return {**scorer.inputs(0, numbers), "weight": weight, "phase": phase, "batch": batch}
 
@@ -404,7 +421,8 @@ def described(
     items = []
     for i, (number, loss) in enumerate(zip(batch.numbers, losses, strict=True)):
         rows = [data.rows[row] for row in data.items[number]]
-        names = level_names(len(rows)) if isinstance(data, LadderSet) else ["chosen", "rejected"]
+        names = ["edited", "original"] if isinstance(data, EditSet) else ["chosen", "rejected"]
+        names = level_names(len(rows)) if isinstance(data, LadderSet) else names
         texts = {"prompt": rows[0].prompt}
         texts |= {name: row.response for name, row in zip(names if len(rows) > 1 else ["response"], rows, strict=True)}
         if batch.replay:

@@ -1,4 +1,4 @@
-"""The loop: comparisons, rollouts or ladders in, a saved reward out.
+"""The loop: comparisons, rollouts, ladders or edits in, a saved reward out.
 
 transformers' Trainer is underneath, whatever the objective. The output folder is a reward with metrics.jsonl,
 training.png and a model card; see `train.folder`.
@@ -14,22 +14,27 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 
 from midcourse.data.comparisons import Comparison, Example, fingerprint, prompt_groups, split_by_prompt
+from midcourse.data.edits import Edit
 from midcourse.data.encoded import (
+    EditSet,
     EncodedSet,
     LadderSet,
     PairSet,
     RolloutSet,
     encode,
+    encode_edits,
     encode_ladders,
     encode_rollouts,
     pairs_by_label,
     pairs_by_level,
+    pairs_of_edits,
 )
 from midcourse.data.ladders import Ladder
 from midcourse.data.learned import no_rows, read_learned_rows
 from midcourse.data.rollouts import Rollout, label_comparisons
 from midcourse.evaluate.accuracy import label_fit, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibrate
+from midcourse.evaluate.edits import edit_figures, kept_rewards
 from midcourse.lm.weights import files_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning
@@ -43,7 +48,6 @@ from midcourse.train.objectives import (
     ObjectiveError,
     check_data,
     check_head,
-    check_ladders,
     make_objective,
 )
 from midcourse.train.precision import computes_in_bfloat16, learning_rate, master_weights
@@ -57,18 +61,18 @@ from midcourse.train.settings import (
 from midcourse.train.stopping import stop_on_signal
 from midcourse.train.trainer import Watch, label_zero, make_trainer
 
-Examples: TypeAlias = Sequence[Comparison] | Sequence[Rollout] | Sequence[Ladder]
+Examples: TypeAlias = Sequence[Comparison] | Sequence[Rollout] | Sequence[Ladder] | Sequence[Edit]
 
 
 class Data(NamedTuple):
     """Encoded data: what is trained on, and what is measured on held-out prompts.
 
     Attributes:
-        train: the pairs, labelled responses or ladders that the objective learns from.
+        train: the pairs, labelled responses, ladders or edits that the objective learns from.
         train_pairs, held_pairs: pairs, for the accuracies; those of rollouts are ordered by their labels, those of
-            ladders are any two of their levels.
+            ladders are any two of their levels, and of an edit the edited text is the better one.
         held_rollouts: None unless rollouts were given. Its rows are those of `held_pairs`.
-        held_ladders: likewise.
+        held_ladders, held_edits: likewise.
     """
 
     train: EncodedSet
@@ -76,6 +80,7 @@ class Data(NamedTuple):
     held_pairs: PairSet
     held_rollouts: RolloutSet | None = None
     held_ladders: LadderSet | None = None
+    held_edits: EditSet | None = None
 
 
 # What else is measured on held-out ladders, given the rewards at the response positions of their rows.
@@ -93,14 +98,14 @@ def train(
     replayed: Sequence[Comparison] = (),
     measure: Measure | None = None,
 ) -> dict[str, Any]:
-    """Train `reward` on comparisons, rollouts or ladders and save it to `out`; returns its metrics on held-out prompts.
+    """Train `reward` on examples and save it to `out`; returns its metrics on held-out prompts.
 
     In processes that torchrun or accelerate launch started, each takes its part of every batch, with the gradients of
     the whole batch in all of them; the first one writes. After FSDP2 the reward is still in parts: load it from `out`.
 
     Args:
         reward: what is trained, in place.
-        examples: all comparisons, rollouts or ladders; some prompts are held out.
+        examples: all comparisons, rollouts, ladders or edits; some prompts are held out.
         out: folder of the reward.
         settings: how.
         resume: go on from the last checkpoint in `out`.
@@ -145,7 +150,7 @@ def _train(
     run = {
         "settings": asdict(settings),
         "reward": asdict(reward.info),
-        _kind(examples): len(examples),
+        kind_of(examples): len(examples),
         "data_fingerprint": fingerprint(examples),
         **_begun(reward, replayed),
     }
@@ -176,6 +181,9 @@ def _train(
     wanted = watch.best.step if deciding and watch.best else watch.step
     if wanted != trainer.state.global_step:
         reward.load_trained(out / f"checkpoint-{wanted}" / "reward.safetensors")
+    if isinstance(data.train, EditSet):
+        # What no edit touched is worth nothing on average: a text gains nothing by being long.
+        reward.info = replace(reward.info, centre=kept_rewards(data.train, scorer.score(0))[0])
     metrics, calibration = _measured(scorer, data, zero)
     metrics["padding"] = {
         "share": _padding(data.train, lengths, plan),
@@ -197,9 +205,9 @@ def _train(
     return metrics
 
 
-def _kind(examples: Examples) -> str:
-    """Return what the examples are called in midcourse.json."""
-    return {Rollout: "rollouts", Ladder: "ladders"}.get(type(examples[0]), "comparisons")
+def kind_of(examples: Sequence[Example]) -> str:
+    """Return what examples are called: comparisons, rollouts, ladders or edits."""
+    return {Rollout: "rollouts", Ladder: "ladders", Edit: "edits"}.get(type(examples[0]), "comparisons")
 
 
 def _drawn(objective: Objective, replayed: Sequence[Comparison], times: int, seed: int) -> list[Rollout]:
@@ -269,7 +277,11 @@ def _measured(scorer: Scorer, data: Data, zero: float) -> tuple[dict[str, Any], 
         calibration, figures["calibration"] = calibrate(data.held_pairs, rewards, by_length=scorer.every_prefix)
         if data.train_pairs.pairs:
             figures["length_baseline"] = length_baseline(data.train_pairs, data.held_pairs)
-    if data.held_ladders:
+    if data.held_edits:
+        assert isinstance(data.train, EditSet)
+        figures |= {"train_edits": len(data.train.items), "edits_left_out": data.train.left_out}
+        figures["edits"] = edit_figures(data.held_edits, scorer.score(1))
+    elif data.held_ladders:
         figures["train_ladders"] = len(data.train.items)
     elif data.held_rollouts:
         figures["train_rollouts"] = len(data.train.items)
@@ -302,16 +314,20 @@ def encode_all(
 
     Raises:
         ObjectiveError: rollouts for an objective that compares two responses; ladders for another than `ordered`, or
-            anything else for this one.
+            anything else for this one; likewise edits.
     """
+    check_data(objective, kind_of([*kept, *held]))
     ladders, held_ladders = ([one for one in part if isinstance(one, Ladder)] for part in (kept, held))
     if ladders:
-        check_ladders(objective)
         train_set = encode_ladders(reward, ladders, max_tokens, drawn)
         held_set = encode_ladders(reward, held_ladders, max_tokens)
         return Data(train_set, pairs_by_level(train_set), pairs_by_level(held_set), held_ladders=held_set)
+    edits, held_edits = ([one for one in part if isinstance(one, Edit)] for part in (kept, held))
+    if edits:
+        unit = objective.settings["align"]
+        train_edits, held_of = (encode_edits(reward, part, max_tokens, unit) for part in (edits, held_edits))
+        return Data(train_edits, pairs_of_edits(train_edits), pairs_of_edits(held_of), held_edits=held_of)
     rollouts, held_rollouts = ([one for one in part if isinstance(one, Rollout)] for part in (kept, held))
-    check_data(objective, rollouts=bool(rollouts))
     if rollouts:
         trained, measured = (encode_rollouts(reward, part, max_tokens) for part in (rollouts, held_rollouts))
         return Data(trained, pairs_by_label(trained), pairs_by_label(measured), measured)
@@ -345,7 +361,10 @@ def encode_parts(
     if not decides.held_pairs.pairs:
         raise TrainingError("patience decides by pairs of a prompt's responses, and none is held out; raise --held-out")
     return data, data._replace(
-        held_pairs=decides.held_pairs, held_rollouts=decides.held_rollouts, held_ladders=decides.held_ladders
+        held_pairs=decides.held_pairs,
+        held_rollouts=decides.held_rollouts,
+        held_ladders=decides.held_ladders,
+        held_edits=decides.held_edits,
     )
 
 
