@@ -13,6 +13,7 @@ from midcourse.data.edits import Edit, read_edits
 from midcourse.data.encoded import encode_edits, labels_of_edit
 from midcourse.data.formats import DataError
 from midcourse.decode.engine import generate
+from midcourse.lm.language_model import tokenizer_fingerprint
 from midcourse.rewards.named import head_of, load_reward
 from midcourse.testing import (
     assert_laws,
@@ -74,7 +75,7 @@ def test_changed_tokens_are_told_apart(name, head, edits, lm_folder, tmp_path):
     card = (tmp_path / "r/README.md").read_text()
     assert "A reward for every token" in card and "AUROC, tokens added against tokens taken away |" in card
     (bad, good) = loaded.score([edits[0].prompt] * 2, [edits[0].original, edits[0].edited])
-    labels = labels_of_edit(loaded, edits[0])
+    labels = labels_of_edit(loaded.tokenizer, edits[0])
     assert max(r for r, label in zip(bad.rewards, labels.original, strict=True) if not label.kept) < 0
     assert min(r for r, label in zip(good.rewards, labels.edited, strict=True) if not label.kept) > 0
     assert good.whole == pytest.approx(math.fsum(good.rewards)) and good.whole > bad.whole
@@ -91,7 +92,9 @@ def test_tokens_that_no_edit_touched_are_worth_nothing_on_average(edits, lm_fold
     values = {}
     for one in kept:
         scores = reward.score([one.prompt] * 2, [one.original, one.edited])
-        for score, labels, text in zip(scores, labels_of_edit(reward, one), (one.original, one.edited), strict=True):
+        for score, labels, text in zip(
+            scores, labels_of_edit(reward.tokenizer, one), (one.original, one.edited), strict=True
+        ):
             values[one.prompt, text] = [r for r, of in zip(score.rewards, labels, strict=True) if of.kept]
     rewards = [r for some in values.values() for r in some]
     assert math.fsum(rewards) / len(rewards) == pytest.approx(0, abs=1e-6)
@@ -141,11 +144,47 @@ def test_edits_are_read_and_refused(tmp_path):
     assert read_edits(rows({"original": "", "edited": "a"})) == [Edit("", "", "a")]
     for bad, message in (
         ({"original": "a", "edited": "a"}, "field edited: the text equals the original, so nothing was edited"),
-        ({"original": "a"}, "field edited: the field is missing among 'original'; each row needs original and edited"),
+        (
+            {"original": "a"},
+            "field edited: the field is missing among 'original'; each row needs original and edited, or text",
+        ),
         ({"original": 1, "edited": "a"}, "field original: 1 is not a text"),
+        ({"text": "abc", "spans": [{"start": 2, "end": 4}]}, "span 1, .*, is no part of the 3 characters"),
+        ({"text": "abc", "spans": "0-2"}, "field spans: '0-2' is no list"),
+        ({"original": "a", "original_labels": ["kept"]}, "field tokenizer: labels of tokens need the fingerprint"),
+        ({"original": "a", "original_labels": ["bad"], "tokenizer": "t"}, "field original_labels: .* is no list of"),
     ):
         with pytest.raises(DataError, match=message):
             read_edits(rows(bad))
+
+
+def test_marks_alone_teach_too(tmp_path):
+    """Of a text with marks the marked tokens are worse; what would be right nobody says."""
+    path = tmp_path / "spans.jsonl"
+    random = Random(0)
+    texts = ["".join(random.choice("abcx") for _ in range(12)) + "x" for _ in range(40)]
+    rows = [
+        {"text": text, "spans": [{"start": i, "end": i + 1} for i, letter in enumerate(text) if letter == "x"]}
+        for text in texts
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    edits = read_edits(path)
+    reward = tiny_reward(tune="head", template="raw", dtype=torch.float32)
+    reward.info = replace(reward.info, objective="token-discriminator", objective_settings={})
+    metrics = train(reward, edits, tmp_path / "r", Settings(epochs=20, batch_size=8, held_out=0.2, lr=2e-2))
+    assert metrics["edits"]["tokens"][0] == 0 and metrics["edits"]["auroc"] is None
+    assert metrics["edits"]["kept_auroc"] > 0.9
+
+
+def test_labels_of_tokens_are_those_of_their_tokenizer(edits):
+    reward = tiny_reward(template="raw")
+    found = labels_of_edit(reward.tokenizer, edits[0])
+    labelled = replace(edits[0], labels=found, tokenizer=tokenizer_fingerprint(reward.tokenizer))
+    assert labels_of_edit(reward.tokenizer, labelled) == found
+    with pytest.raises(DataError, match="are of another tokenizer's tokens; label the edits again"):
+        labels_of_edit(reward.tokenizer, replace(labelled, tokenizer="other"))
+    with pytest.raises(DataError, match="has 13 labels as original_labels, and 14 tokens with its end"):
+        labels_of_edit(reward.tokenizer, replace(labelled, labels=found._replace(original=found.original[1:])))
 
 
 def test_what_is_cut_off_teaches_nothing(edits):

@@ -24,6 +24,7 @@ from midcourse.cli.detect_mix import DetectMix
 from midcourse.cli.detect_score import DetectScore
 from midcourse.cli.detect_train import DetectTrain
 from midcourse.cli.dpo import Dpo
+from midcourse.cli.edits_label import EditsLabel
 from midcourse.cli.export import Export
 from midcourse.cli.guide import GuideCommand
 from midcourse.cli.methods import Methods
@@ -56,7 +57,14 @@ class Family(NamedTuple):
 # Help, documentation and tab completion all come from here.
 VERBS: dict[str, dict[str, type[Verb] | Family]] = {
     "start": {"demo": Demo},
-    "learn": {"sample": Sample, "prefer": Prefer, "train": Train, "dpo": Dpo, "export": Export},
+    "learn": {
+        "sample": Sample,
+        "prefer": Prefer,
+        "edits": Family("Say what edits of texts changed.", {"label": EditsLabel}),
+        "train": Train,
+        "dpo": Dpo,
+        "export": Export,
+    },
     "guide": {"guide": GuideCommand, "methods": Methods, "rewards": Rewards},
     "judge": {
         "score": ScoreText,

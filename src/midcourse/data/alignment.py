@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from rapidfuzz.distance import Levenshtein
 
 Unit: TypeAlias = Literal["tokens", "words"]
+Span: TypeAlias = tuple[int, int]  # characters (begin, end) of a text
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
@@ -44,8 +45,8 @@ class Operation(NamedTuple):
     """
 
     change: Change
-    original: tuple[int, int]
-    edited: tuple[int, int]
+    original: Span
+    edited: Span
 
     @property
     def cost(self) -> int:
@@ -99,7 +100,7 @@ class Labels(NamedTuple):
 
     Attributes:
         original: KEPT, DELETED, SUBSTITUTED, or OMISSION of a kept token before which something was added.
-        edited: KEPT, ADDED or SUBSTITUTED.
+        edited: KEPT, ADDED or SUBSTITUTED; nothing if nobody said what would be right.
     """
 
     original: tuple[Change, ...]
@@ -129,14 +130,20 @@ def token_labels(original: Sequence[int], edited: Sequence[int]) -> Labels:
     return labels_of(align(original, edited), len(original), len(edited))
 
 
-def word_spans(text: str) -> list[tuple[int, int]]:
+def marked_labels(marks: Sequence[Span], tokens: Sequence[Span]) -> tuple[Change, ...]:
+    """Return DELETED for every token that shares a character with a mark, and KEPT for others."""
+    return tuple(
+        Change.DELETED if any(begin < end_of and at < end for at, end_of in marks) else Change.KEPT
+        for begin, end in tokens
+    )
+
+
+def word_spans(text: str) -> list[Span]:
     """Return where the words and the marks of a text stand, as characters (begin, end)."""
     return [match.span() for match in _WORDS.finditer(text)]
 
 
-def word_labels(
-    original: str, edited: str, spans: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]
-) -> Labels:
+def word_labels(original: str, edited: str, spans: tuple[Sequence[Span], Sequence[Span]]) -> Labels:
     """Return the labels of tokens, those of the words that they are part of; white space changes nothing.
 
     A token that shares characters with several words has the first label of these that is a change.
@@ -152,9 +159,7 @@ def word_labels(
     return Labels(*(_projected(some, at, tokens) for some, at, tokens in zip(labels, ends, spans, strict=True)))
 
 
-def _projected(
-    labels: Sequence[Change], words: Sequence[tuple[int, int]], tokens: Sequence[tuple[int, int]]
-) -> tuple[Change, ...]:
+def _projected(labels: Sequence[Change], words: Sequence[Span], tokens: Sequence[Span]) -> tuple[Change, ...]:
     """Return each token's label: that of the first changed word which it shares a character with."""
     made, first = [], 0
     for begin, end in tokens:

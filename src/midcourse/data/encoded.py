@@ -8,12 +8,13 @@ from typing import NamedTuple, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.data.alignment import Labels, Unit, align, labels_of, word_labels
+from midcourse.data.alignment import Labels, Span, Unit, align, labels_of, marked_labels, word_labels
 from midcourse.data.comparisons import Comparison, Example, prompt_groups
 from midcourse.data.edits import Edit
-from midcourse.data.formats import DataError
+from midcourse.data.formats import DataError, short
 from midcourse.data.ladders import Ladder
 from midcourse.data.rollouts import Rollout
+from midcourse.lm.language_model import tokenizer_fingerprint
 from midcourse.lm.prompt import Prompt, response_ids
 from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.trained import TrainedReward
@@ -106,8 +107,8 @@ class EditSet:
 
     Attributes:
         rows: each distinct prompt and response once.
-        items: row numbers (edited, original).
-        labels: what became of every response token of both, EOS included.
+        items: row numbers (edited, original); the original twice if nobody said what would be right.
+        labels: what became of every response token of both, EOS included; of the edited text none if there is none.
         prompts: what each belongs to.
         left_out: edits of which no changed token is seen: all are beyond the length limit or, if words are aligned, in
             white space.
@@ -189,11 +190,11 @@ def encode_edits(reward: Encoder, edits: Sequence[Edit], max_tokens: int, unit: 
     labels, groups = [], []
     for edit, group in zip(edits, prompt_groups(edits), strict=True):
         rows = [encode_row(reward, edit.prompt, text, True, max_tokens) for text in edit.responses]
-        edited, original = (len(row.response) for row in rows)
-        found = labels_of_edit(reward, edit, unit)
-        cut = Labels(found.original[:original], found.edited[:edited])
+        found = labels_of_edit(reward.tokenizer, edit, unit)
+        cut = Labels(found.original[: len(rows[-1].response)], found.edited[: len(rows[0].response)])
         if any(not change.kept for side in cut for change in side):
-            items.append(tuple(numbers.setdefault(row, len(numbers)) for row in rows))
+            sides = [numbers.setdefault(row, len(numbers)) for row in (rows[0], rows[-1])]
+            items.append(tuple(sides))
             labels.append(cut)
             groups.append(group)
     if edits and not items:
@@ -203,9 +204,17 @@ def encode_edits(reward: Encoder, edits: Sequence[Edit], max_tokens: int, unit: 
     return EditSet(list(numbers), items, labels, groups, len(edits) - len(items))
 
 
-def labels_of_edit(reward: Encoder, edit: Edit, unit: Unit = "tokens") -> Labels:
-    """Return what became of each token of an edit's two texts, the EOS of both included."""
-    tokenizer = reward.tokenizer
+def labels_of_edit(tokenizer: PreTrainedTokenizerBase, edit: Edit, unit: Unit = "tokens") -> Labels:
+    """Return what became of each token of an edit's texts, EOS included: as the edit says, as marked, or aligned.
+
+    Raises:
+        DataError: labels of another tokenizer's tokens, or a tokenizer that does not say which characters a token holds
+            where that is needed.
+    """
+    if edit.labels is not None:
+        return _checked_labels(tokenizer, edit, edit.labels)
+    if edit.edited is None:
+        return Labels(marked_labels(edit.spans or (), spans_of_tokens(tokenizer, edit.original)), ())
     if unit == "words":
         spans = [spans_of_tokens(tokenizer, text) for text in (edit.original, edit.edited)]
         return word_labels(edit.original, edit.edited, (spans[0], spans[1]))
@@ -213,7 +222,24 @@ def labels_of_edit(reward: Encoder, edit: Edit, unit: Unit = "tokens") -> Labels
     return labels_of(align(original, edited), len(original) + 1, len(edited) + 1)
 
 
-def spans_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+def _checked_labels(tokenizer: PreTrainedTokenizerBase, edit: Edit, labels: Labels) -> Labels:
+    """Return the labels that an edit holds; DataError if they are not of this tokenizer's tokens."""
+    if edit.tokenizer != tokenizer_fingerprint(tokenizer):
+        raise DataError(
+            f"the labels of {short(edit.original)} are of another tokenizer's tokens; label the edits again with "
+            "midcourse edits label --tokenizer, or leave the labels out"
+        )
+    for name, text, of in (("original", edit.original, labels.original), ("edited", edit.edited, labels.edited)):
+        tokens = 0 if text is None else len(response_ids(tokenizer, text, finished=True))
+        if len(of) != tokens:
+            raise DataError(
+                f"{short(edit.original)} has {len(of)} labels as {name}_labels, and {tokens} tokens with its end; "
+                "label the edits again"
+            )
+    return labels
+
+
+def spans_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Span]:
     """Return the characters (begin, end) of a response's tokens, its EOS behind the end included."""
     if not tokenizer.is_fast:
         raise DataError("this tokenizer does not say which characters a token holds; align tokens instead of words")
@@ -222,8 +248,10 @@ def spans_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple
 
 
 def pairs_of_edits(data: EditSet) -> PairSet:
-    """Return each edit as a pair, the edited text chosen."""
-    return PairSet(data.rows, [(edited, original) for edited, original in data.items], data.prompts)
+    """Return each edit as a pair, the edited text chosen; those without one are left out."""
+    known = [n for n, labels in enumerate(data.labels) if labels.edited]
+    pairs = [(edited, original) for edited, original in (data.items[n] for n in known)]
+    return PairSet(data.rows, pairs, [data.prompts[n] for n in known])
 
 
 def pairs_by_level(data: LadderSet) -> PairSet:

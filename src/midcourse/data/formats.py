@@ -206,9 +206,13 @@ def number_of(fields: dict[str, Any], field: str, remedy: str) -> float | None:
     raise Problem(field, f"{short(value)} is not a finite number; {remedy}")
 
 
-def optional_text(fields: dict[str, Any], field: str) -> str | None:
-    """Return a field that is a text; None if it is absent."""
-    value = _given(fields, field)
+def optional_text(fields: dict[str, Any], field: str, *, blank: bool = False) -> str | None:
+    """Return a field that is a text; None if it is absent.
+
+    Args:
+        blank: a blank cell of a table is a text, and not absent.
+    """
+    value = fields.get(field) if blank else _given(fields, field)
     if value is not None and not isinstance(value, str):
         raise Problem(field, f"{short(value)} is not a text; write one or leave it out")
     return None if value is None else _whole(field, value)

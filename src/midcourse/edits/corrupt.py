@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from midcourse.data.alignment import Change, Labels
+from midcourse.data.alignment import Change, Labels, Span
 from midcourse.data.edits import Edit
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Prompt
@@ -18,7 +18,6 @@ from midcourse.lm.prompt import Prompt
 Kind: TypeAlias = Literal["typo", "negation", "number", "swap", "omission"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Span: TypeAlias = tuple[int, int]
 _VERBS = "is|are|was|were|has|have|had|can|could|will|would|should|must|may|might"
 _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 _NEGATED = re.compile(rf"\b(?:{_VERBS})( not)\b")

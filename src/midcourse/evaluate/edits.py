@@ -1,7 +1,7 @@
 """How well rewards of tokens tell what an edit made better from what it took away."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -21,16 +21,20 @@ def edit_figures(data: EditSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
         rewards: for each of its rows, the rewards of its response tokens.
 
     Returns:
-        edits, tokens: how many, and (added or substituted, deleted or substituted) tokens; auroc, auroc_interval:
-        the chance that a token of the first kind has a higher reward than one of the second, None if there is none of
-        one; mean_reward: {accuracy, interval, ties, equal_length} of ranking the edited text above the original by the
-        mean over tokens; kept: (mean, standard deviation) of the rewards of kept tokens.
+        edits, tokens: how many, and (added or substituted, deleted or substituted) tokens; auroc, auroc_interval: the
+        chance that a token of the first kind has a higher reward than one of the second, None if there is none of one;
+        kept_auroc, kept_auroc_interval: likewise of the original's kept tokens and of the second kind; mean_reward:
+        {pairs, accuracy, interval, ties, equal_length} of ranking the edited text above the original by the mean over
+        tokens; kept: (mean, standard deviation) of the rewards of kept tokens.
     """
-    better, worse = _of_changed(data, rewards, edited=True), _of_changed(data, rewards, edited=False)
+    better, worse, kept = (
+        _of_tokens(data, rewards, *which) for which in (("edited", False), ("original", False), ("original", True))
+    )
     return {
         "edits": len(data.items),
         "tokens": [len(better[0]), len(worse[0])],
-        **_auroc(worse, better),
+        **_auroc("auroc", worse, better),
+        **_auroc("kept_auroc", worse, kept),
         "mean_reward": _mean_reward(data, rewards),
         "kept": kept_rewards(data, rewards),
     }
@@ -40,7 +44,7 @@ def kept_rewards(data: EditSet, rewards: Sequence[Tensor]) -> tuple[float, float
     """Return the mean and the standard deviation of the rewards of tokens that no edit touched, a text's once."""
     values = [
         float(reward)
-        for row, labels in {row: of for pair in _sides(data) for row, of in pair}.items()
+        for row, labels in {row: of for pair in _sides(data) for row, of in pair if of}.items()
         for reward, label in zip(rewards[row], labels, strict=True)
         if label is Change.KEPT
     ]
@@ -48,35 +52,39 @@ def kept_rewards(data: EditSet, rewards: Sequence[Tensor]) -> tuple[float, float
 
 
 def _sides(data: EditSet) -> list[tuple[tuple[int, tuple[Change, ...]], tuple[int, tuple[Change, ...]]]]:
-    """Return the (row, labels) of each edit's two texts, the edited one first."""
+    """Return the (row, labels) of each edit's two texts, the edited one first; of none there are no labels."""
     return [
         ((edited, labels.edited), (original, labels.original))
         for (edited, original), labels in zip(data.items, data.labels, strict=True)
     ]
 
 
-def _of_changed(data: EditSet, rewards: Sequence[Tensor], edited: bool) -> tuple[np.ndarray, list[str]]:
-    """Return the rewards of the changed tokens of one side, and what each belongs to."""
+def _of_tokens(
+    data: EditSet, rewards: Sequence[Tensor], side: Literal["edited", "original"], kept: bool
+) -> tuple[np.ndarray, list[str]]:
+    """Return the rewards of the changed or the kept tokens of one side, and what each belongs to."""
     values, groups = [], []
     for pair, group in zip(_sides(data), data.prompts, strict=True):
-        row, labels = pair[0 if edited else 1]
-        mine = [float(r) for r, label in zip(rewards[row], labels, strict=True) if not label.kept]
+        row, labels = pair[0 if side == "edited" else 1]
+        mine = [float(r) for r, label in zip(rewards[row][: len(labels)], labels, strict=True) if label.kept == kept]
         values += mine
         groups += [group] * len(mine)
     return np.array(values), groups
 
 
-def _auroc(worse: tuple[np.ndarray, list[str]], better: tuple[np.ndarray, list[str]]) -> dict[str, Any]:
+def _auroc(name: str, worse: tuple[np.ndarray, list[str]], better: tuple[np.ndarray, list[str]]) -> dict[str, Any]:
     if not len(worse[0]) or not len(better[0]):
-        return {"auroc": None, "auroc_interval": None}
+        return {name: None, f"{name}_interval": None}
     drawn = draws(worse[0], better[0], worse[1], better[1])
     low, high = np.quantile([auroc(n, p) for n, p in drawn], [0.025, 0.975])
-    return {"auroc": auroc(worse[0], better[0]), "auroc_interval": (float(low), float(high))}
+    return {name: auroc(worse[0], better[0]), f"{name}_interval": (float(low), float(high))}
 
 
 def _mean_reward(data: EditSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
     """Return how often the mean reward of the edited text's tokens is above the original's."""
     pairs = pairs_of_edits(data)
+    if not pairs.pairs:
+        return {"pairs": 0, "accuracy": None, "interval": None, "ties": None, "equal_length": None}
     means = [float(row.mean()) for row in rewards]
     differences = [means[edited] - means[original] for edited, original in pairs.pairs]
     equal = [n for n, (a, b) in enumerate(pairs.pairs) if equal_length(data.rows[a], data.rows[b])]

@@ -47,7 +47,8 @@ def plot_training(metrics: Path, info: RewardInfo, path: Path) -> None:
         right.plot(shares, values, marker="o", markersize=4, color=color, label=label)
     right.axhline(figures[shown][1], color="#999", linestyle=":", linewidth=1)
     right.set(xlabel="% of the response", ylabel=figures[shown][0], title="held-out prompts")
-    right.legend(frameon=False)
+    if evaluated:
+        right.legend(frameon=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 
@@ -87,6 +88,7 @@ def edit_table(metrics: dict) -> list[tuple[str, str, str]]:
     mean = figures["mean_reward"]
     rows = [
         ("AUROC, tokens added against tokens taken away", figures["auroc"], figures["auroc_interval"]),
+        ("AUROC, tokens kept against tokens taken away", figures["kept_auroc"], figures["kept_auroc_interval"]),
         ("edited above original by the mean reward of tokens", mean["accuracy"], mean["interval"]),
     ]
     if equal := mean["equal_length"]:
