@@ -25,6 +25,7 @@ from midcourse.cli.detect_score import DetectScore
 from midcourse.cli.detect_train import DetectTrain
 from midcourse.cli.dpo import Dpo
 from midcourse.cli.edits_label import EditsLabel
+from midcourse.cli.edits_make import EditsMake
 from midcourse.cli.export import Export
 from midcourse.cli.guide import GuideCommand
 from midcourse.cli.methods import Methods
@@ -60,7 +61,7 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
     "learn": {
         "sample": Sample,
         "prefer": Prefer,
-        "edits": Family("Say what edits of texts changed.", {"label": EditsLabel}),
+        "edits": Family("Edit responses as little as possible.", {"make": EditsMake, "label": EditsLabel}),
         "train": Train,
         "dpo": Dpo,
         "export": Export,
