@@ -353,6 +353,23 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
             for n in range(40, 48)
         ],
     ),
+    "edits.jsonl": _texts(
+        "edits.jsonl",
+        [
+            {
+                "prompt": f"When does the {what} go?",
+                "original": f" The {what} {wrong}.",
+                "edited": f" The {what} {right}.",
+            }
+            for what in ("ferry", "tram", "night train")
+            for wrong, right in (
+                ("go at nine oclock", "goes at nine o'clock"),
+                ("left if it is full", "leaves when it is full"),
+                ("dont go on sunday", "doesn't go on Sunday"),
+                ("departs at at noon", "departs at noon"),
+            )
+        ],
+    ),
     "my-reward": (
         ("comparisons.jsonl",),
         "midcourse train comparisons.jsonl --out my-reward --layers 2 --epochs 1 --template raw",
