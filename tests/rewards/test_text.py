@@ -5,6 +5,7 @@ import math
 import random
 import re
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -426,11 +427,14 @@ def bpe_reward(architecture: str, template: str = "raw") -> RewardModel:
 
 
 @cache
-def pair(writes: str, architecture: str) -> tuple[LanguageModel, RewardModel]:
+def pair(writes: str, architecture: str, objective: str = "prefix") -> tuple[LanguageModel, RewardModel]:
     """A language model that writes bytes with a reward that reads BPE, or the other way round."""
     if writes == "bytes":
-        return tiny_language_model("llama", more_eos=[17]), bpe_reward(architecture)
-    return bpe_language_model("llama"), tiny_reward(architecture)
+        lm, reward = tiny_language_model("llama", more_eos=[17]), bpe_reward(architecture)
+    else:
+        lm, reward = bpe_language_model("llama"), tiny_reward(architecture)
+    reward.info = replace(reward.info, objective=objective, centre=0.0 if objective == "prefix" else 0.25)
+    return lm, reward
 
 
 def retokenised(lm: LanguageModel, reward: RewardModel) -> Retokenised:
@@ -442,7 +446,10 @@ def from_scratch(lm: LanguageModel, reward: RewardModel, prompt: str, ids: list[
     finished = bool(ids) and ids[-1] in lm.eos_token_ids
     text = decoded(lm.tokenizer, ids[:-1] if finished else ids)
     before = prompt_ids(reward.tokenizer, prompt, reward.template)
-    row = [*before, *response_ids(reward.tokenizer, text, finished=finished)]
+    response = response_ids(reward.tokenizer, text, finished=finished)
+    if reward.additive:
+        return reward.score_ids([(before, response)])[0].sum().item()
+    row = [*before, *response]
     return reward.score_ids([(row[:-1], row[-1:])])[0].item()
 
 
@@ -522,13 +529,14 @@ class Walk:
         self.truth = [(p, [*ids, token]) for (p, ids), token in zip(self.truth, tokens, strict=True)]
 
 
+@pytest.mark.parametrize("objective", ["prefix", "token-discriminator"])
 @pytest.mark.parametrize("architecture", slow_except(["gemma3"], ["llama", "gemma3", "gpt2"]))
 @pytest.mark.parametrize("writes", slow_except(["bpe"], ["bytes", "bpe"]))
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32))
-def test_retokenised_rows_equal_reading_each_text_from_scratch(writes, architecture, seed):
+def test_retokenised_rows_equal_reading_each_text_from_scratch(writes, architecture, objective, seed):
     with torch.inference_mode():
-        walk = Walk(*pair(writes, architecture), random.Random(seed))
+        walk = Walk(*pair(writes, architecture, objective), random.Random(seed))
         for _ in range(8):
             walk.step()
         walk.check_prefixes()
@@ -566,8 +574,9 @@ def test_retokenised_scores_equal_reading_each_text_from_scratch(writes, text):
     ("writes", "architecture"),
     slow_except([("bpe", "gpt2")], [("bytes", "llama"), ("bytes", "gemma3"), ("bpe", "gpt2")]),
 )
-def test_laws_of_a_retokenised_reward(writes, architecture):
-    lm, reward = pair(writes, architecture)
+@pytest.mark.parametrize("objective", ["prefix", "token-discriminator"])
+def test_laws_of_a_retokenised_reward(writes, architecture, objective):
+    lm, reward = pair(writes, architecture, objective)
     assert_laws(retokenised(lm, reward), lm, PROMPTS, RESPONSES)
 
 

@@ -38,6 +38,10 @@ class ScalarReward(Protocol):
         """Return the weight at which it is an exact soft value."""
 
     @property
+    def additive(self) -> bool:
+        """Return whether it rewards tokens, and a text by their sum."""
+
+    @property
     def models(self) -> Sequence[nn.Module]:
         """Return the models that guiding with it runs."""
 
@@ -56,7 +60,8 @@ class Retokenised(Reward):
     """A scalar reward for a language model that writes other tokens than the reward reads.
 
     The response so far, with each candidate, is tokenised anew at every step, so its last tokens may change; what all
-    candidates of a row share stays cached, and the rest of all rows is read in one forward.
+    candidates of a row share stays cached, and the rest of all rows is read in one forward. Of a reward of tokens, a
+    prefix has the sum over the reward's own tokens of its text.
 
     Args:
         reward: a causal scalar reward, such as a RewardModel.
@@ -130,6 +135,9 @@ class Retokenised(Reward):
         before = prompt_ids(self.reward.tokenizer, prompt, self.template)
         ids, points = whole_response(self.lm_tokenizer, self.eos_token_ids, response)
         rows = [self.encode(before, point.text, point.finished) for point in points]
+        if self.reward.additive:
+            of_tokens = self.reward.score_ids([(row[: len(before)], row[len(before) :]) for row in rows])
+            return as_score(self.lm_tokenizer, ids, [row.sum().item() for row in of_tokens])
         # The reward is read at a row's last token, which is the prompt's if the response is still empty.
         rewards = self.reward.score_ids([(row[:-1], row[-1:]) for row in rows])
         return as_score(self.lm_tokenizer, ids, [row[0].item() for row in rewards])
@@ -151,6 +159,7 @@ class RetokenisedRows(ResponseRows):
     Attributes:
         before: the prompts in the reward's tokens.
         cached: each row's tokens in the cache.
+        gained: of a reward of tokens, what each cached token gained, 0 in the prompt.
     """
 
     def __init__(self, reward: Retokenised, prefixes: Sequence[Prefix], room: int):
@@ -165,9 +174,19 @@ class RetokenisedRows(ResponseRows):
         self.cache = PrefixCache(backbone, len(prefixes), max(map(len, self.cached)) + room)
         token_ids, _ = pad(self.cached, self.device)
         hidden = self.cache.extend(token_ids, counts := [len(ids) for ids in self.cached]).last_hidden_state
-        rewards = self.reward.reward.read(hidden[range(len(counts)), [count - 1 for count in counts]])
+        self.gained = [[0.0] * len(ids) for ids in self.cached]
+        if reward.reward.additive:
+            values = self.reward.reward.read(hidden).tolist()
+            self.gained = [
+                [0.0] * len(before) + row[len(before) : count]
+                for before, row, count in zip(self.before, values, counts, strict=True)
+            ]
+            rewards = [sum(row) for row in self.gained]
+        else:
+            at_ends = hidden[range(len(counts)), [count - 1 for count in counts]]
+            rewards = self.reward.reward.read(at_ends).tolist()
         keys = [(key, p.text, p.finished) for key, p in zip(self.keys, now, strict=True)]
-        self.known = dict(zip(keys, rewards.tolist(), strict=True))
+        self.known = dict(zip(keys, rewards, strict=True))
 
     def read(self, asked: list[dict[Key, Text]]) -> dict[Key, float]:
         """Read the texts in one forward; the cache then holds what the texts of each row share."""
@@ -189,6 +208,7 @@ class RetokenisedRows(ResponseRows):
 
         self.cache.rewind([len(old) - keep for old, keep in zip(self.cached, kept, strict=True)])
         self.cached = [row[0][:n] for row, n in zip(rows, shared, strict=True)]
+        self.gained = [gained[:keep] for gained, keep in zip(self.gained, kept, strict=True)]
         # What is shared and new goes in before the branches, in the same forward; only it stays in the cache.
         first, _ = pad([ids[keep:] for ids, keep in zip(self.cached, kept, strict=True)], self.device)
         ends = [[ids[n:] for ids in row] for row, n in zip(rows, shared, strict=True)]
@@ -201,29 +221,51 @@ class RetokenisedRows(ResponseRows):
     def _branches(
         self, ends: list[list[list[int]]], first: Int[Tensor, "batch first"], counts: list[int]
     ) -> list[list[float]]:
-        """Return the rewards at the last tokens of each row's alternative ends, which follow `first`."""
+        """Return the rewards of each row's texts: of their alternative ends, which follow `first`."""
         # A cache takes as many branches of each row: rows with fewer texts are filled up by one token of no meaning.
         width = max(map(len, ends))
         filled = [end for row in ends for end in [*row, *[[0]] * (width - len(row))]]
         token_ids, _ = pad(filled, self.device)
         branches = token_ids.view(len(ends), width, -1)
-        hidden = self.cache.branches(branches, first, counts).last_hidden_state[:, first.shape[1] :]
+        states = self.cache.branches(branches, first, counts).last_hidden_state
+        hidden = states[:, first.shape[1] :].reshape(len(filled), token_ids.shape[1], -1)
+        if self.reward.reward.additive:
+            return self._sums(
+                ends, self.reward.reward.read(states[:, : first.shape[1]]).tolist(), counts, hidden, width
+            )
         last = torch.tensor([len(end) - 1 for end in filled], device=self.device)
-        at_ends = hidden.reshape(len(filled), token_ids.shape[1], -1)[range(len(filled)), last]
-        rewards = self.reward.reward.read(at_ends).view(len(ends), width).tolist()
+        rewards = self.reward.reward.read(hidden[range(len(filled)), last]).view(len(ends), width).tolist()
         return [values[: len(row)] for row, values in zip(ends, rewards, strict=True)]
+
+    def _sums(
+        self, ends: list[list[list[int]]], first: list[list[float]], counts: list[int], hidden: Tensor, width: int
+    ) -> list[list[float]]:
+        """Return the sums of the tokens' rewards of each row's texts, and remember those of `first`."""
+        values = self.reward.reward.read(hidden).tolist()
+        for gained, new, count, before in zip(self.gained, first, counts, self.before, strict=True):
+            gained += [0.0 if len(gained) + n < len(before) else value for n, value in enumerate(new[:count])]
+        found = []
+        for number, row in enumerate(ends):
+            known = len(self.gained[number])
+            prompt = max(len(self.before[number]) - known, 0)  # tokens of the prompt among those of an end
+            branches = values[number * width : number * width + len(row)]
+            sums = [sum(branch[prompt : len(end)]) for branch, end in zip(branches, row, strict=True)]
+            found.append([sum(self.gained[number]) + one for one in sums])
+        return found
 
     def select(self, rows: Sequence[int]) -> None:
         super().select(rows)
         self.cache.select(rows)
         self.before = [self.before[row] for row in rows]
         self.cached = [self.cached[row] for row in rows]
+        self.gained = [list(self.gained[row]) for row in rows]
 
     def replace(self, places: Sequence[int], other: Any) -> None:
         super().replace(places, other)
         self.cache.replace(places, other.cache)
         for row, place in enumerate(places):
             self.before[place], self.cached[place] = other.before[row], other.cached[row]
+            self.gained[place] = other.gained[row]
 
 
 def _shared(rows: Sequence[list[int]]) -> int:
