@@ -183,8 +183,11 @@ def begin_record(
 
 def recorded(out: Path) -> dict[str, Any]:
     """Return what was asked for the rows of a file, nothing for an empty one; RowFileError if nothing says so."""
-    if not out.exists() or not out.stat().st_size:
-        return {}
+    return asked_for(out) if out.exists() and out.stat().st_size else {}
+
+
+def asked_for(out: Path) -> dict[str, Any]:
+    """Return what the record beside a file says; RowFileError if there is none."""
     remedy = "name another file for --out, and join both if you know that they belong together"
     path = record_of(out)
     if not path.is_file():

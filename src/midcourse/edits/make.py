@@ -19,7 +19,7 @@ from midcourse.data.chat import Answer, ChatServer
 from midcourse.data.comparisons import Comparison
 from midcourse.data.formats import Problem
 from midcourse.data.jsonl import RowFileError, append_row, appending, written_rows
-from midcourse.data.prompts import begin_record, recorded
+from midcourse.data.prompts import asked_for, begin_record, recorded
 from midcourse.data.record import only_writer
 from midcourse.errors import MidcourseError
 from midcourse.progress import progress
@@ -230,7 +230,8 @@ def make_edits(comparisons: Sequence[Comparison], editor: Editor, out: str | Pat
         made, failed = (written_rows(path, resume, lambda row: _number(row, comparisons)) for path in (out, failures))
         asked = {**editor.asked(), "show_preferred": editor.show_preferred}
         materials = [json.dumps([c.prompt, c.chosen, c.rejected], ensure_ascii=False) for c in comparisons]
-        begin_record(out, asked, materials, recorded(out) if made or failed else {}, "comparisons")
+        earlier = asked_for(out) if failed else recorded(out)
+        begin_record(out, asked, materials, earlier, "comparisons")
         left = {n: c for n, c in enumerate(comparisons) if n not in made and n not in failed}
         counts = [len(made), len(failed)]
         with appending(out) as file, appending(failures) as apart, progress("editing", len(left)) as advance:
