@@ -139,10 +139,10 @@ def test_the_share_of_changed_words():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"most": 0}, "most 0 is no share of the words"),
+        ({"most": 0.0}, "most 0.0 is no share of the words"),
         ({"retries": -1}, "retries -1 is negative"),
         ({"concurrency": 0}, "concurrency 0 asks nothing"),
-        ({"temperature": -1}, "temperature -1 is not a finite number from 0 on"),
+        ({"temperature": -1.0}, "temperature -1.0 is not a finite number from 0 on"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

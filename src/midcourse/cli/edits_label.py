@@ -46,10 +46,11 @@ class Write:
 
 @dataclass(kw_only=True)
 class EditsLabel:
-    """Say what edits did to each token: kept, added, deleted, substituted, or kept where something was missing before.
+    """Say what edits did to each token of both texts.
 
-    The labels are those of a shortest way from the original to the edited text. Rows with a text and marked spans get
-    labels too. Without --out, the edits and the counts are only shown.
+    A token is kept, added, deleted or substituted, or kept where something was missing before it. The labels are those
+    of a shortest way from the original to the edited text. Rows with a text and marked spans get labels too. Without
+    --out, the edits and the counts are only shown.
     """
 
     edits: tyro.conf.Positional[Path]

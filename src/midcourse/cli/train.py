@@ -242,7 +242,7 @@ class Train:
                 raise UsageError(f"objective implicit trains nothing and has no {flag.replace('_', '-')}; leave it out")
         check_new(out)
         if self.data is not None and not all(isinstance(one, Comparison) for one in self._read(None)):
-            raise UsageError(f"{self.data} holds no comparisons, on which objective implicit is measured")
+            raise UsageError(f"{self.data} holds no comparisons; objective implicit is measured on comparisons")
         reward = ImplicitReward.create(
             parts.backbone,
             asked.reference,

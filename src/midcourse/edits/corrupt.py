@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from midcourse.data.alignment import Change, Labels, Span
 from midcourse.data.edits import Edit
@@ -54,7 +54,7 @@ class Corrupted:
 
 
 def corrupt(
-    text: str, *, prompt: Prompt = "", count: int = 1, kinds: Sequence[Kind] = KINDS, seed: int = 0
+    text: str, *, prompt: Prompt = "", count: int = 1, kinds: Sequence[str] = KINDS, seed: int = 0
 ) -> Corrupted:
     """Make a text worse at up to `count` places that do not touch.
 
@@ -74,9 +74,9 @@ def corrupt(
         raise CorruptError(f"kind {strange[0]!r} is unknown; use some of: {', '.join(KINDS)}")
     if count < 1:
         raise CorruptError(f"count {count} corrupts nothing; use 1 or more")
-    random = Random(f"{seed} {text}")
+    wanted, random = [cast(Kind, kind) for kind in kinds], Random(f"{seed} {text}")
     chosen: list[tuple[Kind, Span, str]] = []
-    order = {kind: random.sample(found, len(found)) for kind in kinds if (found := list(_RULES[kind](text, random)))}
+    order = {kind: random.sample(found, len(found)) for kind in wanted if (found := list(_RULES[kind](text, random)))}
     while order and len(chosen) < count:
         kind = random.choice(list(order))
         span, new = order[kind].pop()

@@ -49,8 +49,8 @@ def value_loss(
 
 
 def exact_kl(
-    logits: Float[Tensor, "batch tokens vocab"], reference_logits: Float[Tensor, "batch tokens vocab"]
-) -> Float[Tensor, "batch tokens"]:
+    logits: Float[Tensor, "*place vocab"], reference_logits: Float[Tensor, "*place vocab"]
+) -> Float[Tensor, "*place"]:
     """Return KL(pi || pi_ref) at every prefix, over the whole vocabulary, in nats."""
     logprobs, reference = logits.log_softmax(-1), reference_logits.log_softmax(-1)
     return (logprobs.exp() * (logprobs - reference)).sum(-1)
@@ -87,7 +87,7 @@ def less_kl(
     return torch.where(mask, rewards - weight * kl, 0.0)
 
 
-def entropy(logits: Float[Tensor, "batch tokens vocab"]) -> Float[Tensor, "batch tokens"]:
+def entropy(logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place"]:
     """Return the entropy of the next token at every prefix, in nats."""
     logprobs = logits.log_softmax(-1)
     return -(logprobs.exp() * logprobs).sum(-1)

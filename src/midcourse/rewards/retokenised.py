@@ -181,7 +181,7 @@ class RetokenisedRows(ResponseRows):
                 [0.0] * len(before) + row[len(before) : count]
                 for before, row, count in zip(self.before, values, counts, strict=True)
             ]
-            rewards = [sum(row) for row in self.gained]
+            rewards = [sum(row, 0.0) for row in self.gained]
         else:
             at_ends = hidden[range(len(counts)), [count - 1 for count in counts]]
             rewards = self.reward.reward.read(at_ends).tolist()
@@ -249,8 +249,8 @@ class RetokenisedRows(ResponseRows):
             known = len(self.gained[number])
             prompt = max(len(self.before[number]) - known, 0)  # tokens of the prompt among those of an end
             branches = values[number * width : number * width + len(row)]
-            sums = [sum(branch[prompt : len(end)]) for branch, end in zip(branches, row, strict=True)]
-            found.append([sum(self.gained[number]) + one for one in sums])
+            start = sum(self.gained[number], 0.0)
+            found.append([sum(branch[prompt : len(end)], start) for branch, end in zip(branches, row, strict=True)])
         return found
 
     def select(self, rows: Sequence[int]) -> None:
