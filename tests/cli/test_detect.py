@@ -118,7 +118,7 @@ def test_ten_thousand_texts_take_no_more_memory_than_a_thousand(detector, tmp_pa
     """But for the texts themselves."""
     peaks = {}
     for count in (1_000, 10_000):
-        texts = write(tmp_path / f"{count}.jsonl", [{"text": said(i, i % 2 == 0, words=8)} for i in range(count)])
+        texts = write(tmp_path / f"{count}.jsonl", [{"text": said(i, i % 2 == 0, words=2)} for i in range(count)])
         out = tmp_path / f"{count}.verdicts.jsonl"
         flags = list(map(str, (texts, "--detector", detector, "--fpr", 0.05, "--out", out)))
         program = (

@@ -26,9 +26,6 @@ from midcourse.train.objectives import ObjectiveError, make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
 
-NAMES = ("edited-tokens", "token-discriminator")
-HEADS = ("scalar", "vocabulary", "trunk:4")
-
 
 def edit(number: int, random: Random) -> Edit:
     """A text in which every x is wrong and should be a y."""
@@ -51,8 +48,15 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("edited-tokens", "scalar"),
+        ("edited-tokens", "trunk:4"),
+        ("token-discriminator", "scalar"),
+        ("token-discriminator", "vocabulary"),
+    ],
+)
 def test_changed_tokens_are_told_apart(name, head, edits, lm_folder, tmp_path):
     objective = make_objective(name)
     kind, head = head_of(head, str(lm_folder))
