@@ -162,9 +162,7 @@ def test_odds_are_even_where_both_are_as_likely():
     assert np.isnan(odds(of(0, 100), of(1, 19))).all()
 
 
-def test_what_is_no_text_or_no_setting_is_refused_at_once(detector, pytestconfig):
-    if pytestconfig.getoption("--jaxtyping-packages", None):
-        pytest.skip("types are checked before the detector sees them")
+def test_what_is_no_text_or_no_setting_is_refused_at_once(detector, types_unchecked):
     for texts, message in (
         ("one", "texts is one text"),
         (None, "texts is an object of type NoneType; give a list of texts"),
