@@ -132,10 +132,12 @@ def token_labels(original: Sequence[int], edited: Sequence[int]) -> Labels:
 
 def marked_labels(marks: Sequence[Span], tokens: Sequence[Span]) -> tuple[Change, ...]:
     """Return DELETED for every token that shares a character with a mark, and KEPT for others."""
-    return tuple(
-        Change.DELETED if any(begin < end_of and at < end for at, end_of in marks) else Change.KEPT
-        for begin, end in tokens
-    )
+    return tuple(Change.DELETED if any(meet(token, mark) for mark in marks) else Change.KEPT for token in tokens)
+
+
+def meet(one: Span, other: Span) -> bool:
+    """Return whether two spans share a character."""
+    return one[0] < other[1] and other[0] < one[1]
 
 
 def word_spans(text: str) -> list[Span]:

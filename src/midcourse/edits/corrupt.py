@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
-from midcourse.data.alignment import Change, Labels, Span
+from midcourse.data.alignment import Change, Labels, Span, meet
 from midcourse.data.edits import Edit
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Prompt
@@ -107,18 +107,14 @@ def known_labels(corrupted: Corrupted, spans: tuple[Sequence[Span], Sequence[Spa
             (before, spans[0], wrong, Change.DELETED),
             (after, spans[1], right, Change.ADDED),
         ):
-            for number in _meeting(tokens, span):
-                labels[number] = Change.SUBSTITUTED if both else alone
+            for number, token in enumerate(tokens):
+                if meet(token, span):
+                    labels[number] = Change.SUBSTITUTED if both else alone
         if wrong[0] == wrong[1]:
             behind = next((n for n, (_, end) in enumerate(spans[0]) if end > wrong[0]), None)
             if behind is not None and before[behind] is Change.KEPT:
                 before[behind] = Change.OMISSION
     return Labels(tuple(before), tuple(after))
-
-
-def _meeting(tokens: Sequence[Span], span: Span) -> list[int]:
-    """Return the numbers of the tokens that share a character with a span."""
-    return [number for number, (begin, end) in enumerate(tokens) if begin < span[1] and span[0] < end]
 
 
 # ---- the rules: where each applies, and what it writes there ----
