@@ -142,15 +142,16 @@ def trained(name: str, variant: Variant, data: Path) -> list[dict[str, Any]]:
     done = folder.with_suffix(".json")
     if done.exists():
         return list(json.loads(done.read_text()))
-    reward = begin(objective=make_objective("ordered", **variant.weights), **variant.start)
-    train_detector(
-        reward,
-        ladders(data, mixed_texts(data) if variant.mixed else {}),
-        folder,
-        Settings(epochs=EPOCHS, batch_size=8, max_tokens=TOKENS),
-        replay=replay(data, reward) if variant.replayed else (),
-        resume=(folder / "checkpoint").exists(),
-    )
+    if not (folder / "midcourse.json").exists():
+        reward = begin(objective=make_objective("ordered", **variant.weights), **variant.start)
+        train_detector(
+            reward,
+            ladders(data, mixed_texts(data) if variant.mixed else {}),
+            folder,
+            Settings(epochs=EPOCHS, batch_size=8, max_tokens=TOKENS),
+            replay=replay(data, reward) if variant.replayed else (),
+            resume=(folder / "run.json").exists(),
+        )
     texts = asked_about(data)
     rows = of_domains(texts, scores_of(folder, texts), name)
     write_text(done, as_json(rows))

@@ -29,6 +29,7 @@ from midcourse.cli.edits_make import EditsMake
 from midcourse.cli.export import Export
 from midcourse.cli.guide import GuideCommand
 from midcourse.cli.methods import Methods
+from midcourse.cli.ppo import Ppo
 from midcourse.cli.prefer import Prefer
 from midcourse.cli.reward_bench import RewardBench
 from midcourse.cli.rewards import Rewards
@@ -64,6 +65,7 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
         "edits": Family("Edit responses as little as possible.", {"make": EditsMake, "label": EditsLabel}),
         "train": Train,
         "dpo": Dpo,
+        "ppo": Ppo,
         "export": Export,
     },
     "guide": {"guide": GuideCommand, "methods": Methods, "rewards": Rewards},

@@ -12,11 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from midcourse.data.alignment import Span
-from midcourse.errors import MidcourseError
-
-
-class PPOError(MidcourseError):
-    """Rewards, settings or prompts that a policy cannot be trained with."""
+from midcourse.ppo.settings import PPOError
 
 
 def check_rewards(rewards: object, mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:

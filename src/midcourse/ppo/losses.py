@@ -3,13 +3,13 @@
 Tensors are (batch, tokens) with a mask, as in `ppo.advantages`. Means are over the tokens of a batch.
 """
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-KL: TypeAlias = Literal["exact", "k1", "k3"]
+from midcourse.ppo.settings import KL
 
 
 class PolicyLoss(NamedTuple):

@@ -1,0 +1,128 @@
+"""midcourse ppo."""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midcourse.cli.console import UsageError, table
+from midcourse.cli.groups import Machine, TemplateName
+from midcourse.files import as_json
+from midcourse.ppo.settings import PPOSettings, check_settings
+
+if TYPE_CHECKING:
+    from midcourse.rewards.contract import Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """What to write, and where."""
+
+    out: Path
+    """Folder of the policy: a PEFT adapter, or a whole model with --tune all."""
+    resume: bool = False
+    """Go on from the last whole checkpoint in --out."""
+    json: bool = False
+    """Print the metrics of all steps as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paid:
+    """What the policy is paid for."""
+
+    reward: str | None = None
+    """Reward of tokens, prefixes or texts: a folder, a shipped reward, vader, profanity, MODULE:FUNCTION of a text, or
+    a classifier."""
+    token_function: str | None = None
+    """Instead of --reward, MODULE:FUNCTION from (rollouts, mask) to the rewards of their tokens, (batch, tokens)."""
+    end_reward: str | None = None
+    """A second reward, of whole responses, paid at the last token."""
+    end_scale: float = 1.0
+    """Multiplies the second reward."""
+    gold: str | None = None
+    """A reward to measure at every step that nothing is learned from."""
+
+
+@dataclass(kw_only=True)
+class Ppo:
+    """Train the language model itself by a reward per token (PPO).
+
+    Proximal policy optimisation: the model writes responses to the prompts, each token is paid what a reward gives it,
+    and the model learns to write what pays, near to what it was. midcourse compare takes the policy as
+    policy=FOLDER, beside guided decoding.
+    """
+
+    prompts: Path
+    """Prompts: JSONL (also .gz), CSV or Parquet, in the field prompt."""
+    write: Write
+    paid: Paid = field(default_factory=Paid)
+    training: PPOSettings = field(default_factory=PPOSettings)
+    template: TemplateName | None = None
+    """How prompts are rendered; by default as the reward's were, else raw. chat: by the chat template. raw: as they
+    are, to be continued."""
+    lm: str = "smollm2"
+    """The language model to train, which as it is now is the reference too: smollm2, a folder, or a Hub id."""
+    machine: Machine = field(default_factory=Machine)
+
+    def run(self) -> int:
+        from midcourse.lm.load import resolve_device
+        from midcourse.train import processes
+
+        check_settings(self.training)
+        if (self.paid.reward is None) == (self.paid.token_function is None):
+            raise UsageError("ppo needs one of --reward and --token-function; --reward civil is ready to run")
+        with processes.joined(resolve_device(self.machine.device)):
+            return self._run()
+
+    def _run(self) -> int:
+        from midcourse.data.prompts import read_prompts
+        from midcourse.lm.language_model import LanguageModel
+        from midcourse.ppo.run import train_policy
+        from midcourse.rewards.gold import load_function
+        from midcourse.train import processes
+        from midcourse.train.stopping import Interrupted
+
+        paid, write = self.paid, self.write
+        prompts = processes.everywhere(lambda: read_prompts(self.prompts))
+        reward: Any = self._reward(paid.reward) if paid.reward else load_function(paid.token_function or "")
+        end_reward, gold = (self._reward(name) if name else None for name in (paid.end_reward, paid.gold))
+        lm = LanguageModel.load(self.lm, **asdict(self.machine))
+        try:
+            metrics = train_policy(
+                lm,
+                prompts,
+                reward,
+                write.out,
+                self.training,
+                end_reward=end_reward,
+                end_scale=paid.end_scale,
+                gold=gold,
+                template=self.template,
+                resume=write.resume,
+            )
+        except Interrupted as stop:
+            if processes.first():
+                print(f"midcourse: {stop}", file=sys.stderr)
+            return 128 + stop.signal
+        if processes.first():
+            self._tell(metrics)
+        return 0
+
+    def _tell(self, metrics: list[dict[str, Any]]) -> None:
+        """Print what the run's steps measured: all as JSON, or five of them as a table."""
+        if self.write.json:
+            print(as_json(metrics, indent=1))
+            return
+        places = sorted({round(share * (len(metrics) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
+        shown = [name for name in ("reward", "gold", "kl", "entropy", "length") if name in metrics[0]]
+        table(
+            "Means over the responses of a step",
+            ("rollouts", *shown),
+            [(str(metrics[n]["rollouts"]), *(f"{metrics[n][name]:.3f}" for name in shown)) for n in places],
+        )
+        print(f"policy, curves.png, samples.html and card: {self.write.out}")
+
+    def _reward(self, name: str) -> "Reward":
+        from midcourse.rewards.named import load_reward
+
+        return load_reward(name, template=self.template, **asdict(self.machine))

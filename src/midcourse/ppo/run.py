@@ -1,0 +1,175 @@
+"""A language model, prompts and a reward in, a policy out."""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from midcourse.data.comparisons import digest
+from midcourse.decode.request import agreed_template, check_room
+from midcourse.files import as_json, write_text
+from midcourse.lm.language_model import LanguageModel, rendering
+from midcourse.lm.policy import RECORD
+from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids
+from midcourse.lm.weights import tensors_fingerprint
+from midcourse.ppo.folder import add_metrics, finish, load_checkpoint, save_checkpoint, write_metrics, write_samples
+from midcourse.ppo.policy import Policy
+from midcourse.ppo.rollouts import Payment, TokenFunction
+from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
+from midcourse.ppo.training import BadBatch, Run
+from midcourse.progress import progress
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.fingerprint import reward_fingerprint
+from midcourse.train import processes
+from midcourse.train.folder import only_training, prepare_folder
+from midcourse.train.stopping import Interrupted, stop_on_signal
+
+LENGTH_TRAP = 0.5  # correlation of reward with length from which on a policy may learn to be long, or short
+
+
+def train_policy(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    reward: Reward | TokenFunction,
+    out: str | Path,
+    settings: PPOSettings | None = None,
+    *,
+    end_reward: Reward | None = None,
+    end_scale: float = 1.0,
+    gold: Reward | None = None,
+    template: Template | None = None,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Train a policy by PPO and write it to `out`; returns the metrics of all steps.
+
+    Args:
+        lm: what to begin at, and the reference. Adapters are put into it: load it anew for anything else.
+        prompts: they take turns, in an order drawn anew for each pass.
+        reward: any reward, or a function from (rollouts, mask) to rewards of tokens, (batch, tokens).
+        end_reward: a reward of whole responses, paid at the last token beside it, times `end_scale`.
+        gold: a reward that is measured at every step, and not learned from.
+        template: how prompts become tokens; by default the rewards' own, else "raw".
+        resume: go on from the last checkpoint in `out`, to the same policy as without the stop.
+
+    Raises:
+        PPOError, RewardError, PromptError: settings, rewards or prompts that cannot be used; rewards of the wrong shape
+            or that are no finite numbers, whose responses are kept in bad_batch.json.
+        TrainingError: `out` in use or of another run.
+        Interrupted: after Ctrl-C or SIGTERM; the same call with `resume` goes on.
+
+    Examples:
+        >>> train_policy(lm, prompts, load_reward("civil"), "civil-policy", PPOSettings(rollouts=512))[-1]["kl"]
+    """
+    settings, out = settings or PPOSettings(), Path(out)
+    check_settings(settings)
+    given = [(one, 1.0) for one in (reward, end_reward) if isinstance(one, Reward)]
+    template = agreed_template(given, template)
+    _check_prompts(lm, [one for one, _ in given], prompts, template, settings)
+    processes.join(lm.device)
+    record = {
+        "format": 1,
+        "method": "ppo",
+        "lm": lm.name,
+        "lm_fingerprint": tensors_fingerprint(lm.model),
+        **rendering(lm, template),
+        "template": template,
+        "reward": _name(reward),
+        "reward_fingerprint": _fingerprint(reward),
+        "end_reward": None if end_reward is None else _name(end_reward),
+        "end_reward_fingerprint": None if end_reward is None else _fingerprint(end_reward),
+        "end_scale": end_scale,
+        "gold": None if gold is None else _name(gold),
+        "settings": asdict(settings),
+        "prompts": len(prompts),
+        "prompts_fingerprint": digest([one if isinstance(one, str) else list(one) for one in prompts])[:16],
+    }
+    payment = Payment(
+        lm,
+        reward,
+        settings.density,
+        settings.reward_scale,
+        end_reward,
+        end_scale,
+        settings.missing_eos,
+        settings.seed,
+    )
+    with only_training(out) if processes.first() else contextlib.nullcontext():
+        checkpoint = processes.once(lambda: prepare_folder(out, record, resume, made="policy", record=RECORD))
+        run = Run(Policy(lm, settings), prompts, payment, settings, template, gold)
+        if checkpoint:
+            load_checkpoint(run, checkpoint)
+        _train(run, out)
+        if processes.first():
+            write_samples(out, run.state, lm.tokenizer)
+            finish(run, out, {**record, "metrics": run.state.metrics[-1]})
+    return run.state.metrics
+
+
+def _train(run: Run, out: Path) -> None:
+    """Do the steps that are left, with a checkpoint every few of them and at a signal."""
+    settings, state, warned = run.settings, run.state, False
+    processes.once(lambda: write_metrics(out, state))
+    bar = progress("ppo", settings.rollouts, quiet=not processes.first())
+    with bar as advance, stop_on_signal() as interruption:
+        advance(state.metrics[-1]["rollouts"] if state.metrics else 0)
+        while state.step < settings.steps:
+            before = state.metrics[-1]["rollouts"] if state.metrics else 0
+            row = _step(run, out)
+            if processes.first():
+                add_metrics(out, row)
+            warned = warned or _warn_of_length(row)
+            signal = processes.highest(interruption.signal or 0)
+            done = state.step == settings.steps
+            if signal or done or state.step % settings.save_every == 0:
+                processes.once(lambda: save_checkpoint(run, out))
+            if processes.first() and state.samples and state.samples[-1]["step"] == state.step:
+                write_samples(out, state, run.policy.lm.tokenizer)
+            advance(row["rollouts"] - before)
+            if signal and not done:
+                raise Interrupted(f"stopped after step {state.step} of {settings.steps}; add --resume to go on", signal)
+
+
+def _step(run: Run, out: Path) -> dict[str, Any]:
+    """Do a step; if nothing can be learned from its responses, keep them on disk and say so."""
+    try:
+        return run.step()
+    except BadBatch as bad:
+        path = out / "bad_batch.json"
+        if processes.first():
+            write_text(path, as_json({"why": str(bad), "step": run.state.step + 1, **bad.record}, indent=1))
+        raise PPOError(f"{bad} (the responses are in {path})") from bad
+
+
+def _warn_of_length(row: dict[str, Any]) -> bool:
+    """Say that reward follows length, if it does; return whether it did."""
+    found = row["length_correlation"]
+    if found is None or abs(found) <= LENGTH_TRAP or not processes.first():
+        return False
+    print(
+        f"midcourse: in step {row['step']} the reward goes with the length of responses (correlation {found:+.2f}), so "
+        "the policy may learn length alone; --centre takes each token's mean reward off",
+        file=sys.stderr,
+        flush=True,
+    )
+    return True
+
+
+def _check_prompts(
+    lm: LanguageModel, rewards: Sequence[Reward], prompts: Sequence[Prompt], template: Template, settings: PPOSettings
+) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise PPOError("there are no prompts to write responses to; give a list with at least one")
+    for number, prompt in enumerate(prompts, 1):
+        prefix = Prefix(prompt, prompt_ids(lm.tokenizer, prompt, template), template=template)
+        check_room(lm, rewards, prefix, settings.max_new_tokens, number)
+
+
+def _name(reward: Reward | TokenFunction) -> str:
+    return reward.name if isinstance(reward, Reward) else getattr(reward, "__qualname__", type(reward).__name__)
+
+
+def _fingerprint(reward: Reward | TokenFunction) -> Any:
+    """Return what says that a reward is the same when a run goes on; of a function its name, which is all there is."""
+    return reward_fingerprint(reward) if isinstance(reward, Reward) else _name(reward)
