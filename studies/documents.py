@@ -34,6 +34,7 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 
 from midcourse.files import write_text
+from studies.forked import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE, TEXT = ("python", "sh"), ("text", "json")
@@ -130,7 +131,7 @@ class Run:
         # In a process of its own, as a reader's code: nothing that tests do to this one reaches it.
         if self._interpreter is None:
             self._interpreter = subprocess.Popen(
-                [sys.executable, "-c", _INTERPRETER],
+                [str(forked().folder / "python-code"), _INTERPRETER],
                 cwd=self.folder,
                 env=environment(),
                 stdin=subprocess.PIPE,
@@ -250,7 +251,8 @@ def given_of(text: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Return the environment of a reader's shell: this midcourse in PATH, no network, tables of one width."""
-    own = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT / "src")}
+    path = os.pathsep.join([str(forked().folder), str(Path(sys.executable).parent)])
+    own = {"PATH": path, "PYTHONPATH": str(ROOT / "src")}
     search = {name: os.pathsep.join(filter(None, [first, os.environ.get(name)])) for name, first in own.items()}
     return {**os.environ, **search, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", "NO_COLOR": "1"}
 

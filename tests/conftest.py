@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest test first, so that no process is left waiting for another at the end."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
 @pytest.fixture
 def shapes_checked(pytestconfig: pytest.Config) -> None:
     """For tests of what only `make test` looks at: types and shapes at every call."""
