@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from midcourse.compare.independence import of_policy, of_reward, why_dependent, write_paid_by
+from midcourse.data.formats import DataError
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.policy import load_policy
@@ -18,6 +20,7 @@ from midcourse.ppo.run import train_policy
 from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
 from midcourse.ppo.training import adapted, correlation
 from midcourse.rewards.info import RewardError
+from midcourse.rewards.named import load_reward
 from midcourse.rewards.text import FunctionReward
 from midcourse.testing import tiny_language_model
 from midcourse.train.folder import checkpoints
@@ -46,8 +49,8 @@ def low_bytes(rollouts, mask):
 
 def trained(lm_folder: Path, out: Path, reward: object = low_bytes, resume: bool = False, **settings) -> list[dict]:
     lm = LanguageModel.load(str(lm_folder))
-    how = {**QUICK, **{name: value for name, value in settings.items() if name not in ("gold", "end_reward")}}
-    more = {name: settings[name] for name in ("gold", "end_reward") if name in settings}
+    more = {name: settings.pop(name) for name in ("gold", "paid_by") if name in settings}
+    how = {**QUICK, **settings}
     return train_policy(lm, PROMPTS, reward, out, PPOSettings(**how), resume=resume, **more)
 
 
@@ -94,13 +97,28 @@ def test_a_finished_folder_holds_what_people_look_for(lm_folder, tmp_path):
     found = {path.name for path in (tmp_path / "policy").iterdir()}
     assert found == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "curves.png", "metrics.jsonl",
-        "midcourse_policy.json", "samples.html",
+        "midcourse_policy.json", "paid_by.json", "samples.html",
     }  # fmt: skip
     page = (tmp_path / "policy/samples.html").read_text()
     assert "Step 1<" in page and "Step 4<" in page and "paid" in page
     assert "| kl | " in (tmp_path / "policy/README.md").read_text()
     record = json.loads((tmp_path / "policy/midcourse_policy.json").read_text())
     assert record["method"] == "ppo" and record["reward"] == "low_bytes" and record["prompts"] == 3
+
+
+def test_what_a_policy_was_trained_to_earn_is_no_judge_of_it(lm_folder, tmp_path):
+    trained(lm_folder, tmp_path / "policy", load_reward("vader"), paid_by=[of_reward("vader", "vader")])
+    policy = of_policy(str(tmp_path / "policy"), "policy")
+    why = "is what the policy policy was trained to earn"
+    assert why_dependent(of_reward("vader", "vader"), policy) == why
+    assert why_dependent(of_reward("profanity", "profanity"), policy) is None
+    assert policy.rows is not None and not len(policy.rows)
+    shipped = of_reward("civil", "civil")
+    write_paid_by(tmp_path / "policy", [shipped])
+    assert why_dependent(shipped, of_policy(str(tmp_path / "policy"), "policy")) == why
+    (tmp_path / "policy/paid_by.json").write_text("[{}]")
+    with pytest.raises(DataError, match=r"paid_by\.json is damaged"):
+        of_policy(str(tmp_path / "policy"), "policy")
 
 
 def test_the_same_seed_gives_the_same_policy(lm_folder, tmp_path):

@@ -75,6 +75,7 @@ class Ppo:
             return self._run()
 
     def _run(self) -> int:
+        from midcourse.compare.independence import of_reward
         from midcourse.data.prompts import read_prompts
         from midcourse.lm.language_model import LanguageModel
         from midcourse.ppo.run import train_policy
@@ -97,6 +98,7 @@ class Ppo:
                 end_reward=end_reward,
                 end_scale=paid.end_scale,
                 gold=gold,
+                paid_by=[of_reward(name, name) for name in (paid.reward, paid.end_reward) if name],
                 template=self.template,
                 resume=write.resume,
             )

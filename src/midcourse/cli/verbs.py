@@ -27,6 +27,7 @@ from midcourse.cli.dpo import Dpo
 from midcourse.cli.edits_label import EditsLabel
 from midcourse.cli.edits_make import EditsMake
 from midcourse.cli.export import Export
+from midcourse.cli.figa import Figa
 from midcourse.cli.guide import GuideCommand
 from midcourse.cli.methods import Methods
 from midcourse.cli.ppo import Ppo
@@ -66,6 +67,7 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
         "train": Train,
         "dpo": Dpo,
         "ppo": Ppo,
+        "figa": Figa,
         "export": Export,
     },
     "guide": {"guide": GuideCommand, "methods": Methods, "rewards": Rewards},

@@ -3,18 +3,23 @@
 A judge that shares either with what it judges rewards the guide's own mistakes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from midcourse.data.formats import DataError
 from midcourse.data.learned import read_learned_rows
+from midcourse.files import as_json, write_text
 from midcourse.lm.policy import ADAPTER, ADAPTER_WEIGHTS, adapter_base
 from midcourse.lm.weights import files_fingerprint, matrix_hashes, weight_files, weights_fingerprint
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.info import place_of, read_info
 from midcourse.rewards.named import is_function, kind_of
+
+PAID_BY = "paid_by.json"  # in a policy's folder: what the rewards are made of that it was trained to earn
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Origin:
         matrices: hashes of its matrices and of those that it was trained from, to their names.
         rows: hashes of the rows that it learned from, sorted; None if it does not say.
         function: the name of the function that it is.
+        paid_by: of a policy, the rewards that it was trained to earn.
     """
 
     name: str
@@ -34,6 +40,7 @@ class Origin:
     matrices: Mapping[str, str] = field(default_factory=dict, repr=False)
     rows: np.ndarray | None = field(default=None, repr=False)
     function: str | None = None
+    paid_by: tuple["Origin", ...] = ()
 
 
 def of_function(name: str) -> Origin:
@@ -65,10 +72,27 @@ def of_policy(source: str, name: str) -> Origin:
     folder = Path(source)
     if not (folder / ADAPTER).is_file():
         files = weight_files(source)
-        return Origin(name, files_fingerprint(files), matrix_hashes(files), read_learned_rows(folder))
-    own, base = [folder / ADAPTER_WEIGHTS], adapter_base(source)
-    fingerprint = f"{files_fingerprint(own)}-{weights_fingerprint(base)}"
-    return Origin(name, fingerprint, _with_parents(matrix_hashes(own), base), read_learned_rows(folder))
+        found = Origin(name, files_fingerprint(files), matrix_hashes(files), read_learned_rows(folder))
+    else:
+        own, base = [folder / ADAPTER_WEIGHTS], adapter_base(source)
+        fingerprint = f"{files_fingerprint(own)}-{weights_fingerprint(base)}"
+        found = Origin(name, fingerprint, _with_parents(matrix_hashes(own), base), read_learned_rows(folder))
+    return replace(found, paid_by=_paid_by(folder))
+
+
+def write_paid_by(folder: Path, rewards: Sequence[Origin]) -> None:
+    """Write beside a policy what the rewards are made of that it was trained to earn: `of_policy` reads it."""
+    rows = [{"name": one.name, "fingerprint": one.fingerprint, "matrices": dict(one.matrices)} for one in rewards]
+    write_text(folder / PAID_BY, as_json(rows) + "\n")
+
+
+def _paid_by(folder: Path) -> tuple[Origin, ...]:
+    if not (folder / PAID_BY).is_file():
+        return ()
+    try:
+        return tuple(Origin(**row) for row in json.loads((folder / PAID_BY).read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(f"{folder / PAID_BY} is damaged ({error}); train the policy again") from error
 
 
 def _with_parents(own: dict[str, str], backbone: str) -> dict[str, str]:
@@ -77,7 +101,15 @@ def _with_parents(own: dict[str, str], backbone: str) -> dict[str, str]:
 
 
 def why_dependent(judge: Origin, guide: Origin) -> str | None:
-    """Return what a judge shares with a guide, as the end of a sentence; None if nothing is known to be shared."""
+    """Return what a judge shares with a guide, as the end of a sentence; None if nothing is known to be shared.
+
+    What a policy was trained to earn is no judge of it.
+    """
+    for reward in guide.paid_by:
+        if judge.fingerprint == reward.fingerprint:
+            return f"is what the policy {guide.name} was trained to earn"
+        if why := why_dependent(judge, reward):
+            return f"{why}, which the policy {guide.name} was trained to earn"
     if judge.fingerprint == guide.fingerprint:
         return f"is the guide {guide.name} itself"
     shared = judge.matrices.keys() & guide.matrices.keys()

@@ -35,8 +35,13 @@ def write_learned_rows(folder: str | Path, examples: Iterable[Example], before: 
     """
     rows = {row_hash(example.prompt, response) for example in examples for response in example.responses}
     known = no_rows() if before is None else before
+    write_row_hashes(folder, np.union1d(known, np.array(sorted(rows), dtype=np.int64)))
+
+
+def write_row_hashes(folder: str | Path, hashes: np.ndarray) -> None:
+    """Write sorted hashes of rows beside a model in `folder`."""
     with whole_file(Path(folder) / NAME) as temporary:
-        save_file({"rows": np.union1d(known, np.array(sorted(rows), dtype=np.int64))}, temporary)
+        save_file({"rows": hashes}, temporary)
 
 
 def read_learned_rows(folder: str | Path) -> np.ndarray | None:

@@ -17,13 +17,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from midcourse.files import as_json, publish_folder, whole_file, write_bytes, write_text
 from midcourse.lm.load import quiet_transformers
 from midcourse.lm.policy import RECORD
+from midcourse.ppo.policy import Policy
 from midcourse.ppo.settings import PPOError
-from midcourse.ppo.training import Run, State
+from midcourse.ppo.training import State
 from midcourse.rewards.contract import Score
 from midcourse.show.page import cells_of, write_page
 from midcourse.show.tokens import Colouring, by_change, prompt_text, tokens_of_score
@@ -33,51 +35,46 @@ METRICS = "metrics.jsonl"
 WEIGHTS, OPTIMIZER, STATE = "policy.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save_checkpoint(run: Run, out: Path) -> None:
+def save_checkpoint(policy: Policy, optimizer: Optimizer, state: State, out: Path) -> None:
     """Write a checkpoint, whole or not at all, and drop older ones; PPOError if it cannot be written."""
-    name = f"checkpoint-{run.state.step}"
+    name = f"checkpoint-{state.step}"
     work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
     try:
-        weights = run.policy.trained()
+        weights = policy.trained()
         save_file({key: one.detach().contiguous().cpu() for key, one in weights.items()}, work / WEIGHTS)
-        save_file(_moments(run), work / OPTIMIZER)
-        write_text(work / STATE, as_json(vars(run.state)))
+        save_file(_moments(policy, optimizer), work / OPTIMIZER)
+        write_text(work / STATE, as_json(vars(state)))
         seal(work)
         publish_folder(work, out / name, replace=True)
     except Exception as error:  # safetensors has an error of its own for a full disk
         whole = checkpoints(out)
-        state = f"{whole[-1].name} is whole" if whole else "there is none before it"
-        raise PPOError(f"{name} cannot be written to {out} ({error}); {state}: make room, then add --resume") from error
+        last = f"{whole[-1].name} is whole" if whole else "there is none before it"
+        raise PPOError(f"{name} cannot be written to {out} ({error}); {last}: make room, then add --resume") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     for older in checkpoints(out)[:-1]:
         shutil.rmtree(older)
 
 
-def load_checkpoint(run: Run, checkpoint: Path) -> None:
-    """Put a run where it was when the checkpoint was written, to the last bit."""
-    weights, stored = run.policy.trained(), load_file(checkpoint / WEIGHTS)
+def load_checkpoint(policy: Policy, optimizer: Optimizer, checkpoint: Path) -> State:
+    """Put a policy and its optimiser where a checkpoint was written, to the last bit; return the state."""
+    weights, stored = policy.trained(), load_file(checkpoint / WEIGHTS)
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(stored[name])
-    moments = load_file(checkpoint / OPTIMIZER)
-    names = {id(weight): name for name, weight in weights.items()}
-    for group in run.optimizer.param_groups:
-        for weight in group["params"]:
-            own = names[id(weight)]
-            kept = {key.rpartition(" ")[2]: one for key, one in moments.items() if key.rpartition(" ")[0] == own}
-            run.optimizer.state[weight] = {
-                key: one if key == "step" else one.to(weight.device, weight.dtype) for key, one in kept.items()
-            }
-    run.state = State(**json.loads((checkpoint / STATE).read_text()))
+    for key, kept in load_file(checkpoint / OPTIMIZER).items():
+        name, _, what = key.rpartition(" ")
+        weight = weights[name]
+        optimizer.state[weight][what] = kept if what == "step" else kept.to(weight.device, weight.dtype)
+    return State(**json.loads((checkpoint / STATE).read_text()))
 
 
-def _moments(run: Run) -> dict[str, Tensor]:
-    names = {id(weight): name for name, weight in run.policy.trained().items()}
+def _moments(policy: Policy, optimizer: Optimizer) -> dict[str, Tensor]:
+    names = {id(weight): name for name, weight in policy.trained().items()}
     return {
-        f"{names[id(weight)]} {key}": one.detach().contiguous().cpu()
-        for weight, kept in run.optimizer.state.items()
-        for key, one in kept.items()
+        f"{names[id(weight)]} {what}": kept.detach().contiguous().cpu()
+        for weight, moments in optimizer.state.items()
+        for what, kept in moments.items()
     }
 
 
@@ -92,25 +89,25 @@ def add_metrics(out: Path, row: dict[str, Any]) -> None:
         file.write(as_json(row) + "\n")
 
 
-def finish(run: Run, out: Path, record: dict[str, Any]) -> None:
+def finish(policy: Policy, state: State, out: Path, record: dict[str, Any]) -> None:
     """Turn a run's folder into a policy, its record last; then drop what only resuming needs."""
     work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
     try:
-        model = run.policy.model
+        model = policy.model
         if isinstance(model, PeftModel):
             model.save_pretrained(str(work), save_embedding_layers=False)
             (work / "README.md").unlink(missing_ok=True)  # PEFT's own card
         else:
             with quiet_transformers():
-                run.policy.lm.model.save_pretrained(work)
-            run.policy.lm.tokenizer.save_pretrained(work)
+                policy.lm.model.save_pretrained(work)
+            policy.lm.tokenizer.save_pretrained(work)
         for path in sorted(work.iterdir()):
             write_bytes(out / path.name, path.read_bytes())
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    plot_curves(run.state.metrics, out / "curves.png")
-    write_text(out / "README.md", card(record, run.state.metrics))
-    write_text(out / RECORD, as_json(record, indent=2) + "\n")
+    plot_curves(state.metrics, out / "curves.png")
+    write_text(out / "README.md", card(record, state.metrics))
+    write_text(out / RECORD, as_json({**record, "metrics": state.metrics[-1]}, indent=2) + "\n")
     drop_run(out)
 
 
@@ -153,6 +150,7 @@ CURVES = (
     ("kl", "KL to the reference (nats per response)"),
     ("entropy", "entropy (nats per token)"),
     ("length", "tokens of a response"),
+    ("loss", "loss"),
     ("explained_variance", "variance explained by values"),
     ("clipped", "share of ratios clipped"),
 )
@@ -184,33 +182,55 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
 def card(record: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
     """Return a model card: what was trained on what, how, and what came of it."""
     first, last = metrics[0], metrics[-1]
-    names = [name for name in ("reward", "gold", "kl", "entropy", "length", "finished") if name in last]
+    names = [name for name in ("reward", "gold", "loss", "kl", "entropy", "length", "finished") if name in last]
     table = "".join(f"| {name.replace('_', ' ')} | {first[name]:.4g} | {last[name]:.4g} |\n" for name in names)
     settings = "\n".join(f"- {name}: {value}" for name, value in record["settings"].items())
-    paid = " and ".join(filter(None, (record["reward"], record["end_reward"])))
+    how, measured = _ABOUT[record["method"]]
     return f"""---
 library_name: {"peft" if record["settings"]["tune"] != "all" else "transformers"}
 base_model: {record["lm"]}
-tags: [ppo, midcourse]
+tags: [{record["method"]}, midcourse]
 ---
 
-# A policy trained by proximal policy optimisation
+# A policy trained by {how}
 
-`{record["lm"]}` (fingerprint `{record["lm_fingerprint"]}`), trained by midcourse on {record["settings"]["rollouts"]}
-responses of its own to {record["prompts"]} prompts (fingerprint `{record["prompts_fingerprint"]}`), rendered with the
-template `{record["template"]}`. Tokens were paid by `{paid}`.
+`{record["lm"]}` (fingerprint `{record["lm_fingerprint"]}`), trained by midcourse on {_learned_from(record)}, prompts
+rendered with the template `{record["template"]}`.
 
 ## Measured
 
-On the responses of the first step, which the reference wrote, and of the last. KL is exact, in nats per response;
-rewards are those that were learned from, so gold and KL say more.
+{measured}
 
 | | first step | last step |
 |---|---:|---:|
 {table}
-![Measurements by rollouts](curves.png)
+![Measurements by responses learned from](curves.png)
 
 ## Settings
 
 {settings}
 """
+
+
+_ABOUT = {
+    "ppo": (
+        "proximal policy optimisation",
+        "On the responses of the first step, which the reference wrote, and of the last. KL is exact, in nats per\n"
+        "response; rewards are those that were learned from, so gold and KL say more.",
+    ),
+    "figa": (
+        "weighted likelihood of edits",
+        "On the edits of the first step and of the last, as they were learned from. KL is exact, in nats per token of\n"
+        "the edited texts.",
+    ),
+}
+
+
+def _learned_from(record: dict[str, Any]) -> str:
+    if record["method"] == "figa":
+        return f"{record['edits']} edits (fingerprint `{record['data_fingerprint']}`)"
+    paid = " and ".join(f"`{name}`" for name in (record["reward"], record["end_reward"]) if name)
+    return (
+        f"{record['settings']['rollouts']} responses of its own to {record['prompts']} prompts (fingerprint "
+        f"`{record['prompts_fingerprint']}`), their tokens paid by {paid}"
+    )

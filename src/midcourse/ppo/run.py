@@ -1,13 +1,18 @@
 """A language model, prompts and a reward in, a policy out."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+
+from midcourse.compare.independence import Origin, write_paid_by
 from midcourse.data.comparisons import digest
+from midcourse.data.learned import no_rows, write_row_hashes
 from midcourse.decode.request import agreed_template, check_room
 from midcourse.files import as_json, write_text
 from midcourse.lm.language_model import LanguageModel, rendering
@@ -18,7 +23,7 @@ from midcourse.ppo.folder import add_metrics, finish, load_checkpoint, save_chec
 from midcourse.ppo.policy import Policy
 from midcourse.ppo.rollouts import Payment, TokenFunction
 from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
-from midcourse.ppo.training import BadBatch, Run
+from midcourse.ppo.training import BadBatch, Run, State
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
@@ -39,6 +44,7 @@ def train_policy(
     end_reward: Reward | None = None,
     end_scale: float = 1.0,
     gold: Reward | None = None,
+    paid_by: Sequence[Origin] = (),
     template: Template | None = None,
     resume: bool = False,
 ) -> list[dict[str, Any]]:
@@ -50,6 +56,8 @@ def train_policy(
         reward: any reward, or a function from (rollouts, mask) to rewards of tokens, (batch, tokens).
         end_reward: a reward of whole responses, paid at the last token beside it, times `end_scale`.
         gold: a reward that is measured at every step, and not learned from.
+        paid_by: what the rewards are made of (`compare.independence.of_reward`), for the policy to say: what it was
+            trained to earn is no judge of it.
         template: how prompts become tokens; by default the rewards' own, else "raw".
         resume: go on from the last checkpoint in `out`, to the same policy as without the stop.
 
@@ -99,39 +107,69 @@ def train_policy(
         checkpoint = processes.once(lambda: prepare_folder(out, record, resume, made="policy", record=RECORD))
         run = Run(Policy(lm, settings), prompts, payment, settings, template, gold)
         if checkpoint:
-            load_checkpoint(run, checkpoint)
-        _train(run, out)
+            run.state = load_checkpoint(run.policy, run.optimizer, checkpoint)
+        run_through(run, out, "ppo")
         if processes.first():
             write_samples(out, run.state, lm.tokenizer)
-            finish(run, out, {**record, "metrics": run.state.metrics[-1]})
+            _write_origin(out, paid_by)
+            finish(run.policy, run.state, out, record)
     return run.state.metrics
 
 
-def _train(run: Run, out: Path) -> None:
-    """Do the steps that are left, with a checkpoint every few of them and at a signal."""
-    settings, state, warned = run.settings, run.state, False
+class Learner(Protocol):
+    """What trains a policy step by step.
+
+    Attributes:
+        steps: of the whole run.
+        total: responses of the whole run; a row of metrics says in "rollouts" how many are done.
+        save_every: steps between checkpoints.
+    """
+
+    policy: Policy
+    optimizer: Any
+    state: State
+    steps: int
+    total: int
+    save_every: int
+
+    def step(self) -> dict[str, Any]:
+        """Do a step and return its row of metrics; BadBatch if nothing can be learned from what it is given."""
+
+
+def run_through(run: Learner, out: Path, title: str) -> None:
+    """Do the steps that are left, with a checkpoint every few of them and at a signal.
+
+    Raises:
+        PPOError: nothing can be learned from a step's responses, which are kept in bad_batch.json, or a checkpoint
+            cannot be written.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    state, warned = run.state, False
     processes.once(lambda: write_metrics(out, state))
-    bar = progress("ppo", settings.rollouts, quiet=not processes.first())
-    with bar as advance, stop_on_signal() as interruption:
-        advance(state.metrics[-1]["rollouts"] if state.metrics else 0)
-        while state.step < settings.steps:
-            before = state.metrics[-1]["rollouts"] if state.metrics else 0
+    with progress(title, run.total, quiet=not processes.first()) as advance, stop_on_signal() as interruption:
+        advance(_done(state))
+        while state.step < run.steps:
+            before = _done(state)
             row = _step(run, out)
             if processes.first():
                 add_metrics(out, row)
             warned = warned or _warn_of_length(row)
             signal = processes.highest(interruption.signal or 0)
-            done = state.step == settings.steps
-            if signal or done or state.step % settings.save_every == 0:
-                processes.once(lambda: save_checkpoint(run, out))
+            done = state.step == run.steps
+            if signal or done or state.step % run.save_every == 0:
+                processes.once(lambda: save_checkpoint(run.policy, run.optimizer, state, out))
             if processes.first() and state.samples and state.samples[-1]["step"] == state.step:
                 write_samples(out, state, run.policy.lm.tokenizer)
             advance(row["rollouts"] - before)
             if signal and not done:
-                raise Interrupted(f"stopped after step {state.step} of {settings.steps}; add --resume to go on", signal)
+                raise Interrupted(f"stopped after step {state.step} of {run.steps}; add --resume to go on", signal)
 
 
-def _step(run: Run, out: Path) -> dict[str, Any]:
+def _done(state: State) -> int:
+    return state.metrics[-1]["rollouts"] if state.metrics else 0
+
+
+def _step(run: Learner, out: Path) -> dict[str, Any]:
     """Do a step; if nothing can be learned from its responses, keep them on disk and say so."""
     try:
         return run.step()
@@ -144,7 +182,7 @@ def _step(run: Run, out: Path) -> dict[str, Any]:
 
 def _warn_of_length(row: dict[str, Any]) -> bool:
     """Say that reward follows length, if it does; return whether it did."""
-    found = row["length_correlation"]
+    found = row.get("length_correlation")
     if found is None or abs(found) <= LENGTH_TRAP or not processes.first():
         return False
     print(
@@ -166,8 +204,19 @@ def _check_prompts(
         check_room(lm, rewards, prefix, settings.max_new_tokens, number)
 
 
+def _write_origin(out: Path, paid_by: Sequence[Origin]) -> None:
+    """Write what the rewards are made of, and the rows that they learned from if all of them say so."""
+    write_paid_by(out, paid_by)
+    rows = [one.rows for one in paid_by if one.rows is not None]
+    if paid_by and len(rows) == len(paid_by):
+        write_row_hashes(out, functools.reduce(np.union1d, rows, no_rows()))
+
+
 def _name(reward: Reward | TokenFunction) -> str:
-    return reward.name if isinstance(reward, Reward) else getattr(reward, "__qualname__", type(reward).__name__)
+    """Return what a card calls a reward; of a folder its own name, wherever it lies."""
+    if not isinstance(reward, Reward):
+        return getattr(reward, "__qualname__", type(reward).__name__)
+    return Path(reward.name).name if Path(reward.name).is_dir() else reward.name
 
 
 def _fingerprint(reward: Reward | TokenFunction) -> Any:

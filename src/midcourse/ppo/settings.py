@@ -93,6 +93,49 @@ class PPOSettings:
         return math.ceil(self.rollouts / self.batch_size)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FigaSettings:
+    """How a policy is trained by weighted likelihood of edits; see `ppo.figa`."""
+
+    epochs: int = 2
+    """Passes over the edits."""
+    batch_size: int = 16
+    """Edits of an update."""
+    lr: float = 1e-4
+    """Learning rate; it rises over the first 5% of the updates and falls to a tenth along a cosine."""
+    better: float = 1.0
+    """Weight of the edited text's added and substituted tokens."""
+    worse: float = 0.5
+    """Weight, taken negative, of the original's deleted and substituted tokens."""
+    kept: float = 0.0
+    """Weight of the edited text's kept tokens."""
+    max_tokens: int = 512
+    """Longest prompt and text together."""
+    tune: str = "lora:16"
+    """lora:N: adapters of rank N in all linear layers but the output's. all: every weight."""
+    last_layers: int | None = None
+    """How many of the last layers get adapters; all of them by default."""
+    save_every: int = 50
+    """Updates between checkpoints."""
+    seed: int = 0
+    """Seed of the order and of new weights."""
+
+
+def check_figa(settings: FigaSettings) -> None:
+    """Raise PPOError if a setting makes no sense."""
+    for name in ("epochs", "batch_size", "max_tokens", "save_every"):
+        if (value := getattr(settings, name)) < 1:
+            raise PPOError(f"{name.replace('_', '-')} is {value}; use 1 or more")
+    for name in ("better", "worse", "kept"):
+        if not 0 <= (value := getattr(settings, name)) < math.inf:
+            raise PPOError(f"{name} is {value}; use 0 or more")
+    if not settings.better and not settings.worse:
+        raise PPOError("better and worse are 0, so no change would be learned; give one of them a weight")
+    if not 0 < settings.lr < math.inf:
+        raise PPOError(f"lr is {settings.lr}; use a positive number")
+    check_settings(PPOSettings(tune=settings.tune, last_layers=settings.last_layers))
+
+
 _CHOICES = {"values": Values, "density": Density, "kl": KL, "advantages": Advantages}
 _AT_LEAST_ONE = ("rollouts", "batch_size", "minibatch", "epochs", "max_new_tokens", "group_size", "save_every")
 _POSITIVE = ("lr", "value_lr", "clip", "value_clip")

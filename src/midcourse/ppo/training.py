@@ -109,6 +109,7 @@ class Run:
     ):
         self.policy, self.prompts, self.payment, self.settings = policy, prompts, payment, settings
         self.template, self.gold = template, gold
+        self.steps, self.total, self.save_every = settings.steps, settings.rollouts, settings.save_every
         self.state = State(kl_weight=settings.kl_weight)
         head = list(policy.head.parameters())
         others = [weight for weight in policy.trained().values() if all(weight is not own for own in head)]
@@ -190,7 +191,7 @@ class Run:
         """Update the policy by a step's responses; return means over its updates."""
         settings, figures = self.settings, []
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base"] * _share_of_rate(self.state.step, settings.steps)
+            group["lr"] = group["base"] * share_of_rate(self.state.step, settings.steps)
         drawn = random.Random(f"{settings.seed} updates {self.state.step}")
         for _ in range(settings.epochs):
             order = drawn.sample(range(len(batch.rows)), len(batch.rows))
@@ -277,7 +278,7 @@ def correlation(one: Tensor, other: Tensor) -> float | None:
     return torch.corrcoef(torch.stack([one, other]))[0, 1].item()
 
 
-def _share_of_rate(step: int, steps: int) -> float:
+def share_of_rate(step: int, steps: int) -> float:
     """Return what share of the learning rate a step has: a short rise, then a cosine down to a tenth."""
     rise = max(1, round(0.05 * steps))
     if step < rise:
