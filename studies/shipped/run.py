@@ -19,9 +19,10 @@ from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
+from midcourse.data.edits import Edit
 from midcourse.data.encoded import encode
 from midcourse.data.learned import write_learned_rows
 from midcourse.data.rollouts import Rollout
@@ -34,11 +35,15 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.trunk import TrunkReward
+from midcourse.train.objectives import make_objective
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings
-from midcourse.train.training import train
-from studies.data import arguments, command, of_split, read, rewritten
+from midcourse.train.start import begin
+from midcourse.train.training import prefix_rewards, train
+from studies.data import arguments, command, of_split, read, rewritten, spelt_alike
 from studies.steering import figures, judged, write
+
+OfTexts = TypeVar("OfTexts", Comparison, Edit)
 
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs/shipped"
@@ -58,14 +63,15 @@ class Shipped:
     """One reward to ship.
 
     Attributes:
-        learn, test: comparisons.
+        learn: comparisons, or edits.
+        test: comparisons.
         validation, prompts: what is continued, to choose the weight and to measure.
         gold: judges responses; `gold_name` says how.
         gold_name, data, about, misuse: for the card.
         new_tokens: of a response.
     """
 
-    learn: list[Comparison]
+    learn: Sequence[Comparison] | Sequence[Edit]
     test: list[Comparison]
     validation: list[Prompt]
     prompts: list[Prompt]
@@ -75,6 +81,7 @@ class Shipped:
     about: str
     misuse: str
     new_tokens: int = 24
+    objective: str = "prefix"
 
 
 def shuffled(rows: Sequence[Any], most: int | None = None) -> list[Any]:
@@ -82,10 +89,10 @@ def shuffled(rows: Sequence[Any], most: int | None = None) -> list[Any]:
     return random.Random(SEED).sample(list(rows), len(rows))[:most]
 
 
-def in_chat(comparison: Comparison, messages: Sequence[str]) -> Comparison:
+def in_chat(row: OfTexts, messages: Sequence[str]) -> OfTexts:
     """The same responses as answers to one of these messages, which may name the {text} they continue."""
-    message = random.Random(comparison.chosen).choice(list(messages)).format(text=comparison.prompt)
-    return replace(comparison, prompt=[{"role": "user", "content": message}])
+    message = random.Random(row.responses[0]).choice(list(messages)).format(text=row.prompt)
+    return replace(row, prompt=[{"role": "user", "content": message}])
 
 
 # sentiment
@@ -151,6 +158,32 @@ def cut(rows: Sequence[dict[str, Any]], *, words: int = 40, share: float = 0.3) 
         if kept != text and len(text.split()) <= words and len(kept) >= (1 - share) * len(text):
             found.append(Comparison("", kept, text))
     return found
+
+
+# civil-tokens
+
+
+def civil_tokens(data: Path) -> Shipped:
+    """Which tokens are rude: human rewrites of toxic sentences, as edits, and posts with their toxic spans marked."""
+    prefixes = civil(data)
+    rewrites, posts = (of_split(read(data, name), "train") for name in ("edits/paradetox", "spans/toxic_spans"))
+    pairs = [(spelt_alike(row["original"]), spelt_alike(row["edited"]), row["group"]) for row in rewrites]
+    edits = [Edit("", original, edited, group) for original, edited, group in pairs if original != edited and original]
+    marked = [
+        Edit("", row["text"], None, row["group"], tuple((span["start"], span["end"]) for span in row["spans"]))
+        for row in posts
+        if row["spans"] and len(row["text"].split()) <= 40
+    ]
+    learn = shuffled(edits, 4000) + shuffled(marked, 1500)
+    messages = ("What do you think?", "Write a comment.", "Reply to this post.", "Say what happened.", "Go on.")
+    return replace(
+        prefixes,
+        learn=learn + [in_chat(row, messages) for row in shuffled(learn, 1000)],
+        data="edits of ParaDetox (CC0-1.0), spelt alike on both sides, and posts with the toxic spans of SemEval-2021 "
+        "task 5 marked (CC0-1.0)",
+        about="Says of every token whether it is rude: below 0 what people took away, above 0 what they wrote instead.",
+        objective="token-discriminator",
+    )
 
 
 # readable
@@ -230,7 +263,7 @@ def by_grade(samples: Sequence[Rollout], gold: Callable[[str], float]) -> list[C
 
 # Training, measuring, shipping
 
-MAKERS = {"sentiment": sentiment, "civil": civil, "readable": readable}
+MAKERS = {"sentiment": sentiment, "civil": civil, "civil-tokens": civil_tokens, "readable": readable}
 
 
 def make(name: str, data: Path) -> dict[str, Any]:
@@ -240,11 +273,12 @@ def make(name: str, data: Path) -> dict[str, Any]:
     for seed in SEEDS:
         folder = RUNS / f"{name}-{seed}"
         if not (folder / "midcourse.json").is_file():
-            reward = TrunkReward.create("smollm2", template="mixed", tune="head", head="trunk:16", seed=seed)
+            objective = make_objective(wanted.objective)
+            reward = begin("smollm2", objective, template="mixed", tune="head", head="trunk:16", seed=seed)
             train(reward, wanted.learn, folder, replace(SETTINGS, seed=seed), resume=True)
         reward = TrunkReward.load(folder)
         pairs = encode(reward, wanted.test, 256)
-        accuracies.append(pair_accuracy(pairs, Scorer(reward, [pairs.rows]).score(0)))
+        accuracies.append(pair_accuracy(pairs, prefix_rewards(Scorer(reward, [pairs.rows]), 0)))
     lm = LanguageModel.load("smollm2")
     reward = TrunkReward.load(RUNS / f"{name}-{SEEDS[0]}", share_with=lm)
     trials = [tried(lm, reward, wanted, weight) for weight in WEIGHTS]
@@ -300,10 +334,11 @@ def card(name: str, wanted: Shipped, reward: TrunkReward, row: dict[str, Any]) -
         for s in shares
     )
     low, high = row["difference"]["interval"]
+    kind = "edits" if wanted.objective == "token-discriminator" else "comparisons"
     paragraphs = [
         f"{wanted.about} A trunk reward on SmolLM2-135M-Instruct (`smollm2`): it guides that model without a pass of "
         "its own, and only that model.",
-        f"- **Trained on** {row['pairs']['train']} comparisons: {wanted.data}.",
+        f"- **Trained on** {row['pairs']['train']} {kind}: {wanted.data}.",
         f"- **Guides** by default at weight {row['weight']:g}. On {row['prompts']} prompts that it never saw, "
         f"{wanted.new_tokens} tokens each, {wanted.gold_name} goes from {row['plain']['gold']:.2f} to "
         f"{row['guided']['gold']:.2f}: a difference of {row['difference']['mean']:.2f} (95% interval {low:.2f} to "

@@ -1,0 +1,271 @@
+"""What a reward per token brings to PPO, and what edits bring to the reward.
+
+    python -m studies.ppo.run --data DIR [TASK ...]        (or MIDCOURSE_DATA=DIR)
+
+Two tasks: sentiment of continued film review openings (gold: VADER), and detoxification of continued prompts (gold:
+the profanity check). For each a reward of prefixes from ordinary pairs and a discriminator of edited tokens; each is
+paid at the end or token by token, and the second in five ways, one of them a placebo that pays a response's rewards to
+its own tokens in random order. Beside them what needs no rollouts (weighted likelihood, DPO).
+
+Written before it was run: VADER and the profanity check nearly add up over words, so rewards per token should reach
+what the reward at the end reaches in fewer rollouts, and the placebo should gain nothing over it. Every reward is
+scaled so that the whole rewards of the reference's responses have a standard deviation of 1, and all arms have the same
+settings, seeds and prompts.
+
+Resumable: a run that results/TASK.json holds is not done again. No setting was tuned on test prompts.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from midcourse import LanguageModel, load_reward
+from midcourse.data.comparisons import Comparison
+from midcourse.data.edits import Edit
+from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.provenance import write_results
+from midcourse.lm.policy import load_policy
+from midcourse.ppo.figa import train_on_edits
+from midcourse.ppo.losses import exact_kl
+from midcourse.ppo.policy import Tokens
+from midcourse.ppo.rollouts import Payment, Rollout, write
+from midcourse.ppo.run import train_policy
+from midcourse.ppo.settings import Density, FigaSettings, PPOSettings
+from midcourse.rewards.contract import Reward
+from midcourse.rewards.gold import load_gold
+from midcourse.rewards.text import FunctionReward
+from midcourse.train.objectives import make_objective
+from midcourse.train.settings import Settings
+from midcourse.train.start import begin
+from midcourse.train.training import train
+from studies import sentiment
+from studies.data import arguments, command, of_split, read, spelt_alike
+from studies.detox import profane_prompts
+
+HERE = Path(__file__).parent
+RUNS = HERE.parents[1] / "runs/ppo"
+MODEL, LAYER = "smollm2", 20
+SEEDS = (0, 1)
+PPO: dict[str, Any] = {
+    "rollouts": 1536, "batch_size": 64, "minibatch": 32, "epochs": 2, "max_new_tokens": 32, "last_layers": 10,
+    "kl": "k1", "kl_weight": 0.05, "samples_every": 0,
+}  # fmt: skip
+TESTED = 200
+SCALED_ON = 128  # responses of the reference that a reward's scale is measured on
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to pay: which reward, and how.
+
+    Attributes:
+        reward: "pairs", of prefixes, from ordinary pairs; "edits", of tokens, from edits.
+        discrete: pay +1, 0 or -1 by the sign of what is beyond a third.
+    """
+
+    reward: str
+    density: Density = "tokens"
+    discrete: bool = False
+
+
+ARMS = {
+    "pairs, at the end": Arm("pairs", "end"),
+    "pairs, per token (RED)": Arm("pairs"),
+    "edits, at the end": Arm("edits", "end"),
+    "edits, per token": Arm("edits"),
+    "edits, per token, discrete": Arm("edits", discrete=True),
+    "edits, in equal parts": Arm("edits", "uniform"),
+    "edits, placebo": Arm("edits", "shuffled"),
+}
+OFFLINE = ("weighted likelihood of edits (FIGA)", "DPO on pairs")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be written.
+
+    Attributes:
+        gold: what judges; nothing learns from it.
+        prompts, tested: to train on, and to judge.
+        pairs, edits: what the rewards learn from.
+    """
+
+    gold: str
+    prompts: Sequence[str]
+    tested: Sequence[str]
+    pairs: Sequence[Comparison]
+    edits: Sequence[Edit]
+
+
+def sentiment_task(data: Path) -> Task:
+    """Continue openings of film reviews kindly; edits turn a review that pans a film into one that praises it."""
+    rows = [row for row in read(data, "edits/cad_imdb") if row["split"] == "train"]
+    up = [row for row in rows if row["edited_label"] == "positive"]
+    edits = [Edit("", row["original"], row["edited"], row["group"]) for row in up]
+    return Task(
+        "vader",
+        sentiment.openings(data, "train"),
+        sentiment.openings(data, "test")[:TESTED],
+        sentiment.comparisons(sentiment.rollouts(data, "train")),
+        edits,
+    )
+
+
+def detox_task(data: Path) -> Task:
+    """Continue prompts without profanity; edits are ParaDetox's, ordinary pairs a neutral and another's original."""
+    rows = of_split(read(data, "edits/paradetox"), "train")
+    edits = [Edit("", spelt_alike(row["original"]), spelt_alike(row["edited"]), row["group"]) for row in rows]
+    edits = [one for one in edits if one.original and one.edited and one.original != one.edited]
+    edits = random.Random(0).sample(edits, 3000)
+    others = random.Random(1).sample(edits, len(edits))
+    pairs = [
+        Comparison("", a.edited or "", b.original) for a, b in zip(edits, others, strict=True) if a.group != b.group
+    ]
+    return Task(
+        "profanity",
+        profane_prompts(data, "train"),
+        profane_prompts(data, "test", "validation")[:TESTED],
+        pairs,
+        edits,
+    )
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {"sentiment": sentiment_task, "detox": detox_task}
+
+
+# Rewards
+
+
+def reward_of(name: str, task: Task, kind: str) -> Reward:
+    """Return a task's reward, trained if it is not there."""
+    folder = RUNS / f"{name}-reward-{kind}"
+    if not (folder / "midcourse.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        objective = make_objective("prefix" if kind == "pairs" else "token-discriminator")
+        reward = begin(MODEL, objective, head="trunk", layers=LAYER, template="raw")
+        train(reward, task.pairs if kind == "pairs" else task.edits, folder, Settings(max_tokens=256))
+    return load_reward(folder)
+
+
+def discrete(reward: Reward, lm: LanguageModel) -> Callable[[Sequence[Rollout], torch.Tensor], torch.Tensor]:
+    """Return what pays +1, 0 or -1 for a token, by a reward from -1 to 1."""
+    payment = Payment(lm, reward)
+
+    def pay(rollouts: Sequence[Rollout], mask: torch.Tensor) -> torch.Tensor:
+        own = payment(rollouts, mask)
+        return torch.where(own.abs() > 1 / 3, own.sign(), 0.0)
+
+    return pay
+
+
+@cache
+def model() -> LanguageModel:
+    """The reference, as it is loaded: nothing is trained in it."""
+    return LanguageModel.load(MODEL)
+
+
+def paid_and_scale(name: str, task: Task, arm: Arm) -> tuple[Any, float]:
+    """Return what pays an arm, and its scale: 1 over the deviation of what the reference's responses are paid."""
+    reward: Any = reward_of(name, task, arm.reward)
+    paid = discrete(reward, model()) if arm.discrete else reward
+    written = write(model(), task.prompts, range(SCALED_ON), PPOSettings(**PPO), "raw")
+    mask = Tokens.of([one.row for one in written], torch.device("cpu")).mask
+    whole = Payment(model(), paid)(written, mask).sum(1)
+    return paid, 1 / whole.std().item()
+
+
+# Arms
+
+
+def ppo(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
+    """Train an arm; return its curve and what its policy writes to the prompts that are judged."""
+    arm = ARMS[title]
+    paid, scale = paid_and_scale(name, task, arm)
+    folder = path_of(name, title, seed)
+    settings = PPOSettings(**PPO, density=arm.density, reward_scale=scale, seed=seed)
+    gold = FunctionReward.load(task.gold)
+    metrics = train_policy(
+        LanguageModel.load(MODEL), task.prompts, paid, folder, settings, gold=gold, template="raw",
+        resume=(folder / "run.json").is_file(),
+    )  # fmt: skip
+    kept = ("rollouts", "gold", "kl", "reward", "entropy", "length_correlation", "explained_variance")
+    return {"scale": scale, "curve": [{key: row[key] for key in kept} for row in metrics], **judged(folder, task, seed)}
+
+
+def offline(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
+    """Train a policy without rollouts; return what it writes to the prompts that are judged."""
+    folder, lm = path_of(name, title, seed), LanguageModel.load(MODEL)
+    resume = (folder / "run.json").is_file()
+    if title == OFFLINE[0]:
+        settings = FigaSettings(seed=seed, last_layers=PPO["last_layers"], max_tokens=128)
+        train_on_edits(lm, task.edits[:3000], folder, settings, resume=resume)
+    else:
+        from midcourse.integrations.trl import train_policy as train_dpo
+
+        pairs = random.Random(seed).sample(list(task.pairs), min(1500, len(task.pairs)))
+        train_dpo(lm, pairs, folder, Settings(epochs=1, batch_size=16, seed=seed), template="raw", resume=resume)
+    return judged(folder, task, seed)
+
+
+def path_of(name: str, title: str, seed: int) -> Path:
+    return RUNS / f"{name}-{'-'.join(title.replace(',', '').replace('(', '').replace(')', '').split())}-{seed}"
+
+
+def judged(folder: Path | None, task: Task, seed: int) -> dict[str, Any]:
+    """Return gold and exact KL of a policy's responses to the prompts that are judged; None is the reference."""
+    reference, gold = model(), load_gold(task.gold)
+    lm = reference if folder is None else load_policy(str(folder), reference)
+    settings = PPOSettings(**(PPO | {"rollouts": len(task.tested), "seed": 1000 + seed}))
+    numbers = range(len(task.tested))
+    written = sorted(
+        write(lm, task.tested, numbers, settings, "raw"), key=lambda one: task.tested.index(str(one.prompt))
+    )
+    golds = [gold(one.text) for one in written]
+    mean, interval = mean_interval(golds)
+    kls = [kl_of(lm, reference, one) for one in written]
+    return {"gold": mean, "interval": interval, "golds": golds, "kl": float(np.mean(kls)), "kls": kls}
+
+
+@torch.inference_mode()
+def kl_of(lm: LanguageModel, reference: LanguageModel, one: Rollout) -> float:
+    """Return the exact divergence of a policy from the reference along a response, in nats."""
+    ids = torch.tensor([[*one.prompt_ids, *one.response_ids]])
+    begin_at = len(one.prompt_ids) - 1
+    logits, known = (each.model(ids).logits[0, begin_at:-1] for each in (lm, reference))
+    return float(exact_kl(logits, known).sum())
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("tasks", nargs="*", choices=[[], *TASKS], metavar="TASK", help="all by default")
+    given = parser.parse_args()
+    for name in given.tasks or TASKS:
+        path, task = HERE / f"results/{name}.json", TASKS[name](given.data)
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        rows = found.get("rows", [])
+        for seed in SEEDS:
+            for title, do in [
+                ("reference", lambda *_, task=task, seed=seed: judged(None, task, seed)),
+                *((title, ppo) for title in ARMS),
+                *((title, offline) for title in OFFLINE),
+            ]:
+                about = {"task": name, "arm": title, "seed": seed}
+                if not any(about.items() <= row.items() for row in rows):
+                    rows.append({**about, **do(name, task, title, seed)})
+                    write_results(path, {"settings": PPO, "prompts": len(task.prompts), "rows": rows})
+                    print(
+                        f"{name}, {title}, seed {seed}: gold {rows[-1]['gold']:.3f}, KL {rows[-1]['kl']:.2f}",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    command(main)
