@@ -5,13 +5,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midcourse.cli.console import UsageError, table
+from midcourse.cli.console import UsageError, bad_rows, table
 from midcourse.cli.groups import Machine, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import PPOSettings, check_settings
 
 if TYPE_CHECKING:
     from midcourse.rewards.contract import Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """How to read the prompts."""
+
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,7 @@ class Ppo:
 
     prompts: Path
     """Prompts: JSONL (also .gz), CSV or Parquet, in the field prompt."""
+    read: Read = field(default_factory=Read)
     write: Write
     paid: Paid = field(default_factory=Paid)
     training: PPOSettings = field(default_factory=PPOSettings)
@@ -84,7 +93,8 @@ class Ppo:
         from midcourse.train.stopping import Interrupted
 
         paid, write = self.paid, self.write
-        prompts = processes.everywhere(lambda: read_prompts(self.prompts))
+        with bad_rows(self.read.skip_bad_rows, tell=processes.first()) as rejects:
+            prompts = processes.everywhere(lambda: read_prompts(self.prompts, rejects=rejects))
         reward: Any = self._reward(paid.reward) if paid.reward else load_function(paid.token_function or "")
         end_reward, gold = (self._reward(name) if name else None for name in (paid.end_reward, paid.gold))
         lm = LanguageModel.load(self.lm, **asdict(self.machine))
