@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -116,6 +116,7 @@ def train_policy(
     return run.state.metrics
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What trains a policy step by step.
 
