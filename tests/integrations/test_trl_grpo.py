@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
 from midcourse.integrations.trl import CHECKPOINTING
-from midcourse.integrations.trl_grpo import TokenGRPOTrainer, shaped
+from midcourse.integrations.trl_grpo import TokenGRPOTrainer, in_shape
+from midcourse.ppo.advantages import shaped
 
 PROMPTS = ["The ferry", "A train was"]
 
@@ -78,5 +79,6 @@ def test_tokens_have_advantages_of_their_own_and_the_model_learns_them(lm_folder
 
 def test_shaped_advantages_by_hand():
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    got = shaped(torch.tensor([1.0, -1.0]), [torch.tensor([3.0, 1.0]), torch.tensor([0.0, 0.0, 3.0])], mask, 0.5)
+    rewards = in_shape([torch.tensor([3.0, 1.0]), torch.tensor([0.0, 0.0, 3.0])], mask)
+    got = shaped(torch.tensor([1.0, -1.0]), rewards, mask, 0.5)
     assert got.tolist() == [[1.5, 0.5, 0.0], [-1.5, -1.5, 0.0]]

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template, prompt_ids
+from midcourse.ppo.advantages import shaped
 from midcourse.ppo.rollouts import Payment, Rollout, TokenFunction
 from midcourse.ppo.settings import Density
 from midcourse.rewards.contract import Reward
@@ -36,8 +36,6 @@ class TokenRewards:
     Attributes:
         last: the rewards of the tokens of the responses that were rewarded last.
     """
-
-    __name__ = "token_rewards"
 
     def __init__(self, payment: Payment, template: Template):
         self.payment, self.template = payment, template
@@ -109,16 +107,14 @@ class TokenGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         assert self.token_rewards is not None
         mask = output["completion_mask"].bool()
-        output["advantages"] = shaped(output["advantages"], self.token_rewards.last, mask, self.shaping)
+        rewards = in_shape(self.token_rewards.last, mask)
+        output["advantages"] = shaped(output["advantages"], rewards, mask, self.shaping)
         return output
 
 
-def shaped(
-    advantages: Float[Tensor, " batch"], rewards: Sequence[Tensor], mask: Tensor, shaping: float
-) -> Float[Tensor, "batch tokens"]:
-    """Return advantages of tokens: that of the response, and what each token is paid beyond its response's mean."""
-    own = torch.zeros(mask.shape, device=advantages.device)
-    padded = pad_sequence([row.to(own) for row in rewards], batch_first=True)
-    own[:, : padded.shape[1]] = padded[:, : mask.shape[1]]
-    means = torch.where(mask, own, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(mask, advantages[:, None] + shaping * (own - means), 0.0)
+def in_shape(rewards: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Return rewards of each response's tokens as one tensor of the mask's shape, 0 behind them."""
+    made = torch.zeros(mask.shape, device=mask.device)
+    padded = pad_sequence([row.to(made) for row in rewards], batch_first=True)
+    made[:, : padded.shape[1]] = padded[:, : mask.shape[1]]
+    return made

@@ -166,8 +166,19 @@ def group_relative(
     squares = torch.zeros_like(counts).index_add(0, groups, (totals - means[groups]) ** 2)
     deviations = (squares / counts.clamp(min=1)).sqrt()
     against_group = (totals - means[groups]) / (deviations[groups] + eps)
+    return shaped(against_group, own, mask, shaping)
+
+
+def shaped(
+    advantages: Float[Tensor, " batch"],
+    rewards: Float[Tensor, "batch tokens"],
+    mask: Bool[Tensor, "batch tokens"],
+    shaping: float,
+) -> Float[Tensor, "batch tokens"]:
+    """Return advantages of tokens: that of the response, and what each token is paid beyond its response's mean."""
+    own = torch.where(mask, rewards, 0.0)
     against_own = own - own.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(mask, against_group[:, None] + shaping * against_own, 0.0)
+    return torch.where(mask, advantages[:, None] + shaping * against_own, 0.0)
 
 
 def whitened(
