@@ -16,7 +16,7 @@ from midcourse.ppo.settings import FigaSettings, check_figa
 
 @dataclass(kw_only=True)
 class Figa:
-    """Train the language model itself on edits, by weighted likelihood (FIGA).
+    """Train the model on edits, by weighted likelihood (FIGA).
 
     What an edit added becomes likelier, what it took away less likely: no reward, no responses of the model's own. The
     cheap baseline of midcourse ppo; its folder is a policy too.
