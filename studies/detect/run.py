@@ -52,10 +52,15 @@ CHOSEN = (OURS, "likelihoods", "fast-detectgpt")
 # The texts
 
 
-def distinct(texts: Iterable[LabelledText]) -> list[LabelledText]:
+def each_once(texts: Iterable[LabelledText]) -> list[LabelledText]:
     """Return each text once, a human one that stands beside several machines' too; those without tokens left out."""
     found = {(text.text, text.label, text.model if text.label == "machine" else ""): text for text in texts}
-    there = [text for text in found.values() if len(text.text.split()) >= WORDS_READ]
+    return [text for text in found.values() if len(text.text.split()) >= WORDS_READ]
+
+
+def distinct(texts: Iterable[LabelledText]) -> list[LabelledText]:
+    """Return each text once, as `each_once`; MidcourseError if what SmolLM2 computes of one is not there."""
+    there = each_once(texts)
     unread = sum(not path_of(text.text).exists() for text in there)
     if unread:
         raise MidcourseError(

@@ -35,9 +35,9 @@ from midcourse.train.objectives import make_objective
 from midcourse.train.settings import Settings
 from midcourse.train.start import begin
 from studies.data import arguments, command, of_split, read
-from studies.detect.features import MODEL, RUNS
+from studies.detect.features import MODEL, RUNS, read_all
 from studies.detect.heads import DETECTORS, OURS
-from studies.detect.run import cells, distinct
+from studies.detect.run import cells, distinct, each_once
 from studies.detect.texts import BASE, CELLS, pairs
 
 HERE = Path(__file__).parent
@@ -107,7 +107,7 @@ def mixed_texts(data: Path) -> dict[str, str]:
 
 def asked_about(data: Path) -> list[LabelledText]:
     """Return texts on questions that nothing is learned from, and of the other domain: people's and every model's."""
-    texts = [text for text in distinct(pairs(data, CELLS)) if text.domain == OTHER or asked(text.group)]
+    texts = [text for text in each_once(pairs(data, CELLS)) if text.domain == OTHER or asked(text.group)]
     by_writer: dict[tuple[str, str], list[LabelledText]] = {}
     for text in Random(0).sample(texts, len(texts)):
         by_writer.setdefault((text.domain, text.model if text.label == "machine" else ""), []).append(text)
@@ -173,6 +173,7 @@ def frozen(data: Path) -> list[dict[str, Any]]:
     known = {text.text: text for text in pairs(data, CELLS)}
     learn = [known[level] for ladder in ladders(data, {}) for level in ladder.levels]
     texts = asked_about(data)
+    read_all(text.text for text in (*learn, *texts))
     return of_domains(texts, DETECTORS[OURS](distinct(learn), texts), FROZEN)
 
 
@@ -180,10 +181,11 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("names", nargs="*", choices=[[], *VARIANTS], metavar="NAME", help="all by default")
     given = parser.parse_args()
+    beside = frozen(given.data)
     for name in given.names or VARIANTS:
         trained(name, VARIANTS[name], given.data)
         done = [path_of_variant(name).with_suffix(".json") for name in VARIANTS]
-        rows = [row for path in done if path.exists() for row in json.loads(path.read_text())] + frozen(given.data)
+        rows = [row for path in done if path.exists() for row in json.loads(path.read_text())] + beside
         write_results(HERE / "results/training.json", {"cells": rows})
 
 

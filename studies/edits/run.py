@@ -4,19 +4,20 @@
 
 Four sets of edits by people: ParaDetox (politeness; both sides spelt alike), DeFacto (facts of a summary, its article
 as prompt), LAMP (writers' edits of machine prose) and JFLEG (fluency; measured, never shipped). Both objectives on a
-trunk head and on LoRA, three seeds each; beside them two rewards of tokens that edits did not train: what a reward of
-prefixes gains with each token (RED), and what a reward of whole texts, read at every position, does.
+trunk head, on a scalar head on frozen states, with the last layers tuned (three seeds each), and with LoRA on all
+layers (one seed; too slow with DeFacto's articles). Beside them two rewards of tokens that edits did not train: what a
+reward of prefixes gains with each token (RED), and what a reward of whole texts, read at every position, does.
 
-Pilot and rule: a trunk head's layer and a LoRA's epochs are those with the highest token AUROC on ParaDetox's
-validation edits, one seed; every set and seed then takes them. Test edits are looked at by the last measurement alone;
-LAMP has no split of its own, so each seed leaves out another quarter of its rows. Resumable: what results.json holds is
-not done again.
+Pilot and rule: the layer is that at which a discriminator has the highest token AUROC on ParaDetox's validation edits,
+one seed, found for trunk heads and for scalar heads; every arm, set and seed then takes it. Test edits are looked at by
+the last measurement alone; LAMP has no split of its own, so each seed leaves out another quarter of its rows.
+Resumable: what results/ holds is not done again, and two processes may do two sets.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,13 +29,15 @@ from torch import Tensor
 
 from midcourse.data.comparisons import Comparison
 from midcourse.data.edits import Edit
-from midcourse.data.encoded import EditSet, encode, encode_edits
+from midcourse.data.encoded import EditSet, PairSet, encode, encode_edits
 from midcourse.evaluate.accuracy import outcome
 from midcourse.evaluate.edits import edit_figures
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
 from midcourse.rewards.named import load_reward
+from midcourse.rewards.trained import TrainedReward
 from midcourse.train.objectives import make_objective
+from midcourse.train.scorer import make_scorer
 from midcourse.train.settings import Settings
 from midcourse.train.start import begin
 from midcourse.train.training import train
@@ -45,7 +48,7 @@ RUNS = HERE.parents[1] / "runs/edits"
 MODEL = "smollm2"
 SEEDS = (0, 1, 2)
 LAYERS = (12, 16, 20, 24, 30)
-EPOCHS = (2, 4)
+TUNED = 4  # the last layers below the head
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Set:
 
 SETS = {
     "paradetox": Set(3000, 600, 64, "hh_harmless"),
-    "defacto": Set(1200, 300, 512, "hh_helpful"),
+    "defacto": Set(400, 300, 512, "hh_helpful"),
     "lamp": Set(190, 60, 384, "hh_helpful"),
     "jfleg": Set(2400, 350, 96, "hh_helpful"),
 }
@@ -79,23 +82,44 @@ class Arm:
 
     Attributes:
         objective: what is learned.
-        tuned: what is trained: a trunk head on frozen states, or LoRA under a scalar head.
+        start: head and tuning, for `begin`.
+        epochs: how often each edit is learned from.
         read: "tokens", the reward's own; "gain", what the reward of the prefix gains with a token.
+        seeds: how many.
     """
 
     objective: str
-    tuned: str
+    start: Mapping[str, str]
+    epochs: int = 2
     read: str = "tokens"
+    seeds: int = 3
 
 
+TRUNK = {"head": "trunk"}
+FROZEN = {"head": "scalar", "tune": "head"}
+LAST = {"head": "scalar", "tune": f"last:{TUNED}"}
+LORA = {"head": "scalar", "tune": "lora:16"}
 ARMS = {
-    "edited tokens, trunk": Arm("edited-tokens", "trunk"),
-    "edited tokens, LoRA": Arm("edited-tokens", "lora"),
-    "discriminator, trunk": Arm("token-discriminator", "trunk"),
-    "discriminator, LoRA": Arm("token-discriminator", "lora"),
-    "reward of prefixes, what it gains (RED)": Arm("prefix", "trunk", "gain"),
-    "reward of whole texts, what it gains": Arm("sequence", "trunk", "gain"),
+    "edited tokens, trunk": Arm("edited-tokens", TRUNK),
+    "discriminator, trunk": Arm("token-discriminator", TRUNK),
+    "edited tokens, frozen states": Arm("edited-tokens", FROZEN, epochs=4),
+    "discriminator, frozen states": Arm("token-discriminator", FROZEN, epochs=4),
+    "reward of prefixes, what it gains (RED)": Arm("prefix", TRUNK, read="gain"),
+    "reward of whole texts, what it gains": Arm("sequence", TRUNK, read="gain"),
+    f"edited tokens, last {TUNED} layers": Arm("edited-tokens", LAST),
+    f"discriminator, last {TUNED} layers": Arm("token-discriminator", LAST),
+    "edited tokens, LoRA": Arm("edited-tokens", LORA, seeds=1),
+    "discriminator, LoRA": Arm("token-discriminator", LORA, seeds=1),
 }
+
+
+def arms_of(name: str, seed: int) -> dict[str, Arm]:
+    """Return the arms that a set and a seed have."""
+    return {
+        title: arm
+        for title, arm in ARMS.items()
+        if seed < arm.seeds and not (name == "defacto" and (arm.start is LORA or (arm.start is LAST and seed)))
+    }
 
 
 # The data
@@ -139,32 +163,28 @@ def untouched(name: str, data: Path) -> tuple[Comparison, ...]:
 # Training and measuring
 
 
-def trained(name: str, arm: Arm, data: Path, seed: int, *, layer: int, epochs: int) -> Path:
+def trained(name: str, arm: Arm, data: Path, seed: int, layer: int) -> Path:
     """Return the folder of an arm's reward, trained if it is not there."""
-    folder = RUNS / f"{name}-{arm.objective}-{arm.tuned}-{layer}-{epochs}-{seed}"
+    how = "-".join(arm.start.values()).replace(":", "")
+    folder = RUNS / f"{name}-{arm.objective}-{how}-{layer}-{seed}"
     if (folder / "midcourse.json").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    how: dict[str, Any] = {"head": "trunk", "layers": layer} if arm.tuned == "trunk" else {"tune": "lora:16"}
-    if arm.tuned == "lora":
-        how["head"] = "scalar"
-    reward = begin(MODEL, make_objective(arm.objective), template="raw", seed=seed, **how)
+    reward = begin(MODEL, make_objective(arm.objective), template="raw", seed=seed, layers=layer, **arm.start)
     learned = edits(name, data, "train", seed)
     examples: Sequence[Any] = learned
     if arm.read == "gain":
         examples = [Comparison(one.prompt, one.edited or "", one.original) for one in learned]
+    most = SETS[name].max_tokens
     train(
-        reward,
-        examples,
-        folder,
-        Settings(epochs=epochs, seed=seed, max_tokens=SETS[name].max_tokens, batch_size=16, held_out=0.05),
+        reward, examples, folder, Settings(epochs=arm.epochs, seed=seed, max_tokens=most, batch_size=16, held_out=0.05)
     )
     return folder
 
 
-def token_rewards(arm: Arm, folder: Path, rows: Sequence[Any]) -> list[Tensor]:
-    """Return the rewards of the response tokens of encoded rows."""
-    found = load_reward(folder).score_ids([(row.prompt, row.response) for row in rows])  # type: ignore[attr-defined]
+def token_rewards(arm: Arm, reward: TrainedReward, data: EditSet | PairSet) -> list[Tensor]:
+    """Return the rewards of the response tokens of encoded rows; frozen states are read once for all arms."""
+    found = make_scorer(reward, [data]).score(0)
     return found if arm.read == "tokens" else [torch.cat([row[:1], row[1:] - row[:-1]]) for row in found]
 
 
@@ -172,13 +192,13 @@ def measured(name: str, arm: Arm, folder: Path, data: Path, part: str, seed: int
     """Return an arm's figures on the edits of a part, and on comparisons that no edit touched."""
     reward: Any = load_reward(folder)
     found = encode_edits(reward, edits(name, data, part, seed), SETS[name].max_tokens)
-    rewards = token_rewards(arm, folder, found.rows)
+    rewards = token_rewards(arm, reward, found)
     row: dict[str, Any] = {**edit_figures(found, rewards), "shorter": shorter_is_right(found)}
     if arm.objective == "token-discriminator":
         row["calibration_error"] = calibration_error(found, rewards, reward.info.centre)
     if part == "test":
         pairs = encode(reward, untouched(SETS[name].untouched, data), 512)
-        means = [float(one.mean()) for one in token_rewards(arm, folder, pairs.rows)]
+        means = [float(one.mean()) for one in token_rewards(arm, reward, pairs)]
         outcomes = [outcome(means[a] - means[b]) for a, b in pairs.pairs]
         mean, interval = mean_interval(outcomes, pairs.prompts)
         row["untouched"] = {"set": SETS[name].untouched, "pairs": len(outcomes), "accuracy": mean, "interval": interval}
@@ -209,41 +229,35 @@ def calibration_error(found: EditSet, rewards: Sequence[Tensor], centre: float, 
 # The study
 
 
-def pilot(data: Path, done: dict[str, Any]) -> dict[str, int]:
-    """Return the layer and the epochs, by token AUROC on ParaDetox's validation edits."""
-    pilots: dict[str, float] = done.setdefault("pilot", {})
-
-    def tried(key: str, arm: Arm, layer: int, epochs: int) -> float:
-        if key not in pilots:
-            folder = trained("paradetox", arm, data, 0, layer=layer, epochs=epochs)
-            pilots[key] = measured("paradetox", arm, folder, data, "validation", 0)["auroc"]
-            write_results(HERE / "results.json", done)
-        return pilots[key]
-
-    trunk, lora = ARMS["discriminator, trunk"], ARMS["discriminator, LoRA"]
-    layer = max(LAYERS, key=lambda one: tried(f"layer {one}", trunk, one, 2))
-    epochs = max(EPOCHS, key=lambda one: tried(f"LoRA, {one} epochs", lora, layer, one))
-    return {"layer": layer, "epochs": epochs}
+def pilot(data: Path) -> dict[str, int]:
+    """Return the layer for each kind of head, by token AUROC on ParaDetox's validation edits."""
+    path = HERE / "results/pilot.json"
+    tried: dict[str, dict[str, float]] = json.loads(path.read_text())["auroc"] if path.is_file() else {}
+    for arm in (ARMS["discriminator, trunk"], ARMS["discriminator, frozen states"]):
+        mine = tried.setdefault(arm.start["head"], {})
+        for layer in LAYERS:
+            if str(layer) not in mine:
+                folder = trained("paradetox", arm, data, 0, layer)
+                mine[str(layer)] = measured("paradetox", arm, folder, data, "validation", 0)["auroc"]
+                write_results(path, {"auroc": tried})
+    return {head: max(LAYERS, key=lambda layer: mine[str(layer)]) for head, mine in tried.items()}
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("sets", nargs="*", choices=[[], *SETS], metavar="SET", help="all by default")
     given = parser.parse_args()
-    path = HERE / "results.json"
-    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    done = {key: done[key] for key in ("pilot", "rows") if key in done}
-    how = pilot(given.data, done)
-    rows = done.setdefault("rows", [])
+    layers = pilot(given.data)
     for seed in SEEDS:
         for name in given.sets or SETS:
-            for title, arm in ARMS.items():
+            path = HERE / f"results/{name}.json"
+            rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+            for title, arm in arms_of(name, seed).items():
                 about = {"set": name, "arm": title, "seed": seed}
                 if not any(about.items() <= row.items() for row in rows):
-                    epochs = how["epochs"] if arm.tuned == "lora" else 2
-                    folder = trained(name, arm, given.data, seed, layer=how["layer"], epochs=epochs)
+                    folder = trained(name, arm, given.data, seed, layers[arm.start["head"]])
                     rows.append({**about, **measured(name, arm, folder, given.data, "test", seed)})
-                    write_results(path, done)
+                    write_results(path, {"rows": rows})
                     print(f"{name}, {title}, seed {seed}: token AUROC {rows[-1]['auroc']:.3f}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The tables of the study of edits, from results.json alone.
+"""The tables of the study of edits, from results/ alone.
 
 python -m studies.edits.tables [--check]        fills README.md; --check exits 1 where a table differs
 """
@@ -8,17 +8,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from studies.tables import Table, load, main, markdown, number, with_interval
+from studies.tables import Table, load, load_each, main, markdown, number, with_interval
 
 HERE = Path(__file__).parent
 COMMAND = "python -m studies.edits.run --data DIR"
+SETS = ("paradetox", "defacto", "lamp", "jfleg")
 
 
 def by_arm(root: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Return the rows of every set and arm, a seed each."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in load(root, "results.json", COMMAND)["rows"]:
-        found.setdefault((row["set"], row["arm"]), []).append(row)
+    for name, results in load_each(root, SETS, COMMAND).items():
+        for row in results["rows"]:
+            found.setdefault((name, row["arm"]), []).append(row)
     return found
 
 
@@ -53,8 +55,9 @@ def measured(root: Path) -> str:
 
 def pilot(root: Path) -> str:
     """Return what the pilot found on ParaDetox's validation edits."""
-    tried = load(root, "results.json", COMMAND)["pilot"]
-    return markdown(["tried", "token AUROC"], [[name, number(value, 3)] for name, value in tried.items()])
+    tried = load(root, "results/pilot.json", COMMAND)["auroc"]
+    lines = [[layer, *(number(mine[layer], 3) for mine in tried.values())] for layer in next(iter(tried.values()))]
+    return markdown(["layer", *(f"{head} head" for head in tried)], lines)
 
 
 TABLES: dict[str, Table] = {"edits": measured, "edits-pilot": pilot}
