@@ -55,7 +55,7 @@ RUNS = HERE.parents[1] / "runs/ppo"
 MODEL, LAYER = "smollm2", 20
 SEEDS = (0, 1)
 PPO: dict[str, Any] = {
-    "rollouts": 1536, "batch_size": 64, "minibatch": 32, "epochs": 2, "max_new_tokens": 32, "last_layers": 10,
+    "rollouts": 1536, "batch_size": 64, "minibatch": 16, "epochs": 1, "max_new_tokens": 32, "last_layers": 8,
     "kl": "k1", "kl_weight": 0.05, "samples_every": 0,
 }  # fmt: skip
 TESTED = 200

@@ -85,6 +85,27 @@ def test_the_last_layers_alone_may_have_adapters():
         policy_of(last_layers=9)
 
 
+@pytest.mark.parametrize("architecture", slow_except(["llama"], ARCHITECTURES))
+@pytest.mark.parametrize("values", ["shared", "own"])
+def test_layers_without_adapters_need_not_be_run_again(architecture, values):
+    policy = moved(policy_of(architecture, last_layers=1, values=values))
+    tokens = Tokens.of(ROWS, torch.device("cpu"))
+    entering = policy.entering(tokens)
+    if architecture == "llama":
+        assert entering is not None and entering.shape[:2] == tokens.token_ids.shape
+    whole, short = policy(tokens), policy(tokens, entering)
+    assert torch.allclose(whole.logits[tokens.mask], short.logits[tokens.mask], atol=1e-9)
+    assert torch.allclose(whole.values[tokens.mask], short.values[tokens.mask], atol=1e-9)
+    reference = policy.reference_logits(tokens)[tokens.mask]
+    assert torch.allclose(reference, policy.reference_logits(tokens, entering)[tokens.mask], atol=1e-9)
+    gradients = []
+    for one in (whole, short):
+        policy.zero_grad()
+        (one.logprobs(tokens)[tokens.mask].sum() + one.values[tokens.mask].sum()).backward()
+        gradients.append({name: weight.grad.clone() for name, weight in policy.trained().items()})
+    assert all(torch.allclose(gradients[0][name], own, atol=1e-8) for name, own in gradients[1].items())
+
+
 def test_values_of_their_own_leave_the_policy_alone():
     policy = policy_of(values="own")
     tokens = Tokens.of(ROWS, torch.device("cpu"))

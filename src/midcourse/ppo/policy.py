@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
 from midcourse.ppo.settings import PPOError, PPOSettings
-from midcourse.rewards.backbone import Tuning, layers_of
+from midcourse.rewards.backbone import FINAL_NORMS, Tuning, layers_of, part_of
 
 
 class Tokens(NamedTuple):
@@ -79,6 +79,13 @@ def chosen(logits: Float[Tensor, "batch response vocab"], tokens: Tokens) -> Flo
     return own - logits.logsumexp(-1)
 
 
+class Halves(NamedTuple):
+    """A causal LM in two: `below`, without adapters (ids to states), and `above` (states to logits)."""
+
+    below: nn.Module
+    above: nn.Module
+
+
 class Policy(nn.Module):
     """A causal LM under training, its reference, and a value head, which is 0 at first.
 
@@ -107,15 +114,30 @@ class Policy(nn.Module):
         self.critic: nn.Module | None = critic and _trained(critic, tuning, settings.last_layers)
         self.model = _trained(model, tuning, settings.last_layers)
         self.lm = LanguageModel(model, lm.tokenizer, lm.name)
+        # In a tuple, since their weights are the model's, which is a module of this one already.
+        self._halves = (_halves(model, settings.last_layers) if settings.last_layers else None,)
         wide = torch.promote_types(model.dtype, torch.float32)
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=wide, device=model.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.eval()
 
-    def forward(self, tokens: Tokens) -> Outlook:
-        """Return what the policy says before each token of the responses."""
-        output = _read(self.model, tokens, states=self.critic is None)
+    @torch.no_grad()
+    def entering(self, tokens: Tokens) -> Float[Tensor, "batch tokens hidden"] | None:
+        """Return the states that enter the first layer with adapters; None if they cannot be kept apart.
+
+        They stay the same while the policy is trained, and are the reference's too.
+        """
+        halves = self._halves[0]
+        return halves and halves.below(tokens.token_ids, use_cache=False).last_hidden_state
+
+    def forward(self, tokens: Tokens, entering: Float[Tensor, "batch tokens hidden"] | None = None) -> Outlook:
+        """Return what the policy says before each token of the responses.
+
+        Args:
+            entering: what `entering` gives for these tokens, so that the layers below need not be run again.
+        """
+        output = self._read(self.model, tokens, entering, states=self.critic is None)
         if self.critic is None:
             states = output.hidden_states[-1]
         else:
@@ -124,10 +146,20 @@ class Policy(nn.Module):
         return Outlook(_logits(output, tokens), self.head(before.to(self.head.weight.dtype))[:, :, 0])
 
     @torch.no_grad()
-    def reference_logits(self, tokens: Tokens) -> Float[Tensor, "batch response vocab"]:
-        """Return the reference's logits before each token of the responses."""
+    def reference_logits(
+        self, tokens: Tokens, entering: Float[Tensor, "batch tokens hidden"] | None = None
+    ) -> Float[Tensor, "batch response vocab"]:
+        """Return the reference's logits before each token of the responses; see `forward`."""
         with self._without_adapters():
-            return _logits(_read(self.reference or self.model, tokens), tokens)
+            return _logits(self._read(self.reference or self.model, tokens, entering), tokens)
+
+    def _read(self, model: nn.Module, tokens: Tokens, entering: Tensor | None, states: bool = False) -> Any:
+        # What is behind the last response token is padding, and what is before the first is no response's.
+        keep = torch.arange(int(tokens.starts.min()) - 1, tokens.token_ids.shape[1] - 1, device=tokens.mask.device)
+        halves, given = self._halves[0], {"input_ids": tokens.token_ids}
+        if entering is not None and halves is not None:
+            model, given = halves.above, {"inputs_embeds": entering}
+        return model(**given, logits_to_keep=keep, output_hidden_states=states, use_cache=False)
 
     def _without_adapters(self) -> AbstractContextManager[None]:
         return self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
@@ -135,12 +167,6 @@ class Policy(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the weights that are trained, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
-
-
-def _read(model: nn.Module, tokens: Tokens, states: bool = False) -> Any:
-    # What is behind the last response token is padding, and what is before the first is no response's.
-    keep = torch.arange(int(tokens.starts.min()) - 1, tokens.token_ids.shape[1] - 1, device=tokens.mask.device)
-    return model(tokens.token_ids, logits_to_keep=keep, output_hidden_states=states, use_cache=False)
 
 
 def _logits(output: Any, tokens: Tokens) -> Float[Tensor, "batch response vocab"]:
@@ -159,6 +185,30 @@ def _trained(model: PreTrainedModel, tuning: Tuning, last_layers: int | None) ->
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
     )
     return get_peft_model(model, config)
+
+
+def _halves(model: PreTrainedModel, last: int) -> Halves | None:
+    """Return a model without its last layers, and these with its head, on the same weights.
+
+    None if one after the other is not the whole, as where an architecture adds something to what its layers take.
+    """
+    decoder = model.get_decoder()
+    if decoder not in model._modules.values():
+        return None
+    cut = len(layers_of(decoder)) - last
+    below = part_of(decoder, slice(0, cut))
+    for name in FINAL_NORMS:
+        if name in below._modules:
+            setattr(below, name, nn.Identity())
+    above = copy.copy(model)
+    last_layers = part_of(decoder, slice(cut, None))
+    above._modules = {name: last_layers if own is decoder else own for name, own in model._modules.items()}
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        states = below(ids, use_cache=False).last_hidden_state
+        have = above(inputs_embeds=states, use_cache=False).logits
+        whole = model(ids, use_cache=False).logits
+    return Halves(below, above) if torch.allclose(have, whole, rtol=1e-3, atol=1e-3) else None
 
 
 def _linear_layers(model: PreTrainedModel, last: int) -> list[str]:

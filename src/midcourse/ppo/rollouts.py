@@ -54,6 +54,7 @@ class Rollout:
 
 
 EVERYTHING = Method(None, reward_weight=0.0, top_k=None)  # the model's own distribution, nothing cut off
+AT_ONCE = 64  # responses that are written side by side
 # What a user's function is: from responses and the mask of their tokens to rewards (batch, tokens).
 TokenFunction: TypeAlias = Callable[[Sequence[Rollout], Bool[Tensor, "batch tokens"]], Tensor]
 
@@ -92,7 +93,7 @@ def write(
         template=template,
         seed=seeds,
         max_new_tokens=settings.max_new_tokens,
-        batch_size=min(settings.batch_size, 32),
+        batch_size=min(settings.batch_size, AT_ONCE),
     )
     return [
         Rollout(

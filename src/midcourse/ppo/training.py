@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Prompt, Template
@@ -54,9 +55,14 @@ class Measured(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A step's responses, ready to be learned from."""
+    """A step's responses, ready to be learned from.
+
+    Attributes:
+        entering: of each, the states that enter the layers which are trained; see `Policy.entering`.
+    """
 
     rows: list[tuple[Sequence[int], Sequence[int]]]
+    entering: list[Tensor] | None
     tokens: Tokens
     measured: Measured
     advantages: Float[Tensor, "batch tokens"]
@@ -132,9 +138,9 @@ class Run:
         written = write(self.policy.lm, self.prompts, mine, settings, self.template) if mine else []
         rollouts = processes.gathered(written)
         tokens = Tokens.of([one.row for one in rollouts], self.policy.head.weight.device)
-        measured = self._measured(rollouts)
+        entering, measured = self._measured(rollouts)
         paid = self._paid(rollouts, tokens)
-        batch = self._batch(rollouts, tokens, measured, paid)
+        batch = self._batch(rollouts, entering, tokens, measured, paid)
         learned = self._learn(batch, rollouts)
         state.step += 1
         row = self._row(rollouts, tokens.mask, measured, paid, batch.returns) | learned
@@ -146,11 +152,16 @@ class Run:
         return row
 
     @torch.no_grad()
-    def _measured(self, rollouts: Sequence[Rollout]) -> Measured:
+    def _measured(self, rollouts: Sequence[Rollout]) -> tuple[list[Tensor] | None, Measured]:
+        """Return what enters the layers that are trained, and what models say of the responses."""
+        states: list[Tensor] = []
         parts, width = [], max(len(one.response_ids) for one in rollouts)
         for some in _chunks(processes.part(rollouts), READ_AT_A_TIME):
             tokens = Tokens.of([one.row for one in some], self.policy.head.weight.device)
-            outlook, reference = self.policy(tokens), self.policy.reference_logits(tokens)
+            entering = self.policy.entering(tokens)
+            if entering is not None:
+                states += [own[: sum(map(len, one.row))].cpu() for own, one in zip(entering, some, strict=True)]
+            outlook, reference = self.policy(tokens, entering), self.policy.reference_logits(tokens, entering)
             found = (
                 outlook.logprobs(tokens),
                 chosen(reference, tokens),
@@ -162,7 +173,7 @@ class Run:
             own = [torch.nn.functional.pad(torch.where(tokens.mask, one, 0.0), room) for one in found]
             parts.append(torch.stack(own, 1).cpu())
         whole = torch.cat(processes.gathered(parts)).to(self.policy.head.weight.device)
-        return Measured(*whole.unbind(1))
+        return processes.gathered(states) or None, Measured(*whole.unbind(1))
 
     def _paid(self, rollouts: Sequence[Rollout], tokens: Tokens) -> Float[Tensor, "batch tokens"]:
         try:
@@ -170,7 +181,14 @@ class Run:
         except MidcourseError as error:
             raise BadBatch(str(error), _record(rollouts)) from error
 
-    def _batch(self, rollouts: Sequence[Rollout], tokens: Tokens, measured: Measured, paid: Tensor) -> Batch:
+    def _batch(
+        self,
+        rollouts: Sequence[Rollout],
+        entering: list[Tensor] | None,
+        tokens: Tokens,
+        measured: Measured,
+        paid: Tensor,
+    ) -> Batch:
         """Return what to learn from."""
         settings, mask = self.settings, tokens.mask
         rewards = centred(paid, mask) if settings.centre else paid
@@ -185,7 +203,7 @@ class Run:
             advantages = group_relative(rewards, mask, places, shaping=settings.shaping)
         if settings.whiten:
             advantages = whitened(advantages, mask)
-        return Batch([one.row for one in rollouts], tokens, measured, advantages, returns)
+        return Batch([one.row for one in rollouts], entering, tokens, measured, advantages, returns)
 
     def _learn(self, batch: Batch, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Update the policy by a step's responses; return means over its updates."""
@@ -211,7 +229,11 @@ class Run:
         tokens = Tokens.of([batch.rows[number] for number in picked], batch.tokens.mask.device)
         width = tokens.mask.shape[1]
         old = Measured(*(one[picked, :width] for one in batch.measured))
-        outlook = self.model(tokens)
+        entering = None
+        if batch.entering is not None:
+            entering = pad_sequence([batch.entering[number] for number in picked], batch_first=True)
+            entering = entering.to(tokens.mask.device)
+        outlook = self.model(tokens, entering)
         logprobs = outlook.logprobs(tokens)
         policy = policy_loss(logprobs, old.logprobs, batch.advantages[picked, :width], tokens.mask, settings.clip)
         returns = batch.returns[picked, :width]
@@ -219,7 +241,7 @@ class Run:
         # With no values to learn advantages from, the head is still part of the pass, and gains nothing.
         loss = policy.loss + (settings.value_weight if settings.advantages == "gae" else 0.0) * values
         if settings.kl == "exact" and self.state.kl_weight:
-            apart = exact_kl(outlook.logits, self.policy.reference_logits(tokens))
+            apart = exact_kl(outlook.logits, self.policy.reference_logits(tokens, entering))
             loss = loss + self.state.kl_weight * mean(apart, tokens.mask)
         # Gradients are averaged over processes: weighted so, their mean is that of the tokens of all.
         share = len(mine) and (tokens.mask.sum() / whole).item()

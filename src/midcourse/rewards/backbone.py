@@ -4,6 +4,7 @@ truncated_backbone   the first layers, read from a model's files
 shared_backbone      the first layers on the tensors of a model in memory: no weight is there twice
 check_sharing        whether a saved reward may stand on those tensors
 empty_backbone       of a configuration, its weights still to be read
+part_of              some layers of any of them, on the same tensors
 with_adapter         any of them with LoRA adapters of its own
 """
 
@@ -183,6 +184,19 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
         if isinstance(found := getattr(backbone, name, None), nn.ModuleList):
             return found
     raise RewardError(f"no list of layers found in {type(backbone).__name__}; use --tune head, lora or all")
+
+
+def part_of(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
+    """Return a backbone of some of the layers, on the same parameters; the original is not changed."""
+    part = copy.copy(backbone)
+    part._modules = dict(backbone._modules)
+    part.config = copy.deepcopy(backbone.config)
+    own = nn.ModuleList(layers_of(backbone)[layers])
+    setattr(part, "layers" if hasattr(part, "layers") else "h", own)
+    part.config.num_hidden_layers = len(own)
+    if getattr(part.config, "layer_types", None):
+        part.config.layer_types = part.config.layer_types[layers]
+    return part
 
 
 def final_norm_of(backbone: nn.Module) -> nn.Module:

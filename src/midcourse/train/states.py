@@ -4,7 +4,6 @@ If only the head is trained, these are the backbone's final states at the respon
 the positions before them); if the last layers are trained too, the states that enter those layers, at all positions.
 """
 
-import copy
 import hashlib
 import json
 import math
@@ -17,13 +16,12 @@ from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from midcourse.data.encoded import EncodedRow
 from midcourse.files import cache_folder, whole_file
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.rewards.backbone import Tuning, layers_of
+from midcourse.rewards.backbone import Tuning, part_of
 from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.train import processes
 from midcourse.train.shards import make_room, open_shard, reserve
@@ -58,24 +56,12 @@ def split(reward: TrainedReward) -> Split | None:
     if tuning.kind != "last" or tuning.amount == layers or not hasattr(reward.backbone, "layers"):
         return None
     cut = layers - tuning.amount
-    bottom = _part(reward.backbone, slice(0, cut))
+    bottom = part_of(reward.backbone, slice(0, cut))
     bottom.norm = nn.Identity()
-    above = _part(reward.backbone, slice(cut, layers))
+    above = part_of(reward.backbone, slice(cut, layers))
     top = reward.top(above)
     made = Split(bottom, top, cut, False)
     return made if _equals_whole(made, reward) else None
-
-
-def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
-    """Return the backbone with only some of its layers; parameters are shared, the original is not changed."""
-    part = copy.copy(backbone)
-    part._modules = dict(backbone._modules)
-    part.config = copy.deepcopy(backbone.config)
-    part.layers = nn.ModuleList(layers_of(backbone)[layers])
-    part.config.num_hidden_layers = len(part.layers)
-    if getattr(part.config, "layer_types", None):
-        part.config.layer_types = part.config.layer_types[layers]
-    return part
 
 
 @torch.inference_mode()
