@@ -48,8 +48,8 @@ def rollouts(data: Path, part: str) -> list[Rollout]:
     return [Rollout(s.prompt, s.response, s.finished, s.reward or 0.0) for s in found if s.response.strip()]
 
 
-def comparisons(found: Sequence[Rollout]) -> list[Comparison]:
-    """Every two continuations of an opening, the one of higher gold preferred where they differ by more than GAP."""
+def comparisons(found: Sequence[Rollout], gap: float = GAP) -> list[Comparison]:
+    """Every two continuations of an opening, the one of higher gold preferred where they differ by more than `gap`."""
     pairs = (
         pair
         for _, group in itertools.groupby(found, key=lambda rollout: rollout.prompt)
@@ -58,5 +58,5 @@ def comparisons(found: Sequence[Rollout]) -> list[Comparison]:
     return [
         Comparison(a.prompt, a.response, b.response, a.finished, b.finished)
         for a, b in pairs
-        if a.reward - b.reward > GAP
+        if a.reward - b.reward > gap
     ]

@@ -2,24 +2,28 @@
 
     python -m studies.ppo.run --data DIR [TASK ...]        (or MIDCOURSE_DATA=DIR)
 
-Two tasks: sentiment of continued film review openings (gold: VADER), and detoxification of continued prompts (gold:
-the profanity check). For each a reward of prefixes from ordinary pairs and a discriminator of edited tokens; each is
-paid at the end or token by token, and the second in five ways, one of them a placebo that pays a response's rewards to
-its own tokens in random order. Beside them what needs no rollouts (weighted likelihood, DPO).
+Three tasks: sentiment of continued film review openings (gold: VADER), detoxification of continued prompts (gold: the
+profanity check), and plain words in continued review openings (gold: minus the Coleman-Liau grade, a ratio that no sum
+over words gives). For each a reward of prefixes from ordinary pairs and a discriminator of edited tokens; each is paid
+at the end or token by token, and the second, in the first two tasks, in five ways, one of them a placebo that pays a
+response's rewards to its own tokens in random order. Beside them what needs no rollouts (weighted likelihood, DPO) and
+what needs no training (PARGS with the reward of prefixes, at three weights).
 
 Written before it was run: VADER and the profanity check nearly add up over words, so rewards per token should reach
-what the reward at the end reaches in fewer rollouts, and the placebo should gain nothing over it. Every reward is
-scaled so that the whole rewards of the reference's responses have a standard deviation of 1, and all arms have the same
-settings, seeds and prompts.
+what the reward at the end reaches in a quarter of its rollouts, and the placebo should gain nothing over it; the grade
+does not, so there rewards per token should need more than half of them. Every reward is scaled so that the whole
+rewards of the reference's responses have a standard deviation of 1, and all arms have the same settings, seeds and
+prompts.
 
-Resumable: a run that results/TASK.json holds is not done again. No setting was tuned on test prompts.
+Resumable: a run that results/TASK.json holds is not done again, and processes may do a task each. No setting was tuned
+on test prompts.
 """
 
 import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,7 @@ import torch
 from midcourse import LanguageModel, load_reward
 from midcourse.data.comparisons import Comparison
 from midcourse.data.edits import Edit
+from midcourse.decode.engine import generate
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
 from midcourse.lm.policy import load_policy
@@ -59,6 +64,8 @@ PPO: dict[str, Any] = {
     "kl": "k1", "kl_weight": 0.05, "samples_every": 0,
 }  # fmt: skip
 TESTED = 200
+GRADE = "studies.plain_words:plainness"
+GRADES_APART = 3.0  # two continuations are compared where they differ by more
 SCALED_ON = 128  # responses of the reference that a reward's scale is measured on
 
 
@@ -86,6 +93,7 @@ ARMS = {
     "edits, placebo": Arm("edits", "shuffled"),
 }
 OFFLINE = ("weighted likelihood of edits (FIGA)", "DPO on pairs")
+GUIDED = {f"guided by pairs (PARGS), weight {weight:g}": weight for weight in (1.0, 2.0, 4.0)}
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,10 @@ class Task:
     """What is to be written.
 
     Attributes:
-        gold: what judges; nothing learns from it.
+        gold: what judges; of a reward of prefixes only the pairs are ordered by it.
         prompts, tested: to train on, and to judge.
         pairs, edits: what the rewards learn from.
+        arms: in which ways PPO is paid.
     """
 
     gold: str
@@ -103,6 +112,7 @@ class Task:
     tested: Sequence[str]
     pairs: Sequence[Comparison]
     edits: Sequence[Edit]
+    arms: Sequence[str] = tuple(ARMS)
 
 
 def sentiment_task(data: Path) -> Task:
@@ -138,7 +148,23 @@ def detox_task(data: Path) -> Task:
     )
 
 
-TASKS: dict[str, Callable[[Path], Task]] = {"sentiment": sentiment_task, "detox": detox_task}
+def plain_task(data: Path) -> Task:
+    """Continue openings of film reviews in plain words; edits are ASSET's, which simplify sentences."""
+    gold = load_gold(GRADE)
+    graded = [replace(one, reward=gold(one.response)) for one in sentiment.rollouts(data, "train")]
+    rows = of_split(read(data, "edits/asset"), "train")
+    edits = [Edit("", row["original"], row["edited"], row["group"]) for row in rows if row["original"] != row["edited"]]
+    return Task(
+        GRADE,
+        sentiment.openings(data, "train"),
+        sentiment.openings(data, "test")[:TESTED],
+        sentiment.comparisons(graded, GRADES_APART),
+        random.Random(0).sample(edits, 3000),
+        [title for title, arm in ARMS.items() if arm.density in ("end", "tokens") and not arm.discrete],
+    )
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {"sentiment": sentiment_task, "detox": detox_task, "plain": plain_task}
 
 
 # Rewards
@@ -219,19 +245,41 @@ def path_of(name: str, title: str, seed: int) -> Path:
     return RUNS / f"{name}-{'-'.join(title.replace(',', '').replace('(', '').replace(')', '').split())}-{seed}"
 
 
+def guided(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
+    """Write by guided decoding with the reward of prefixes; the divergence is that of the distributions drawn from."""
+    written = generate(
+        model(),
+        task.tested,
+        reward_of(name, task, "pairs"),
+        method="pargs",
+        reward_weight=GUIDED[title],
+        max_new_tokens=PPO["max_new_tokens"],
+        template="raw",
+        seed=1000 + seed,
+        batch_size=40,
+    )
+    return figures(task, [one.text for one in written], [one.total_kl or 0.0 for one in written])
+
+
 def judged(folder: Path | None, task: Task, seed: int) -> dict[str, Any]:
     """Return gold and exact KL of a policy's responses to the prompts that are judged; None is the reference."""
-    reference, gold = model(), load_gold(task.gold)
+    reference = model()
     lm = reference if folder is None else load_policy(str(folder), reference)
     settings = PPOSettings(**(PPO | {"rollouts": len(task.tested), "seed": 1000 + seed}))
     numbers = range(len(task.tested))
+    places = {prompt: place for place, prompt in enumerate(task.tested)}
     written = sorted(
-        write(lm, task.tested, numbers, settings, "raw"), key=lambda one: task.tested.index(str(one.prompt))
+        write(lm, task.tested, numbers, settings, "raw"),
+        key=lambda one: places[one.prompt],  # type: ignore[index]
     )
-    golds = [gold(one.text) for one in written]
+    return figures(task, [one.text for one in written], [kl_of(lm, reference, one) for one in written])
+
+
+def figures(task: Task, texts: Sequence[str], kls: Sequence[float]) -> dict[str, Any]:
+    """Return gold and divergence of responses, one to each prompt that is judged."""
+    golds = list(map(load_gold(task.gold), texts))
     mean, interval = mean_interval(golds)
-    kls = [kl_of(lm, reference, one) for one in written]
-    return {"gold": mean, "interval": interval, "golds": golds, "kl": float(np.mean(kls)), "kls": kls}
+    return {"gold": mean, "interval": interval, "golds": golds, "kl": float(np.mean(kls)), "kls": list(kls)}
 
 
 @torch.inference_mode()
@@ -254,8 +302,9 @@ def main() -> None:
         for seed in SEEDS:
             for title, do in [
                 ("reference", lambda *_, task=task, seed=seed: judged(None, task, seed)),
-                *((title, ppo) for title in ARMS),
+                *((title, ppo) for title in task.arms),
                 *((title, offline) for title in OFFLINE),
+                *((title, guided) for title in GUIDED),
             ]:
                 about = {"task": name, "arm": title, "seed": seed}
                 if not any(about.items() <= row.items() for row in rows):

@@ -17,10 +17,10 @@ from studies.tables import Table, load_each, main, markdown, number, with_interv
 
 HERE = Path(__file__).parent
 COMMAND = "python -m studies.ppo.run --data DIR"
-TASKS = ("sentiment", "detox")
+TASKS = ("sentiment", "detox", "plain")
 SPARSE = "pairs, at the end"
 SMOOTHED = 3  # steps that a curve's point is the mean of
-COLLAPSED = 0.05  # a run whose last point lost more than this of its best gold has collapsed
+COLLAPSED = 0.5  # a run has collapsed that ends this share below what it had gained at best
 
 
 def results_of(root: Path) -> dict[str, dict[str, Any]]:
@@ -81,9 +81,9 @@ def arms(root: Path) -> str:
 
 
 def collapsed(curve: list[dict[str, Any]]) -> bool:
-    """Return whether a run ended more than `COLLAPSED` below the best gold it had."""
+    """Return whether a run lost more than `COLLAPSED` of the gold that it had gained over its first steps."""
     golds = [gold for _, gold in smoothed(curve)]
-    return max(golds) - golds[-1] > COLLAPSED
+    return max(golds) - golds[-1] > COLLAPSED * (max(golds) - golds[0])
 
 
 def plot(root: Path) -> None:

@@ -41,6 +41,7 @@ from midcourse.train.settings import Settings
 from midcourse.train.start import begin
 from midcourse.train.training import prefix_rewards, train
 from studies.data import arguments, command, of_split, read, rewritten, spelt_alike
+from studies.plain_words import coleman_liau
 from studies.steering import figures, judged, write
 
 OfTexts = TypeVar("OfTexts", Comparison, Edit)
@@ -223,15 +224,6 @@ def readable(data: Path) -> Shipped:
 
 def as_message(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
-
-
-def coleman_liau(text: str) -> float:
-    """0.0588 L - 0.296 S - 15.8, with L letters and S sentences per 100 words (Coleman and Liau, 1975)."""
-    words = re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*", text)
-    if not words:
-        return 0.0
-    letters, sentences = sum(map(len, words)), max(len(re.findall(r"[.!?]+(?=\s|$)", text)), 1)
-    return 100 * (0.0588 * letters - 0.296 * sentences) / len(words) - 15.8
 
 
 def answers(prompts: Sequence[Prompt], part: str) -> list[Rollout]:
