@@ -7,6 +7,14 @@ class MidcourseError(ValueError):
     """An error for a user to read. The command line prints it and exits with status 2."""
 
 
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C or SIGTERM after a whole checkpoint; `signal` is the signal's number."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
 def short_value(value: Any) -> str:
     """Return what a value is written as in Python, at most 60 characters of it, for a message."""
     try:

@@ -16,6 +16,7 @@ from midcourse.data.formats import DataError
 from midcourse.data.ladders import Ladder, read_ladders
 from midcourse.data.learned import read_learned_rows, row_hash
 from midcourse.detect.train import level_figures, plain_ladders, train_detector
+from midcourse.errors import Interrupted
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
@@ -27,7 +28,6 @@ from midcourse.train.folder import REPLAYED
 from midcourse.train.objectives import LadderRewards, ObjectiveError, make_objective
 from midcourse.train.settings import Settings, TrainingError
 from midcourse.train.start import begin
-from midcourse.train.stopping import Interrupted
 from midcourse.train.training import train
 from tests.encoders import encoder_folder
 from tests.pace import slow_except

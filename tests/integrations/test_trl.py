@@ -18,14 +18,13 @@ from transformers import AutoModelForCausalLM
 from midcourse.data.comparisons import Comparison, split_by_prompt
 from midcourse.data.encoded import encode
 from midcourse.data.learned import read_learned_rows, row_hash
-from midcourse.errors import MidcourseError
+from midcourse.errors import Interrupted, MidcourseError
 from midcourse.integrations.trl import RECORD, PolicyTrainer, _make_trainer, train_policy
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import prompt_ids, response_ids
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train.settings import Settings, TrainingError
-from midcourse.train.stopping import Interrupted
 
 SETTINGS = Settings(epochs=3, lr=1e-2, batch_size=4, max_tokens=64, held_out=0.25, weight_decay=0.0, save_steps=2)
 COMPARISONS = [

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from midcourse.data.edits import Edit
+from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.policy import load_policy
 from midcourse.ppo.figa import FLOOR, likelihood_loss, train_on_edits
@@ -87,6 +88,12 @@ def test_it_resumes_to_the_same_policy(lm_folder, tmp_path, monkeypatch):
         ({"tune": "head"}, "tune is head; use lora"),
     ],
 )
+def test_it_trains_in_one_process(lm_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MidcourseError, match="midcourse figa trains in one process; start it without torchrun"):
+        train_on_edits(LanguageModel.load(lm_folder), [Edit("", "a b", "a c", "")], tmp_path / "out")
+
+
 def test_settings_that_make_no_sense_are_refused(given, why):
     with pytest.raises(PPOError, match=why):
         check_figa(FigaSettings(**given))

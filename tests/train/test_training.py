@@ -19,6 +19,7 @@ from midcourse.data.comparisons import Comparison, read_comparisons, split_by_pr
 from midcourse.data.encoded import encode
 from midcourse.data.rollouts import Rollout
 from midcourse.decode.engine import generate
+from midcourse.errors import Interrupted
 from midcourse.evaluate.accuracy import pair_accuracy
 from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.backbone import layers_of
@@ -32,7 +33,6 @@ from midcourse.train.objectives import ObjectiveError, make_objective
 from midcourse.train.precision import master_weights
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, TrainingError, check_reports
-from midcourse.train.stopping import Interrupted
 from midcourse.train.training import train
 from tests.pace import slow_except
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from midcourse.cli.console import UsageError
 from midcourse.cli.verbs import ALL, FAMILIES, VERBS, about, complete, parse
-from midcourse.errors import MidcourseError
+from midcourse.errors import Interrupted, MidcourseError
 
 HELP = ("-h", "--help")
 
@@ -32,6 +32,10 @@ def main() -> None:
         sys.exit(status)
     except MidcourseError as error:
         _fail(str(error))
+    except Interrupted as stop:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            print(f"midcourse: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
     except BrokenPipeError:  # whoever read what is printed has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

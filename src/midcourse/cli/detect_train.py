@@ -1,6 +1,5 @@
 """midcourse detect train."""
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,7 +124,6 @@ class DetectTrain:
         from midcourse.train import processes
         from midcourse.train.settings import check_settings
         from midcourse.train.start import begin
-        from midcourse.train.stopping import Interrupted
 
         settings, write, first = Settings(**asdict(self.training)), self.write, processes.first()
         start = asdict(self.start) | asdict(self.machine) | {"seed": settings.seed}
@@ -139,21 +137,16 @@ class DetectTrain:
             reward = processes.everywhere(lambda: begin(name, objective, **start))
             limit = prompt_limit(reward, settings.max_tokens)
             replay = processes.everywhere(lambda: self._replayed(limit, rejects))
-        try:
-            metrics = train_detector(
-                reward,
-                ladders,
-                write.out,
-                settings,
-                replay=replay,
-                as_written=self.read.as_written,
-                resume=write.resume,
-                report_to=write.report_to,
-            )
-        except Interrupted as stop:
-            if first:
-                print(f"midcourse: {stop}", file=sys.stderr)
-            return 128 + stop.signal
+        metrics = train_detector(
+            reward,
+            ladders,
+            write.out,
+            settings,
+            replay=replay,
+            as_written=self.read.as_written,
+            resume=write.resume,
+            report_to=write.report_to,
+        )
         if first:
             self._print(metrics)
         return 0

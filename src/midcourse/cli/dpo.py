@@ -1,6 +1,5 @@
 """midcourse dpo."""
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -8,17 +7,9 @@ from typing import Annotated
 import tyro
 
 from midcourse.cli.console import bad_rows, table
-from midcourse.cli.groups import Model, TemplateName
+from midcourse.cli.groups import Model, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.train.settings import CommonSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """How to read the comparisons."""
-
-    skip_bad_rows: Path | None = None
-    """Write bad rows to this file and go on, instead of stopping at the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +46,7 @@ class Dpo:
 
     data: Annotated[Path, tyro.conf.Positional]
     """Comparisons: JSONL (also .gz), CSV or Parquet."""
-    read: Read = field(default_factory=Read)
+    read: Rows = field(default_factory=Rows)
     write: Write
     policy: Policy = field(default_factory=Policy)
     training: CommonSettings = field(
@@ -71,7 +62,6 @@ class Dpo:
         from midcourse.rewards.vocabulary import VocabularyReward
         from midcourse.train.card import accuracy_table, pairs_title
         from midcourse.train.settings import Settings, check_settings
-        from midcourse.train.stopping import Interrupted
 
         settings, policy, out = Settings(**asdict(self.training)), self.policy, self.write.out
         check_settings(settings)
@@ -80,11 +70,7 @@ class Dpo:
         limit = prompt_limit(VocabularyReward(lm.model, lm.tokenizer, template=policy.template), settings.max_tokens)
         with bad_rows(self.read.skip_bad_rows) as rejects:
             comparisons = read_comparisons(self.data, limit=limit, rejects=rejects)
-        try:
-            metrics = train_policy(lm, comparisons, out, settings, **asdict(policy), resume=self.write.resume)
-        except Interrupted as stop:
-            print(f"midcourse: {stop}", file=sys.stderr)
-            return 128 + stop.signal
+        metrics = train_policy(lm, comparisons, out, settings, **asdict(policy), resume=self.write.resume)
         if self.write.json:
             print(as_json(metrics, indent=1))
             return 0

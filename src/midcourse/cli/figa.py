@@ -1,6 +1,5 @@
 """midcourse figa."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,8 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from midcourse.cli.console import bad_rows
-from midcourse.cli.dpo import Read, Write
-from midcourse.cli.groups import Model, TemplateName
+from midcourse.cli.dpo import Write
+from midcourse.cli.groups import Model, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import FigaSettings, check_figa
 
@@ -24,7 +23,7 @@ class Figa:
 
     data: Annotated[Path, tyro.conf.Positional]
     """Edits: JSONL (also .gz), CSV or Parquet, or what midcourse edits label wrote."""
-    read: Read = field(default_factory=Read)
+    read: Rows = field(default_factory=Rows)
     write: Write
     training: FigaSettings = field(default_factory=FigaSettings)
     template: TemplateName = "raw"
@@ -41,7 +40,6 @@ class Figa:
         from midcourse.data.encoded import prompt_limit
         from midcourse.ppo.figa import train_on_edits
         from midcourse.rewards.vocabulary import VocabularyReward
-        from midcourse.train.stopping import Interrupted
 
         check_figa(self.training)
         read_edits(self.data, rejects=[])  # what cannot be read at all is refused before a model is loaded
@@ -49,19 +47,15 @@ class Figa:
         encoder = VocabularyReward(lm.model, lm.tokenizer, template=self.template)
         with bad_rows(self.read.skip_bad_rows) as rejects:
             edits = read_edits(self.data, limit=prompt_limit(encoder, self.training.max_tokens), rejects=rejects)
-        try:
-            metrics = train_on_edits(
-                lm,
-                edits,
-                self.write.out,
-                self.training,
-                template=self.template,
-                align=self.align,
-                resume=self.write.resume,
-            )
-        except Interrupted as stop:
-            print(f"midcourse: {stop}", file=sys.stderr)
-            return 128 + stop.signal
+        metrics = train_on_edits(
+            lm,
+            edits,
+            self.write.out,
+            self.training,
+            template=self.template,
+            align=self.align,
+            resume=self.write.resume,
+        )
         if self.write.json:
             print(as_json(metrics, indent=1))
             return 0

@@ -44,6 +44,14 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How to read the rows of the file."""
+
+    skip_bad_rows: Path | None = None
+    """Write bad rows to this file and go on, instead of stopping at the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedFolder:
     """The folder that training writes to, and what is printed."""
 

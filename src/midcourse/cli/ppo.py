@@ -1,25 +1,16 @@
 """midcourse ppo."""
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError, bad_rows, table
-from midcourse.cli.groups import Machine, TemplateName
+from midcourse.cli.groups import Machine, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import PPOSettings, check_settings
 
 if TYPE_CHECKING:
     from midcourse.rewards.contract import Reward
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """How to read the prompts."""
-
-    skip_bad_rows: Path | None = None
-    """Write bad rows to this file and go on, instead of stopping at the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +53,7 @@ class Ppo:
 
     prompts: Path
     """Prompts: JSONL (also .gz), CSV or Parquet, in the field prompt."""
-    read: Read = field(default_factory=Read)
+    read: Rows = field(default_factory=Rows)
     write: Write
     paid: Paid = field(default_factory=Paid)
     training: PPOSettings = field(default_factory=PPOSettings)
@@ -90,7 +81,6 @@ class Ppo:
         from midcourse.ppo.run import train_policy
         from midcourse.rewards.gold import load_function
         from midcourse.train import processes
-        from midcourse.train.stopping import Interrupted
 
         paid, write = self.paid, self.write
         with bad_rows(self.read.skip_bad_rows, tell=processes.first()) as rejects:
@@ -98,24 +88,19 @@ class Ppo:
         reward: Any = self._reward(paid.reward) if paid.reward else load_function(paid.token_function or "")
         end_reward, gold = (self._reward(name) if name else None for name in (paid.end_reward, paid.gold))
         lm = LanguageModel.load(self.lm, **asdict(self.machine))
-        try:
-            metrics = train_policy(
-                lm,
-                prompts,
-                reward,
-                write.out,
-                self.training,
-                end_reward=end_reward,
-                end_scale=paid.end_scale,
-                gold=gold,
-                paid_by=[of_reward(name, name) for name in (paid.reward, paid.end_reward) if name],
-                template=self.template,
-                resume=write.resume,
-            )
-        except Interrupted as stop:
-            if processes.first():
-                print(f"midcourse: {stop}", file=sys.stderr)
-            return 128 + stop.signal
+        metrics = train_policy(
+            lm,
+            prompts,
+            reward,
+            write.out,
+            self.training,
+            end_reward=end_reward,
+            end_scale=paid.end_scale,
+            gold=gold,
+            paid_by=[of_reward(name, name) for name in (paid.reward, paid.end_reward) if name],
+            template=self.template,
+            resume=write.resume,
+        )
         if processes.first():
             self._tell(metrics)
         return 0

@@ -8,21 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from midcourse.cli.console import UsageError, bad_rows, table
-from midcourse.cli.groups import JOINED, Machine, Server, TemplateName
+from midcourse.cli.groups import JOINED, Machine, Rows, Server, TemplateName
 from midcourse.files import as_json
 
 if TYPE_CHECKING:
     from midcourse.data.comparisons import Comparison
     from midcourse.data.prefer import Summary
     from midcourse.data.rollouts import Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """How to read the responses."""
-
-    skip_bad_rows: Path | None = None
-    """Write bad rows to this file and go on, instead of stopping at the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +82,7 @@ class Prefer:
     rollouts: Annotated[Path, tyro.conf.Positional]
     """What midcourse sample wrote, or rows of the same fields: JSONL (also .gz), CSV or Parquet."""
     write: Write
-    read: Read = field(default_factory=Read)
+    read: Rows = field(default_factory=Rows)
     decide: Decide = field(default_factory=Decide)
     judge: Judge = field(default_factory=Judge)
     pairs: Pairs = field(default_factory=Pairs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from midcourse.cli.console import UsageError, bad_rows, table
-from midcourse.cli.groups import Machine, TemplateName, TrainedFolder
+from midcourse.cli.groups import Machine, Rows, TemplateName, TrainedFolder
 from midcourse.files import as_json
 from midcourse.train.settings import Settings
 
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from midcourse.data.rollouts import Rollout
     from midcourse.rewards.encoder import EncoderReward
     from midcourse.rewards.scalar import RewardModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """How to read the examples."""
-
-    skip_bad_rows: Path | None = None
-    """Write bad rows to this file and go on, instead of stopping at the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +133,7 @@ class Train:
 
     data: Annotated[Path | None, tyro.conf.Positional] = None
     """Comparisons, rollouts or edits, told apart by their fields: JSONL (also .gz), CSV or Parquet."""
-    read: Read = field(default_factory=Read)
+    read: Rows = field(default_factory=Rows)
     write: Write
     objective: Objective = field(default_factory=Objective)
     reward: Parts = field(default_factory=Parts)
@@ -160,7 +152,6 @@ class Train:
         from midcourse.data.encoded import prompt_limit
         from midcourse.train import processes
         from midcourse.train.settings import check_settings
-        from midcourse.train.stopping import Interrupted
         from midcourse.train.training import train
 
         settings, write = self.training, self.write
@@ -169,12 +160,7 @@ class Train:
             return processes.once(self._implicit)
         reward = processes.everywhere(self._reward)
         examples = processes.everywhere(lambda: self._read(prompt_limit(reward, settings.max_tokens)))
-        try:
-            metrics = train(reward, examples, write.out, settings, resume=write.resume, report_to=write.report_to)
-        except Interrupted as stop:
-            if processes.first():
-                print(f"midcourse: {stop}", file=sys.stderr)
-            return 128 + stop.signal
+        metrics = train(reward, examples, write.out, settings, resume=write.resume, report_to=write.report_to)
         if not processes.first():
             return 0
         self._print(metrics, "Held-out pair accuracy")

@@ -14,7 +14,6 @@ The policy is a standard PEFT adapter folder, with a record of how it came about
 """
 
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from midcourse.lm.prompt import Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.train import processes
 from midcourse.train.batches import plan_batches
 from midcourse.train.folder import drop_run, only_training, prepare_folder
 from midcourse.train.settings import Settings, TrainingError, check_settings
@@ -108,8 +108,7 @@ def _check(beta: float, rank: int) -> None:
         raise TrainingError(f"beta is {beta}; use a positive number, such as 0.1")
     if rank < 1:
         raise TrainingError(f"rank is {rank}; use 1 or more, such as 16")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TrainingError("midcourse dpo trains in one process; start it without torchrun")
+    processes.check_alone("midcourse dpo")
 
 
 def _train(

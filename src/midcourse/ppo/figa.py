@@ -8,7 +8,6 @@
 `FLOOR` nats of log-probability, where it is out of the way already.
 """
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,6 +34,7 @@ from midcourse.ppo.run import run_through
 from midcourse.ppo.settings import FigaSettings, PPOError, PPOSettings, check_figa
 from midcourse.ppo.training import NORM, State, share_of_rate
 from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.train import processes
 from midcourse.train.folder import only_training, prepare_folder
 
 FLOOR = -12.0
@@ -138,8 +138,7 @@ def train_on_edits(
     """
     settings, out = settings or FigaSettings(), Path(out)
     check_figa(settings)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise PPOError("midcourse figa trains in one process; start it without torchrun")
+    processes.check_alone("midcourse figa")
     encoder = VocabularyReward(lm.model, lm.tokenizer, template=template, name=lm.name)
     data = encode_edits(encoder, edits, settings.max_tokens, align)
     record = {

@@ -14,6 +14,7 @@ from midcourse.compare.independence import Origin, write_paid_by
 from midcourse.data.comparisons import digest
 from midcourse.data.learned import no_rows, write_row_hashes
 from midcourse.decode.request import agreed_template, check_room
+from midcourse.errors import Interrupted
 from midcourse.files import as_json, write_text
 from midcourse.lm.language_model import LanguageModel, rendering
 from midcourse.lm.policy import RECORD
@@ -29,7 +30,7 @@ from midcourse.rewards.contract import Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
 from midcourse.train import processes
 from midcourse.train.folder import only_training, prepare_folder
-from midcourse.train.stopping import Interrupted, stop_on_signal
+from midcourse.train.stopping import stop_on_signal
 
 LENGTH_TRAP = 0.5  # correlation of reward with length from which on a policy may learn to be long, or short
 

@@ -34,6 +34,12 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def check_alone(what: str) -> None:
+    """Raise MidcourseError if torchrun has started several processes of what trains in one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MidcourseError(f"{what} trains in one process; start it without torchrun")
+
+
 def count() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -43,14 +43,6 @@ def best_so_far(rows: Sequence[dict[str, Any]]) -> Best | None:
     return best
 
 
-class Interrupted(Exception):
-    """Training was stopped by Ctrl-C or SIGTERM after a whole checkpoint; `signal` is the signal's number."""
-
-    def __init__(self, message: str, signal: int):
-        super().__init__(message)
-        self.signal = signal
-
-
 @dataclass
 class Interruption:
     """The signal that has asked training to stop, if any."""

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from midcourse.data.alignment import Labels
 from midcourse.data.encoded import EditSet, EncodedSet, LadderSet, RolloutSet
 from midcourse.data.ladders import level_names
-from midcourse.errors import MidcourseError
+from midcourse.errors import Interrupted, MidcourseError
 from midcourse.files import as_json, publish_folder, write_text
 from midcourse.rewards.trained import TrainedReward, whole_tensor
 from midcourse.train import processes
@@ -35,7 +35,7 @@ from midcourse.train.objectives import (
 )
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, TrainingError
-from midcourse.train.stopping import Best, Interrupted, Interruption, best_so_far
+from midcourse.train.stopping import Best, Interruption, best_so_far
 
 # A loss or a gradient norm beyond this has exploded: gradients are cut at a norm of 1, so nothing would come of it.
 EXPLODED = 1e9
