@@ -56,6 +56,12 @@ def test_what_was_added_becomes_likelier_and_what_was_taken_away_less(lm_folder,
     assert "weighted likelihood of edits" in (tmp_path / "policy/README.md").read_text()
 
 
+def test_it_trains_in_one_process(lm_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MidcourseError, match="midcourse figa trains in one process; start it without torchrun"):
+        train_on_edits(LanguageModel.load(lm_folder), [Edit("", "a b", "a c", "")], tmp_path / "out")
+
+
 def test_it_resumes_to_the_same_policy(lm_folder, tmp_path, monkeypatch):
     whole = train_on_edits(LanguageModel.load(lm_folder), EDITS, tmp_path / "whole", SETTINGS)
     from midcourse.ppo import figa
@@ -88,12 +94,6 @@ def test_it_resumes_to_the_same_policy(lm_folder, tmp_path, monkeypatch):
         ({"tune": "head"}, "tune is head; use lora"),
     ],
 )
-def test_it_trains_in_one_process(lm_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(MidcourseError, match="midcourse figa trains in one process; start it without torchrun"):
-        train_on_edits(LanguageModel.load(lm_folder), [Edit("", "a b", "a c", "")], tmp_path / "out")
-
-
 def test_settings_that_make_no_sense_are_refused(given, why):
     with pytest.raises(PPOError, match=why):
         check_figa(FigaSettings(**given))
