@@ -60,7 +60,7 @@ RUNS = HERE.parents[1] / "runs/ppo"
 MODEL, LAYER = "smollm2", 20
 SEEDS = (0, 1)
 PPO: dict[str, Any] = {
-    "rollouts": 1536, "batch_size": 64, "minibatch": 16, "epochs": 1, "max_new_tokens": 32, "last_layers": 8,
+    "rollouts": 1536, "batch_size": 64, "minibatch": 16, "epochs": 1, "max_new_tokens": 32, "tune": "lora:16:8",
     "kl": "k1", "kl_weight": 0.05, "samples_every": 0,
 }  # fmt: skip
 TESTED = 200
@@ -231,7 +231,7 @@ def offline(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
     folder, lm = path_of(name, title, seed), LanguageModel.load(MODEL)
     resume = (folder / "run.json").is_file()
     if title == OFFLINE[0]:
-        settings = FigaSettings(seed=seed, last_layers=PPO["last_layers"], max_tokens=128)
+        settings = FigaSettings(seed=seed, tune=PPO["tune"], max_tokens=128)
         train_on_edits(lm, task.edits[:3000], folder, settings, resume=resume)
     else:
         from midcourse.integrations.trl import train_policy as train_dpo

@@ -7,7 +7,8 @@ from midcourse.decode.engine import generate
 from midcourse.ppo.losses import exact_kl
 from midcourse.ppo.policy import Policy, Tokens, chosen
 from midcourse.ppo.rollouts import EVERYTHING
-from midcourse.ppo.settings import PPOError, PPOSettings
+from midcourse.ppo.settings import PPOSettings
+from midcourse.rewards.info import RewardError
 from midcourse.testing import ARCHITECTURES, tiny_language_model
 from tests.pace import slow_except
 
@@ -79,16 +80,16 @@ def test_all_that_is_trained_is_learned_from(tune, values):
 
 
 def test_the_last_layers_alone_may_have_adapters():
-    named = policy_of(tune="lora:2", last_layers=1).trained()
+    named = policy_of(tune="lora:2:1").trained()
     assert named and all(".layers.2." in name for name in named if not name.startswith("head"))
-    with pytest.raises(PPOError, match="last-layers is 9, and LlamaForCausalLM has 3"):
-        policy_of(last_layers=9)
+    with pytest.raises(RewardError, match="tune lora:2:9 trains more than the 3 layers there are"):
+        policy_of(tune="lora:2:9")
 
 
 @pytest.mark.parametrize("architecture", slow_except(["llama"], ARCHITECTURES))
 @pytest.mark.parametrize("values", ["shared", "own"])
 def test_layers_without_adapters_need_not_be_run_again(architecture, values):
-    policy = moved(policy_of(architecture, last_layers=1, values=values))
+    policy = moved(policy_of(architecture, tune="lora:2:1", values=values))
     tokens = Tokens.of(ROWS, torch.device("cpu"))
     entering = policy.entering(tokens)
     if architecture == "llama":

@@ -299,7 +299,6 @@ def test_reward_that_follows_length_is_told(lm_folder, tmp_path, capsys):
         ({"kl_weight": -1.0}, "kl-weight is -1.0; use 0 or more"),
         ({"kl_target": 2.0, "kl_weight": 0.0}, "from 0 it never rises"),
         ({"tune": "head"}, "tune is head; use lora"),
-        ({"tune": "all", "last_layers": 2}, "last-layers is 2; use"),
         ({"advantages": "group"}, "group-size is 1; use a group-size such as 4"),
         ({"group_size": 3}, "batch-size is 64; use a multiple of group-size, which is 3"),
     ],

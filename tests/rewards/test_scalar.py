@@ -32,7 +32,7 @@ from tests.pace import slow_except
 
 PROMPTS = ["The ferry was late, and", "A", "żółć"]
 RESPONSES = [" we loved it.", " no", ""]
-TUNINGS = ["head", "last:1", "lora:2", "all"]
+TUNINGS = ["head", "last:1", "lora:2", "lora:2:1", "all"]
 
 
 def trained(folder: str, tune: str = "head", **settings) -> RewardModel:
@@ -54,6 +54,7 @@ def trained(folder: str, tune: str = "head", **settings) -> RewardModel:
         ("last:3", Tuning("last", 3), "last:3"),
         ("lora", Tuning("lora", 8), "lora:8"),
         ("lora:16", Tuning("lora", 16), "lora:16"),
+        ("lora:16:3", Tuning("lora", 16, 3), "lora:16:3"),
         ("all", Tuning("all"), "all"),
     ],
 )
@@ -66,23 +67,39 @@ def test_tuning(text, want, written):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("head", ["head", "last:1", "last:2", "lora:4", "lora:8", "all"]),
+        ("head", ["head", "last:1", "last:2", "lora:4", "lora:4:2", "lora:8", "all"]),
         ("last:1", ["last:1", "last:2", "all"]),
         ("last:2", ["last:2", "all"]),
         ("lora:4", ["lora:4"]),
+        ("lora:4:2", ["lora:4:2"]),
         ("all", ["all"]),
     ],
 )
 def test_training_may_go_on_with_a_tuning_that_stores_all_that_was_trained(old, new):
-    known = ["head", "last:1", "last:2", "lora:4", "lora:8", "all"]
+    known = ["head", "last:1", "last:2", "lora:4", "lora:4:2", "lora:8", "all"]
     assert [tune for tune in known if Tuning.parse(tune).covers(Tuning.parse(old))] == new
 
 
 @pytest.mark.parametrize(
-    "text", ["", "most", "head:1", "all:2", "last:0", "last:-1", "last:x", "lora:1.5", "last:1:2", "Head", " head"]
+    "text",
+    [
+        "",
+        "most",
+        "head:1",
+        "all:2",
+        "last:0",
+        "last:-1",
+        "last:x",
+        "lora:1.5",
+        "lora:8:0",
+        "lora:8:1:1",
+        "last:1:2",
+        "Head",
+        " head",
+    ],
 )
 def test_unknown_tuning(text):
-    want = f"tune {text!r} is unknown; use head, last:N, lora, lora:RANK or all"
+    want = f"tune {text!r} is unknown; use head, last:N, lora, lora:RANK, lora:RANK:LAYERS or all"
     with pytest.raises(RewardError, match=re.escape(want)):
         Tuning.parse(text)
 
@@ -99,8 +116,10 @@ def test_what_is_trained(architecture, tune):
     elif tune == "last:1":
         last, norm = layers_of(reward.backbone)[-1], final_norm_of(reward.backbone)
         assert len(rest) == len([*last.parameters(), *norm.parameters()])
-    elif tune == "lora:2":
+    elif tune.startswith("lora"):
         assert rest and all("lora_" in name for name in rest)
+        numbers = {int(part) for name in rest for part in name.split(".") if part.isdecimal()}
+        assert numbers == ({1} if tune == "lora:2:1" else {0, 1})
     else:
         assert len(rest) == len(list(reward.backbone.parameters()))
 

@@ -78,8 +78,8 @@ class Start:
     layers: int | None = None
     """With a new head, use only the first N layers of the model; a trunk head takes two thirds of them by default."""
     tune: str | None = None
-    """What is trained: head, last:N layers, lora[:RANK], or all. By default last:2 with a new scalar head, head with
-    others, and what was trained before if training goes on; then it may only be more."""
+    """What is trained: head, last:N layers, lora[:RANK[:LAYERS]], or all. By default last:2 with a new scalar head,
+    head with others, and what was trained before if training goes on; then it may only be more."""
     template: Literal["raw", "mixed"] | None = None
     """With a new head, how the prompts of --replay are rendered. raw, the default: texts as they are. mixed: lists of
     messages by the chat template."""

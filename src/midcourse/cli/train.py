@@ -102,8 +102,8 @@ class Parts:
     the steered model computes anyway, without a pass; --layers says after how many layers (two thirds by default). By
     default the first of these that the objective trains."""
     tune: str | None = None
-    """What is trained: head, last:N layers, lora[:RANK], or all. By default last:2 for a scalar head, and head for
-    others. What lies below is computed once and cached (of an encoder only what lies below its head)."""
+    """What is trained: head, last:N layers, lora[:RANK[:LAYERS]], or all. By default last:2 for a scalar head, and head
+    for others. What lies below is computed once and cached (of an encoder only what lies below its head)."""
     template: TemplateName = "chat"
     """How prompts are rendered, which is stored with the reward. chat: by the chat template. raw: as they are, to be
     continued. mixed: texts raw, message lists by the chat template; such a reward guides both. An encoder reads texts

@@ -155,7 +155,7 @@ def train_on_edits(
     }
     with only_training(out):
         checkpoint = prepare_folder(out, record, resume, made="policy", record=RECORD)
-        how = PPOSettings(tune=settings.tune, last_layers=settings.last_layers, seed=settings.seed)
+        how = PPOSettings(tune=settings.tune, seed=settings.seed)
         run = Figa(Policy(lm, how), data, settings)
         if checkpoint:
             run.state = load_checkpoint(run.policy, run.optimizer, checkpoint)

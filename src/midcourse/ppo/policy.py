@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
-from midcourse.ppo.settings import PPOError, PPOSettings
-from midcourse.rewards.backbone import FINAL_NORMS, Tuning, layers_of, part_of
+from midcourse.ppo.settings import PPOSettings
+from midcourse.rewards.backbone import FINAL_NORMS, Tuning, layers_of, part_of, with_adapter
 
 
 class Tokens(NamedTuple):
@@ -111,11 +110,11 @@ class Policy(nn.Module):
         model.requires_grad_(False)
         self.reference: PreTrainedModel | None = copy.deepcopy(model) if whole else None
         critic: Any = copy.deepcopy(model.get_decoder()) if settings.values == "own" else None
-        self.critic: nn.Module | None = critic and _trained(critic, tuning, settings.last_layers)
-        self.model = _trained(model, tuning, settings.last_layers)
+        self.critic: nn.Module | None = critic and _trained(critic, tuning)
+        self.model = _trained(model, tuning)
         self.lm = LanguageModel(model, lm.tokenizer, lm.name)
         # In a tuple, since their weights are the model's, which is a module of this one already.
-        self._halves = (_halves(model, settings.last_layers) if settings.last_layers else None,)
+        self._halves = (_halves(model, tuning.layers) if tuning.layers else None,)
         wide = torch.promote_types(model.dtype, torch.float32)
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=wide, device=model.device)
         nn.init.zeros_(self.head.weight)
@@ -174,17 +173,9 @@ def _logits(output: Any, tokens: Tokens) -> Float[Tensor, "batch response vocab"
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _trained(model: PreTrainedModel, tuning: Tuning, last_layers: int | None) -> nn.Module:
-    """Return a model whose weights, or adapters, are to be trained; PPOError if it has fewer layers than asked for."""
-    if tuning.kind == "all":
-        return model.requires_grad_(True)
-    config = LoraConfig(
-        r=tuning.amount,
-        lora_alpha=2 * tuning.amount,
-        target_modules="all-linear" if last_layers is None else _linear_layers(model, last_layers),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
-    )
-    return get_peft_model(model, config)
+def _trained(model: PreTrainedModel, tuning: Tuning) -> nn.Module:
+    """Return a model whose weights, or adapters, are trained; RewardError if it has fewer layers than asked for."""
+    return model.requires_grad_(True) if tuning.kind == "all" else with_adapter(model, tuning)
 
 
 def _halves(model: PreTrainedModel, last: int) -> Halves | None:
@@ -201,23 +192,11 @@ def _halves(model: PreTrainedModel, last: int) -> Halves | None:
         if name in below._modules:
             setattr(below, name, nn.Identity())
     above = copy.copy(model)
-    last_layers = part_of(decoder, slice(cut, None))
-    above._modules = {name: last_layers if own is decoder else own for name, own in model._modules.items()}
+    top = part_of(decoder, slice(cut, None))
+    above._modules = {name: top if own is decoder else own for name, own in model._modules.items()}
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
         states = below(ids, use_cache=False).last_hidden_state
         have = above(inputs_embeds=states, use_cache=False).logits
         whole = model(ids, use_cache=False).logits
     return Halves(below, above) if torch.allclose(have, whole, rtol=1e-3, atol=1e-3) else None
-
-
-def _linear_layers(model: PreTrainedModel, last: int) -> list[str]:
-    """Return the names of the linear modules in a model's last layers; PPOError if it has fewer layers."""
-    decoder = model.get_decoder() if model.get_output_embeddings() is not None else model
-    layers = layers_of(decoder)
-    if last > len(layers):
-        raise PPOError(f"last-layers is {last}, and {type(model).__name__} has {len(layers)}; use at most so many")
-    inside = {module for layer in layers[len(layers) - last :] for module in layer.modules()}
-    return [
-        name for name, module in model.named_modules() if module in inside and isinstance(module, nn.Linear | Conv1D)
-    ]

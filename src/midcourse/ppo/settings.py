@@ -35,9 +35,8 @@ class PPOSettings:
     max_new_tokens: int = 32
     """Longest response, in tokens; a longer one is cut there."""
     tune: str = "lora:16"
-    """lora:N: adapters of rank N in all linear layers but the output's. all: every weight."""
-    last_layers: int | None = None
-    """How many of the last layers get adapters; all of them by default."""
+    """lora:RANK: adapters in all linear modules but the output's; lora:RANK:LAYERS: in those of the last layers, which
+    is faster, since the layers below are run once for each text. all: every weight."""
     values: Values = "shared"
     """What values are read from. shared, the default: the policy's own states. own: a copy of the model, trained beside
     it."""
@@ -112,9 +111,8 @@ class FigaSettings:
     max_tokens: int = 512
     """Longest prompt and text together."""
     tune: str = "lora:16"
-    """lora:N: adapters of rank N in all linear layers but the output's. all: every weight."""
-    last_layers: int | None = None
-    """How many of the last layers get adapters; all of them by default."""
+    """lora:RANK: adapters in all linear modules but the output's; lora:RANK:LAYERS: in those of the last layers, which
+    is faster, since the layers below are run once for each text. all: every weight."""
     save_every: int = 50
     """Updates between checkpoints."""
     seed: int = 0
@@ -133,7 +131,7 @@ def check_figa(settings: FigaSettings) -> None:
         raise PPOError("better and worse are 0, so no change would be learned; give one of them a weight")
     if not 0 < settings.lr < math.inf:
         raise PPOError(f"lr is {settings.lr}; use a positive number")
-    check_settings(PPOSettings(tune=settings.tune, last_layers=settings.last_layers))
+    check_settings(PPOSettings(tune=settings.tune))
 
 
 _CHOICES = {"values": Values, "density": Density, "kl": KL, "advantages": Advantages}
@@ -173,9 +171,7 @@ def check_settings(settings: PPOSettings) -> None:
     if settings.kl_target is not None and not settings.kl_weight:
         raise PPOError("kl-target adapts kl-weight, and from 0 it never rises; use a kl-weight such as 0.05")
     if Tuning.parse(settings.tune).kind not in ("lora", "all"):
-        refuse("tune", "lora, lora:RANK or all")
-    if settings.last_layers is not None and (settings.last_layers < 1 or Tuning.parse(settings.tune).kind == "all"):
-        refuse("last_layers", "1 or more, with tune lora")
+        refuse("tune", "lora, lora:RANK, lora:RANK:LAYERS or all")
     if settings.advantages == "group" and settings.group_size < 2:
         raise PPOError(
             "advantages group compares responses to one prompt, and group-size is 1; use a group-size such as 4"

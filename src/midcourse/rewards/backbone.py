@@ -35,20 +35,33 @@ class Tuning:
     """Which of the backbone's weights a reward trains.
 
     kind "head": none. "last": its last `amount` layers and final norm. "lora": adapters of rank `amount` on all linear
-    layers (Hu et al., 2021). "all": everything.
+    modules (Hu et al., 2021) of the last `layers` layers, None being all of them. "all": everything.
     """
 
     kind: str
     amount: int = 0
+    layers: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Tuning":
-        """Read a tuning from "head", "last:2", "lora", "lora:8" or "all"."""
-        kind, _, amount = text.partition(":")
-        default = {"head": 0, "last": 2, "lora": 8, "all": 0}.get(kind)
-        if default is None or (amount and (kind in ("head", "all") or not amount.isdecimal() or int(amount) < 1)):
-            raise RewardError(f"tune {text!r} is unknown; use head, last:N, lora, lora:RANK or all")
-        return cls(kind, int(amount or default))
+        """Read a tuning from "head", "last:2", "lora", "lora:8", "lora:8:4" or "all"."""
+        kind, *numbers = text.split(":")
+        most = {"head": 0, "last": 1, "lora": 2, "all": 0}.get(kind)
+        if most is None or len(numbers) > most or not all(one.isdecimal() and int(one) >= 1 for one in numbers):
+            raise RewardError(f"tune {text!r} is unknown; use head, last:N, lora, lora:RANK, lora:RANK:LAYERS or all")
+        given = [int(one) for one in numbers]
+        amount = given[0] if given else {"last": 2, "lora": 8}.get(kind, 0)
+        return cls(kind, amount, given[1] if len(given) > 1 else None)
+
+    @property
+    def depth(self) -> int | None:
+        """Return how many of the last layers it trains, if it leaves those below as they are; else None."""
+        return self.amount if self.kind == "last" else self.layers
+
+    def check_depth(self, layers: int) -> None:
+        """Raise RewardError if it trains more layers than there are."""
+        if self.depth and self.depth > layers:
+            raise RewardError(f"tune {self} trains more than the {layers} layers there are")
 
     def covers(self, other: "Tuning") -> bool:
         """Return whether this tuning trains, and so stores, at least what the other one does."""
@@ -57,7 +70,7 @@ class Tuning:
         return self == other or other.kind == "head" or (other.kind == "last" and self.kind == "all")
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.amount}" if self.amount else self.kind
+        return ":".join([self.kind, *(str(number) for number in (self.amount, self.layers) if number)])
 
 
 def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
@@ -169,20 +182,31 @@ def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
     """Return the backbone, with fresh LoRA adapters if the tuning asks for them."""
     if tuning.kind != "lora":
         return backbone
+    tuning.check_depth(len(layers_of(backbone)) if tuning.layers else 0)
     config = LoraConfig(
         r=tuning.amount,
         lora_alpha=2 * tuning.amount,
-        target_modules="all-linear",
+        target_modules="all-linear" if tuning.layers is None else _linear_modules(backbone, tuning.layers),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),  # GPT-2
     )
     return get_peft_model(backbone, config)
 
 
+def _linear_modules(model: PreTrainedModel, last: int) -> list[str]:
+    """Return the names of the linear modules in a model's last layers."""
+    inside = {module for layer in layers_of(model)[-last:] for module in layer.modules()}
+    return [
+        name for name, module in model.named_modules() if module in inside and isinstance(module, nn.Linear | Conv1D)
+    ]
+
+
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
-    """Return the list of a backbone's layers (`layers` in most architectures, `h` in GPT-2's)."""
-    for name in ("layers", "h"):
-        if isinstance(found := getattr(backbone, name, None), nn.ModuleList):
-            return found
+    """Return the list of a backbone's layers, whatever its architecture calls it."""
+    config: PretrainedConfig | None = getattr(backbone, "config", None)
+    count = config.get_text_config().num_hidden_layers if config else None
+    for part in backbone.modules():
+        if isinstance(part, nn.ModuleList) and len(part) == count:
+            return part
     raise RewardError(f"no list of layers found in {type(backbone).__name__}; use --tune head, lora or all")
 
 
@@ -191,8 +215,9 @@ def part_of(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
     part = copy.copy(backbone)
     part._modules = dict(backbone._modules)
     part.config = copy.deepcopy(backbone.config)
-    own = nn.ModuleList(layers_of(backbone)[layers])
-    setattr(part, "layers" if hasattr(part, "layers") else "h", own)
+    whole = layers_of(backbone)
+    own = nn.ModuleList(whole[layers])
+    part._modules |= {name: own for name, module in backbone._modules.items() if module is whole}
     part.config.num_hidden_layers = len(own)
     if getattr(part.config, "layer_types", None):
         part.config.layer_types = part.config.layer_types[layers]

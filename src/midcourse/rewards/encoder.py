@@ -37,7 +37,7 @@ from midcourse.lm.load import (
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix, Prompt
 from midcourse.lm.weights import weights_fingerprint
-from midcourse.rewards.backbone import Backbone, Tuning, with_adapter
+from midcourse.rewards.backbone import Backbone, Tuning, layers_of, with_adapter
 from midcourse.rewards.classifier import ClassifierReward, as_plain_text
 from midcourse.rewards.contract import Reward, RewardRows, Score
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
@@ -113,8 +113,7 @@ class EncoderReward(TrainedReward):
         if tokenizer.sep_token_id is None:
             raise RewardError(f"the tokenizer of {backbone} has no separator for prompt and response")
         tuning = Tuning.parse(tune)
-        if tuning.kind == "last" and tuning.amount > model.config.num_hidden_layers:
-            raise RewardError(f"tune {tune} trains more than the {model.config.num_hidden_layers} layers there are")
+        tuning.check_depth(model.config.num_hidden_layers)
         info = RewardInfo(
             backbone=backbone,
             backbone_fingerprint=weights_fingerprint(backbone),
@@ -174,11 +173,7 @@ class EncoderReward(TrainedReward):
 
     def last_parts(self, amount: int) -> list[nn.Module]:
         """Return the last layers of the encoder."""
-        count = self.backbone.config.num_hidden_layers
-        for part in self.backbone.modules():
-            if isinstance(part, nn.ModuleList) and len(part) == count and part is not self.head:
-                return list(part[-amount:])
-        raise RewardError(f"no list of layers found in {type(self.backbone).__name__}; use --tune head, lora or all")
+        return list(layers_of(self.backbone)[-amount:])
 
     # Texts to ids
 

@@ -121,8 +121,7 @@ class RewardModel(TokenReward, TrainedReward):
             raise ModelError(f"the tokenizer of {backbone} has no EOS token, which ends a finished response")
         model = truncated_backbone(backbone, layers, device, dtype)
         tuning = Tuning.parse(tune)
-        if tuning.kind == "last" and tuning.amount > model.config.num_hidden_layers:
-            raise RewardError(f"tune {tune} trains more than the {model.config.num_hidden_layers} layers there are")
+        tuning.check_depth(model.config.num_hidden_layers)
         eos = eos_token_ids(load_generation_config(resolve(backbone)), tokenizer)
         info = RewardInfo(
             backbone=backbone,

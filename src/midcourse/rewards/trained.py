@@ -98,9 +98,7 @@ class TrainedReward(nn.Module, Reward):
                 f"{folder} was trained with --tune {old}, and tune {new} would not store all of what that changed; "
                 f"leave --tune out{', or raise its number' if old.kind == new.kind == 'last' else ''}"
             )
-        layers = self.backbone.config.num_hidden_layers
-        if new.kind == "last" and new.amount > layers:
-            raise RewardError(f"tune {new} trains more than the {layers} layers there are")
+        new.check_depth(self.backbone.config.num_hidden_layers)
         info = replace(self.info, tune=str(new), training={}, metrics={}, calibration={}, centre=0.0, **recorded)
         torch.manual_seed(seed)
         backbone = self.backbone if new == old else self.with_adapters(self.backbone.requires_grad_(True), new)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -53,12 +54,13 @@ def split(reward: TrainedReward) -> Split | None:
     layers = reward.backbone.config.num_hidden_layers
     if tuning.kind == "head":
         return Split(reward.backbone, reward.top(None), layers, True, before=reward.speaks_for_vocabulary)
-    if tuning.kind != "last" or tuning.amount == layers or not hasattr(reward.backbone, "layers"):
+    whole = reward.backbone.get_base_model() if isinstance(reward.backbone, PeftModel) else reward.backbone
+    if tuning.depth in (None, layers) or not hasattr(whole, "layers"):
         return None
-    cut = layers - tuning.amount
-    bottom = part_of(reward.backbone, slice(0, cut))
+    cut = layers - tuning.depth
+    bottom = part_of(whole, slice(0, cut))
     bottom.norm = nn.Identity()
-    above = part_of(reward.backbone, slice(cut, layers))
+    above = part_of(whole, slice(cut, layers))
     top = reward.top(above)
     made = Split(bottom, top, cut, False)
     return made if _equals_whole(made, reward) else None
