@@ -4,7 +4,6 @@ Their judgements are rows of a file of their own, so that a judge can be added w
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from midcourse.compare.independence import Origin, of_function, of_reward, unkno
 from midcourse.compare.rows import REFERENCE_RESPONSES
 from midcourse.compare.study import Study
 from midcourse.compare.writing import key_of
+from midcourse.data.chat import answered
 from midcourse.data.formats import Problem
 from midcourse.data.jsonl import append_row, append_rows, appending, written_rows
 from midcourse.data.judge import Judge, Verdict
@@ -199,18 +199,16 @@ def _verdicts(
     judge: VersusJudge, pairs: Sequence[tuple[JudgedResponse, JudgedResponse]], concurrency: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each pair as soon as its verdicts are there. Equal texts are a tie, and nobody is asked."""
-    pool = ThreadPoolExecutor(concurrency)
-    try:
-        asked = {}
-        for one, rival in pairs:
-            if one.text == rival.text:
-                yield _versus(judge, one, rival, Verdict("tie", "tie"))
-            else:
-                asked[pool.submit(judge.judge.compare, one.prompt, one.text, rival.text)] = one, rival
-        for future in as_completed(asked):
-            yield _versus(judge, *asked[future], future.result())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    asked = [(pair, pair) for pair in pairs if pair[0].text != pair[1].text]
+    for one, rival in pairs:
+        if one.text == rival.text:
+            yield _versus(judge, one, rival, Verdict("tie", "tie"))
+
+    def verdict(pair: tuple[JudgedResponse, JudgedResponse]) -> Verdict:
+        return judge.judge.compare(pair[0].prompt, pair[0].text, pair[1].text)
+
+    for pair, found in answered(verdict, asked, concurrency):
+        yield _versus(judge, *pair, found)
 
 
 def _versus(judge: VersusJudge, one: JudgedResponse, rival: JudgedResponse, verdict: Verdict) -> dict[str, Any]:

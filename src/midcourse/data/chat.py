@@ -1,12 +1,19 @@
 """A language model behind an OpenAI-compatible server: one chat completion at a time, and errors in a sentence."""
 
 import os
+import queue
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
 
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Message
+
+Key = TypeVar("Key")
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 
 
 class Answer(NamedTuple):
@@ -101,3 +108,52 @@ class ChatServer:
 def _brief(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def answered(
+    ask: Callable[[Asked], Found], items: Iterable[tuple[Key, Asked]], concurrency: int
+) -> Iterator[tuple[Key, Found]]:
+    """Yield the key of each item, and what `ask` returns for the item, as soon as it is there: in any order.
+
+    So many are asked about at a time; items are taken as they are needed. What `ask` raises is raised here, and ends
+    it. Whoever stops earlier, by Ctrl-C too, does not wait for a server that hangs: its threads end with the program.
+    """
+    todo: queue.SimpleQueue[tuple[Key, Asked] | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Key, Callable[[], Found]]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while (item := todo.get()) is not None:
+            done.put((item[0], _outcome(ask, item[1])))
+
+    source, under_way = iter(items), 0
+    for _ in range(concurrency):
+        Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            for item in islice(source, 2 * concurrency - under_way):
+                todo.put(item)
+                under_way += 1
+            if not under_way:
+                return
+            key, result = done.get()
+            under_way -= 1
+            yield key, result()
+    finally:
+        while not todo.empty():
+            todo.get()
+        for _ in range(concurrency):
+            todo.put(None)
+
+
+def _outcome(ask: Callable[[Asked], Found], item: Asked) -> Callable[[], Found]:
+    """Return what returns, or raises, what asking did."""
+    try:
+        found = ask(item)
+    except BaseException as error:
+        raised = error
+
+        def fail() -> Found:
+            raise raised
+
+        return fail
+    return lambda: found

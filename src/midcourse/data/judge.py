@@ -8,13 +8,12 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from midcourse.data.chat import ChatServer
+from midcourse.data.chat import ChatServer, answered
 from midcourse.data.formats import Problem
 from midcourse.data.jsonl import append_row, appending, written_rows
 from midcourse.data.record import only_writer
@@ -177,17 +176,10 @@ def judge_all(
         left = {_key(question): question for question in questions if _key(question) not in known}
         file = stack.enter_context(appending(path))
         advance = stack.enter_context(progress("judging", len(left)))
-        pool = stack.enter_context(ThreadPoolExecutor(concurrency))
-        asked = {pool.submit(judge.compare, *question): key for key, question in left.items()}
-        try:
-            for future in as_completed(asked):
-                key, verdict = asked[future], future.result()
-                known[key] = verdict
-                append_row(file, {"judge": judge.fingerprint, **left[key]._asdict(), **vars(verdict)})
-                advance(1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for key, verdict in answered(lambda question: judge.compare(*question), left.items(), concurrency):
+            known[key] = verdict
+            append_row(file, {"judge": judge.fingerprint, **left[key]._asdict(), **vars(verdict)})
+            advance(1)
     return [known[_key(question)] for question in questions]
 
 

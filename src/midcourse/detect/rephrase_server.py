@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
-from midcourse.data.chat import Answer, ChatServer
+from midcourse.data.chat import Answer, ChatServer, answered
 from midcourse.detect.rephrase import (
     TIMES,
     Rephrased,
@@ -94,19 +93,7 @@ class ServerRephraser:
 
     def rephrase(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Rephrased]]:
         """Yield the place of each task, and what became of it, as soon as it is done: in any order."""
-        source = enumerate(tasks)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            asked: dict[Future[Rephrased], int] = {}
-            try:
-                while True:
-                    for place, task in islice(source, 2 * self.concurrency - len(asked)):
-                        asked[pool.submit(self._rephrased, task)] = place
-                    if not asked:
-                        return
-                    for future in wait(asked, return_when=FIRST_COMPLETED).done:
-                        yield asked.pop(future), future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        return answered(self._rephrased, enumerate(tasks), self.concurrency)
 
     def _rephrased(self, task: Task) -> Rephrased:
         result = Rephrased({}, {})

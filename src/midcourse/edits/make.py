@@ -8,14 +8,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from midcourse.data.alignment import align, distance, word_spans
-from midcourse.data.chat import Answer, ChatServer
+from midcourse.data.chat import Answer, ChatServer, answered
 from midcourse.data.comparisons import Comparison
 from midcourse.data.formats import Problem
 from midcourse.data.jsonl import RowFileError, append_row, appending, written_rows
@@ -145,19 +143,7 @@ class Editor:
 
     def edits(self, comparisons: Mapping[int, Comparison]) -> Iterator[tuple[int, Made]]:
         """Yield the number of each comparison, and what became of its response, in the order in which they come."""
-        source = iter(comparisons.items())
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            under_way: dict[Future[Made], int] = {}
-            try:
-                while True:
-                    for number, comparison in islice(source, 2 * self.concurrency - len(under_way)):
-                        under_way[pool.submit(self.edit, comparison)] = number
-                    if not under_way:
-                        return
-                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                        yield under_way.pop(future), future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        return answered(self.edit, comparisons.items(), self.concurrency)
 
 
 def read_edit(answer: Answer, response: str, most: float) -> Made:

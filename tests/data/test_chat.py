@@ -1,0 +1,70 @@
+"""Many questions to a server at a time."""
+
+import itertools
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from midcourse.data.chat import answered
+
+
+def test_every_item_is_answered_once():
+    found = dict(answered(lambda number: number**2, ((str(n), n) for n in range(50)), 7))
+    assert found == {str(n): n**2 for n in range(50)}
+
+
+def test_so_many_are_asked_at_a_time_and_items_are_taken_as_they_are_needed():
+    taken, asked, most, lock, go = [], [0], [0], threading.Lock(), threading.Barrier(3)
+
+    def ask(number: int) -> int:
+        with lock:
+            asked[0] += 1
+            most[0] = max(most[0], asked[0])
+        go.wait()
+        with lock:
+            asked[0] -= 1
+        return number
+
+    source = ((n, taken.append(n) or n) for n in itertools.count())
+    answers = answered(ask, source, 3)
+    first = [next(answers)[0] for _ in range(3)]
+    assert sorted(first) == [0, 1, 2]
+    assert most[0] == 3
+    assert len(taken) <= 3 * 2 + 3
+    go.abort()
+    answers.close()
+
+
+def test_what_asking_raises_ends_it():
+    def ask(number: int) -> int:
+        if number == 3:
+            raise KeyError(number)
+        return number
+
+    with pytest.raises(KeyError):
+        list(answered(ask, enumerate(range(100)), 2))
+
+
+@pytest.mark.slow
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(tmp_path):
+    rows = [{"prompt": f"p{n}", "chosen": "a b c", "rejected": "a b d"} for n in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        command = ["edits", "make", "--comparisons", "pairs.jsonl", "--editor", url, "--model", "m", "--out", "e.jsonl"]
+        called = [sys.executable, "-m", "midcourse", *command]
+        with subprocess.Popen(called, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            waiting, _ = silent.accept()  # a question is there, and nobody answers
+            process.send_signal(signal.SIGINT)
+            try:
+                _, said = process.communicate(timeout=100)  # less than the patience for one answer
+            finally:
+                process.kill()
+                waiting.close()
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in said
