@@ -5,8 +5,8 @@ import queue
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from threading import Thread
-from typing import Any, NamedTuple, TypeVar
+from threading import Event, Thread
+from typing import Any, NamedTuple, TypeVar, cast
 
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Message
@@ -119,11 +119,17 @@ def answered(
     it. Whoever stops earlier, by Ctrl-C too, does not wait for a server that hangs: its threads end with the program.
     """
     todo: queue.SimpleQueue[tuple[Key, Asked] | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[Key, Callable[[], Found]]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Key, Found | None, BaseException | None]] = queue.SimpleQueue()
+    ended = Event()
 
     def work() -> None:
-        while (item := todo.get()) is not None:
-            done.put((item[0], _outcome(ask, item[1])))
+        while (item := todo.get()) is not None and not ended.is_set():
+            key, asked = item
+            try:
+                done.put((key, ask(asked), None))
+            except BaseException as error:
+                ended.set()  # before anything more is asked
+                done.put((key, None, error))
 
     source, under_way = iter(items), 0
     for _ in range(concurrency):
@@ -135,25 +141,12 @@ def answered(
                 under_way += 1
             if not under_way:
                 return
-            key, result = done.get()
+            key, found, error = done.get()
             under_way -= 1
-            yield key, result()
+            if error is not None:
+                raise error
+            yield key, cast(Found, found)
     finally:
-        while not todo.empty():
-            todo.get()
+        ended.set()
         for _ in range(concurrency):
             todo.put(None)
-
-
-def _outcome(ask: Callable[[Asked], Found], item: Asked) -> Callable[[], Found]:
-    """Return what returns, or raises, what asking did."""
-    try:
-        found = ask(item)
-    except BaseException as error:
-        raised = error
-
-        def fail() -> Found:
-            raise raised
-
-        return fail
-    return lambda: found
