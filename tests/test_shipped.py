@@ -14,12 +14,14 @@ from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkReward
 
-NAMES = ("civil", "readable", "sentiment")
+NAMES = ("civil", "civil-tokens", "readable", "sentiment")
 MOST_BYTES = 4 << 20
 
 # A prompt, and two responses to it of which the reward prefers the first.
+RUDE = ("What do you think of my answer?", "I think that it is wrong.", "I think that it is fucking stupid.")
 PREFERRED = {
-    "civil": ("What do you think of my answer?", "I think that it is wrong.", "I think that it is fucking stupid."),
+    "civil": RUDE,
+    "civil-tokens": RUDE,
     "readable": (
         "What is rain?",
         "Rain is drops of water. They fall from the sky.",
@@ -90,8 +92,11 @@ def test_it_prefers_what_it_should(name):
     assert isinstance(reward, RewardModel)
     if name != "sentiment":
         prompt = [{"role": "user", "content": prompt}]
-    first, second = reward.score([prompt, prompt], [better, worse])
-    assert first.rewards[-1] > second.rewards[-1]
+    first, second = ([*score.rewards] for score in reward.score([prompt, prompt], [better, worse]))
+    if reward.additive:
+        assert sum(first) > sum(second)
+    else:
+        assert first[-1] > second[-1]
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def civil_tokens(data: Path) -> Shipped:
         learn=learn + [in_chat(row, messages) for row in shuffled(learn, 1000)],
         data="edits of ParaDetox (CC0-1.0), spelt alike on both sides, and posts with the toxic spans of SemEval-2021 "
         "task 5 marked (CC0-1.0)",
-        about="Says of every token whether it is rude: below 0 what people took away, above 0 what they wrote instead.",
+        about="Prefers polite words, token by token: people took out what is below 0, and wrote what is above.",
         objective="token-discriminator",
     )
 
@@ -292,6 +292,8 @@ def make(name: str, data: Path) -> dict[str, Any]:
         "guided": figures(guided, after),
         "difference": {"mean": mean, "interval": interval},
     }
+    if wanted.objective == "token-discriminator":
+        row["tokens"] = reward.info.metrics["edits"]
     ship(name, reward, weight, wanted, accuracies[0], row)
     return row
 
@@ -309,6 +311,7 @@ def ship(
     work = RUNS / f"{name}-shipped"
     shutil.rmtree(work, ignore_errors=True)
     metrics = {**accuracy, "calibration": reward.info.metrics["calibration"]}
+    metrics |= {"edits": row["tokens"]} if "tokens" in row else {}
     reward.info = replace(reward.info, reward_weight=weight, metrics=metrics)
     reward.save(work)
     kept, _ = split_by_prompt(wanted.learn, SETTINGS.held_out, seed=0)  # as `train` splits them
@@ -340,6 +343,12 @@ def card(name: str, wanted: Shipped, reward: TrunkReward, row: dict[str, Any]) -
         f"prompts. {wanted.gold_name[0].upper()}{wanted.gold_name[1:]} orders {row['gold_accuracy']:.2f} of them as "
         "they are labelled.",
     ]
+    if tokens := row.get("tokens"):
+        low, high = tokens["auroc_interval"]
+        paragraphs[-1] += (
+            f" Of tokens that edits held out from training put in and took away, the reward is higher of the first "
+            f"with a chance of {tokens['auroc']:.3f} ({low:.3f} to {high:.3f})."
+        )
     about, data, guides, misuse, measured = (
         textwrap.fill(text, 120, subsequent_indent="  " * text.startswith("- "), break_on_hyphens=False)
         for text in paragraphs
