@@ -15,9 +15,9 @@ does not, so there rewards per token should need more than half of them. Every r
 rewards of the reference's responses have a standard deviation of 1, and all arms have the same settings, seeds and
 prompts.
 
-Resumable: a run that results/TASK.json holds is not done again, and processes may do a task each. The
-learning rate is the one of 3e-4 and 2e-3 at which "pairs, per token" moved in 256 rollouts on sentiment's training
-prompts; no setting was tuned on test prompts.
+Resumable: a run that results/TASK.json holds is not done again, and processes may do a task each. The learning rate was
+chosen on sentiment's training prompts with "pairs, per token": at 3e-4 the policy hardly moved in 320 rollouts, at 3e-3
+it gained fast, so it is 2e-3 for all arms. No setting was tuned on test prompts.
 """
 
 import json
