@@ -5,12 +5,18 @@ import torch
 
 from midcourse.data.formats import DataError
 from midcourse.data.prompts import read_prompts
-from midcourse.ppo.policy import Tokens
+from midcourse.ppo.policy import Policy, Tokens
 from midcourse.ppo.rollouts import Payment, Rollout, spans_of, turns, write
 from midcourse.ppo.settings import PPOError, PPOSettings
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.text import FunctionReward
-from midcourse.testing import byte_tokenizer, tiny_language_model, tiny_reward, tiny_vocabulary_reward
+from midcourse.testing import (
+    byte_tokenizer,
+    tiny_language_model,
+    tiny_reward,
+    tiny_trunk_reward,
+    tiny_vocabulary_reward,
+)
 from tests.rewards.test_text import bpe_language_model
 
 EOS = byte_tokenizer().eos_token_id
@@ -198,3 +204,36 @@ def test_a_file_without_prompts_is_refused(tmp_path):
     (tmp_path / "prompts.jsonl").write_text("")
     with pytest.raises(DataError, match="is empty; add prompts to it"):
         read_prompts(tmp_path / "prompts.jsonl")
+
+
+def test_a_reward_on_the_models_states_pays_by_the_model_as_it_was():
+    lm = tiny_language_model()
+    payment = Payment(lm, tiny_trunk_reward(lm))
+    mask = Tokens.of([one.row for one in ROLLOUTS], torch.device("cpu")).mask
+    before = payment(ROLLOUTS, mask)
+    policy = Policy(lm, PPOSettings(tune="lora:2"))
+    with torch.no_grad():
+        for weight in policy.trained().values():
+            weight += 0.1
+    assert torch.equal(payment(ROLLOUTS, mask), before)
+
+
+def test_a_function_that_fails_is_a_sentence():
+    def shout(rollouts, mask):
+        raise KeyError("loud")
+
+    with pytest.raises(PPOError, match=r"token function .*shout failed \(KeyError: 'loud'\); it takes \(rollouts"):
+        paid(ROLLOUTS, shout)
+
+
+def test_a_function_may_compute_with_gradients_and_change_its_mask():
+    weight = torch.ones((), requires_grad=True)
+
+    def ones(rollouts, mask):
+        mask[:] = False
+        with torch.enable_grad():
+            return weight * torch.ones(mask.shape)
+
+    found = paid(ROLLOUTS, ones)
+    assert not found.requires_grad
+    assert found.sum() == sum(len(one.response_ids) for one in ROLLOUTS)

@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from midcourse.compare.independence import of_policy, of_reward, why_dependent, write_paid_by
+from midcourse.data.edits import Edit
 from midcourse.data.formats import DataError
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.policy import load_policy
+from midcourse.ppo.figa import train_on_edits
 from midcourse.ppo.run import train_policy
-from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
+from midcourse.ppo.settings import FigaSettings, PPOError, PPOSettings, check_settings
 from midcourse.ppo.training import adapted, correlation
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
@@ -104,6 +106,23 @@ def test_a_finished_folder_holds_what_people_look_for(lm_folder, tmp_path):
     assert "| kl | " in (tmp_path / "policy/README.md").read_text()
     record = json.loads((tmp_path / "policy/midcourse_policy.json").read_text())
     assert record["method"] == "ppo" and record["reward"] == "low_bytes" and record["prompts"] == 3
+
+
+def test_nor_is_what_the_policy_that_it_begins_at_was_trained_to_earn(lm_folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    trained(lm_folder, first, load_reward("vader"), paid_by=[of_reward("vader", "vader")], tune="all")
+    trained(str(first), second, load_reward("profanity"), paid_by=[of_reward("profanity", "profanity")])
+    for name in ("vader", "profanity"):
+        assert why_dependent(of_reward(name, name), of_policy(str(second), "second"))
+
+
+def test_more_layers_than_there_are_are_refused_before_anything_is_written(lm_folder, tmp_path):
+    lm, out, deep = LanguageModel.load(str(lm_folder)), tmp_path / "out", "lora:2:99"
+    with pytest.raises(RewardError, match="tune lora:2:99 trains more than the"):
+        train_policy(lm, ["a"], load_reward("vader"), out, PPOSettings(tune=deep))
+    with pytest.raises(RewardError, match="tune lora:2:99 trains more than the"):
+        train_on_edits(lm, [Edit("", "a b", "a c", "")], out, FigaSettings(tune=deep))
+    assert not out.exists()
 
 
 def test_what_a_policy_was_trained_to_earn_is_no_judge_of_it(lm_folder, tmp_path):

@@ -77,7 +77,7 @@ def of_policy(source: str, name: str) -> Origin:
         own, base = [folder / ADAPTER_WEIGHTS], adapter_base(source)
         fingerprint = f"{files_fingerprint(own)}-{weights_fingerprint(base)}"
         found = Origin(name, fingerprint, _with_parents(matrix_hashes(own), base), read_learned_rows(folder))
-    return replace(found, paid_by=_paid_by(folder))
+    return replace(found, paid_by=read_paid_by(folder))
 
 
 def write_paid_by(folder: Path, rewards: Sequence[Origin]) -> None:
@@ -86,7 +86,12 @@ def write_paid_by(folder: Path, rewards: Sequence[Origin]) -> None:
     write_text(folder / PAID_BY, as_json(rows) + "\n")
 
 
-def _paid_by(folder: Path) -> tuple[Origin, ...]:
+def read_paid_by(folder: Path) -> tuple[Origin, ...]:
+    """Return what `write_paid_by` wrote beside a policy; nothing if it wrote nothing.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     if not (folder / PAID_BY).is_file():
         return ()
     try:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from midcourse.compare.independence import read_paid_by, write_paid_by
 from midcourse.data.alignment import Unit
 from midcourse.data.comparisons import digest
 from midcourse.data.edits import Edit
@@ -33,6 +34,7 @@ from midcourse.ppo.policy import Policy, Tokens
 from midcourse.ppo.run import run_through
 from midcourse.ppo.settings import FigaSettings, PPOError, PPOSettings, check_figa
 from midcourse.ppo.training import NORM, State, share_of_rate
+from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train import processes
 from midcourse.train.folder import only_training, prepare_folder
@@ -139,6 +141,7 @@ def train_on_edits(
     settings, out = settings or FigaSettings(), Path(out)
     check_figa(settings)
     processes.check_alone("midcourse figa")
+    Tuning.parse(settings.tune).check_depth(lm.model.config.get_text_config().num_hidden_layers)
     encoder = VocabularyReward(lm.model, lm.tokenizer, template=template, name=lm.name)
     data = encode_edits(encoder, edits, settings.max_tokens, align)
     record = {
@@ -161,5 +164,7 @@ def train_on_edits(
             run.state = load_checkpoint(run.policy, run.optimizer, checkpoint)
         run_through(run, out, "figa")
         write_learned_rows(out, edits)
+        if earned := read_paid_by(Path(lm.name)):
+            write_paid_by(out, earned)
         finish(run.policy, run.state, out, record)
     return run.state.metrics

@@ -2,8 +2,8 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool
@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from midcourse.data.alignment import Span
 from midcourse.decode.engine import generate
 from midcourse.decode.methods import Method
+from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template, prompt_ids
 from midcourse.lm.text import TextStream
 from midcourse.ppo.advantages import at_end, check_rewards, differences, projected, shuffled, uniform
-from midcourse.ppo.settings import Density, PPOSettings
+from midcourse.ppo.settings import Density, PPOError, PPOSettings
 from midcourse.rewards.contract import Reward, Score, Text
 from midcourse.rewards.token_ids import TokenReward
 
@@ -116,6 +117,8 @@ def write(
 class Payment:
     """What pays a policy: rewards of tokens, and rewards of whole responses at their ends.
 
+    Make it before the policy is: a reward on a language model's states is checked against the model as it was.
+
     Attributes:
         lm: the model that writes; rewards that read other tokens are laid onto its own by the characters they share.
         density: what a token gets of `reward`; see `PPOSettings`.
@@ -133,12 +136,18 @@ class Payment:
     end_scale: float = 1.0
     missing_eos: float = 0.0
     seed: int = 0
+    _own: "_Read | None" = field(init=False, repr=False)
+    _end: "_Read | None" = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, reward in (("_own", self.reward), ("_end", self.at_end)):
+            object.__setattr__(self, name, _Read(reward, self.lm) if isinstance(reward, Reward) else None)
 
     def __call__(self, rollouts: Sequence[Rollout], mask: Bool[Tensor, "batch tokens"]) -> Tensor:
         """Return the reward of every token; PPOError or RewardError if a policy could not learn from them."""
         paid = self.scale * self._spread(rollouts, mask)
-        if self.at_end is not None:
-            ends = torch.tensor(_Read(self.at_end, self.lm).whole(rollouts), device=mask.device)
+        if self._end is not None:
+            ends = torch.tensor(self._end.whole(rollouts), device=mask.device)
             paid = paid + self.end_scale * at_end(ends, mask)
         if self.missing_eos:
             cut = torch.tensor([float(not one.finished) for one in rollouts], device=mask.device)
@@ -149,18 +158,33 @@ class Payment:
         if self.density in ("tokens", "shuffled"):
             own = self._of_tokens(rollouts, mask)
             return shuffled(own, mask, self._generator(rollouts)) if self.density == "shuffled" else own
-        if isinstance(self.reward, Reward):  # a whole text is read once, not prefix by prefix
-            whole = torch.tensor(_Read(self.reward, self.lm).whole(rollouts), device=mask.device)
+        if self._own is not None:  # a whole text is read once, not prefix by prefix
+            whole = torch.tensor(self._own.whole(rollouts), device=mask.device)
         else:
             whole = self._of_tokens(rollouts, mask).sum(1)
         return at_end(whole, mask) if self.density == "end" else uniform(whole, mask)
 
     def _of_tokens(self, rollouts: Sequence[Rollout], mask: Bool[Tensor, "batch tokens"]) -> Tensor:
-        if isinstance(self.reward, Reward):
-            found = pad_sequence(_Read(self.reward, self.lm).of_tokens(rollouts), batch_first=True).to(mask.device)
+        if self._own is not None:
+            found = pad_sequence(self._own.of_tokens(rollouts), batch_first=True).to(mask.device)
         else:
-            found = self.reward(rollouts, mask)
+            found = self._by_function(rollouts, mask)
         return torch.where(mask, check_rewards(found, mask), 0.0).to(torch.float32)
+
+    def _by_function(self, rollouts: Sequence[Rollout], mask: Bool[Tensor, "batch tokens"]) -> Any:
+        assert not isinstance(self.reward, Reward)
+        try:
+            with torch.no_grad():
+                found = self.reward(rollouts, mask.clone())
+        except MidcourseError:
+            raise
+        except Exception as error:  # a user's function may raise anything
+            name = getattr(self.reward, "__qualname__", type(self.reward).__name__)
+            raise PPOError(
+                f"the token function {name} failed ({type(error).__name__}: {error}); it takes (rollouts, mask) and "
+                "returns the rewards of their tokens"
+            ) from error
+        return found.detach() if isinstance(found, Tensor) else found
 
     def _generator(self, rollouts: Sequence[Rollout]) -> torch.Generator:
         seed = random.Random(f"{self.seed} {rollouts[0].number}").getrandbits(62)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from midcourse.compare.independence import Origin, write_paid_by
+from midcourse.compare.independence import Origin, read_paid_by, write_paid_by
 from midcourse.data.comparisons import digest
 from midcourse.data.learned import no_rows, write_row_hashes
 from midcourse.decode.request import agreed_template, check_room
@@ -26,6 +26,7 @@ from midcourse.ppo.rollouts import Payment, TokenFunction
 from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
 from midcourse.ppo.training import BadBatch, Run, State
 from midcourse.progress import progress
+from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
 from midcourse.train import processes
@@ -58,7 +59,7 @@ def train_policy(
         end_reward: a reward of whole responses, paid at the last token beside it, times `end_scale`.
         gold: a reward that is measured at every step, and not learned from.
         paid_by: what the rewards are made of (`compare.independence.of_reward`), for the policy to say: what it was
-            trained to earn is no judge of it.
+            trained to earn is no judge of it, nor is what the policy was that it begins at.
         template: how prompts become tokens; by default the rewards' own, else "raw".
         resume: go on from the last checkpoint in `out`, to the same policy as without the stop.
 
@@ -76,6 +77,7 @@ def train_policy(
     given = [(one, 1.0) for one in (reward, end_reward) if isinstance(one, Reward)]
     template = agreed_template(given, template)
     _check_prompts(lm, [one for one, _ in given], prompts, template, settings)
+    _check_tuning(lm, [one for one, _ in given], settings)
     processes.join(lm.device)
     record = {
         "format": 1,
@@ -112,7 +114,7 @@ def train_policy(
         run_through(run, out, "ppo")
         if processes.first():
             write_samples(out, run.state, lm.tokenizer)
-            _write_origin(out, paid_by)
+            _write_origin(out, [*read_paid_by(Path(lm.name)), *paid_by])
             finish(run.policy, run.state, out, record)
     return run.state.metrics
 
@@ -204,6 +206,21 @@ def _check_prompts(
     for number, prompt in enumerate(prompts, 1):
         prefix = Prefix(prompt, prompt_ids(lm.tokenizer, prompt, template), template=template)
         check_room(lm, rewards, prefix, settings.max_new_tokens, number)
+
+
+def _check_tuning(lm: LanguageModel, rewards: Sequence[Reward], settings: PPOSettings) -> None:
+    """Raise PPOError if training would change the weights that a reward reads; RewardError if layers lack for it."""
+    tuning = Tuning.parse(settings.tune)
+    tuning.check_depth(lm.model.config.get_text_config().num_hidden_layers)
+    if tuning.kind != "all":
+        return
+    trained = {weight.data_ptr() for weight in lm.model.parameters()}
+    for reward in rewards:
+        if any(weight.data_ptr() in trained for model in reward.models for weight in model.parameters()):
+            raise PPOError(
+                f"the reward {reward.name} stands on the very weights of {lm.name} that tune all trains; load it "
+                "without share_with"
+            )
 
 
 def _write_origin(out: Path, paid_by: Sequence[Origin]) -> None:

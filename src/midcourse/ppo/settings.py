@@ -78,7 +78,7 @@ class PPOSettings:
     value_weight: float = 0.5
     """Weight of the values' loss."""
     whiten: bool = True
-    """Give the advantages of a step's tokens mean 0 and standard deviation 1."""
+    """Whether the advantages of a step's tokens are given mean 0 and standard deviation 1."""
     samples_every: int = 5
     """Steps between the texts that samples.html shows; 0 for none."""
     save_every: int = 5
