@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible server: one chat completion at a time, and errors in a sentence."""
+"""A language model behind an OpenAI-compatible server: its completions, many at a time, and errors in a sentence."""
 
 import os
 import queue

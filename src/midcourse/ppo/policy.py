@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
 from midcourse.ppo.settings import PPOSettings
-from midcourse.rewards.backbone import FINAL_NORMS, Tuning, layers_of, part_of, with_adapter
+from midcourse.rewards.backbone import Tuning, halves_of, with_adapter
 
 
 class Tokens(NamedTuple):
@@ -186,13 +186,8 @@ def _halves(model: PreTrainedModel, last: int) -> Halves | None:
     decoder = model.get_decoder()
     if decoder not in model._modules.values():
         return None
-    cut = len(layers_of(decoder)) - last
-    below = part_of(decoder, slice(0, cut))
-    for name in FINAL_NORMS:
-        if name in below._modules:
-            setattr(below, name, nn.Identity())
+    below, top = halves_of(decoder, last)
     above = copy.copy(model)
-    top = part_of(decoder, slice(cut, None))
     above._modules = {name: top if own is decoder else own for name, own in model._modules.items()}
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():

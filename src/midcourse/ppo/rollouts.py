@@ -60,6 +60,11 @@ AT_ONCE = 64  # responses that are written side by side
 TokenFunction: TypeAlias = Callable[[Sequence[Rollout], Bool[Tensor, "batch tokens"]], Tensor]
 
 
+def function_name(function: TokenFunction) -> str:
+    """Return what a user's function is called in messages and records."""
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
 def turns(prompts: int, settings: PPOSettings, numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Return for responses of these numbers (the place of the prompt in its turns, the prompt).
 
@@ -179,10 +184,9 @@ class Payment:
         except MidcourseError:
             raise
         except Exception as error:  # a user's function may raise anything
-            name = getattr(self.reward, "__qualname__", type(self.reward).__name__)
             raise PPOError(
-                f"the token function {name} failed ({type(error).__name__}: {error}); it takes (rollouts, mask) and "
-                "returns the rewards of their tokens"
+                f"the token function {function_name(self.reward)} failed ({type(error).__name__}: {error}); it takes "
+                "(rollouts, mask) and returns the rewards of their tokens"
             ) from error
         return found.detach() if isinstance(found, Tensor) else found
 

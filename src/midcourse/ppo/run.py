@@ -22,7 +22,7 @@ from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids
 from midcourse.lm.weights import tensors_fingerprint
 from midcourse.ppo.folder import add_metrics, finish, load_checkpoint, save_checkpoint, write_metrics, write_samples
 from midcourse.ppo.policy import Policy
-from midcourse.ppo.rollouts import Payment, TokenFunction
+from midcourse.ppo.rollouts import Payment, TokenFunction, function_name
 from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
 from midcourse.ppo.training import BadBatch, Run, State
 from midcourse.progress import progress
@@ -234,7 +234,7 @@ def _write_origin(out: Path, paid_by: Sequence[Origin]) -> None:
 def _name(reward: Reward | TokenFunction) -> str:
     """Return what a card calls a reward; of a folder its own name, wherever it lies."""
     if not isinstance(reward, Reward):
-        return getattr(reward, "__qualname__", type(reward).__name__)
+        return function_name(reward)
     return Path(reward.name).name if Path(reward.name).is_dir() else reward.name
 
 

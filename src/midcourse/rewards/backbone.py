@@ -4,7 +4,7 @@ truncated_backbone   the first layers, read from a model's files
 shared_backbone      the first layers on the tensors of a model in memory: no weight is there twice
 check_sharing        whether a saved reward may stand on those tensors
 empty_backbone       of a configuration, its weights still to be read
-part_of              some layers of any of them, on the same tensors
+halves_of            any of them in two, on the same tensors
 with_adapter         any of them with LoRA adapters of its own
 """
 
@@ -182,19 +182,20 @@ def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
     """Return the backbone, with fresh LoRA adapters if the tuning asks for them."""
     if tuning.kind != "lora":
         return backbone
-    tuning.check_depth(len(layers_of(backbone)) if tuning.layers else 0)
     config = LoraConfig(
         r=tuning.amount,
         lora_alpha=2 * tuning.amount,
-        target_modules="all-linear" if tuning.layers is None else _linear_modules(backbone, tuning.layers),
+        target_modules="all-linear" if tuning.layers is None else _linear_modules(backbone, tuning),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),  # GPT-2
     )
     return get_peft_model(backbone, config)
 
 
-def _linear_modules(model: PreTrainedModel, last: int) -> list[str]:
-    """Return the names of the linear modules in a model's last layers."""
-    inside = {module for layer in layers_of(model)[-last:] for module in layer.modules()}
+def _linear_modules(model: PreTrainedModel, tuning: Tuning) -> list[str]:
+    """Return the names of the linear modules in the layers that are tuned; RewardError if there are fewer layers."""
+    layers = layers_of(model)
+    tuning.check_depth(len(layers))
+    inside = {module for layer in layers[len(layers) - (tuning.depth or 0) :] for module in layer.modules()}
     return [
         name for name, module in model.named_modules() if module in inside and isinstance(module, nn.Linear | Conv1D)
     ]
@@ -210,8 +211,22 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
     raise RewardError(f"no list of layers found in {type(backbone).__name__}; use --tune head, lora or all")
 
 
-def part_of(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
-    """Return a backbone of some of the layers, on the same parameters; the original is not changed."""
+def halves_of(backbone: PreTrainedModel, last: int) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return a backbone without its last layers and final norm, and these alone, on the same parameters.
+
+    Whoever runs one after the other has to check that this is the whole: it is not where an architecture adds something
+    to what its layers take.
+    """
+    cut = len(layers_of(backbone)) - last
+    below, above = _part(backbone, slice(0, cut)), _part(backbone, slice(cut, None))
+    for name in FINAL_NORMS:
+        if name in below._modules:
+            setattr(below, name, nn.Identity())
+    return below, above
+
+
+def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
+    """Return a backbone of some of the layers; the original is not changed."""
     part = copy.copy(backbone)
     part._modules = dict(backbone._modules)
     part.config = copy.deepcopy(backbone.config)

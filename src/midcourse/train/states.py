@@ -22,7 +22,7 @@ from midcourse.data.encoded import EncodedRow
 from midcourse.files import cache_folder, whole_file
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.rewards.backbone import Tuning, part_of
+from midcourse.rewards.backbone import Tuning, halves_of
 from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.train import processes
 from midcourse.train.shards import make_room, open_shard, reserve
@@ -57,12 +57,8 @@ def split(reward: TrainedReward) -> Split | None:
     whole = reward.backbone.get_base_model() if isinstance(reward.backbone, PeftModel) else reward.backbone
     if tuning.depth in (None, layers) or not hasattr(whole, "layers"):
         return None
-    cut = layers - tuning.depth
-    bottom = part_of(whole, slice(0, cut))
-    bottom.norm = nn.Identity()
-    above = part_of(whole, slice(cut, layers))
-    top = reward.top(above)
-    made = Split(bottom, top, cut, False)
+    bottom, above = halves_of(whole, tuning.depth)
+    made = Split(bottom, reward.top(above), layers - tuning.depth, False)
     return made if _equals_whole(made, reward) else None
 
 
