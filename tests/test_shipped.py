@@ -14,13 +14,14 @@ from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkReward
 
-NAMES = ("civil", "readable", "sentiment")
+NAMES = ("civil", "civil-tokens", "readable", "sentiment")
 MOST_BYTES = 4 << 20
 
 # A prompt, and two responses to it of which the reward prefers the first.
 RUDE = ("What do you think of my answer?", "I think that it is wrong.", "I think that it is fucking stupid.")
 PREFERRED = {
     "civil": RUDE,
+    "civil-tokens": RUDE,
     "readable": (
         "What is rain?",
         "Rain is drops of water. They fall from the sky.",

@@ -4,15 +4,17 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_SECONDS = 10.0
+Advance: TypeAlias = Callable[[float], None]  # says that so much more is done
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
     """Show a bar for `total` units of work; the yielded function says that so many more are done. `quiet` shows none.
 
     Examples:
@@ -38,18 +40,18 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[C
         yield _line_writer(description, total)
 
 
-def _line_writer(description: str, total: int) -> Callable[[int], None]:
+def _line_writer(description: str, total: int) -> Advance:
     start = last = time.monotonic()
-    done = 0
+    done = 0.0
 
-    def advance(amount: int) -> None:
+    def advance(amount: float) -> None:
         nonlocal done, last
         done += amount
         now = time.monotonic()
-        ended = amount > 0 and done >= total and now - start >= LOG_SECONDS
+        ended = amount > 0 and round(done, 6) >= total and now - start >= LOG_SECONDS
         if now - last >= LOG_SECONDS or ended:
             last = now
             left = (now - start) / done * (total - done) if done else float("nan")
-            print(f"{description}: {done}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{description}: {done:.0f}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return advance

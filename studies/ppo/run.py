@@ -5,8 +5,9 @@
 Three tasks: sentiment of continued film review openings (gold: VADER), detoxification of continued prompts (gold: the
 profanity check), and plain words in continued review openings (gold: minus the Coleman-Liau grade, a ratio that no sum
 over words gives). For each a reward of prefixes from ordinary pairs and a discriminator of edited tokens; each is paid
-at the end or token by token, and the second, in the first two tasks, in five ways, one of them a placebo that pays a
-response's rewards to its own tokens in random order. Beside them what needs no rollouts (weighted likelihood, DPO) and
+at the end or token by token. On sentiment the second is also paid in signs alone, in equal parts, and as a placebo, a
+response's rewards to its own tokens in random order; detoxification has the placebo too, and plain words have the
+reward of prefixes alone. Beside them what needs no rollouts (weighted likelihood, DPO) and
 what needs no training (PARGS with the reward of prefixes, at three weights).
 
 Written before it was run: VADER and the profanity check nearly add up over words, so rewards per token should reach
@@ -93,6 +94,7 @@ ARMS = {
     "edits, in equal parts": Arm("edits", "uniform"),
     "edits, placebo": Arm("edits", "shuffled"),
 }
+ENDS_AND_TOKENS = tuple(title for title, arm in ARMS.items() if arm.density in ("end", "tokens") and not arm.discrete)
 OFFLINE = ("weighted likelihood of edits (FIGA)", "DPO on pairs")
 GUIDED = {f"guided by pairs (PARGS), weight {weight:g}": weight for weight in (1.0, 2.0, 4.0)}
 
@@ -146,6 +148,7 @@ def detox_task(data: Path) -> Task:
         profane_prompts(data, "test", "validation")[:TESTED],
         pairs,
         edits,
+        [*ENDS_AND_TOKENS, "edits, placebo"],
     )
 
 
@@ -161,7 +164,7 @@ def plain_task(data: Path) -> Task:
         sentiment.openings(data, "test")[:TESTED],
         sentiment.comparisons(graded, GRADES_APART),
         random.Random(0).sample(edits, 3000),
-        [title for title, arm in ARMS.items() if arm.density in ("end", "tokens") and not arm.discrete],
+        [title for title in ENDS_AND_TOKENS if ARMS[title].reward == "pairs"],
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -17,12 +17,18 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import LoadError, MissingWeightsError, ModelError, load_config, load_tokenizer
-from midcourse.lm.policy import load_policy
+from midcourse.lm.policy import load_policy, save_adapter
+from midcourse.rewards.classifier import ClassifierReward
+from midcourse.rewards.contract import Text
 from midcourse.rewards.encoder import EncoderReward
-from midcourse.rewards.named import load_reward
+from midcourse.rewards.implicit import ImplicitReward
+from midcourse.rewards.info import RewardError
+from midcourse.rewards.named import load_reward, other_backbone
 from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trunk import TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.testing import ARCHITECTURES, byte_tokenizer, randomise, tiny_config, tiny_language_model
 from tests.encoders import CONFIGS, encoder_folder
@@ -314,6 +320,78 @@ def test_an_adapter_is_the_folders(adapter):
     change = 4 * saved[first.format("B")] @ saved[first.format("A")]  # lora_alpha / r is 8 / 2
     have = load_policy(str(folder), lm).model.model.layers[0].self_attn.q_proj.weight
     torch.testing.assert_close(have, lm.model.model.layers[0].self_attn.q_proj.weight + change)
+
+
+@torch.inference_mode()
+def test_an_adapter_is_a_model_wherever_one_is_named(adapter, tmp_path):
+    _, folder = adapter
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    merged = PeftModel.from_pretrained(LanguageModel.load(base).model, folder).merge_and_unload()
+    name, ids = str(folder), torch.tensor([[72, 101, 108, 108]])
+    want = merged(ids, output_hidden_states=True)
+    lm = LanguageModel.load(name)
+    torch.testing.assert_close(lm.model(ids).logits, want.logits)
+    assert generate(lm, ["Hello"], max_new_tokens=4, method="plain")[0].steps
+    logprobs = want.logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    reward = load_reward(name)
+    assert isinstance(reward, VocabularyReward)
+    torch.testing.assert_close(reward.score_ids([([72], [101, 108, 108])])[0], logprobs)
+    pair = ImplicitReward.create(name, base, beta=1.0)
+    plain = LanguageModel.load(base).model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(pair.score_ids([([72], [101, 108, 108])])[0], logprobs - plain)
+    one = RewardModel.create(name, template="raw", layers=1, tune="last:1")
+    torch.testing.assert_close(one.backbone(ids, output_hidden_states=True).hidden_states[0], want.hidden_states[0])
+    below = merged.model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(one.backbone.layers[0].self_attn.q_proj.weight, below)
+    one.save(tmp_path / "reward")
+    assert one.score(["a"], ["b"]) == load_reward(tmp_path / "reward").score(["a"], ["b"])
+
+
+def test_a_reward_on_an_adapter_knows_its_weights(adapter, tmp_path):
+    """A trunk reward shares the weights of the very adapter that it was trained on, and of no other."""
+    _, folder = adapter
+    reward = TrunkReward.create(str(folder), template="raw", layers=1, head="trunk:2", tune="head")
+    reward.save(tmp_path / "reward")
+    lm = LanguageModel.load(str(folder))
+    assert other_backbone(str(tmp_path / "reward"), lm) is None
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert other_backbone(str(tmp_path / "reward"), LanguageModel.load(base)) == str(folder)
+    edit(folder / "adapter_model.safetensors", lambda tensors: [tensor.mul_(2) for tensor in tensors.values()])
+    with pytest.raises(RewardError, match="weights"):
+        load_reward(tmp_path / "reward")
+
+
+def test_an_adapter_may_stand_on_another(adapter, tmp_path):
+    _, folder = adapter
+    below = LanguageModel.load(str(folder))
+    model = get_peft_model(below.model, LoraConfig(r=1, target_modules=["k_proj"]))
+    randomise(model, 4)
+    ids = torch.tensor([[72, 101]])
+    want = model(ids).logits
+    (tmp_path / "upper").mkdir()
+    save_adapter(model, str(folder), tmp_path / "upper")
+    torch.testing.assert_close(LanguageModel.load(str(tmp_path / "upper")).model(ids).logits, want)
+    edit(folder / "adapter_config.json", lambda config: config.update(base_model_name_or_path=str(tmp_path / "upper")))
+    with pytest.raises(ModelError, match="names itself as the model that it is an adapter of"):
+        LanguageModel.load(str(folder))
+
+
+def test_an_adapter_of_a_classifier_is_its_reward(model_folder, tmp_path):
+    base = model_folder()
+    config = load_config(base)
+    config.num_labels, config.pad_token_id = 1, byte_tokenizer().pad_token_id
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"))
+    randomise(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    edit(tmp_path / "adapter/adapter_config.json", lambda found: found.update(base_model_name_or_path=base))
+    reward = load_reward(tmp_path / "adapter")
+    assert isinstance(reward, ClassifierReward)
+    ids = [*reward.encode(Text("Hi", " you", finished=True))[0]]
+    with torch.inference_mode():
+        want = model.eval()(torch.tensor([ids])).logits.item()
+    assert reward.rate([Text("Hi", " you", finished=True)]) == [pytest.approx(want, abs=1e-5)]
 
 
 def test_an_adapter_that_lacks_a_tensor_or_has_too_many_is_refused(adapter):

@@ -68,11 +68,11 @@ def test_it_resumes_to_the_same_policy(lm_folder, tmp_path, monkeypatch):
 
     step, calls = figa.Figa.step, []
 
-    def failing(self):
+    def failing(self, advance):
         calls.append(1)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return step(self)
+        return step(self, advance)
 
     monkeypatch.setattr(figa.Figa, "step", failing)
     with pytest.raises(KeyboardInterrupt):

@@ -99,7 +99,7 @@ def test_a_finished_folder_holds_what_people_look_for(lm_folder, tmp_path):
     found = {path.name for path in (tmp_path / "policy").iterdir()}
     assert found == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "curves.png", "metrics.jsonl",
-        "midcourse_policy.json", "paid_by.json", "samples.html",
+        "midcourse_policy.json", "samples.html",
     }  # fmt: skip
     page = (tmp_path / "policy/samples.html").read_text()
     assert "Step 1<" in page and "Step 4<" in page and "paid" in page
@@ -330,8 +330,12 @@ def test_settings_that_make_no_sense_are_refused(given, why):
 def test_a_choice_that_is_none_is_refused(types_unchecked):
     with pytest.raises(PPOError, match="density is words; use one of tokens, end, uniform, shuffled"):
         check_settings(PPOSettings(density="words"))
-    with pytest.raises(RewardError, match="tune 'some' is unknown"):
-        check_settings(PPOSettings(tune="some"))
+
+
+@pytest.mark.parametrize("tune", ["some", "head", "last:2", "lora:0"])
+def test_a_tuning_that_is_none_of_a_policys_is_refused(tune):
+    with pytest.raises(PPOError, match=f"tune is {tune}; use lora, lora:RANK, lora:RANK:LAYERS or all"):
+        check_settings(PPOSettings(tune=tune))
 
 
 # Small parts

@@ -62,7 +62,7 @@ class EditsLabel:
         from midcourse.data.edits import are_edits, read_edits
         from midcourse.edits.label import count_labels, label_edits
         from midcourse.edits.view import write_edits_page
-        from midcourse.lm.load import load_tokenizer, resolve
+        from midcourse.lm.load import load_tokenizer
 
         check_page(self.write.html)
         if self.write.show < 0:
@@ -72,7 +72,7 @@ class EditsLabel:
             raise UsageError(f"--out {out} is there and holds no edits; name another file")
         with bad_rows(self.read.skip_bad_rows) as rejects:
             edits = read_edits(self.edits, rejects=rejects)
-        tokenizer = load_tokenizer(resolve(self.read.tokenizer))
+        tokenizer = load_tokenizer(self.read.tokenizer)
         if out is None:
             counts = count_labels(edits, tokenizer, self.read.align)
         else:

@@ -71,6 +71,11 @@ class Ppo:
         check_settings(self.training)
         if (self.paid.reward is None) == (self.paid.token_function is None):
             raise UsageError("ppo needs one of --reward and --token-function; --reward civil is ready to run")
+        if (function := self.paid.token_function) is not None and ":" not in function:
+            raise UsageError(
+                f"--token-function is {function!r}, which is no MODULE:FUNCTION; a reward that has a name goes to "
+                "--reward"
+            )
         with processes.joined(resolve_device(self.machine.device)):
             return self._run()
 

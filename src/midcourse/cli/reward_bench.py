@@ -127,9 +127,9 @@ class RewardBench:
             raise UsageError(f"--out {write.out} is no JSON; name a file that ends in .json")
 
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
-        from midcourse.lm.load import load_tokenizer, resolve
+        from midcourse.lm.load import load_tokenizer
 
-        return load_tokenizer(resolve(self.model.lm))
+        return load_tokenizer(self.model.lm)
 
 
 def _print(figures: dict[str, Any]) -> None:

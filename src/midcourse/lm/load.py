@@ -4,18 +4,22 @@ What a folder or a Hub id holds is data. Python code that comes with it (transfo
 never asked about: if transformers has the architecture itself, its own class is used, and all else is refused.
 Weights are read from safetensors alone, nothing is unpickled, and a model whose checkpoint lacks a tensor is refused,
 since transformers would fill it with random numbers.
+
+A PEFT adapter is a model too: the one that it names as its base, with the adapter merged into it.
 """
 
+import json
 import re
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -24,15 +28,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from midcourse.errors import MidcourseError
 from midcourse.lm.embedded import minilm_folder, smollm2_folder
 
 EMBEDDED = "smollm2"
-
-
 EMBEDDED_ENCODER = "minilm"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has the model's name, where PEFT has a path
 
 # What the last part of an architecture's name in config.json says a checkpoint is, and what an auto class asks for.
 CHECKPOINTS = {
@@ -77,7 +81,12 @@ class MissingWeightsError(LoadError):
 
 
 def resolve(name: str) -> str:
-    """Return what transformers should load for a name: an embedded model's folder, the folder itself, or the Hub id."""
+    """Return what transformers should load for a name: an embedded model's folder, the folder itself, or the Hub id.
+
+    For an adapter it is that of the model below.
+    """
+    if adapters := adapters_of(name):
+        return resolve(adapter_base(adapters[-1]))
     if name == EMBEDDED:
         return str(smollm2_folder())
     if name == EMBEDDED_ENCODER:
@@ -108,23 +117,33 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     raise ModelError(f"dtype {dtype!r} is unknown; use auto, float32, bfloat16, float16 or float64")
 
 
-def load_config(folder: str) -> PretrainedConfig:
-    """Read the text configuration of a model folder or Hub id.
+def load_config(name: str) -> PretrainedConfig:
+    """Read the text configuration of a model; that of a classifier's adapter has the classifier's labels.
 
     Raises:
         ModelError: there is no model of that name.
         LoadError: its configuration cannot be read, or it needs code of its own.
     """
+    folder = resolve(name)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        labels = _labels_of_adapters(name)
+        if labels is not None:
+            config.num_labels, config.architectures = labels, ["AdapterForSequenceClassification"]
+        return config
     except Exception as error:  # of many kinds, if config.json is damaged
         if isinstance(error, OSError | ValueError) and not Path(folder).is_dir() and not _needs_code(error):
             raise ModelError(_not_found(folder)) from error
         raise _cannot_load(folder, error) from error
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a model folder or Hub id; ModelError if there is none that transformers can read."""
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a model; ModelError if there is none that transformers can read.
+
+    An adapter's is its own if it has one, which often brings the chat template that it was trained with.
+    """
+    with_own = [one for one in adapters_of(name) if (Path(one) / "tokenizer_config.json").is_file()]
+    folder = with_own[0] if with_own else resolve(name)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many kinds, if one of its files is damaged
@@ -136,10 +155,10 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def load_generation_config(folder: str) -> GenerationConfig | None:
-    """Read the generation settings of a model folder or Hub id; None if it has none."""
+def load_generation_config(name: str) -> GenerationConfig | None:
+    """Read the generation settings of a model; None if it has none."""
     try:
-        return GenerationConfig.from_pretrained(folder)
+        return GenerationConfig.from_pretrained(resolve(name))
     except OSError:
         return None
 
@@ -158,7 +177,7 @@ def load_model(
 
     Args:
         auto_class: transformers' class for its head: AutoModelForCausalLM, ..., or AutoModel for none.
-        name: "smollm2", "minilm", a folder or a Hub id.
+        name: "smollm2", "minilm", a folder or a Hub id, of a model or of an adapter, which is merged into its base.
         config: instead of the model's own; it may have fewer layers than the checkpoint.
         attention: implementation; None for the architecture's own.
         own_head: whether the head has to be the checkpoint's. Otherwise another head in the checkpoint is left out, and
@@ -169,11 +188,13 @@ def load_model(
         LoadError: its files are damaged or no safetensors, or it needs code of its own.
         MissingWeightsError: its checkpoint lacks tensors.
     """
-    place, folder = resolve_device(device), resolve(name)
-    load_config(folder)  # from here on there is a model of that name
+    place, folder, adapters = resolve_device(device), resolve(name), adapters_of(name)
+    found = load_config(name)  # from here on there is a model of that name
     settings: dict[str, Any] = {"dtype": resolve_dtype(dtype, place), "attn_implementation": attention}
     if config is not None:
         settings["config"] = config
+    elif _labels_of_adapters(name) is not None:  # the base has no head, the adapter has
+        settings["config"], own_head = found, False
     try:
         with quiet_transformers():
             model, report = auto_class.from_pretrained(
@@ -187,6 +208,10 @@ def load_model(
     except Exception as error:  # of many kinds, if files are damaged
         raise _cannot_load(name, error) from error
     _check_weights(model, report, name, cut=config is not None, own_head=own_head)
+    for adapter in reversed(adapters):
+        model = load_adapter(model, adapter)
+    if adapters:
+        model.name_or_path = name
     return model.to(place).eval()
 
 
@@ -203,6 +228,79 @@ def empty_model(
         return auto_class.from_config(config, trust_remote_code=False, **settings)
     except ValueError as error:
         raise _cannot_load(config.name_or_path or config.model_type, error) from error
+
+
+# Adapters
+
+
+def adapters_of(name: str) -> list[str]:
+    """Return the folders of the adapters that a name stands for, the one named first; none for a whole model.
+
+    Raises:
+        ModelError: an adapter without weights or a base, or that is its own base.
+    """
+    folders: list[str] = []
+    while (folder := _adapter_folder(name)) is not None:
+        if folder in folders:
+            raise ModelError(f"{folder} names itself as the model that it is an adapter of; write that model's there")
+        folders.append(folder)
+        name = adapter_base(folder)
+    return folders
+
+
+def _adapter_folder(name: str) -> str | None:
+    if Path(name).is_dir():
+        return str(name) if (Path(name) / ADAPTER).is_file() else None
+    return _adapter_on_hub(name) if name.count("/") == 1 else None
+
+
+@cache
+def _adapter_on_hub(name: str) -> str | None:
+    """Return where the local Hub cache has an adapter; None if nothing there or on the Hub is one of that name."""
+    missing: dict[str, Any] = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_gated_repo": False,
+    }
+    try:
+        found = cached_file(name, ADAPTER, **missing)
+        if found is not None:
+            cached_file(name, ADAPTER_WEIGHTS, **missing)
+    except (OSError, ValueError):  # no name of a repository
+        return None
+    return None if found is None else str(Path(found).parent)
+
+
+def adapter_base(folder: str) -> str:
+    """Return what an adapter's folder says it is an adapter of; ModelError if it does not say."""
+    ours = (Path(folder) / RECORD).is_file()
+    path, field = (Path(folder) / RECORD, "lm") if ours else (Path(folder) / ADAPTER, "base_model_name_or_path")
+    try:
+        base = json.loads(path.read_text())[field]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{path} names no {field} ({error!r}); train the adapter again") from error
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{path} names no {field}; write the model's name there")
+    if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} holds no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
+    return base
+
+
+def _labels_of_adapters(name: str) -> int | None:
+    """Return how many labels a classifier's adapter has a head for; None for any other model."""
+    for folder in adapters_of(name):
+        try:
+            settings = json.loads((Path(folder) / ADAPTER).read_text())
+            if settings.get("task_type") != "SEQ_CLS":
+                continue
+            with safe_open(Path(folder) / ADAPTER_WEIGHTS, framework="pt") as file:
+                heads = [key for key in file.keys() if re.search(r"\.(score|classifier)\b.*weight$", key)]  # noqa: SIM118
+                if heads:
+                    return file.get_slice(heads[-1]).get_shape()[0]
+        except (OSError, ValueError, AttributeError, SafetensorError) as error:
+            reason = _first_sentence(error)
+            raise LoadError(f"the adapter in {folder} cannot be read ({reason}); train it again", reason) from error
+    return None
 
 
 def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:

@@ -1,28 +1,26 @@
 """A language model with a fine-tuned adapter, or fine-tuned as a whole: a policy of its own."""
 
 import json
-from dataclasses import replace
+import shutil
+import tempfile
 from pathlib import Path
 
-from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import ModelError, load_adapter
+from peft import PeftModel
 
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has the model's name; PEFT has a path
+from midcourse.files import as_json, write_bytes
+from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.load import ADAPTER, ADAPTER_WEIGHTS, EMBEDDED, ModelError, quiet_transformers
+
+HUB = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what others know an embedded model as
 
 
 def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:
     """Load a fine-tuned model, which writes the LM's tokens: a PEFT adapter's folder, a model's folder, or a Hub id.
 
     Raises:
-        ModelError: an adapter that cannot be read or does not fit, or a model with other tokens than the LM's.
-        ModelError: no such model.
+        ModelError: no such model, an adapter that cannot be read or does not fit, or other tokens than the LM's.
     """
-    if (Path(name) / ADAPTER).is_file():
-        policy = LanguageModel.load(adapter_base(name), device=device, dtype=dtype)
-        policy = replace(policy, model=load_adapter(policy.model, name))
-    else:
-        policy = LanguageModel.load(name, device=device, dtype=dtype)
+    policy = LanguageModel.load(name, device=device, dtype=dtype)
     if policy.tokens != lm.tokens or policy.vocab_size != lm.vocab_size:
         raise ModelError(
             f"policy {name} writes other tokens than {lm.name}, and its KL to it is not defined; "
@@ -36,16 +34,68 @@ def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: st
     return LanguageModel(policy.model, lm.tokenizer, name)
 
 
-def adapter_base(name: str) -> str:
-    """Return what an adapter's folder says it is an adapter of; ModelError if it does not say."""
-    ours = (Path(name) / RECORD).is_file()
-    path, field = (Path(name) / RECORD, "lm") if ours else (Path(name) / ADAPTER, "base_model_name_or_path")
+def save_adapter(model: PeftModel, lm: str, out: Path) -> None:
+    """Write the adapter of a model to a folder, its weights first: equal adapters are equal files.
+
+    Args:
+        lm: the name of the model below; the adapter's settings name it as the Hub does, not by where it lies here.
+    """
+    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
     try:
-        base = json.loads(path.read_text())[field]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{path} names no {field} ({error!r}); train the adapter again") from error
-    if not isinstance(base, str) or not base:
-        raise ModelError(f"{path} names no {field}; write the model's name there")
-    if not (Path(name) / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{name} holds no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
-    return base
+        model.save_pretrained(str(work), save_embedding_layers=False)
+        settings = json.loads((work / ADAPTER).read_text())
+        settings["base_model_name_or_path"] = hub_name(lm)
+        if isinstance(settings.get("target_modules"), list):
+            settings["target_modules"] = sorted(settings["target_modules"])
+        write_bytes(out / ADAPTER_WEIGHTS, (work / ADAPTER_WEIGHTS).read_bytes())
+        write_bytes(out / ADAPTER, (as_json(settings, indent=2) + "\n").encode())
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def save_whole(lm: LanguageModel, out: Path) -> None:
+    """Write a whole model and its tokenizer to a folder."""
+    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
+    try:
+        with quiet_transformers():
+            lm.model.save_pretrained(work)
+        lm.tokenizer.save_pretrained(work)
+        for path in sorted(work.iterdir()):
+            write_bytes(out / path.name, path.read_bytes())
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def hub_name(lm: str) -> str:
+    """Return what others know a model as: the Hub's name of an embedded one, else its own."""
+    return HUB.get(lm, lm)
+
+
+def how_to_load(lm: str, *, whole: bool = False) -> str:
+    """Return the part of a policy's card that says how it is used.
+
+    Args:
+        lm: the name of the model that it was trained from.
+        whole: it is no adapter.
+    """
+    elsewhere = f"""```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{hub_name(lm)}"), "this-folder")
+```
+"""
+    if whole:
+        elsewhere = "transformers and all that builds on it load the folder as any other model.\n"
+    elif lm in HUB:
+        elsewhere += f"\nIt was trained on weights of 4 bits of `{hub_name(lm)}`; on others it is nearly the same.\n"
+    return f"""## Use
+
+```python
+import midcourse
+
+lm = midcourse.LanguageModel.load("this-folder")
+```
+
+On the command line it is `--lm this-folder`, or `midcourse compare --methods policy=this-folder` beside what guides.
+{elsewhere}"""

@@ -11,15 +11,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
-from midcourse.lm.load import (
-    ModelError,
-    _not_found,
-    resolve,
-)
+from midcourse.lm.load import ADAPTER_WEIGHTS, ModelError, _not_found, adapters_of, resolve
 
 
 def weights_fingerprint(name: str) -> str:
@@ -69,7 +63,8 @@ def tensors_fingerprint(model: nn.Module) -> str:
 def loaded_fingerprint(model: PreTrainedModel) -> str | None:
     """Return the `weights_fingerprint` of a model's files; None if it was not loaded from any, or has changed since.
 
-    The first row of every tensor is compared with that in the files, in the model's dtype.
+    The first row of every tensor is compared with that in the files, in the model's dtype; what an adapter was merged
+    into cannot be.
     """
     if not model.name_or_path:
         return None
@@ -82,6 +77,10 @@ def loaded_fingerprint(model: PreTrainedModel) -> str | None:
 
 def _as_in_files(model: PreTrainedModel, files: Sequence[Path]) -> bool:
     tensors, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    for path in files:
+        if path.name == ADAPTER_WEIGHTS:
+            merged = {key.removeprefix("base_model.model.").split(".lora_")[0] for key in _names(path)}
+            tensors = {key: one for key, one in tensors.items() if key.rpartition(".")[0] not in merged}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
@@ -97,8 +96,15 @@ def _as_in_files(model: PreTrainedModel, files: Sequence[Path]) -> bool:
     return True
 
 
+def _names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
 def weight_files(name: str) -> list[Path]:
-    """Return the safetensors files of a model's name; ModelError if there are none."""
+    """Return the safetensors files of a model's name, an adapter's own last; ModelError if there are none."""
+    if adapters := adapters_of(name):
+        return [*weight_files(resolve(name)), *(Path(one) / ADAPTER_WEIGHTS for one in reversed(adapters))]
     folder = Path(resolve(name))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

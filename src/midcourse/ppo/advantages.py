@@ -14,21 +14,25 @@ from torch import Tensor
 from midcourse.data.alignment import Span
 from midcourse.ppo.settings import PPOError
 
+LARGEST = 1e8  # what is beyond it is a mistake, and would end as a loss that is no number
+
 
 def check_rewards(rewards: object, mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:
-    """Return rewards as they are; PPOError if they do not fit the responses, or one is no finite number."""
-    if not isinstance(rewards, Tensor) or rewards.shape != mask.shape:
-        what = f"shape {tuple(rewards.shape)}" if isinstance(rewards, Tensor) else f"type {type(rewards).__name__}"
+    """Return rewards as they are; PPOError if they do not fit the responses, or one is no number to learn from."""
+    if not isinstance(rewards, Tensor) or rewards.shape != mask.shape or rewards.is_complex():
+        what = f"type {type(rewards).__name__}"
+        if isinstance(rewards, Tensor):
+            what = f"dtype {rewards.dtype}" if rewards.is_complex() else f"shape {tuple(rewards.shape)}"
         raise PPOError(
             f"the rewards of tokens have {what}, the responses {tuple(mask.shape)}; return a tensor of (batch, "
             "tokens), the EOS of finished responses included"
         )
-    broken = mask & ~rewards.isfinite()
+    broken = mask & ~(rewards.abs() <= LARGEST)
     if broken.any():
         row, token = broken.nonzero()[0].tolist()
         raise PPOError(
-            f"the reward of token {token + 1} of response {row + 1} is {rewards[row, token].item()}; give finite "
-            "numbers"
+            f"the reward of token {token + 1} of response {row + 1} is {rewards[row, token].item():g}; give finite "
+            f"numbers of at most {LARGEST:g}"
         )
     return rewards
 

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from midcourse.compare.independence import read_paid_by, write_paid_by
+from midcourse.compare.independence import write_earned
 from midcourse.data.alignment import Unit
 from midcourse.data.comparisons import digest
 from midcourse.data.edits import Edit
 from midcourse.data.encoded import EditSet, encode_edits
 from midcourse.data.learned import write_learned_rows
 from midcourse.lm.language_model import LanguageModel, rendering
-from midcourse.lm.policy import RECORD
+from midcourse.lm.load import RECORD
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import tensors_fingerprint
 from midcourse.ppo.folder import finish, load_checkpoint
@@ -34,6 +34,7 @@ from midcourse.ppo.policy import Policy, Tokens
 from midcourse.ppo.run import run_through
 from midcourse.ppo.settings import FigaSettings, PPOError, PPOSettings, check_figa
 from midcourse.ppo.training import NORM, State, share_of_rate
+from midcourse.progress import Advance
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train import processes
@@ -54,8 +55,8 @@ class Figa:
         weights = [weight for name, weight in policy.trained().items() if not name.startswith("head.")]
         self.optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.0)
 
-    def step(self) -> dict[str, Any]:
-        """Learn from a batch of edits; return its row of metrics."""
+    def step(self, advance: Advance = lambda amount: None) -> dict[str, Any]:
+        """Learn from a batch of edits; return its row of metrics. A step is short: `advance` is not needed."""
         epoch, place = divmod(self.state.step, self.per_epoch)
         order = list(range(len(self.edits.items)))
         random.Random(f"{self.settings.seed} {epoch}").shuffle(order)
@@ -164,7 +165,6 @@ def train_on_edits(
             run.state = load_checkpoint(run.policy, run.optimizer, checkpoint)
         run_through(run, out, "figa")
         write_learned_rows(out, edits)
-        if earned := read_paid_by(Path(lm.name)):
-            write_paid_by(out, earned)
+        write_earned(out, lm.name)
         finish(run.policy, run.state, out, record)
     return run.state.metrics

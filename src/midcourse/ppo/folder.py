@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.files import as_json, publish_folder, whole_file, write_bytes, write_text
-from midcourse.lm.load import quiet_transformers
-from midcourse.lm.policy import RECORD
+from midcourse.files import as_json, publish_folder, whole_file, write_text
+from midcourse.lm.load import RECORD
+from midcourse.lm.policy import how_to_load, hub_name, save_adapter, save_whole
 from midcourse.ppo.policy import Policy
 from midcourse.ppo.settings import PPOError
 from midcourse.ppo.training import State
@@ -91,20 +91,10 @@ def add_metrics(out: Path, row: dict[str, Any]) -> None:
 
 def finish(policy: Policy, state: State, out: Path, record: dict[str, Any]) -> None:
     """Turn a run's folder into a policy, its record last; then drop what only resuming needs."""
-    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
-    try:
-        model = policy.model
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(work), save_embedding_layers=False)
-            (work / "README.md").unlink(missing_ok=True)  # PEFT's own card
-        else:
-            with quiet_transformers():
-                policy.lm.model.save_pretrained(work)
-            policy.lm.tokenizer.save_pretrained(work)
-        for path in sorted(work.iterdir()):
-            write_bytes(out / path.name, path.read_bytes())
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    if isinstance(policy.model, PeftModel):
+        save_adapter(policy.model, record["lm"], out)
+    else:
+        save_whole(policy.lm, out)
     plot_curves(state.metrics, out / "curves.png")
     write_text(out / "README.md", card(record, state.metrics))
     write_text(out / RECORD, as_json({**record, "metrics": state.metrics[-1]}, indent=2) + "\n")
@@ -150,6 +140,7 @@ CURVES = (
     ("kl", "KL to the reference (nats per response)"),
     ("entropy", "entropy (nats per token)"),
     ("length", "tokens of a response"),
+    ("length_correlation", "correlation of reward with length"),
     ("loss", "loss"),
     ("explained_variance", "variance explained by values"),
     ("clipped", "share of ratios clipped"),
@@ -169,7 +160,8 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         points = [(row["rollouts"], row[name]) for row in metrics if row.get(name) is not None]
         axes.plot(*zip(*points, strict=True), color="#1f5fa8", marker="o", markersize=2.5, linewidth=1.2)
         axes.set_title(label, fontsize=9)
-        axes.set_xlabel("rollouts", fontsize=8)
+        axes.set_xlabel("edits learned from" if any("loss" in row for row in metrics) else "rollouts", fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#dfe2e7", linewidth=0.6)
         axes.tick_params(labelsize=8)
         axes.set_frame_on(False)
@@ -188,7 +180,7 @@ def card(record: dict[str, Any], metrics: Sequence[dict[str, Any]]) -> str:
     how, measured = _ABOUT[record["method"]]
     return f"""---
 library_name: {"peft" if record["settings"]["tune"] != "all" else "transformers"}
-base_model: {record["lm"]}
+base_model: {hub_name(record["lm"])}
 tags: [{record["method"]}, midcourse]
 ---
 
@@ -206,6 +198,7 @@ rendered with the template `{record["template"]}`.
 {table}
 ![Measurements by responses learned from](curves.png)
 
+{how_to_load(record["lm"], whole=record["settings"]["tune"] == "all")}
 ## Settings
 
 {settings}

@@ -12,14 +12,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from midcourse.data.alignment import Span
-from midcourse.decode.engine import generate
+from midcourse.decode.engine import stream
 from midcourse.decode.methods import Method
+from midcourse.decode.steps import Generation
 from midcourse.errors import MidcourseError
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template, prompt_ids
 from midcourse.lm.text import TextStream
 from midcourse.ppo.advantages import at_end, check_rewards, differences, projected, shuffled, uniform
 from midcourse.ppo.settings import Density, PPOError, PPOSettings
+from midcourse.progress import Advance
 from midcourse.rewards.contract import Reward, Score, Text
 from midcourse.rewards.token_ids import TokenReward
 
@@ -83,16 +85,24 @@ def turns(prompts: int, settings: PPOSettings, numbers: Sequence[int]) -> list[t
 
 
 def write(
-    lm: LanguageModel, prompts: Sequence[Prompt], numbers: Sequence[int], settings: PPOSettings, template: Template
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    numbers: Sequence[int],
+    settings: PPOSettings,
+    template: Template,
+    advance: Advance = lambda amount: None,
 ) -> list[Rollout]:
     """Write the responses of these numbers: from the model's own distribution, nothing of it cut off.
 
     What is written depends on the weights, the seed and the number alone.
+
+    Args:
+        advance: told of every token, in parts of a response.
     """
     taken = turns(len(prompts), settings, numbers)
     asked = [prompts[prompt] for _, prompt in taken]
     seeds = [random.Random(f"{settings.seed} {number}").getrandbits(31) for number in numbers]
-    written = generate(
+    events = stream(
         lm,
         asked,
         method=EVERYTHING,
@@ -101,6 +111,13 @@ def write(
         max_new_tokens=settings.max_new_tokens,
         batch_size=min(settings.batch_size, AT_ONCE),
     )
+    written: dict[int, Generation] = {}
+    for place, event in events:
+        if isinstance(event, Generation):
+            written[place] = event
+        else:
+            advance(1 / settings.max_new_tokens)
+    in_order = [written[place] for place in range(len(asked))]
     return [
         Rollout(
             number,
@@ -111,7 +128,7 @@ def write(
             one.text,
             one.finish_reason == "stop",
         )
-        for number, (turn, _), one in zip(numbers, taken, written, strict=True)
+        for number, (turn, _), one in zip(numbers, taken, in_order, strict=True)
     ]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,14 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from midcourse.compare.independence import Origin, read_paid_by, write_paid_by
+from midcourse.compare.independence import Origin, write_earned
 from midcourse.data.comparisons import digest
 from midcourse.data.learned import no_rows, write_row_hashes
 from midcourse.decode.request import agreed_template, check_room
 from midcourse.errors import Interrupted
 from midcourse.files import as_json, write_text
 from midcourse.lm.language_model import LanguageModel, rendering
-from midcourse.lm.policy import RECORD
+from midcourse.lm.load import RECORD
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids
 from midcourse.lm.weights import tensors_fingerprint
 from midcourse.ppo.folder import add_metrics, finish, load_checkpoint, save_checkpoint, write_metrics, write_samples
@@ -25,7 +26,7 @@ from midcourse.ppo.policy import Policy
 from midcourse.ppo.rollouts import Payment, TokenFunction, function_name
 from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
 from midcourse.ppo.training import BadBatch, Run, State
-from midcourse.progress import progress
+from midcourse.progress import Advance, progress
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
@@ -74,6 +75,7 @@ def train_policy(
     """
     settings, out = settings or PPOSettings(), Path(out)
     check_settings(settings)
+    _check_end(end_reward, end_scale)
     given = [(one, 1.0) for one in (reward, end_reward) if isinstance(one, Reward)]
     template = agreed_template(given, template)
     _check_prompts(lm, [one for one, _ in given], prompts, template, settings)
@@ -114,7 +116,7 @@ def train_policy(
         run_through(run, out, "ppo")
         if processes.first():
             write_samples(out, run.state, lm.tokenizer)
-            _write_origin(out, [*read_paid_by(Path(lm.name)), *paid_by])
+            _write_rows(out, write_earned(out, lm.name, paid_by))
             finish(run.policy, run.state, out, record)
     return run.state.metrics
 
@@ -136,8 +138,12 @@ class Learner(Protocol):
     total: int
     save_every: int
 
-    def step(self) -> dict[str, Any]:
-        """Do a step and return its row of metrics; BadBatch if nothing can be learned from what it is given."""
+    def step(self, advance: Advance) -> dict[str, Any]:
+        """Do a step and return its row of metrics; BadBatch if nothing can be learned from what it is given.
+
+        Args:
+            advance: told on the way how many responses' worth of work is done, at most all of it.
+        """
 
 
 def run_through(run: Learner, out: Path, title: str) -> None:
@@ -153,8 +159,8 @@ def run_through(run: Learner, out: Path, title: str) -> None:
     with progress(title, run.total, quiet=not processes.first()) as advance, stop_on_signal() as interruption:
         advance(_done(state))
         while state.step < run.steps:
-            before = _done(state)
-            row = _step(run, out)
+            left = Left(_done(state), advance)
+            row = _step(run, out, left.less)
             if processes.first():
                 add_metrics(out, row)
             warned = warned or _warn_of_length(row)
@@ -164,19 +170,35 @@ def run_through(run: Learner, out: Path, title: str) -> None:
                 processes.once(lambda: save_checkpoint(run.policy, run.optimizer, state, out))
             if processes.first() and state.samples and state.samples[-1]["step"] == state.step:
                 write_samples(out, state, run.policy.lm.tokenizer)
-            advance(row["rollouts"] - before)
+            left.until(row["rollouts"])
             if signal and not done:
                 raise Interrupted(f"stopped after step {state.step} of {run.steps}; add --resume to go on", signal)
+
+
+class Left:
+    """What is left of a step, so that its parts are told as they are done, and all of it exactly once."""
+
+    def __init__(self, done: int, advance: Advance):
+        self.done, self.advance = float(done), advance
+
+    def less(self, amount: float) -> None:
+        """Say that so many more responses are done with."""
+        self.done += amount
+        self.advance(amount)
+
+    def until(self, done: int) -> None:
+        """Say that so many responses of the run are done with."""
+        self.less(done - self.done)
 
 
 def _done(state: State) -> int:
     return state.metrics[-1]["rollouts"] if state.metrics else 0
 
 
-def _step(run: Learner, out: Path) -> dict[str, Any]:
+def _step(run: Learner, out: Path, advance: Advance) -> dict[str, Any]:
     """Do a step; if nothing can be learned from its responses, keep them on disk and say so."""
     try:
-        return run.step()
+        return run.step(advance)
     except BadBatch as bad:
         path = out / "bad_batch.json"
         if processes.first():
@@ -208,6 +230,13 @@ def _check_prompts(
         check_room(lm, rewards, prefix, settings.max_new_tokens, number)
 
 
+def _check_end(end_reward: Reward | None, end_scale: float) -> None:
+    if not math.isfinite(end_scale):
+        raise PPOError(f"end-scale is {end_scale}; use a finite number")
+    if end_reward is None and end_scale != 1.0:
+        raise PPOError(f"end-scale is {end_scale:g}, and there is no end-reward for it to scale; name one, or leave it")
+
+
 def _check_tuning(lm: LanguageModel, rewards: Sequence[Reward], settings: PPOSettings) -> None:
     """Raise PPOError if training would change the weights that a reward reads; RewardError if layers lack for it."""
     tuning = Tuning.parse(settings.tune)
@@ -223,9 +252,8 @@ def _check_tuning(lm: LanguageModel, rewards: Sequence[Reward], settings: PPOSet
             )
 
 
-def _write_origin(out: Path, paid_by: Sequence[Origin]) -> None:
-    """Write what the rewards are made of, and the rows that they learned from if all of them say so."""
-    write_paid_by(out, paid_by)
+def _write_rows(out: Path, paid_by: Sequence[Origin]) -> None:
+    """Write the rows that rewards learned from, if all of them say so."""
     rows = [one.rows for one in paid_by if one.rows is not None]
     if paid_by and len(rows) == len(paid_by):
         write_row_hashes(out, functools.reduce(np.union1d, rows, no_rows()))

@@ -141,8 +141,9 @@ _NOT_NEGATIVE = ("kl_weight", "kl_stop", "shaping", "missing_eos", "value_weight
 
 
 def check_settings(settings: PPOSettings) -> None:
-    """Raise PPOError if a setting makes no sense; RewardError for an unknown `tune`."""
+    """Raise PPOError if a setting makes no sense."""
     from midcourse.rewards.backbone import Tuning
+    from midcourse.rewards.info import RewardError
 
     named = {field.name: getattr(settings, field.name) for field in fields(settings)}
 
@@ -170,7 +171,11 @@ def check_settings(settings: PPOSettings) -> None:
         refuse("kl_target", "a positive number of nats per response")
     if settings.kl_target is not None and not settings.kl_weight:
         raise PPOError("kl-target adapts kl-weight, and from 0 it never rises; use a kl-weight such as 0.05")
-    if Tuning.parse(settings.tune).kind not in ("lora", "all"):
+    try:
+        known = Tuning.parse(settings.tune).kind in ("lora", "all")
+    except RewardError:  # which names what rewards may tune too
+        known = False
+    if not known:
         refuse("tune", "lora, lora:RANK, lora:RANK:LAYERS or all")
     if settings.advantages == "group" and settings.group_size < 2:
         raise PPOError(

@@ -32,12 +32,14 @@ from midcourse.ppo.losses import (
 from midcourse.ppo.policy import Policy, Tokens, chosen
 from midcourse.ppo.rollouts import Payment, Rollout, write
 from midcourse.ppo.settings import PPOError, PPOSettings
+from midcourse.progress import Advance
 from midcourse.rewards.contract import Reward
 from midcourse.train import processes
 
 READ_AT_A_TIME = 16  # responses whose logits are held at once
 KL_RATE = 0.1  # the most that the weight of the divergence changes by in a step, relative to itself
 NORM = 1.0  # gradients are cut to
+WRITING, READING = 0.4, 0.3  # about what share of a step's time it takes to write responses, and to read them again
 
 
 class Measured(NamedTuple):
@@ -125,25 +127,32 @@ class Run:
         self.accelerator = Accelerator(cpu=policy.head.weight.device.type == "cpu")
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
 
-    def step(self) -> dict[str, Any]:
+    def step(self, advance: Advance = lambda amount: None) -> dict[str, Any]:
         """Do a step; return its row of metrics.
 
+        Args:
+            advance: told on the way how many responses' worth of work is done, less than all of it.
+
         Raises:
-            BadBatch: rewards of a wrong shape, or a number that is none.
+            BadBatch: rewards of a wrong shape, or a number that is none; a gold reward that fails.
         """
         settings, state = self.settings, self.state
         begin = state.step * settings.batch_size
         numbers = range(begin, min(begin + settings.batch_size, settings.rollouts))
         mine = processes.part(numbers)
-        written = write(self.policy.lm, self.prompts, mine, settings, self.template) if mine else []
+
+        def writing(amount: float) -> None:
+            advance(WRITING * amount)
+
+        written = write(self.policy.lm, self.prompts, mine, settings, self.template, writing) if mine else []
         rollouts = processes.gathered(written)
         tokens = Tokens.of([one.row for one in rollouts], self.policy.head.weight.device)
-        entering, measured = self._measured(rollouts)
-        paid = self._paid(rollouts, tokens)
+        entering, measured = self._measured(rollouts, advance)
+        paid, gold = self._paid(rollouts, tokens), self._gold(rollouts)
         batch = self._batch(rollouts, entering, tokens, measured, paid)
-        learned = self._learn(batch, rollouts)
+        learned = self._learn(batch, rollouts, advance)
         state.step += 1
-        row = self._row(rollouts, tokens.mask, measured, paid, batch.returns) | learned
+        row = self._row(rollouts, tokens.mask, measured, paid, batch.returns) | gold | learned
         state.metrics.append(row)
         if settings.samples_every and (state.step % settings.samples_every == 0 or state.step in (1, settings.steps)):
             state.samples += _samples(state.step, rollouts, paid)
@@ -152,7 +161,7 @@ class Run:
         return row
 
     @torch.no_grad()
-    def _measured(self, rollouts: Sequence[Rollout]) -> tuple[list[Tensor] | None, Measured]:
+    def _measured(self, rollouts: Sequence[Rollout], advance: Advance) -> tuple[list[Tensor] | None, Measured]:
         """Return what enters the layers that are trained, and what models say of the responses."""
         states: list[Tensor] = []
         parts, width = [], max(len(one.response_ids) for one in rollouts)
@@ -172,6 +181,7 @@ class Run:
             room = (0, width - tokens.mask.shape[1])
             own = [torch.nn.functional.pad(torch.where(tokens.mask, one, 0.0), room) for one in found]
             parts.append(torch.stack(own, 1).cpu())
+            advance(READING * len(some))
         whole = torch.cat(processes.gathered(parts)).to(self.policy.head.weight.device)
         return processes.gathered(states) or None, Measured(*whole.unbind(1))
 
@@ -180,6 +190,16 @@ class Run:
             return self.payment(rollouts, tokens.mask).to(self.policy.head.weight.dtype)
         except MidcourseError as error:
             raise BadBatch(str(error), _record(rollouts)) from error
+
+    def _gold(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Return the mean gold reward as an entry of a step's row; none without a gold reward."""
+        if self.gold is None:
+            return {}
+        try:
+            golds = self.gold.rate([one.as_text for one in rollouts])
+        except MidcourseError as error:
+            raise BadBatch(str(error), _record(rollouts)) from error
+        return {"gold": sum(map(float, golds)) / len(golds)}
 
     def _batch(
         self,
@@ -205,7 +225,7 @@ class Run:
             advantages = whitened(advantages, mask)
         return Batch([one.row for one in rollouts], entering, tokens, measured, advantages, returns)
 
-    def _learn(self, batch: Batch, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    def _learn(self, batch: Batch, rollouts: Sequence[Rollout], advance: Advance) -> dict[str, Any]:
         """Update the policy by a step's responses; return means over its updates."""
         settings, figures = self.settings, []
         for group in self.optimizer.param_groups:
@@ -216,6 +236,7 @@ class Run:
             for some in _chunks(order, settings.minibatch):
                 found = self._update(batch, some, rollouts)
                 figures.append(found)
+                advance((1 - WRITING - READING) * len(some) / settings.epochs)
                 if settings.kl_stop and found["moved"] > settings.kl_stop:
                     return _means(figures)
         return _means(figures)
@@ -267,7 +288,7 @@ class Run:
         self, rollouts: Sequence[Rollout], mask: Tensor, measured: Measured, paid: Tensor, returns: Tensor
     ) -> dict[str, Any]:
         rewards, lengths = paid.sum(1), mask.sum(1)
-        row = {
+        return {
             "step": self.state.step,
             "rollouts": rollouts[-1].number + 1,
             "reward": rewards.mean().item(),
@@ -279,10 +300,6 @@ class Run:
             "finished": sum(one.finished for one in rollouts) / len(rollouts),
             "length_correlation": correlation(rewards, lengths.to(rewards.dtype)),
         }
-        if self.gold is not None:
-            golds = self.gold.rate([one.as_text for one in rollouts])
-            row["gold"] = sum(map(float, golds)) / len(golds)
-        return row
 
 
 def adapted(weight: float, kl: float, target: float) -> float:

@@ -20,7 +20,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import empty_model, load_config, load_model, resolve, resolve_device, resolve_dtype
+from midcourse.lm.load import adapters_of, empty_model, load_config, load_model, resolve_device, resolve_dtype
 from midcourse.lm.prefix_cache import check_positions, check_supported
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.contract import check_rendering
@@ -75,7 +75,10 @@ class Tuning:
 
 def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
     """Load the first `layers` layers of a pretrained causal LM (None: all), without its LM head."""
-    config = load_config(resolve(name))
+    if adapters_of(name):  # adapters name the layers of the whole model, and are merged there
+        lm = LanguageModel.load(name, device=device, dtype=dtype)
+        return shared_backbone(lm, layers or lm.model.get_decoder().config.num_hidden_layers)
+    config = load_config(name)
     if layers is not None:
         keep_layers(config, layers, name)
     model = load_model(AutoModel, name, config, device=device, dtype=dtype, own_head=False)

@@ -21,10 +21,10 @@ from midcourse.lm.load import (
     LoadError,
     MissingWeightsError,
     ModelError,
+    adapters_of,
     load_config,
     load_model,
     load_tokenizer,
-    resolve,
 )
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import TEMPLATES, Prompt, Template, conversation_ids, prompt_ids, response_ids
@@ -114,7 +114,7 @@ class ClassifierReward(TextReward):
             RewardError: the model has another number of labels than one, or no trained head.
         """
         name = str(folder)
-        check_one_label(load_config(resolve(name)).num_labels, name)
+        check_one_label(load_config(name).num_labels, name)
         try:
             model = load_model(AutoModelForSequenceClassification, name, device=device, dtype=dtype, attention=None)
         except LoadError as error:
@@ -126,7 +126,9 @@ class ClassifierReward(TextReward):
                 f"{name} cannot be loaded as a sequence classifier ({error.reason}); "
                 "use a folder that holds one in safetensors"
             ) from error
-        tokenizer = load_tokenizer(resolve(name))
+        tokenizer = load_tokenizer(name)
+        if model.config.pad_token_id is None and adapters_of(name):  # an adapter brings no configuration of its own
+            model.config.pad_token_id = tokenizer.pad_token_id
         return cls(model, tokenizer, template=template, batch_size=batch_size, name=name)
 
     @property

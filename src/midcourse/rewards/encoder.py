@@ -30,7 +30,6 @@ from midcourse.lm.load import (
     load_config,
     load_model,
     load_tokenizer,
-    resolve,
     resolve_device,
     resolve_dtype,
 )
@@ -109,7 +108,7 @@ class EncoderReward(TrainedReward):
             raise RewardError(f"{backbone} is an encoder, which is used whole; leave --layers {layers} out")
         torch.manual_seed(seed)  # a new head and LoRA start from random numbers
         model = _pretrained(backbone, device, dtype)
-        tokenizer = load_tokenizer(resolve(backbone))
+        tokenizer = load_tokenizer(backbone)
         if tokenizer.sep_token_id is None:
             raise RewardError(f"the tokenizer of {backbone} has no separator for prompt and response")
         tuning = Tuning.parse(tune)
@@ -148,7 +147,7 @@ class EncoderReward(TrainedReward):
         else:
             check_weights(folder, info)
             model = _pretrained(info.backbone, device, dtype)
-            tokenizer = load_tokenizer(resolve(info.backbone))
+            tokenizer = load_tokenizer(info.backbone)
         check_tokenizer(folder, info, tokenizer, info.backbone)
         reward = cls(cls.with_adapters(model, tuning), tokenizer, info)
         reward.load_trained(folder / "reward.safetensors")
@@ -299,7 +298,7 @@ class EncoderReward(TrainedReward):
 
 def _pretrained(name: str, device: str, dtype: str) -> PreTrainedModel:
     """Load the classifier on a pretrained encoder; its head is new if the checkpoint has none."""
-    config = load_config(resolve(name))
+    config = load_config(name)
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
         raise ModelError(f"transformers has no sequence classification for {config.model_type}; use a BERT")
     config.num_labels = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import LoadError, ModelError, load_config, resolve
+from midcourse.lm.load import LoadError, ModelError, adapters_of, load_config
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.classifier import ClassifierReward
@@ -205,7 +205,7 @@ def kind_of(
         FunctionReward.load(str(name))  # refuses what cannot be imported
         return FunctionReward
     folder = Path(name := place_of(name))
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not (folder / "config.json").is_file() and not adapters_of(str(name)):
         head = read_info(folder).head
         own: dict[str, type[ImplicitReward] | type[PooledReward]] = {
             "implicit": ImplicitReward,
@@ -213,7 +213,7 @@ def kind_of(
         }
         return own.get(head) or kind_of_head(head)
     try:
-        config = load_config(resolve(str(name)))
+        config = load_config(str(name))
     except LoadError:  # there is a model, and the sentence says what is wrong with it
         raise
     except ModelError as error:
@@ -236,7 +236,7 @@ def head_of(name: str, backbone: str) -> tuple[Trained, str]:
     Raises:
         RewardError: an unknown head, or one that the backbone cannot have.
     """
-    if is_encoder(load_config(resolve(backbone))):
+    if is_encoder(load_config(backbone)):
         if name not in ("scalar", EncoderReward.KIND):
             raise RewardError(
                 f"{backbone} is an encoder, whose rewards are of whole texts, and has no {name} head; "

@@ -31,7 +31,6 @@ from midcourse.lm.load import (
     load_config,
     load_generation_config,
     load_tokenizer,
-    resolve,
 )
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix, Template
@@ -116,13 +115,13 @@ class RewardModel(TokenReward, TrainedReward):
 
         `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.
         """
-        tokenizer = load_tokenizer(resolve(backbone))
+        tokenizer = load_tokenizer(backbone)
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {backbone} has no EOS token, which ends a finished response")
         model = truncated_backbone(backbone, layers, device, dtype)
         tuning = Tuning.parse(tune)
         tuning.check_depth(model.config.num_hidden_layers)
-        eos = eos_token_ids(load_generation_config(resolve(backbone)), tokenizer)
+        eos = eos_token_ids(load_generation_config(backbone), tokenizer)
         info = RewardInfo(
             backbone=backbone,
             backbone_fingerprint=weights_fingerprint(backbone),
@@ -136,7 +135,7 @@ class RewardModel(TokenReward, TrainedReward):
             tokenizer=tokenizer_fingerprint(tokenizer),
             chat_template=None if template == "raw" else chat_fingerprint(tokenizer),
             head=head,
-            backbone_layers=load_config(resolve(backbone)).num_hidden_layers,
+            backbone_layers=load_config(backbone).num_hidden_layers,
         )
         torch.manual_seed(seed)  # LoRA starts from random numbers
         return cls(cls.with_adapters(model, tuning), tokenizer, info)
@@ -263,7 +262,7 @@ class RewardModel(TokenReward, TrainedReward):
         else:
             check_weights(folder, info)
             model = truncated_backbone(info.backbone, info.layers, device, dtype)
-            tokenizer = load_tokenizer(resolve(info.backbone))
+            tokenizer = load_tokenizer(info.backbone)
         check_tokenizer(folder, info, tokenizer, share_with.name if share_with else info.backbone)
         reward = cls(cls.with_adapters(model, tuning), tokenizer, info)
         reward.name = str(folder)

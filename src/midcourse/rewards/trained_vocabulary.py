@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from midcourse.lm.contract import CausalModel
-from midcourse.lm.load import load_config, load_model, resolve
+from midcourse.lm.load import load_config, load_model
 from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.backbone import Backbone, Tuning
@@ -101,7 +101,7 @@ class TrainedVocabularyReward(RewardModel):
         """Read the output embeddings from that model unless they are the input embeddings; return itself."""
         if self.backbone.config.tie_word_embeddings:
             return self
-        config = load_config(resolve(name))
+        config = load_config(name)
         config.num_hidden_layers = 1  # of the model only the ends are wanted
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:1]

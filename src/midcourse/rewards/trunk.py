@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import load_config, resolve
+from midcourse.lm.load import load_config
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.backbone import FINAL_NORMS, Backbone
 from midcourse.rewards.contract import FollowedRows, Reward, check_rendering
@@ -106,7 +106,7 @@ class TrunkReward(RewardModel):
     def create(cls, backbone: str, *, layers: int | None = None, **settings: Any) -> "RewardModel":
         """Do as `RewardModel.create`, on the states after two thirds of the layers by default."""
         if layers is None:
-            layers = max(1, 2 * load_config(resolve(backbone)).num_hidden_layers // 3)
+            layers = max(1, 2 * load_config(backbone).num_hidden_layers // 3)
         return super().create(backbone, layers=layers, **settings)
 
     def make_head(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from midcourse.lm.load import load_config, resolve
+from midcourse.lm.load import load_config
 from midcourse.lm.prompt import Template
 from midcourse.rewards.encoder import is_encoder
 from midcourse.rewards.info import RewardError, place_of, read_info
@@ -84,7 +84,7 @@ def _check_trainable(name: str) -> None:
     """Raise RewardError if what has that name is a reward that has nothing to train, or would lose its head."""
     if is_function(name):
         raise RewardError(f"{name} is a function, which is not trained; name a reward or a model, such as smollm2")
-    config = load_config(resolve(name))
+    config = load_config(name)
     kinds = getattr(config, "architectures", None) or []
     if any(kind.endswith("ForSequenceClassification") for kind in kinds) and not is_encoder(config):
         raise RewardError(

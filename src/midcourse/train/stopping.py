@@ -3,9 +3,10 @@
 Early stopping is a pure function of the metrics, so that a run that was interrupted decides as an undisturbed one does.
 """
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
@@ -52,12 +53,15 @@ class Interruption:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Interruption]:
-    """Let Ctrl-C and SIGTERM end training after the current step; a second one ends it at once."""
+    """Let Ctrl-C and SIGTERM end training after the current step, which is said; a second one ends it at once."""
     interruption = Interruption()
     earlier: dict[int, Any] = {}
 
     def ask(number: int, frame: Any) -> None:
         interruption.signal = number
+        # Not print: the signal may have come in the middle of one, and files refuse to be written within a write.
+        with suppress(OSError):
+            os.write(2, b"\nmidcourse: stopping after this step; a second Ctrl-C stops at once\n")
         signal.signal(number, earlier[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
