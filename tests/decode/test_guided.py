@@ -117,7 +117,8 @@ def test_genarm_is_the_product_of_both_models():
     (row,) = generate(lm, ["A"], reward, method="genarm", reward_weight=0.7, max_new_tokens=1)
     with torch.inference_mode():
         pi, pi_r = (model(torch.tensor([[65]])).logits[0, -1].softmax(0) for model in (lm.model, reward.model))
-        pi_r[list(MORE_EOS)] = pi_r[257].clone()
+        ends = [*MORE_EOS, 257]
+        pi_r[ends] = pi_r[ends].sum()
         product = pi * pi_r**0.7
         want = (product / product.sum()).log()[row.steps[0].token_id].item()
     assert row.steps[0].logprob == pytest.approx(want, abs=1e-9)

@@ -147,7 +147,7 @@ def test_eos_is_a_set(generation, want):
 
 def test_eos_of_a_tokenizer_without_one():
     tokenizer = byte_tokenizer()
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     assert eos_token_ids(None, tokenizer) == frozenset()
 
 

@@ -15,7 +15,7 @@ from midcourse.data.formats import DataError, short
 from midcourse.data.ladders import Ladder
 from midcourse.data.rollouts import Rollout
 from midcourse.lm.language_model import tokenizer_fingerprint
-from midcourse.lm.prompt import Prompt, response_ids
+from midcourse.lm.prompt import Prompt, Rendered, Template, render, response_tokens
 from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.trained import TrainedReward
 
@@ -190,7 +190,7 @@ def encode_edits(reward: Encoder, edits: Sequence[Edit], max_tokens: int, unit: 
     labels, groups = [], []
     for edit, group in zip(edits, prompt_groups(edits), strict=True):
         rows = [encode_row(reward, edit.prompt, text, True, max_tokens) for text in edit.responses]
-        found = labels_of_edit(reward.tokenizer, edit, unit)
+        found = labels_of_edit(reward.tokenizer, edit, unit, reward.template)
         cut = Labels(found.original[: len(rows[-1].response)], found.edited[: len(rows[0].response)])
         if any(not change.kept for side in cut for change in side):
             sides = [numbers.setdefault(row, len(numbers)) for row in (rows[0], rows[-1])]
@@ -204,25 +204,31 @@ def encode_edits(reward: Encoder, edits: Sequence[Edit], max_tokens: int, unit: 
     return EditSet(list(numbers), items, labels, groups, len(edits) - len(items))
 
 
-def labels_of_edit(tokenizer: PreTrainedTokenizerBase, edit: Edit, unit: Unit = "tokens") -> Labels:
+def labels_of_edit(
+    tokenizer: PreTrainedTokenizerBase, edit: Edit, unit: Unit = "tokens", template: Template | None = None
+) -> Labels:
     """Return what became of each token of an edit's texts, EOS included: as the edit says, as marked, or aligned.
+
+    Args:
+        template: how the prompt is rendered, on which a response's tokens may depend; None if it is not known.
 
     Raises:
         DataError: labels of another tokenizer's tokens, or a tokenizer that does not say which characters a token holds
             where that is needed.
     """
+    after = render(tokenizer, edit.prompt, template) if template else None
     if edit.labels is not None:
-        return _checked_labels(tokenizer, edit, edit.labels)
+        return _checked_labels(tokenizer, edit, edit.labels, after)
     if edit.edited is None:
-        return Labels(marked_labels(edit.spans or (), spans_of_tokens(tokenizer, edit.original)), ())
+        return Labels(marked_labels(edit.spans or (), spans_of_tokens(tokenizer, edit.original, after)), ())
     if unit == "words":
-        spans = [spans_of_tokens(tokenizer, text) for text in (edit.original, edit.edited)]
+        spans = [spans_of_tokens(tokenizer, text, after) for text in (edit.original, edit.edited)]
         return word_labels(edit.original, edit.edited, (spans[0], spans[1]))
-    original, edited = (response_ids(tokenizer, text, finished=False) for text in (edit.original, edit.edited))
+    original, edited = (response_tokens(tokenizer, text, after)[0] for text in (edit.original, edit.edited))
     return labels_of(align(original, edited), len(original) + 1, len(edited) + 1)
 
 
-def _checked_labels(tokenizer: PreTrainedTokenizerBase, edit: Edit, labels: Labels) -> Labels:
+def _checked_labels(tokenizer: PreTrainedTokenizerBase, edit: Edit, labels: Labels, after: Rendered | None) -> Labels:
     """Return the labels that an edit holds; DataError if they are not of this tokenizer's tokens."""
     if edit.tokenizer != tokenizer_fingerprint(tokenizer):
         raise DataError(
@@ -230,7 +236,7 @@ def _checked_labels(tokenizer: PreTrainedTokenizerBase, edit: Edit, labels: Labe
             "midcourse edits label --tokenizer, or leave the labels out"
         )
     for name, text, of in (("original", edit.original, labels.original), ("edited", edit.edited, labels.edited)):
-        tokens = 0 if text is None else len(response_ids(tokenizer, text, finished=True))
+        tokens = 0 if text is None else len(response_tokens(tokenizer, text, after)[0]) + 1
         if len(of) != tokens:
             raise DataError(
                 f"{short(edit.original)} has {len(of)} labels as {name}_labels, and {tokens} tokens with its end; "
@@ -239,12 +245,12 @@ def _checked_labels(tokenizer: PreTrainedTokenizerBase, edit: Edit, labels: Labe
     return labels
 
 
-def spans_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Span]:
+def spans_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str, after: Rendered | None = None) -> list[Span]:
     """Return the characters (begin, end) of a response's tokens, its EOS behind the end included."""
     if not tokenizer.is_fast:
         raise DataError("this tokenizer does not say which characters a token holds; align tokens instead of words")
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return [*map(tuple, found), (len(text), len(text) + 1)]
+    _, spans = response_tokens(tokenizer, text, after, spans=True)
+    return [*spans, (len(text), len(text) + 1)]
 
 
 def pairs_of_edits(data: EditSet) -> PairSet:

@@ -21,7 +21,7 @@ from midcourse.decode.request import Request, check_room
 from midcourse.decode.steps import Event, Failure, Generation, Guides, Row, Step
 from midcourse.decode.tokens import TokenBatch
 from midcourse.lm.contract import CausalModel
-from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, prompt_ids
+from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, render
 from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import Reward
 
@@ -84,11 +84,10 @@ class Engine:
             RewardError, PromptError: a reward that cannot guide this model, or a prompt that is too long.
         """
         guides = [(self._bind(reward), weight) for reward, weight in request.guides]
-        prefix = Prefix(
-            request.prompt, prompt_ids(self.lm.tokenizer, request.prompt, request.template), template=request.template
-        )
+        rendered = render(self.lm.tokenizer, request.prompt, request.template)
+        prefix = Prefix(request.prompt, rendered.token_ids, template=request.template)
         check_room(self.lm, [reward for reward, _ in guides], prefix, request.max_new_tokens, self._next + 1)
-        text = TextStream(self.lm.tokenizer, request.stop)
+        text = TextStream(self.lm.tokenizer, request.stop, rendered.token_ids, rendered.turn.lead)
         number = self.put(self._row(request, prefix, text, guides), request.keep_all)
         self._requests[number] = request.guides
         return number

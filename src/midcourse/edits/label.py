@@ -13,6 +13,7 @@ from midcourse.data.jsonl import as_line
 from midcourse.files import whole_file
 from midcourse.lm.language_model import tokenizer_fingerprint
 from midcourse.lm.prompt import response_ids
+from midcourse.lm.text import token_texts
 from midcourse.progress import progress
 
 
@@ -61,7 +62,7 @@ def labelled_rows(
             if text is not None:
                 row |= {
                     name: text,
-                    f"{name}_tokens": [tokenizer.decode([id_]) for id_ in response_ids(tokenizer, text, finished=True)],
+                    f"{name}_tokens": [*token_texts(tokenizer, response_ids(tokenizer, text, finished=True))],
                     f"{name}_labels": [change.name.lower() for change in of],
                 }
         yield row | {"tokenizer": fingerprint}, labels

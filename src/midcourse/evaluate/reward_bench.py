@@ -28,7 +28,7 @@ from midcourse.evaluate.calibration import calibration_error, cross_fitted, marg
 from midcourse.evaluate.intervals import resamples
 from midcourse.evaluate.scoring import BATCH_TOKENS, score_rows
 from midcourse.files import whole_file
-from midcourse.lm.prompt import PromptError, prompt_ids, response_ids
+from midcourse.lm.prompt import PromptError, prompt_ids, render, response_ids
 from midcourse.progress import progress
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Text
@@ -293,8 +293,9 @@ def _of_ids(
     room = min(reward.context_length, MAX_TOKENS if max_tokens is None else max_tokens)
 
     def tokens(comparison: Comparison) -> int:
-        after = [len(response_ids(reward.tokenizer, text, finished=True)) for text in comparison.responses]
-        return len(prompt_ids(reward.tokenizer, comparison.prompt, reward.rendering)) + max(after)
+        prompt = render(reward.tokenizer, comparison.prompt, reward.rendering)
+        after = [response_ids(reward.tokenizer, text, finished=True, after=prompt) for text in comparison.responses]
+        return len(prompt.token_ids) + max(map(len, after))
 
     kept = [number for number, comparison in enumerate(comparisons) if tokens(comparison) <= room]
     if not kept:

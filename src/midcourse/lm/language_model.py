@@ -20,6 +20,7 @@ from transformers import (
 
 from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer
 from midcourse.lm.prefix_cache import PrefixCache, check_positions, pad
+from midcourse.lm.prompt import end_of_turn
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class LanguageModel:
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """Return every token id that ends a response: the generation config's and the tokenizer's."""
+        """Return every token id that ends a response; see the function of that name."""
         return eos_token_ids(self.model.generation_config, self.tokenizer)
 
     @cached_property
@@ -174,9 +175,12 @@ class LanguageModelRows:
 
 
 def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the ids that end a response under a model: a set, since several models have more than one."""
+    """Return the ids that end a response under a model: a set, since several models have more than one.
+
+    They are the generation config's, the tokenizer's, and what ends a turn of its chat template.
+    """
     own = getattr(generation, "eos_token_id", None)
-    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
+    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id, end_of_turn(tokenizer, "chat")}
     return frozenset(i for i in ids if i is not None)
 
 

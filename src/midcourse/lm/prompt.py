@@ -1,11 +1,14 @@
 """Prompts and responses to token ids: the one place where templates are applied.
 
 A reward must see at decoding exactly what it saw in training, so training, scoring and decoding all come here.
-Prompt and response are tokenised apart, as they are when a model writes the response.
+
+A response has the tokens that a model would write it with: none of them reaches back into the prompt, its first word
+has the space that stands before it there, and it ends as the template ends a turn.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from jinja2 import TemplateError
@@ -41,8 +44,40 @@ class Prefix(NamedTuple):
         return [*self.prompt_ids, *self.response_ids]
 
 
+class Turn(NamedTuple):
+    """What a template has around a response.
+
+    Attributes:
+        lead: white space between the prompt as it is rendered and the response's text (Llama 2: a space).
+        end: the token behind a finished response; None if the tokenizer has none for that.
+    """
+
+    lead: str
+    end: int | None
+
+
+class Rendered(NamedTuple):
+    """A prompt as a model reads it, and what its template has around the response.
+
+    Attributes:
+        text: what was tokenised, with the template's special tokens.
+        token_ids: its tokens; never empty.
+        raw: whether the tokenizer put tokens of its own around it, such as BOS.
+    """
+
+    text: str
+    token_ids: list[int]
+    raw: bool
+    turn: Turn
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> list[int]:
-    """Return the token ids of a prompt, ready for the response to follow; never empty.
+    """Return the token ids of a prompt, ready for the response to follow; see `render`."""
+    return render(tokenizer, prompt, template).token_ids
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> Rendered:
+    """Return a prompt ready for the response to follow.
 
     "raw" takes a text and continues it; an empty text starts from BOS. "chat" takes a text (one user message), a
     transcript ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or a list of messages, and applies the tokenizer's own chat
@@ -53,20 +88,20 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Tem
             without what is needed, or a chat template that refuses the messages.
     """
     _check(prompt)
-    if template == "mixed":
-        template = "raw" if isinstance(prompt, str) else "chat"
-    if template == "raw":
+    turn = turn_of(tokenizer, prompt, template)
+    if _is_raw(prompt, template):
         if not isinstance(prompt, str):
             raise PromptError("the raw template takes a text, not a list of messages; use --template chat or mixed")
-        return tokenizer(prompt)["input_ids"] or [start_of_text(tokenizer)]
-    if template != "chat":
+        return Rendered(prompt, _raw_ids(tokenizer, prompt) or [start_of_text(tokenizer)], True, turn)
+    if template not in TEMPLATES:
         raise PromptError(f"template {template!r} is unknown; use one of: {', '.join(TEMPLATES)}")
     messages = as_messages(prompt)
     if not any(message["content"].strip() for message in messages):
         raise PromptError("the prompt is empty, and the chat template needs a message; write one or use --template raw")
     if not tokenizer.chat_template:
         raise PromptError("this model's tokenizer has no chat template; use --template raw")
-    return _rendered(tokenizer, messages, add_generation_prompt=True)
+    text = _applied(tokenizer, messages, add_generation_prompt=True)
+    return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"], False, turn)
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str) -> list[int]:
@@ -79,12 +114,25 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, respons
     """
     _check(prompt)
     check_whole_characters("the response", response)
-    return _rendered(tokenizer, [*as_messages(prompt), {"role": "assistant", "content": response}])
+    text = _applied(tokenizer, [*as_messages(prompt), {"role": "assistant", "content": response}])
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **settings: Any) -> list[int]:
+def _is_raw(prompt: Prompt, template: str) -> bool:
+    return template == "raw" or (template == "mixed" and isinstance(prompt, str))
+
+
+def _raw_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return a text's tokens with those that the tokenizer puts before it, not with an EOS behind it."""
+    ids, own = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    while len(ids) > len(own) and ids and ids[-1] == tokenizer.eos_token_id and ids[-len(own) :] != own:
+        ids = ids[:-1]
+    return ids
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **settings: Any) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, return_dict=True, **settings)["input_ids"]
+        return tokenizer.apply_chat_template(messages, tokenize=False, **settings)
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise PromptError(
@@ -93,11 +141,107 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **set
         ) from error
 
 
-def response_ids(tokenizer: PreTrainedTokenizerBase, response: str, *, finished: bool) -> list[int]:
-    """Return the token ids of a response; a finished one ends with EOS, one that was cut at a length limit does not."""
+def turn_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> Turn:
+    """Return what a template has around the response to a prompt."""
+    end = end_of_turn(tokenizer, template)
+    raw = _is_raw(prompt, template) or not tokenizer.chat_template
+    return Turn("" if raw else _chat_turn(tokenizer, _key(tokenizer)).lead, end)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> int | None:
+    """Return the token behind a finished response: that of the chat template if one is used, else EOS."""
+    if template in ("chat", "mixed") and tokenizer.chat_template:
+        return _chat_turn(tokenizer, _key(tokenizer)).end
+    return tokenizer.eos_token_id
+
+
+def _key(tokenizer: PreTrainedTokenizerBase) -> str:
+    return f"{tokenizer.eos_token_id} {tokenizer.chat_template}"
+
+
+@lru_cache(maxsize=64)
+def _chat_turn(tokenizer: PreTrainedTokenizerBase, key: str) -> Turn:
+    """Return what the chat template has around an assistant's message; a template that takes none has nothing.
+
+    Args:
+        key: what of the tokenizer it depends on, since that may be changed.
+    """
+    eos, word = tokenizer.eos_token_id, "answer"
+    user = {"role": "user", "content": "question"}
+    try:
+        before = _applied(tokenizer, [user], add_generation_prompt=True)
+        whole = _applied(tokenizer, [user, {"role": "assistant", "content": word}])
+    except PromptError:
+        return Turn("", eos)
+    lead, found, tail = whole.removeprefix(before).partition(word)
+    if not whole.startswith(before) or not found:
+        return Turn("", eos)
+    added = tokenizer.added_tokens_decoder
+    ends = [one for one in tokenizer(tail, add_special_tokens=False)["input_ids"] if one in added or one == eos]
+    return Turn(lead if lead.isspace() else "", ends[0] if ends else eos)
+
+
+@lru_cache(maxsize=64)
+def spaces_before(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer puts a space before a text that it does not have, as SentencePiece does.
+
+    Its tokens of a response then depend on whether something stands before it, and so does its text of them.
+    """
+    ids = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids)[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+
+
+def response_ids(
+    tokenizer: PreTrainedTokenizerBase, response: str, *, finished: bool, after: Rendered | None = None
+) -> list[int]:
+    """Return the token ids of a response; a finished one ends as a turn ends, one cut at a length limit does not.
+
+    They are the tokens behind the prompt's in those of both together, where these begin with the prompt's; else those
+    of the response behind a line end, or by itself.
+
+    Args:
+        after: the prompt; a line end if it is not known.
+
+    Raises:
+        PromptError: half a character, or a finished response of a tokenizer without EOS.
+    """
     check_whole_characters("the response", response)
-    ids = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if finished else ids
+    turn = after.turn if after else Turn("", tokenizer.eos_token_id)
+    if finished and turn.end is None:
+        raise PromptError("the tokenizer has no EOS token, which ends a finished response; give it one (eos_token)")
+    ids = response_tokens(tokenizer, response, after)[0]
+    return [*ids, turn.end] if finished else ids  # type: ignore[list-item]
+
+
+def response_tokens(
+    tokenizer: PreTrainedTokenizerBase, response: str, after: Rendered | None = None, *, spans: bool = False
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return a response's token ids without an end, and the characters (begin, end) of each if `spans` are asked for.
+
+    See `response_ids`.
+    """
+
+    def tokens(before: str, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        found = tokenizer(before + text, add_special_tokens=special, return_offsets_mapping=spans)
+        cut, length = len(before) + len(lead), len(response)
+        places = [
+            (min(max(begin - cut, 0), length), min(max(end - cut, 0), length))
+            for begin, end in (found["offset_mapping"] if spans else ())
+        ]
+        return found["input_ids"], places
+
+    lead = after.turn.lead if after else ""
+    text = lead + response
+    begins = after is not None and after.raw and not after.text
+    if spaces_before(tokenizer) and not begins:
+        known = (after.text, after.raw, after.token_ids) if after else None
+        for before, special, ids in filter(None, (known, ("\n", False, None))):
+            ids = ids or tokenizer(before, add_special_tokens=special)["input_ids"]
+            found, places = tokens(before, special)
+            if found[: len(ids)] == ids:
+                end = len(found) - (special and len(found) > len(ids) and found[-1] == tokenizer.eos_token_id)
+                return found[len(ids) : end], places[len(ids) : end]
+    return tokens("")
 
 
 def check_whole_characters(what: str, text: str) -> None:

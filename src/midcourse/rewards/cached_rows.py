@@ -20,7 +20,7 @@ class CachedRows:
     """
 
     def __init__(self, model: PreTrainedModel, prefixes: Sequence[Prefix], room: int, eos_token_ids: Sequence[int]):
-        self.eos_token_id, *other = eos_token_ids
+        self.eos_token_id, *other = eos_token_ids or [-1]
         self.ids = [
             [*prefix.prompt_ids, *(self.eos_token_id if i in other else i for i in prefix.response_ids)]
             for prefix in prefixes

@@ -27,7 +27,7 @@ from midcourse.lm.load import (
     load_tokenizer,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import TEMPLATES, Prompt, Template, conversation_ids, prompt_ids, response_ids
+from midcourse.lm.prompt import TEMPLATES, Prompt, Template, conversation_ids, render, response_ids
 from midcourse.rewards.contract import Text
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.text import TextReward
@@ -174,14 +174,15 @@ class ClassifierReward(TextReward):
             places = [i for i, part in enumerate(pair.sequence_ids(0)) if part == 0]
             return pair["input_ids"], pair.get("token_type_ids"), places
         prompt = as_plain_text(text.prompt) if self.reading == "raw" else text.prompt
-        before = prompt_ids(self.tokenizer, prompt, self.reading)
+        rendered = render(self.tokenizer, prompt, self.reading)
+        before = rendered.token_ids
         chat = self.reading == "chat" or (self.reading == "mixed" and not isinstance(prompt, str))
         if chat and text.finished and not self.recorded:
             ids = conversation_ids(self.tokenizer, prompt, text.response)
             # A template may render a turn that is over otherwise than one that begins.
             return ids, None, list(takewhile(lambda i: ids[i : i + 1] == before[i : i + 1], range(len(before))))
         finished = text.finished and self.tokenizer.eos_token_id is not None
-        ids = [*before, *response_ids(self.tokenizer, text.response, finished=finished)]
+        ids = [*before, *response_ids(self.tokenizer, text.response, finished=finished, after=rendered)]
         return ids, None, list(range(len(before)))
 
     def _over(self, ids: Sequence[int], places: Sequence[int]) -> int:

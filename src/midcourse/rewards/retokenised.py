@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.prefix_cache import PrefixCache, pad
-from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids, response_ids
+from midcourse.lm.prompt import Prefix, Prompt, Rendered, Template, render, response_ids
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Reward, Score, Text
 from midcourse.rewards.info import RewardError
@@ -132,19 +132,20 @@ class Retokenised(Reward):
         return [self._score(*texts) for texts in zip(prompts, responses, strict=True)]
 
     def _score(self, prompt: Prompt, response: str) -> Score:
-        before = prompt_ids(self.reward.tokenizer, prompt, self.template)
+        rendered = render(self.reward.tokenizer, prompt, self.template)
+        before = len(rendered.token_ids)
         ids, points = whole_response(self.lm_tokenizer, self.eos_token_ids, response)
-        rows = [self.encode(before, point.text, point.finished) for point in points]
+        rows = [self.encode(rendered, point.text, point.finished) for point in points]
         if self.reward.additive:
-            of_tokens = self.reward.score_ids([(row[: len(before)], row[len(before) :]) for row in rows])
+            of_tokens = self.reward.score_ids([(row[:before], row[before:]) for row in rows])
             return as_score(self.lm_tokenizer, ids, [row.sum().item() for row in of_tokens])
         # The reward is read at a row's last token, which is the prompt's if the response is still empty.
         rewards = self.reward.score_ids([(row[:-1], row[-1:]) for row in rows])
         return as_score(self.lm_tokenizer, ids, [row[0].item() for row in rewards])
 
-    def encode(self, before: Sequence[int], response: str, finished: bool) -> list[int]:
-        """Return the reward's token ids of a prompt's ids and a response; RewardError if they exceed its context."""
-        ids = [*before, *response_ids(self.reward.tokenizer, response, finished=finished)]
+    def encode(self, prompt: Rendered, response: str, finished: bool) -> list[int]:
+        """Return the reward's token ids of a prompt and a response; RewardError if they exceed its context."""
+        ids = [*prompt.token_ids, *response_ids(self.reward.tokenizer, response, finished=finished, after=prompt)]
         if len(ids) > (room := self.context_length):
             raise RewardError(
                 f"prompt and response have {len(ids)} tokens of the reward's tokenizer, its context is {room}; "
@@ -157,7 +158,7 @@ class RetokenisedRows(ResponseRows):
     """Rows under a reward with tokens of its own.
 
     Attributes:
-        before: the prompts in the reward's tokens.
+        before: the prompts as the reward reads them.
         cached: each row's tokens in the cache.
         gained: of a reward of tokens, what each cached token gained, 0 in the prompt.
     """
@@ -167,7 +168,7 @@ class RetokenisedRows(ResponseRows):
         super().__init__(reward.lm_tokenizer, reward.eos_token_ids, prefixes, backbone.device)
         self.reward = reward
         self.dtype = torch.promote_types(backbone.dtype, torch.float32)
-        self.before = [prompt_ids(tokenizer, prefix.prompt, prefix.template or reward.template) for prefix in prefixes]
+        self.before = [render(tokenizer, prefix.prompt, prefix.template or reward.template) for prefix in prefixes]
         now = [response.now for response in self.responses]
         # The prompt is read here, once, and with it the reward of the prefix as it stands.
         self.cached = [reward.encode(ids, p.text, p.finished) for ids, p in zip(self.before, now, strict=True)]
@@ -178,7 +179,7 @@ class RetokenisedRows(ResponseRows):
         if reward.reward.additive:
             values = self.reward.reward.read(hidden).tolist()
             self.gained = [
-                [0.0] * len(before) + row[len(before) : count]
+                [0.0] * len(before.token_ids) + row[len(before.token_ids) : count]
                 for before, row, count in zip(self.before, values, counts, strict=True)
             ]
             rewards = [sum(row, 0.0) for row in self.gained]
@@ -243,11 +244,11 @@ class RetokenisedRows(ResponseRows):
         """Return the sums of the tokens' rewards of each row's texts, and remember those of `first`."""
         values = self.reward.reward.read(hidden).tolist()
         for gained, new, count, before in zip(self.gained, first, counts, self.before, strict=True):
-            gained += [0.0 if len(gained) + n < len(before) else value for n, value in enumerate(new[:count])]
+            gained += [0.0 if len(gained) + n < len(before.token_ids) else value for n, value in enumerate(new[:count])]
         found = []
         for number, row in enumerate(ends):
             known = len(self.gained[number])
-            prompt = max(len(self.before[number]) - known, 0)  # tokens of the prompt among those of an end
+            prompt = max(len(self.before[number].token_ids) - known, 0)  # tokens of the prompt among those of an end
             branches = values[number * width : number * width + len(row)]
             start = sum(self.gained[number], 0.0)
             found.append([sum(branch[prompt : len(end)], start) for branch, end in zip(branches, row, strict=True)])

@@ -33,7 +33,7 @@ from midcourse.lm.load import (
     load_tokenizer,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import Prefix, Template
+from midcourse.lm.prompt import Prefix, Template, end_of_turn
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
     Backbone,
@@ -116,7 +116,8 @@ class RewardModel(TokenReward, TrainedReward):
         `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.
         """
         tokenizer = load_tokenizer(backbone)
-        if tokenizer.eos_token_id is None:
+        end = end_of_turn(tokenizer, template)
+        if end is None:
             raise ModelError(f"the tokenizer of {backbone} has no EOS token, which ends a finished response")
         model = truncated_backbone(backbone, layers, device, dtype)
         tuning = Tuning.parse(tune)
@@ -130,7 +131,7 @@ class RewardModel(TokenReward, TrainedReward):
             template=template,
             objective=objective,
             objective_settings=objective_settings or {},
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end,
             eos_token_ids=tuple(sorted(eos)),
             tokenizer=tokenizer_fingerprint(tokenizer),
             chat_template=None if template == "raw" else chat_fingerprint(tokenizer),

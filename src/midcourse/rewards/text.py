@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import short_value
 from midcourse.lm.contract import CausalModel
-from midcourse.lm.prompt import Prefix, Prompt, Template, response_ids
-from midcourse.lm.text import Point, ResponseText
+from midcourse.lm.prompt import Prefix, Prompt, Template, response_ids, turn_of
+from midcourse.lm.text import Point, ResponseText, token_texts
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import NO_LIMIT, Reward, Score, Text, short
 from midcourse.rewards.gold import as_float, named_function
@@ -39,7 +39,12 @@ def whole_response(
 
 
 def as_score(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], rewards: Sequence[float]) -> Score:
-    return Score(tuple(token_ids), tuple(tokenizer.decode([token]) for token in token_ids), tuple(rewards))
+    return Score(tuple(token_ids), token_texts(tokenizer, token_ids), tuple(rewards))
+
+
+def _response(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Collection[int], prefix: Prefix) -> ResponseText:
+    lead = turn_of(tokenizer, prefix.prompt, prefix.template).lead if prefix.template else ""
+    return ResponseText(tokenizer, eos_token_ids, prefix.response_ids, prefix.prompt_ids, lead)
 
 
 class ResponseRows(ABC):
@@ -60,7 +65,7 @@ class ResponseRows(ABC):
     ):
         self.prompts = [prefix.prompt for prefix in prefixes]
         self.keys = [repr(prompt) for prompt in self.prompts]
-        self.responses = [ResponseText(tokenizer, eos_token_ids, prefix.response_ids) for prefix in prefixes]
+        self.responses = [_response(tokenizer, eos_token_ids, prefix) for prefix in prefixes]
         self.device = device
         self.known: dict[Key, float] = {}
 

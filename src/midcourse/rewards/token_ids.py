@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.lm.prompt import Prompt, PromptError, Template, prompt_ids, response_ids
+from midcourse.lm.prompt import Prompt, PromptError, Template, prompt_ids, render, response_ids
+from midcourse.lm.text import token_texts
 from midcourse.rewards.contract import Reward, Score
 
 
@@ -41,13 +42,13 @@ class TokenReward(Reward):
         return self.tokenizer
 
     def encode(self, prompt: Prompt, response: str, *, finished: bool = True) -> tuple[list[int], list[int]]:
-        """Return (prompt ids, response ids) as in training; EOS ends a finished response.
+        """Return (prompt ids, response ids) as in training; a finished response has its end.
 
         Raises:
             PromptError: the prompt does not fit the template, or the row does not fit the context.
         """
-        before = prompt_ids(self.tokenizer, prompt, self.rendering)
-        ids = response_ids(self.tokenizer, response, finished=finished)
+        rendered = render(self.tokenizer, prompt, self.rendering)
+        before, ids = rendered.token_ids, response_ids(self.tokenizer, response, finished=finished, after=rendered)
         if (length := len(before) + len(ids)) > self.context_length:
             raise PromptError(
                 f"prompt and response have {length} tokens, the context {self.context_length}; shorten them"
@@ -62,8 +63,8 @@ class TokenReward(Reward):
         Raises:
             PromptError: the prompt leaves no room, or there is no response.
         """
-        before = prompt_ids(self.tokenizer, prompt, self.rendering)
-        ids = response_ids(self.tokenizer, response, finished=finished)
+        rendered = render(self.tokenizer, prompt, self.rendering)
+        before, ids = rendered.token_ids, response_ids(self.tokenizer, response, finished=finished, after=rendered)
         room = max_tokens - len(before)
         if room < 1 or not ids:
             raise PromptError(f"{len(before)} prompt and {len(ids)} response tokens leave no prefix in {max_tokens}")
@@ -88,8 +89,7 @@ class TokenReward(Reward):
         """
         rows = [self.encode(p, r, finished=finished) for p, r in zip(prompts, responses, strict=True)]
         rewards = self.score_ids(rows, batch_size=batch_size)
-        decode = self.tokenizer.decode
         return [
-            Score(tuple(ids), tuple(decode([token]) for token in ids), tuple(row.tolist()), self.additive)
+            Score(tuple(ids), token_texts(self.tokenizer, ids), tuple(row.tolist()), self.additive)
             for (_, ids), row in zip(rows, rewards, strict=True)
         ]

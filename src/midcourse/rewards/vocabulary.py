@@ -22,7 +22,7 @@ from midcourse.lm.language_model import (
     tokenizer_fingerprint,
 )
 from midcourse.lm.prefix_cache import PrefixCache, check_positions, check_supported, pad
-from midcourse.lm.prompt import Prefix, Template
+from midcourse.lm.prompt import Prefix, Template, end_of_turn
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.contract import check_finite, check_rendering
 from midcourse.rewards.info import RewardError
@@ -94,9 +94,10 @@ class VocabularyReward(TokenReward):
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Return every token that ends a text, the tokenizer's EOS first."""
-        first = self.tokenizer.eos_token_id
-        return [first, *sorted(eos_token_ids(self.model.generation_config, self.tokenizer) - {first})]
+        """Return every token that ends a text, first what ends one in this template."""
+        first = end_of_turn(self.tokenizer, self.template)
+        others = sorted(eos_token_ids(self.model.generation_config, self.tokenizer) - {first})
+        return others if first is None else [first, *others]
 
     @property
     def context_length(self) -> int:
@@ -114,11 +115,11 @@ class VocabularyReward(TokenReward):
         return ModelVocabularyRows(self, prefixes, max_new_tokens)
 
     def read(self, logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
-        """Return outputs as rewards of the next token; every end of a text has that of the tokenizer's EOS."""
+        """Return outputs as rewards of the next token; every end of a text has the same, see `ends_alike`."""
         rewards = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.normalised:
             rewards = rewards.log_softmax(-1)
-        return ends_alike(rewards, self.eos_token_ids)
+        return ends_alike(rewards, self.eos_token_ids, together=self.normalised)
 
     def read_next(
         self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
@@ -184,13 +185,20 @@ def check_vocabulary(
     check_rendering(lm, name, template, chat_template, eos_token_ids)
 
 
-def ends_alike(rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[int]) -> Float[Tensor, "*place vocab"]:
-    """Return the rewards, in which every end of a text has that of the first of `eos_token_ids`."""
-    first, *others = eos_token_ids
-    if not others:
+def ends_alike(
+    rewards: Float[Tensor, "*place vocab"], eos_token_ids: Sequence[int], *, together: bool = False
+) -> Float[Tensor, "*place vocab"]:
+    """Return the rewards, in which every end of a text has the same.
+
+    Args:
+        together: rewards are log-probabilities, and an end has the probability of any of its ends; otherwise it has the
+            reward of the first of `eos_token_ids`, which training wrote.
+    """
+    if len(eos_token_ids) < 2:
         return rewards
-    end = rewards[..., first : first + 1].expand(*rewards.shape[:-1], len(others))
-    return rewards.index_copy(-1, torch.tensor(others, device=rewards.device), end)
+    ends = torch.tensor(eos_token_ids, device=rewards.device)
+    end = rewards[..., ends].logsumexp(-1) if together else rewards[..., eos_token_ids[0]]
+    return rewards.index_copy(-1, ends, end[..., None].expand(*rewards.shape[:-1], len(ends)))
 
 
 @torch.no_grad()
