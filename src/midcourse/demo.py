@@ -213,7 +213,7 @@ def summarise(base: list[Generation], guided: list[Generation], judge: Gold) -> 
         "repeated_words": repetition(repeated_words),
         "repeated_bigrams": repetition(repeated_bigrams),
         "length": {name: tokens(texts) / len(texts) for name, texts in both.items()},
-        "passed": interval[0] > 0 and guidance_kl <= KL_LIMIT,
+        "passed": interval is not None and interval[0] > 0 and guidance_kl <= KL_LIMIT,
     }
 
 

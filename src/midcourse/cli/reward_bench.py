@@ -185,9 +185,9 @@ def _section_rows(scores: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _row(shares: list[dict[str, Any]], name: str) -> list[str]:
     """Return the cells of a figure at every share, with its interval at the last."""
-    low, high = shares[-1]["interval"]
     *others, last = (_short(row[name]) for row in shares)
-    return [*others, f"{last} [{low:.2f}, {high:.2f}]"]
+    interval = shares[-1]["interval"]
+    return [*others, last if interval is None else f"{last} [{interval[0]:.2f}, {interval[1]:.2f}]"]
 
 
 def _short(figure: float) -> str:

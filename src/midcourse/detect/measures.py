@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from midcourse.detect.conformal import rate_interval
+from midcourse.evaluate.intervals import interval_of
 from midcourse.evaluate.separation import Scores, auroc, draws
 
 RATES = (0.01, 0.05)
@@ -55,9 +56,11 @@ def separation(
     if min(len(human), len(machine)) < FEW:
         return {**figures, **{f"{name}_interval": None for name in measures}}
     drawn = draws(human, machine, human_groups, machine_groups, seed=seed)
+    sides = ((human, human_groups), (machine, machine_groups))
+    groups = min(len(scores) if names is None else len(set(names)) for scores, names in sides)
     for name, measure in measures.items():
-        low, high = np.quantile([measure(h, m) for h, m in drawn], [0.025, 0.975])
-        figures[f"{name}_interval"] = (float(low), float(high))
+        found = np.array([measure(h, m) for h, m in drawn])
+        figures[f"{name}_interval"] = interval_of(found, groups, proportion=True)
     return figures
 
 

@@ -127,7 +127,7 @@ def level_figures(data: LadderSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
 def _accuracy(margins: Sequence[tuple[float, str]]) -> dict[str, Any]:
     outcomes = [outcome(margin) for margin, _ in margins]
     groups = [group for _, group in margins]
-    mean, found = mean_interval(outcomes, groups)
+    mean, found = mean_interval(outcomes, groups, proportion=True)
     interval = found if len(set(groups)) >= FEW else None
     ties = float(np.mean([margin == 0 for margin, _ in margins]))
     return {"pairs": len(outcomes), "accuracy": mean, "interval": interval, "ties": ties}

@@ -44,7 +44,7 @@ def length_baseline(train: PairSet, held_out: PairSet) -> dict[str, Any]:
     """Return the accuracy on `held_out` of preferring the longer response, or the shorter if `train` says so."""
     sign = 1.0 if np.mean(_length_outcomes(train)) >= 0.5 else -1.0
     outcomes = 0.5 + sign * (_length_outcomes(held_out) - 0.5)
-    mean, interval = mean_interval(outcomes, held_out.prompts)
+    mean, interval = mean_interval(outcomes, held_out.prompts, proportion=True)
     return {"prefers": "longer" if sign > 0 else "shorter", "accuracy": mean, "interval": interval}
 
 
@@ -98,7 +98,7 @@ def _accuracy(
     numbers = range(len(pairs.pairs)) if numbers is None else numbers
     differences = [difference(pairs, rewards, number, share) for number in numbers]
     outcomes = np.array([outcome(difference) for difference in differences])
-    mean, interval = mean_interval(outcomes, [pairs.prompts[number] for number in numbers])
+    mean, interval = mean_interval(outcomes, [pairs.prompts[number] for number in numbers], proportion=True)
     ties = float(np.mean([difference == 0 for difference in differences]))
     return {"accuracy": mean, "interval": interval, "ties": ties}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from midcourse.data.alignment import Change
 from midcourse.data.encoded import EditSet, pairs_of_edits
 from midcourse.evaluate.accuracy import equal_length, outcome
-from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.intervals import interval_of, mean_interval
 from midcourse.evaluate.separation import auroc, draws
 
 
@@ -76,8 +76,9 @@ def _auroc(name: str, worse: tuple[np.ndarray, list[str]], better: tuple[np.ndar
     if not len(worse[0]) or not len(better[0]):
         return {name: None, f"{name}_interval": None}
     drawn = draws(worse[0], better[0], worse[1], better[1])
-    low, high = np.quantile([auroc(n, p) for n, p in drawn], [0.025, 0.975])
-    return {name: auroc(worse[0], better[0]), f"{name}_interval": (float(low), float(high))}
+    groups = min(len(set(worse[1])), len(set(better[1])))
+    interval = interval_of(np.array([auroc(n, p) for n, p in drawn]), groups, proportion=True)
+    return {name: auroc(worse[0], better[0]), f"{name}_interval": interval}
 
 
 def _mean_reward(data: EditSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _mean_reward(data: EditSet, rewards: Sequence[Tensor]) -> dict[str, Any]:
 
     def of(numbers: Sequence[int]) -> dict[str, Any]:
         outcomes = [outcome(differences[n]) for n in numbers]
-        mean, interval = mean_interval(outcomes, [pairs.prompts[n] for n in numbers])
+        mean, interval = mean_interval(outcomes, [pairs.prompts[n] for n in numbers], proportion=True)
         ties = float(np.mean([differences[n] == 0 for n in numbers]))
         return {"pairs": len(numbers), "accuracy": mean, "interval": interval, "ties": ties}
 

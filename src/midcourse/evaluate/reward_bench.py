@@ -25,7 +25,7 @@ from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.data.formats import BadRow, DataError, Problem, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
-from midcourse.evaluate.intervals import resamples
+from midcourse.evaluate.intervals import interval_of, resamples
 from midcourse.evaluate.scoring import BATCH_TOKENS, score_rows
 from midcourse.files import whole_file
 from midcourse.lm.prompt import PromptError, prompt_ids, render, response_ids
@@ -430,6 +430,7 @@ def section_scores(
     names = np.array(subsets)
     sections: list[dict[str, Any]] = []
     drawn: list[np.ndarray] = []
+    groups: list[int] = []
     for section, weights in SECTIONS.items():
         present = {name: weight for name, weight in weights.items() if name in subsets}
         if not present:
@@ -441,19 +442,20 @@ def section_scores(
             [_resampled(outcomes[:, row], [prompts[int(n)] for n in row], seed) for seed, row in enumerate(rows)], 2
         )
         drawn.append(samples @ weight)
+        groups.append(len({prompts[int(n)] for row in rows for n in row}))
         sections.append(
             {
                 "section": section,
                 "subsets": list(present),
                 "missing": [name for name in weights if name not in present],
-                "shares": _scores(means, drawn[-1]),
+                "shares": _scores(means, drawn[-1], groups[-1]),
             }
         )
     if not sections:
         return None
     whole = len(sections) == len(SECTIONS) and not any(section["missing"] for section in sections)
     scores = np.array([[row["score"] for row in section["shares"]] for section in sections])
-    return {"sections": sections, "total": _scores(scores.mean(0), np.mean(drawn, 0)) if whole else None}
+    return {"sections": sections, "total": _scores(scores.mean(0), np.mean(drawn, 0), sum(groups)) if whole else None}
 
 
 def _resampled(outcomes: Float[np.ndarray, "shares pairs"], prompts: Sequence[str], seed: int) -> np.ndarray:
@@ -464,11 +466,10 @@ def _resampled(outcomes: Float[np.ndarray, "shares pairs"], prompts: Sequence[st
     return (times @ sums) / (times @ np.bincount(group))[:, None]
 
 
-def _scores(means: np.ndarray, samples: np.ndarray) -> list[dict[str, Any]]:
-    low, high = np.quantile(samples, [0.025, 0.975], axis=0)
+def _scores(means: np.ndarray, samples: np.ndarray, prompts: int) -> list[dict[str, Any]]:
     return [
-        {"share": share, "score": float(mean), "interval": (float(a), float(b))}
-        for share, mean, a, b in zip(SHARES, means, low, high, strict=True)
+        {"share": share, "score": float(mean), "interval": interval_of(drawn, prompts, proportion=True)}
+        for share, mean, drawn in zip(SHARES, means, samples.T, strict=True)
     ]
 
 
@@ -488,8 +489,9 @@ def plot_shares(figures: dict[str, Any], path: Path) -> None:
         for name, values in lines.items():
             axes.plot(percent, values, linewidth=1, label=name)
     rows = figures["shares"]
-    low, high = zip(*(row["interval"] for row in rows), strict=True)
-    axes.fill_between(percent, low, high, color="#135", alpha=0.15, linewidth=0)
+    if rows[0]["interval"] is not None:
+        low, high = zip(*(row["interval"] for row in rows), strict=True)
+        axes.fill_between(percent, low, high, color="#135", alpha=0.15, linewidth=0)
     label = f"all {figures['pairs']} pairs, 95%"
     axes.plot(percent, [row["accuracy"] for row in rows], color="#135", marker="o", label=label)
     axes.axhline(0.5, color="#999", linestyle=":", linewidth=1)

@@ -47,6 +47,7 @@ from midcourse.progress import progress
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train import processes
 from midcourse.train.batches import plan_batches
+from midcourse.train.card import as_range
 from midcourse.train.folder import drop_run, only_training, prepare_folder
 from midcourse.train.settings import Settings, TrainingError, check_settings
 from midcourse.train.stopping import stop_on_signal
@@ -346,7 +347,7 @@ def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparis
 
 def _card(record: dict[str, Any]) -> str:
     metrics = record["metrics"]
-    low, high = metrics["shares"][-1]["interval"]
+    interval = metrics["shares"][-1]["interval"]
     settings = "\n".join(f"- {name}: {value}" for name, value in record["settings"].items())
     return f"""---
 library_name: peft
@@ -361,7 +362,7 @@ DPOTrainer under midcourse at beta {record["beta"]} on {metrics["train_pairs"]} 
 (fingerprint `{record["data_fingerprint"]}`), prompts rendered with the template `{record["template"]}`.
 
 On {metrics["pairs"]} pairs of {metrics["prompts"]} held-out prompts its implicit reward has an accuracy of
-{metrics["shares"][-1]["accuracy"]:.3f} (95% interval {low:.3f} to {high:.3f}). The loss is {metrics["loss"]:.4f}
+{metrics["shares"][-1]["accuracy"]:.3f} (95% interval {as_range(interval)}). The loss is {metrics["loss"]:.4f}
 (0.6931 before training), the mean difference of log-ratios {metrics["log_ratio_margin"]:.3f} nats.
 
 {how_to_load(record["lm"])}

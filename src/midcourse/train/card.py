@@ -72,12 +72,12 @@ def accuracy_table(metrics: dict) -> list[tuple[str, str, str]]:
             (f"100%, equal length ({equal['pairs']} pairs)", equal["accuracy"], equal["interval"], equal["ties"])
         )
     table = [
-        (f"{name}, {100 * ties:.0f}% ties" if ties else name, f"{accuracy:.3f}", _interval(interval))
+        (f"{name}, {100 * ties:.0f}% ties" if ties else name, f"{accuracy:.3f}", as_range(interval))
         for name, accuracy, interval, ties in rows
     ]
     if length := metrics.get("length_baseline"):
         name = f"baseline: the {length['prefers']} response"
-        table.append((name, f"{length['accuracy']:.3f}", _interval(length["interval"])))
+        table.append((name, f"{length['accuracy']:.3f}", as_range(length["interval"])))
     return table
 
 
@@ -93,7 +93,7 @@ def edit_table(metrics: dict) -> list[tuple[str, str, str]]:
     ]
     if equal := mean["equal_length"]:
         rows.append((f"the same, {equal['pairs']} of equal length", equal["accuracy"], equal["interval"]))
-    return [(name, f"{figure:.3f}", _interval(interval)) for name, figure, interval in rows if figure is not None]
+    return [(name, f"{figure:.3f}", as_range(interval)) for name, figure, interval in rows if figure is not None]
 
 
 def edits_title(metrics: dict) -> str:
@@ -120,7 +120,7 @@ def level_table(metrics: dict) -> list[tuple[str, str, str]]:
                 apart[f"tpr_at_{rate}_interval"],
             )
         )
-    return [(name, f"{figure:.3f}", _interval(interval)) for name, figure, interval in rows]
+    return [(name, f"{figure:.3f}", as_range(interval)) for name, figure, interval in rows]
 
 
 def levels_title(metrics: dict) -> str:
@@ -142,7 +142,7 @@ def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
                 _share(row),
                 "none" if row["correlation"] is None else f"{row['correlation']:.3f}",
                 f"{row['squared_error']:.4g}",
-                _interval(row["interval"], ".4g"),
+                as_range(row["interval"], ".4g"),
             )
             for row in fit["shares"]
         ),
@@ -150,7 +150,7 @@ def label_table(metrics: dict) -> list[tuple[str, str, str, str]]:
             f"baseline: {baseline['guess']:.3g} for all",
             "none",
             f"{baseline['squared_error']:.4g}",
-            _interval(baseline["interval"], ".4g"),
+            as_range(baseline["interval"], ".4g"),
         ),
     ]
 
@@ -334,7 +334,8 @@ def _share(row: dict) -> str:
     return f"{100 * row['share']:.0f}% of the response"
 
 
-def _interval(interval: Sequence[float] | None, digits: str = ".3f") -> str:
+def as_range(interval: Sequence[float] | None, digits: str = ".3f") -> str:
+    """Return an interval for people."""
     if interval is None:
         return "too few for one"
     low, high = interval

@@ -13,6 +13,7 @@ from midcourse.compare.report.curves import curve_figures, matched, method_curve
 from midcourse.compare.report.grouped import GroupedRows, guidance_kl, is_bound, logprob_of, total_kl
 from midcourse.compare.report.statistics import Estimate, Ratio, difference, estimate, holm, quotient
 from midcourse.compare.rows import REFERENCE_RESPONSES, ComparisonRows, ResponseRow
+from midcourse.evaluate.intervals import interval_of
 from midcourse.evaluate.metrics import distinct, diversity, repeated, repetition_loop
 
 KLS = (2.0, 5.0, 10.0)
@@ -244,12 +245,12 @@ def _wins(rows: GroupedRows, arm: str, rival: str, judge: str) -> dict[str, Any]
     rate = estimate(lambda times: ratio(times) - 0.5, ratio.present, rows.times)
     if rate is None and not said:
         return None
-    low, high = (end + 0.5 for end in rate.interval) if rate and rate.interval else (None, None)
+    share, prompts = ratio(rows.times), int(ratio.present.sum())
     return {
         "mean": rate and rate.mean + 0.5,
-        "interval": None if low is None else (low, high),
+        "interval": interval_of(share[np.isfinite(share)], prompts, proportion=True),
         "p": rate and rate.p,
-        "prompts": int(ratio.present.sum()),
+        "prompts": prompts,
         "verdicts": len(said),
         "unparsed": len(said) - len(read),
         "ties": read.count(0.5),

@@ -8,11 +8,12 @@ prompt; the seeds of a prompt are inside it and go together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, stdtr, stdtrit
+from scipy.special import stdtr
+
+from midcourse.evaluate.intervals import interval_of
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -79,25 +80,17 @@ def estimate(statistic: Statistic, present: np.ndarray, times: np.ndarray) -> Es
 def from_draws(mean: float, draws: np.ndarray, prompts: int) -> Estimate | None:
     """Return an estimate from the statistic's values in the bootstrap's draws; None if the mean is not finite.
 
-    The interval is the bootstrap's percentile interval with the quantiles moved outwards for few prompts (Hesterberg,
-    What Teachers Should Know About the Bootstrap, 2015, section 5.2), which a plain one covers too rarely. The p-value
-    is Student's, of the statistic over its bootstrap standard error: counting draws could not go below 1 / draws, which
-    a correction for many comparisons would make insignificant. It is at least 2^(1 - prompts), the least that any test
-    by the signs of paired differences can say.
+    The interval is that of `evaluate.intervals`. The p-value is Student's, of the statistic over its bootstrap standard
+    error: counting draws could not go below 1 / draws, which a correction for many comparisons would make
+    insignificant. It is at least 2^(1 - prompts), the least that any test by the signs of paired differences can say.
     """
     if not math.isfinite(mean):
         return None
     draws = draws[np.isfinite(draws)]
     if prompts == 1 or not len(draws):
         return Estimate(float(mean), None, None)
-    low, high = np.quantile(draws, [_tail(prompts), 1 - _tail(prompts)])
     error = math.sqrt(prompts / (prompts - 1)) * float(draws.std())
-    return Estimate(float(mean), (float(low), float(high)), _p_value(mean, error, prompts))
-
-
-@cache
-def _tail(prompts: int) -> float:
-    return float(ndtr(math.sqrt(prompts / (prompts - 1)) * stdtrit(prompts - 1, 0.025)))
+    return Estimate(float(mean), interval_of(draws, prompts), _p_value(mean, error, prompts))
 
 
 def difference(one: Ratio, other: Ratio, times: np.ndarray) -> Estimate | None:
