@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pyarrow
+import pyarrow as pa
 import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,11 +106,84 @@ def test_messages_come_back_with_the_shared_ones_as_the_prompt(tmp_path, name, r
     assert have == MESSAGES_WANT
 
 
-def test_a_long_conversation_keeps_earlier_turns_and_only_roles_and_contents(tmp_path):
-    turns = [USER | {"name": "Ann"}, said("Blue."), {"role": "user", "content": "Sure?"}]
+def test_a_long_conversation_keeps_earlier_turns_and_all_that_a_template_may_render(tmp_path):
+    call = {"tool_calls": [{"function": {"name": "look", "arguments": {"at": "sky"}}}]}
+    turns = [USER | call | {"name": None}, said("Blue."), {"role": "user", "content": "Sure?"}]
     path = write_lines(tmp_path / "p.jsonl", {"chosen": [*turns, said("Yes.")], "rejected": [*turns, said("No.")]})
     have = read_comparisons(path)
-    assert have == [Comparison([USER, said("Blue."), {"role": "user", "content": "Sure?"}], "Yes.", "No.")]
+    assert have == [Comparison([USER | call, said("Blue."), {"role": "user", "content": "Sure?"}], "Yes.", "No.")]
+
+
+# What lies on the Hub, in all the forms that TRL documents
+HUB = {
+    "UltraFeedback": {"prompt": USER["content"], "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
+    "a message as response": {"prompt": [USER], "chosen": [said("a")], "rejected": [said("b")]},
+    "implicit prompt": {"chosen": [USER, said("a")], "rejected": [USER, said("b")]},
+    "JSON in texts": {"prompt": json.dumps([USER]), "chosen": json.dumps([said("a")]), "rejected": "b"},
+    "parts of text": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": USER["content"]}]}],
+        "chosen": "a",
+        "rejected": "b",
+    },
+    "other columns beside": {"prompt": [USER], "chosen": "a", "rejected": "b", "question": "Sky?", "score": 1.0},
+}
+
+
+@pytest.mark.parametrize("row", HUB.values(), ids=HUB)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_comparisons_are_read_as_they_lie_on_the_hub(tmp_path, row, ending):
+    path = tmp_path / f"p.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        write_lines(path, row)
+    (have,) = read_comparisons(path)
+    prompt = have.prompt if isinstance(have.prompt, list) else [{"role": "user", "content": have.prompt}]
+    assert (prompt, have.chosen, have.rejected) == ([USER], "a", "b")
+
+
+def test_a_system_message_before_the_prompt_is_of_the_prompt(tmp_path):
+    row = {"prompt": USER["content"], "chosen": [SYSTEM, USER, said("a")], "rejected": [SYSTEM, USER, said("b")]}
+    assert read_comparisons(write_lines(tmp_path / "p.jsonl", row)) == [Comparison([SYSTEM, USER], "a", "b")]
+
+
+def test_several_rejected_are_a_comparison_each(tmp_path):
+    """RewardBench 2 has one chosen response and three rejected ones."""
+    path = write_lines(tmp_path / "p.jsonl", {"prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"]})
+    assert read_comparisons(path) == [Comparison("p", "a", other) for other in "bcd"]
+
+
+def test_folders_and_patterns_are_read_file_by_file(tmp_path):
+    for name, chosen in (("b.jsonl", "2"), ("a.jsonl", "1"), ("c.txt", "3")):
+        write_lines(tmp_path / name, {"prompt": "p", "chosen": chosen, "rejected": "x"})
+    for path in (tmp_path, tmp_path / "*.jsonl", tmp_path / "[ab].jsonl"):
+        assert [one.chosen for one in read_comparisons(path)] == ["1", "2"]
+    write_lines(tmp_path / "b.jsonl", {"prompt": "p", "chosen": "2"})
+    with pytest.raises(DataError, match=r"b\.jsonl, line 1, field rejected"):
+        read_comparisons(tmp_path)
+    (tmp_path / "d.csv").write_text("prompt,chosen,rejected\np,a,b\n")
+    with pytest.raises(DataError, match="has files of several formats"):
+        read_comparisons(tmp_path)
+    with pytest.raises(DataError, match="no file matches"):
+        read_comparisons(tmp_path / "*.parquet")
+
+
+def test_headers_with_spaces_and_utf16_are_read_or_named(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt, chosen ,rejected\np,a,b\n")
+    assert read_comparisons(path) == [Comparison("p", "a", "b")]
+    for text in ("prompt,chosen,rejected\np,a,b\n", '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'):
+        path = tmp_path / ("u.csv" if text[0] == "p" else "u.jsonl")
+        path.write_bytes(text.encode("utf-16"))
+        with pytest.raises(DataError, match=r"is UTF-16 or UTF-32, .*; save it as UTF-8"):
+            read_comparisons(path)
+
+
+def test_a_column_that_cannot_be_read_does_no_harm_beside_the_needed_ones(tmp_path):
+    pairs = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))
+    table = pa.table({"prompt": ["p"], "chosen": ["a"], "rejected": ["b"], "scores": pairs})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_comparisons(tmp_path / "p.parquet") == [Comparison("p", "a", "b")]
 
 
 def test_a_message_prompt_takes_plain_responses(tmp_path):
@@ -243,10 +318,35 @@ BAD_LINES = {
         "prompt",
         "half a surrogate",
     ),
-    "whole conversation beside a prompt": (
-        {"prompt": USER["content"], "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
+    "another conversation than the prompt's": (
+        {"prompt": "Else?", "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
         "chosen",
-        "2 messages (roles: 'user', 'assistant') where one of the assistant is due; leave the prompt field out",
+        "2 messages (roles: 'user', 'assistant') where one of the assistant is due; begin with the prompt's messages",
+    ),
+    "conversations that differ": (
+        {"prompt": USER["content"], "chosen": [SYSTEM, USER, said("a")], "rejected": [USER, said("b")]},
+        "rejected",
+        "other messages before the last than chosen",
+    ),
+    "a call in the response": (
+        {"prompt": "p", "chosen": [said("a") | {"tool_calls": [{"id": 1}]}], "rejected": [said("b")]},
+        "chosen",
+        "the response has tool_calls beside its content",
+    ),
+    "a picture": (
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"},
+        "prompt",
+        "message 1 has the part {'type': 'image'}; only parts of text are read",
+    ),
+    "messages as Python writes them": (
+        {"prompt": str([USER]), "chosen": "a", "rejected": "b"},
+        "prompt",
+        "looks like messages, and is no JSON",
+    ),
+    "a prompt by another name": (
+        {"instruction": "Sky?", "chosen": "It is blue.", "rejected": "It is green."},
+        "prompt",
+        "the field is missing, and instruction seems to hold it",
     ),
     "response by the user": (
         {"prompt": [USER], "chosen": [said("a")], "rejected": [USER]},
@@ -298,8 +398,7 @@ BAD_CELLS = {
     "empty response": (GOOD | {"chosen": ""}, "chosen", "'' is empty"),
     "equal": (GOOD | {"rejected": GOOD["chosen"]}, "rejected", "equals the chosen one"),
     "flag": (GOOD | {"chosen_finished": "maybe"}, "chosen_finished", "'maybe' is not a boolean"),
-    "messages": (GOOD | {"chosen": json.dumps([said("a")])}, "chosen", "CSV cannot hold lists of messages"),
-    "messages as Python writes them": (GOOD | {"prompt": str([USER])}, "prompt", "CSV cannot hold lists of messages"),
+    "messages as Python writes them": (GOOD | {"prompt": str([USER])}, "prompt", "and is no JSON"),
 }
 
 
@@ -407,8 +506,8 @@ BAD_FILES = {
     "blank csv": ("p.csv", b"\n\n", "cannot be read as CSV (No columns"),
     "other columns": (
         "p.csv",
-        b"question,answer\na,b\n",
-        "its columns are 'question', 'answer', none of prompt, chosen",
+        b"before,after\na,b\n",
+        "its columns are 'before', 'after', none of prompt, chosen",
     ),
     "a comma without quotes": ("p.csv", b"prompt,chosen,rejected\np,c,r\np,c,r,s\n", "between double quotes"),
     "a comma in the first row": ("p.csv", b"prompt,chosen,rejected\np,c,r,s\np,c,r\n", "more cells than the header"),
@@ -441,8 +540,8 @@ def test_a_parquet_file_without_rows_or_with_other_columns_is_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"chosen": [], "rejected": []}), tmp_path / "none.parquet")
     with pytest.raises(DataError, match=r"none\.parquet has no rows"):
         read_comparisons(tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"other\.parquet .*its columns are 'question'"):
-        read_comparisons(write_parquet(tmp_path / "other.parquet", [{"question": "a"}]))
+    with pytest.raises(DataError, match=r"other\.parquet .*its columns are 'before'"):
+        read_comparisons(write_parquet(tmp_path / "other.parquet", [{"before": "a"}]))
 
 
 def test_a_parquet_text_that_is_not_utf8_is_refused(tmp_path):
@@ -456,7 +555,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl cannot be read \(No such file or directory\); check the path"):
         read_comparisons(tmp_path / "none.jsonl", rejects=[])
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"folder\.jsonl is a folder; name one file in it"):
+    with pytest.raises(DataError, match=r"the folder .*folder\.jsonl has no file of rows; name one"):
         read_comparisons(tmp_path / "folder.jsonl", rejects=[])
 
 

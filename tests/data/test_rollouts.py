@@ -40,7 +40,7 @@ def test_rows_of_midcourse_sample_are_read(tmp_path):
     ("row", "problem"),
     [
         ({"prompt": "p", "response": "r"}, "line 2, field reward: the field is missing"),
-        ({**ROW, "reward": True}, "line 2, field reward: True is not a finite number"),
+        ({**ROW, "reward": "1"}, "line 2, field reward: '1' is not a finite number"),
         ({**ROW, "reward": "high"}, "line 2, field reward: 'high' is not a finite number"),
         ('{"prompt": "p", "response": "r", "reward": NaN}', "line 2, field reward: nan is not a finite number"),
         ({**ROW, "response": ["r"]}, r"line 2, field response: \['r'\] is not a text"),
@@ -141,3 +141,25 @@ def test_phases_take_turns():
     ]  # fmt: skip
     assert [batch.numbers for batch in in_turns(plan, 1, 1)] == plan
     assert len(in_turns(plan, 2, 50)) == 14
+
+
+@pytest.mark.parametrize(
+    ("row", "want"),
+    [
+        ({"prompt": "p", "completion": "c", "label": True}, Rollout("p", "c", True, 1.0)),
+        (
+            {"prompt": "p", "completion": [{"role": "assistant", "content": "c"}], "label": False},
+            Rollout("p", "c", True, 0.0),
+        ),
+        ({"prompt": "p", "response": "c", "reward": True}, Rollout("p", "c", True, 1.0)),
+    ],
+)
+def test_unpaired_preferences_are_rollouts_with_rewards_of_1_and_0(tmp_path, row, want):
+    """As TRL has them for KTO."""
+    path = written(tmp_path / "r.jsonl", row)
+    assert read_rollouts(path) == [want] and are_rollouts(path)
+
+
+def test_unpaired_preferences_in_csv(tmp_path):
+    (tmp_path / "r.csv").write_text("prompt,completion,label\np,c,True\np,d,false\n")
+    assert [one.reward for one in read_rollouts(tmp_path / "r.csv")] == [1.0, 0.0]

@@ -292,7 +292,7 @@ GOOD = {"row": 0, "sample": 0, "prompt": "A", "response": "b", "finished": True,
         (json.dumps({**GOOD, "response": ["b"]}).encode(), r"line 2, field response: \['b'\] is not a text"),
         (json.dumps({**GOOD, "finished": 1}).encode(), "line 2, field finished: 1 is not a boolean"),
         (json.dumps({**GOOD, "reward": float("nan")}).encode(), "line 2, field reward: nan is not a finite number"),
-        (json.dumps({**GOOD, "reward": True}).encode(), "line 2, field reward: True is not a finite number"),
+        (json.dumps({**GOOD, "reward": "1"}).encode(), "line 2, field reward: '1' is not a finite number"),
         (json.dumps({**GOOD, "response": "\ud83d"}).encode(), "line 2, field response: character 1 is half"),
     ],
 )

@@ -555,3 +555,12 @@ def test_misuse_is_refused_in_a_sentence(midcourse, bench_file, flags, part):
 def test_files_that_are_none(midcourse, model_folder, files):
     code, _, err = midcourse("reward-bench", "--reward", model_folder(dtype=torch.float32), "--comparisons", *files)
     assert code == 2 and "Traceback" not in err
+
+
+def test_each_of_several_rejected_responses_is_a_comparison(tmp_path):
+    """As RewardBench 2 has them."""
+    path = tmp_path / "two.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "a"], "subset": "Math"}) + "\n")
+    found = read_benchmark([path])
+    assert [one.rejected for one in found.comparisons] == ["b", "c"] and found.left_out["identical"] == 1
+    assert found.subsets == ["Math", "Math"]

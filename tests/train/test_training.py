@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from midcourse.data.comparisons import Comparison, read_comparisons, split_by_prompt
 from midcourse.data.encoded import encode
+from midcourse.data.formats import DataError
 from midcourse.data.rollouts import Rollout
 from midcourse.decode.engine import generate
 from midcourse.errors import Interrupted
@@ -629,6 +630,25 @@ def test_responses_longer_than_the_limit_are_cut_and_unfinished(lm_folder):
     cut, whole = pairs.rows
     assert (len(cut.response), cut.finished) == (8, False)
     assert (len(whole.response), whole.finished) == (2, True)
+
+
+def test_pairs_that_become_equal_when_cut_are_left_out_and_counted(lm_folder, tmp_path):
+    """A pair without a difference teaches nothing, and its accuracy of one half would look like a measurement."""
+    rows = [
+        Comparison(f"p{n}", " same words here" + end, " same words here" + "y" * 9) for n, end in enumerate("abcdef")
+    ]
+    reward = RewardModel.create(str(lm_folder), template="raw", tune="last:1")
+    with pytest.raises(DataError, match="the responses of all 6 comparisons are equal in their first 10 tokens"):
+        encode(reward, rows, max_tokens=10)
+    others = [Comparison(f"q{n}", GOOD, BAD) for n in range(12)]
+    pairs = encode(reward, [*rows, *others], max_tokens=10)
+    assert (len(pairs.pairs), len(pairs.prompts), pairs.left_out) == (12, 12, 6)
+    metrics = train(reward, [*rows, *others], tmp_path / "out", Settings(epochs=1, max_tokens=10, held_out=0.2))
+    cut = metrics["cut"]
+    assert cut["max_tokens"] == 10 and cut["cut"] == cut["texts"] > 0 and cut["equal_pairs"] > 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"{cut['cut']} of {cut['texts']} texts were cut at 10 tokens, prompt included." in card
+    assert f"{cut['equal_pairs']} pairs whose responses are equal up to there were left out." in card
 
 
 # What goes wrong

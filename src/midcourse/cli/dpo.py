@@ -1,5 +1,6 @@
 """midcourse dpo."""
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -60,7 +61,7 @@ class Dpo:
         from midcourse.data.encoded import prompt_limit
         from midcourse.integrations.trl import train_policy
         from midcourse.rewards.vocabulary import VocabularyReward
-        from midcourse.train.card import accuracy_table, pairs_title
+        from midcourse.train.card import accuracy_table, cut_text, pairs_title
         from midcourse.train.settings import Settings, check_settings
 
         settings, policy, out = Settings(**asdict(self.training)), self.policy, self.write.out
@@ -77,5 +78,7 @@ class Dpo:
         title = f"Held-out accuracy of beta log pi/pi_ref ({pairs_title(metrics)})"
         table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
         print(f"loss {metrics['loss']:.4f}, 0.6931 before; log-ratio margin {metrics['log_ratio_margin']:+.3f} nats")
+        if lost := cut_text(metrics):
+            print(f"{lost} --max-tokens is that limit.", file=sys.stderr)
         print(f"policy (PEFT adapter), card and metrics: {out}")
         return 0

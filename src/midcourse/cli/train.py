@@ -247,6 +247,7 @@ class Train:
         from midcourse.train.card import (
             accuracy_table,
             calibration_table,
+            cut_text,
             edit_table,
             edits_title,
             label_table,
@@ -260,6 +261,8 @@ class Train:
             return
         if rows := edit_table(metrics):
             table(f"Held-out edits ({edits_title(metrics)})", ("what", "share", "interval"), rows)
+        if lost := cut_text(metrics):
+            print(f"{lost} --max-tokens is that limit.", file=sys.stderr)
         if left_out := metrics.get("edits_left_out"):
             print(f"{left_out} edits change no token within --max-tokens and were left out", file=sys.stderr)
         if rows := accuracy_table(metrics):

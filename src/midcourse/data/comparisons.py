@@ -22,9 +22,13 @@ from midcourse.data.formats import (
     short,
     text_or_messages,
 )
-from midcourse.lm.prompt import Message, Prompt, split_transcript
+from midcourse.lm.prompt import Message, Prompt, as_messages, split_transcript
 
-COLUMNS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished")
+# What other data sets call a prompt. Nothing is read from there: only a row without a prompt is refused if it has one.
+PROMPTS_ELSEWHERE = ("instruction", "question", "query", "input", "problem")
+COLUMNS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished", *PROMPTS_ELSEWHERE)
+# What a message may have beside its content that a template would render, and that no text of a response can hold.
+BESIDE_CONTENT = {"tool_calls", "function_call", "reasoning_content", "thinking"}
 
 
 @runtime_checkable
@@ -74,10 +78,13 @@ def read_comparisons(
     """Read the comparisons of a .jsonl or .json (one object a line, perhaps .gz), .csv or .parquet file, in order.
 
     Fields: `chosen` and `rejected`, optionally `prompt`, `chosen_finished` and `rejected_finished` (true if
-    absent); others are ignored. Each of the first three is a text or, except in CSV, a list of {role, content}. With
-    `prompt`, a list in `chosen` or `rejected` is one assistant message. Without it the prompt is what both sides
-    share: the messages before the last, the transcript ("\\n\\nHuman: ...\\n\\nAssistant: ...") up to its last
+    absent); others are ignored. Each of the first three is a text or a list of {role, content}, also as a text of JSON.
+    With `prompt`, a list in `chosen` or `rejected` is one assistant message, or the whole conversation; either may be a
+    list of several texts, of which every two are a comparison. Without it the prompt is what both sides share: the
+    messages before the last, the transcript ("\\n\\nHuman: ...\\n\\nAssistant: ...") up to its last
     "\\n\\nAssistant:", or the longest common beginning that ends with a whole word.
+
+    The path may be a folder of such files, or a pattern ("data/*.parquet").
 
     `limit` says what is wrong with the length of a comparison, or None. With `rejects`, bad rows are appended to it
     and reading goes on.
@@ -85,7 +92,12 @@ def read_comparisons(
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
-    return read_rows(path, _comparison, "comparisons", COLUMNS, limit=limit, rejects=rejects)
+
+    def problem(row: list[Comparison]) -> str | None:
+        return next((found for one in row if limit and (found := limit(one))), None)
+
+    rows = read_rows(path, _comparisons, "comparisons", COLUMNS, limit=problem, rejects=rejects)
+    return [comparison for row in rows for comparison in row]
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -162,6 +174,23 @@ def digest(value: Any) -> str:
 # ---- rows: fields to a comparison ----
 
 
+def _comparisons(fields: dict[str, Any]) -> list[Comparison]:
+    return [_comparison(one) for one in one_each(fields)]
+
+
+def one_each(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row with lists of texts as rows of one chosen and one rejected text each, as RewardBench 2 has them."""
+    sides = {}
+    for side in ("chosen", "rejected"):
+        value = fields.get(side)
+        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            sides[side] = value
+    rows = [fields]
+    for side, texts in sides.items():
+        rows = [{**row, side: text} for row in rows for text in texts]
+    return rows
+
+
 def _comparison(fields: dict[str, Any]) -> Comparison:
     comparison = comparison_of(fields)
     for side, response in (("chosen", comparison.chosen), ("rejected", comparison.rejected)):
@@ -182,21 +211,31 @@ def comparison_of(fields: dict[str, Any]) -> Comparison:
 
 
 def _explicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
-    return prompt_of(fields), _response(fields, "chosen"), _response(fields, "rejected")
+    prompt = prompt_of(fields)
+    (one, chosen), (other, rejected) = (_response(fields, side, prompt) for side in ("chosen", "rejected"))
+    if prompt_key(one) != prompt_key(other):
+        raise Problem("rejected", "its conversation has other messages before the last than chosen; make them equal")
+    return one, chosen, rejected
 
 
-def _response(fields: dict[str, Any], side: str) -> str:
+def _response(fields: dict[str, Any], side: str, prompt: Prompt) -> tuple[Prompt, str]:
+    """Return the prompt and the response of one side, which may be a text, a message, or the whole conversation."""
     value = text_or_messages(fields, side)
     if isinstance(value, str):
-        return value
-    remedy = "leave the prompt field out where chosen and rejected hold the whole conversation"
-    return _one_assistant_message(side, value, remedy)
+        return prompt, value
+    *shared, last = value or [{}]
+    given = [(message["role"], message["content"].strip()) for message in as_messages(prompt)]
+    have = [(message["role"], message["content"].strip()) for message in shared]
+    if have and have[-len(given) :] == given:  # a system message may stand before the prompt
+        return (prompt if have == given else shared), _one_assistant_message(side, [last], "end with the response")
+    remedy = "or leave the prompt field out where chosen and rejected hold the whole conversation"
+    return prompt, _one_assistant_message(side, value, f"begin with the prompt's messages, {remedy}")
 
 
 def _implicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
     chosen, rejected = text_or_messages(fields, "chosen"), text_or_messages(fields, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        return _split_transcripts(chosen, rejected) or _split_texts(chosen, rejected)
+        return _split_transcripts(chosen, rejected) or _split_texts(fields, chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise Problem("rejected", "one side is a text and the other a list of messages; write both in the same way")
     return _split_conversations(chosen, rejected)
@@ -217,6 +256,8 @@ def _one_assistant_message(side: str, messages: list[Message], remedy: str) -> s
     if [message["role"] for message in messages] != ["assistant"]:
         roles = ", ".join(short(message["role"]) for message in messages[:4]) or "none"
         raise Problem(side, f"{len(messages)} messages (roles: {roles}) where one of the assistant is due; {remedy}")
+    if beside := sorted(set(messages[0]) & BESIDE_CONTENT):
+        raise Problem(side, f"the response has {beside[0]} beside its content, which is no text of it; leave it out")
     return messages[0]["content"]
 
 
@@ -230,8 +271,13 @@ def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | Non
     return *one, other[1]
 
 
-def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split off the longest common beginning, cut back to a word's end; its white space goes to the responses."""
+def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Split off the longest common beginning, cut back to a word's end; its white space goes to the responses.
+
+    `fields` are looked at for a prompt of another name, which such a beginning is not.
+    """
+    if elsewhere := [name for name in PROMPTS_ELSEWHERE if str(fields.get(name) or "").strip()]:
+        raise Problem("prompt", f"the field is missing, and {elsewhere[0]} seems to hold it; call that prompt")
     end = _shared_length(chosen, rejected)
     while end and not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
         end -= 1

@@ -43,11 +43,13 @@ class PairSet:
         rows: each distinct prompt and response once.
         pairs: row numbers (chosen, rejected).
         prompts: what each pair belongs to; see `comparisons.prompt_groups`.
+        left_out: comparisons whose responses are equal in what is left of them.
     """
 
     rows: list[EncodedRow]
     pairs: list[tuple[int, int]]
     prompts: list[str]
+    left_out: int = 0
 
     @property
     def items(self) -> list[tuple[int, ...]]:
@@ -136,15 +138,35 @@ def prompt_limit(reward: Encoder, max_tokens: int) -> Callable[[Example], str | 
     return lambda example: reward.prompt_problem(example.prompt, max_tokens)
 
 
-def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int) -> PairSet:
-    """Return token ids of the comparisons, each distinct row once."""
+def encode(reward: Encoder, comparisons: Sequence[Comparison], max_tokens: int, *, keep_equal: bool = False) -> PairSet:
+    """Return token ids of the comparisons, each distinct row once.
+
+    Args:
+        keep_equal: keep pairs that do not differ in what is left of them, which teach nothing and count as ties.
+
+    Raises:
+        DataError: there are comparisons, and none differs in what is left of it.
+    """
     numbers: dict[EncodedRow, int] = {}
-    pairs = []
-    for c in comparisons:
+    pairs, groups = [], []
+    for c, group in zip(comparisons, prompt_groups(comparisons), strict=True):
         chosen = encode_row(reward, c.prompt, c.chosen, c.chosen_finished, max_tokens)
         rejected = encode_row(reward, c.prompt, c.rejected, c.rejected_finished, max_tokens)
-        pairs.append((numbers.setdefault(chosen, len(numbers)), numbers.setdefault(rejected, len(numbers))))
-    return PairSet(list(numbers), pairs, prompt_groups(comparisons))
+        if chosen != rejected or keep_equal:
+            pairs.append((numbers.setdefault(chosen, len(numbers)), numbers.setdefault(rejected, len(numbers))))
+            groups.append(group)
+    if comparisons and not pairs:
+        raise DataError(
+            f"the responses of all {len(comparisons)} comparisons are equal in their first {max_tokens} tokens, prompt "
+            "included; raise --max-tokens"
+        )
+    return PairSet(list(numbers), pairs, groups, len(comparisons) - len(pairs))
+
+
+def what_was_cut(rows: Sequence[EncodedRow], pairs: PairSet, max_tokens: int) -> dict[str, int]:
+    """Return {max_tokens, texts, cut, equal_pairs}: how many rows lost their end, and pairs that were left out then."""
+    cut = sum(not row.finished and len(row.prompt) + len(row.response) == max_tokens for row in rows)
+    return {"max_tokens": max_tokens, "texts": len(rows), "cut": cut, "equal_pairs": pairs.left_out}
 
 
 def encode_rollouts(reward: Encoder, rollouts: Sequence[Rollout], max_tokens: int) -> RolloutSet:

@@ -7,6 +7,7 @@ A kind of row is a function from fields to what they are. What is wrong with a r
 
 import codecs
 import contextlib
+import glob
 import gzip
 import json
 import math
@@ -17,12 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from midcourse.errors import MidcourseError
 from midcourse.files import write_text
 from midcourse.lm.prompt import Message, Prompt
 
+# (path, folder for a cache, columns that matter) -> the rows of a table.
+TableLoader: TypeAlias = Callable[[str, str, Sequence[str]], Iterator[dict[str, Any]]]
 _MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 Item = TypeVar("Item")
@@ -71,7 +74,7 @@ def read_rows(
     reader: "Reader | None" = None,
     numbers: list[int] | None = None,
 ) -> list[Item]:
-    """Return the parsed rows of a file, in order.
+    """Return the parsed rows of a file, or of the files of a folder or a pattern one after another, in order.
 
     Args:
         parse: turns fields into what they are, or raises Problem.
@@ -85,31 +88,53 @@ def read_rows(
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
-    path = Path(path)
-    reader = reader or _reader(path, what)
     kept: list[Item] = []
     first = None
-    for number, row in reader.rows(path, columns):
-        try:
-            kept.append(_within(limit, parse(reader.fields(row))))
-            if numbers is not None:
-                numbers.append(number)
-        except Problem as problem:
-            message = problem.at(path, reader.unit, number)
-            if rejects is None:
-                raise DataError(f"{message} (--skip-bad-rows leaves bad rows out)") from None
-            rejects.append(BadRow(number, problem.field, str(problem), reader.text(row), str(path)))
-            first = first or message
+    for file in files_of(path):
+        how = reader or _reader(file, what)
+        for number, row in how.rows(file, columns):
+            try:
+                kept.append(_within(limit, parse(how.fields(row))))
+                if numbers is not None:
+                    numbers.append(number)
+            except Problem as problem:
+                message = problem.at(file, how.unit, number)
+                if rejects is None:
+                    raise DataError(f"{message} (--skip-bad-rows leaves bad rows out)") from None
+                rejects.append(BadRow(number, problem.field, str(problem), how.text(row), str(file)))
+                first = first or message
     if not kept:
         why = f"has no usable row, the first bad one being {first}" if first else f"has no rows; add {what} to it"
         raise DataError(f"{path} {why}")
     return kept
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """Return the files that a path names: itself, those of a folder in the formats here, or those of a pattern ("*").
+
+    Raises:
+        DataError: a folder or a pattern without such files, or a folder with files of several formats.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(one for one in path.iterdir() if one.is_file() and _ending(one) and one.name[0] != ".")
+        endings = {_ending(one) for one in found}
+        if len(endings) != 1:
+            which = f"files of several formats ({', '.join(map(str, endings))})" if endings else "no file of rows"
+            raise DataError(f"the folder {path} has {which}; name one, or a pattern such as '{path}/*.jsonl'")
+        return found
+    if path.exists() or not any(letter in str(path) for letter in "*?["):
+        return [path]
+    found = sorted(Path(one) for one in glob.glob(str(path), recursive=True))
+    if not found:
+        raise DataError(f"no file matches {path}; check the pattern")
+    return found
+
+
 def field_names(path: str | Path, columns: Sequence[str]) -> set[str]:
     """Return the fields of a file's first row, of a table those among `columns`; none if they cannot be read."""
-    path = Path(path)
     try:
+        path = files_of(path)[0]
         reader = _reader(path, "rows")
         _, row = next(reader.rows(path, columns))
         return set(reader.fields(row))
@@ -164,17 +189,31 @@ def text_of(fields: dict[str, Any], field: str) -> str:
     value = fields[field]
     if not isinstance(value, str):
         raise Problem(field, f"{short(value)} is not a text; write one")
+    if _MESSAGES_AS_TEXT.match(value):
+        raise Problem(field, f"{short(value)} is a list of messages, and one text is due; write its content")
     return _whole(field, value)
 
 
 def text_or_messages(fields: dict[str, Any], field: str) -> str | list[Message]:
     """Return a field that is a text or a list of {role, content}."""
     value = fields[field]
+    if isinstance(value, str) and _MESSAGES_AS_TEXT.match(value):
+        value = _messages_in_text(field, value)
     if isinstance(value, list):
         return [_message(field, number, message) for number, message in enumerate(value, 1)]
     if not isinstance(value, str):
         raise Problem(field, f"{short(value)} is neither a text nor a list of messages; write one of them")
     return _whole(field, value)
+
+
+def _messages_in_text(field: str, text: str) -> list[Any]:
+    """Return messages that are stored as a text of JSON, as tables without nested columns have them."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Problem(
+            field, f"{short(text)} looks like messages, and is no JSON; write them as a list or as JSON"
+        ) from None
 
 
 def flag(fields: dict[str, Any], field: str) -> bool:
@@ -188,7 +227,7 @@ def flag(fields: dict[str, Any], field: str) -> bool:
 
 
 def number_of(fields: dict[str, Any], field: str, remedy: str) -> float | None:
-    """Return a field that is a finite number; None if it is absent.
+    """Return a field that is a finite number, or a boolean as 1 or 0; None if it is absent.
 
     Args:
         remedy: what to do about anything else.
@@ -196,8 +235,10 @@ def number_of(fields: dict[str, Any], field: str, remedy: str) -> float | None:
     value = _given(fields, field)
     if value is None:
         return None
+    if isinstance(value, CsvCell):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
     try:
-        if isinstance(value, CsvCell) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        if isinstance(value, CsvCell | int | float):
             number = float(value)
             if math.isfinite(number):
                 return number
@@ -227,16 +268,32 @@ def _given(fields: dict[str, Any], field: str) -> Any:
 def _message(field: str, number: int, message: Any) -> Message:
     if not isinstance(message, dict):
         raise Problem(field, f"message {number} is {short(message)}; write it as {{role, content}}")
-    for part in ("role", "content"):
-        if not isinstance(message.get(part), str):
-            raise Problem(field, f"message {number} has the {part} {short(message.get(part))}; write a text")
-    return {part: _whole(field, message[part]) for part in ("role", "content")}
+    content = message.get("content")
+    if isinstance(content, list):
+        content = _text_of_parts(field, number, content)
+    for part, text in (("role", message.get("role")), ("content", content)):
+        if not isinstance(text, str):
+            raise Problem(field, f"message {number} has the {part} {short(text)}; write a text")
+    # A table has every field in every message; what is absent from one is None there.
+    others = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
+    try:
+        json.dumps(others, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Problem(field, f"message {number} has fields that are no JSON ({error}); leave them out") from None
+    return {"role": _whole(field, message["role"]), "content": _whole(field, str(content)), **others}
+
+
+def _text_of_parts(field: str, number: int, parts: list[Any]) -> str:
+    """Return the text of a message whose content is a list of parts, [{"type": "text", "text": ...}]."""
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        other = next(part for part, text in zip(parts, texts, strict=True) if not isinstance(text, str))
+        raise Problem(field, f"message {number} has the part {short(other)}; only parts of text are read")
+    return "".join(map(str, texts))
 
 
 def _whole(field: str, text: str) -> str:
     """Return the text as a plain str. JSON can spell half a surrogate pair ("\\ud83d"), which no tokenizer takes."""
-    if isinstance(text, CsvCell) and _MESSAGES_AS_TEXT.match(text):
-        raise Problem(field, "CSV cannot hold lists of messages; write them as JSON Lines or Parquet")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -272,9 +329,7 @@ def _reader(path: Path, what: str) -> Reader:
         size = path.stat().st_size
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; name one file in it")
-    ending = next((ending for ending in FORMATS if path.name.lower().endswith(ending)), None)
+    ending = _ending(path)
     if ending is None:
         raise DataError(f"{path} has an unknown extension; use one of: {', '.join(FORMATS)}")
     if not size:
@@ -282,11 +337,24 @@ def _reader(path: Path, what: str) -> Reader:
     return FORMATS[ending]
 
 
+def _ending(path: Path) -> str | None:
+    """Return the ending by which a file's format is known; None if it has none of them."""
+    return next((ending for ending in FORMATS if path.name.lower().endswith(ending)), None)
+
+
+def _check_encoding(path: Path, begin: bytes) -> None:
+    """Raise DataError if a text file begins as UTF-16 or UTF-32 does."""
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or begin[:4] == codecs.BOM_UTF32_BE:
+        raise DataError(f"{path} is UTF-16 or UTF-32, as Excel and PowerShell write; save it as UTF-8")
+
+
 def _lines(path: Path, columns: Sequence[str], *, opener: Callable[..., Any]) -> Iterator[tuple[int, bytes]]:
     """Yield numbered lines without their ends; blank ones are counted but left out, and no field is."""
     try:
         with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    _check_encoding(path, line)
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
                     yield number, line.rstrip(b"\r\n")
@@ -329,7 +397,7 @@ def _utf8(field: str, data: bytes) -> str:
 
 
 def _table_rows(
-    path: Path, columns: Sequence[str], *, kind: str, load: Callable[[str, str], Any], remedy: str
+    path: Path, columns: Sequence[str], *, kind: str, load: TableLoader, remedy: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     from datasets.exceptions import DatasetsError
 
@@ -342,31 +410,42 @@ def _table_rows(
             raise DataError(f"{path} cannot be read as {kind} ({reason}); {remedy}") from error
 
 
-def _table(path: Path, load: Callable[[str, str], Any], columns: Sequence[str]) -> Any:
-    """Return the columns of a table that matter, in memory."""
+def _table(path: Path, load: TableLoader, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, of the columns that matter."""
     with tempfile.TemporaryDirectory() as folder, _quiet_datasets():
         # A link with a plain name: datasets takes "pairs[1].csv" for a pattern.
         link = Path(folder) / f"rows{path.suffix.lower()}"
         link.symlink_to(path.resolve())
-        table = load(str(link), folder)
-        wanted = [name for name in table.column_names if name in columns]
-        if not wanted:
-            raise ValueError(f"its columns are {names(table.column_names)}, none of {', '.join(columns)}")
-        return table.select_columns(wanted)
+        yield from load(str(link), folder, columns)
 
 
-def _load_parquet(path: str, cache: str) -> Any:
-    from datasets import Dataset
+def _load_parquet(path: str, cache: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
-    # The batch size that datasets chooses for a table without rows is 0, which it then refuses.
-    return Dataset.from_parquet(path, cache_dir=cache, keep_in_memory=True, batch_size=1000)
+    with ParquetFile(path) as file:
+        # Only what is needed is looked at: a column beside it may be of a kind that cannot be read.
+        wanted = _wanted(file.schema_arrow.names, columns)
+        for batch in file.iter_batches(batch_size=1000, columns=wanted):
+            yield from batch.to_pylist()
 
 
-def _load_csv(path: str, cache: str) -> Any:
+def _wanted(there: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return those of a table's columns that matter; ValueError if none does."""
+    if wanted := [name for name in there if name in columns]:
+        return wanted
+    raise ValueError(f"its columns are {names(there)}, none of {', '.join(columns[:5])}")
+
+
+def _load_csv(path: str, cache: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     import pandas
     from datasets import Dataset
 
-    names = list(pandas.read_csv(path, nrows=0, encoding_errors="backslashreplace").columns)
+    with open(path, "rb") as file:
+        _check_encoding(Path(path), file.read(4))
+    header = pandas.read_csv(path, nrows=0, encoding_errors="backslashreplace").columns
+    names = [str(name).strip() for name in header]  # "prompt, chosen" has a space in its second name
+    if len(set(names)) < len(names):
+        raise ValueError(f"its header names {names[0]!r} and others twice; name each column once")
     table = Dataset.from_csv(
         path,
         cache_dir=cache,
@@ -381,7 +460,7 @@ def _load_csv(path: str, cache: str) -> Any:
     )
     if table.column_names != names:  # pandas made an index of the surplus, and shifted every cell
         raise ValueError("rows have more cells than the header has names")
-    return table
+    yield from table.select_columns(_wanted(names, columns))
 
 
 def _csv_fields(row: dict[str, str]) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from midcourse.data.formats import (
     read_rows,
     short,
     text_of,
+    text_or_messages,
 )
 from midcourse.lm.prompt import Prompt
 
-COLUMNS = ("row", "sample", "prompt", "response", "finished", "reward")
+COLUMNS = ("prompt", "response", "reward", "finished", "row", "sample", "completion", "label")
+ALIASES = {"completion": "response", "label": "reward"}  # what TRL calls them in unpaired preferences
 _REMEDY = "write one, or label the rollouts again"
 
 
@@ -51,9 +53,9 @@ def read_rollouts(
 ) -> list[Rollout]:
     """Read the rollouts to train on from a file in one of the formats of `read_comparisons`, in order.
 
-    Fields: `prompt` (a text or, except in CSV, a list of {role, content}), `response` (a text; empty only if finished),
-    `reward` (a finite number) and optionally `finished` (true if absent); others are ignored. `limit` and `rejects` are
-    as in `read_comparisons`.
+    Fields: `prompt` (a text or a list of {role, content}), `response` (a text; empty only if finished), `reward` (a
+    finite number, or true or false for 1 or 0) and optionally `finished` (true if absent); others are ignored. TRL's
+    names `completion` and `label` do as well. `limit` and `rejects` are as in `read_comparisons`.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row, such as one
@@ -78,7 +80,7 @@ def read_samples(path: str | Path, *, rejects: list[BadRow] | None = None) -> li
 def are_rollouts(path: str | Path) -> bool:
     """Say whether a file's first row has the fields of a rollout, and not those of a comparison."""
     fields = field_names(path, (*COLUMNS, "chosen", "rejected"))
-    return bool(fields & {"response", "reward"}) and not fields & {"chosen", "rejected"}
+    return bool(fields & {"response", "reward", "completion"}) and not fields & {"chosen", "rejected"}
 
 
 def label_comparisons(comparisons: Iterable[Comparison]) -> list[Rollout]:
@@ -95,6 +97,7 @@ def label_comparisons(comparisons: Iterable[Comparison]) -> list[Rollout]:
 
 def rollout_of(fields: dict[str, Any]) -> Rollout:
     """Return the rollout in a row's fields, with or without a reward; Problem if there is none."""
+    fields = _named_alike(fields)
     for field in ("prompt", "response"):
         if field not in fields:
             raise Problem(field, "the field is missing; each row needs prompt and response")
@@ -102,7 +105,25 @@ def rollout_of(fields: dict[str, Any]) -> Rollout:
     return Rollout(prompt_of(fields), response, finished, number_of(fields, "reward", _REMEDY))
 
 
+def _named_alike(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of unpaired preferences (completion, label) as one of rollouts."""
+    found = {ours: fields[theirs] for theirs, ours in ALIASES.items() if theirs in fields and ours not in fields}
+    fields = {**fields, **found}
+    response = fields.get("response")
+    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
+        fields["response"] = _assistants(text_or_messages(fields, "response"))
+    return fields
+
+
+def _assistants(messages: Any) -> str:
+    """Return the content of one message; Problem if it is not the assistant's."""
+    if (role := messages[0]["role"]) != "assistant":
+        raise Problem("response", f"the message is of the role {short(role)}; write the assistant's")
+    return messages[0]["content"]
+
+
 def _labelled(fields: dict[str, Any]) -> Rollout:
+    fields = _named_alike(fields)
     for field in ("prompt", "response", "reward"):
         if field not in fields:
             raise Problem(field, "the field is missing; each row needs prompt, response and reward")

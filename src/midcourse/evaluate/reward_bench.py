@@ -6,6 +6,7 @@ gathered into its sections, at every share; at 100% those are the scores of its 
 count one half here and nothing there.
 """
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, fingerprint, prompt_groups
+from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, fingerprint, one_each, prompt_groups
 from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.data.formats import BadRow, DataError, Problem, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
@@ -108,7 +109,8 @@ def read_benchmark(
 ) -> Benchmark:
     """Read the comparisons of files in the formats of `read_comparisons`, RewardBench's among them.
 
-    A row's subset is its `subset_field`; if it has none, the file's name. Rows whose responses are equal, or one of
+    A row's subset is its `subset_field`; if it has none, the file's name. A row of several rejected responses
+    (RewardBench 2) is a comparison with each. Rows whose responses are equal, or one of
     them empty, are left out and counted.
 
     Args:
@@ -124,13 +126,15 @@ def read_benchmark(
     rows: list[_Judged] = []
     for path, name in zip(paths, _file_names(paths), strict=True):
 
-        def parse(fields: dict[str, Any], name: str = name) -> _Judged:
-            return _judged(fields, subset_field, name)
+        def parse(fields: dict[str, Any], name: str = name) -> list[_Judged]:
+            return [_judged(one, subset_field, name) for one in one_each(fields)]
 
-        def problem(row: _Judged) -> str | None:
-            return None if row.comparison is None or reward is None else _prompt_problem(reward, row.comparison)
+        def problem(judged: list[_Judged]) -> str | None:
+            prompts = [one.comparison for one in judged if one.comparison is not None]
+            return None if reward is None or not prompts else _prompt_problem(reward, prompts[0])
 
-        rows += read_rows(path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad)
+        found = read_rows(path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad)
+        rows += itertools.chain.from_iterable(found)
     kept = [(row.comparison, row.subset) for row in rows if row.comparison is not None]
     reasons = Counter(row.reason for row in rows if row.reason)
     left_out = {"identical": reasons["identical"], "empty": reasons["empty"], "bad": len(bad or [])}
@@ -300,7 +304,7 @@ def _of_ids(
     kept = [number for number, comparison in enumerate(comparisons) if tokens(comparison) <= room]
     if not kept:
         raise _none_left(len(comparisons), f"the {room} tokens that are read")
-    pairs = encode(reward, [comparisons[number] for number in kept], room)
+    pairs = encode(reward, [comparisons[number] for number in kept], room, keep_equal=True)
     rewards = score_rows(reward, pairs.rows, batch_tokens)
     return kept, pairs, [row.cumsum(0) for row in rewards] if reward.additive else rewards
 

@@ -32,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 
 from midcourse.compare.independence import write_earned
 from midcourse.data.comparisons import Comparison, fingerprint, split_by_prompt
-from midcourse.data.encoded import EncodedRow, PairSet, encode
+from midcourse.data.encoded import EncodedRow, PairSet, encode, what_was_cut
 from midcourse.data.learned import write_learned_rows
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import length_baseline, pair_accuracy
@@ -47,7 +47,7 @@ from midcourse.progress import progress
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.train import processes
 from midcourse.train.batches import plan_batches
-from midcourse.train.card import as_range
+from midcourse.train.card import as_range, cut_text
 from midcourse.train.folder import drop_run, only_training, prepare_folder
 from midcourse.train.settings import Settings, TrainingError, check_settings
 from midcourse.train.stopping import stop_on_signal
@@ -158,6 +158,7 @@ def _train(
     metrics = policy.figures()
     metrics["length_baseline"] = length_baseline(train, held_out)
     metrics["train_pairs"] = len(train.pairs)
+    metrics["cut"] = what_was_cut(train.rows, train, settings.max_tokens)
     write_earned(out, lm.name)
     _finish(trainer.model, {**run, "metrics": metrics}, kept, out)
     return metrics
@@ -364,6 +365,7 @@ DPOTrainer under midcourse at beta {record["beta"]} on {metrics["train_pairs"]} 
 On {metrics["pairs"]} pairs of {metrics["prompts"]} held-out prompts its implicit reward has an accuracy of
 {metrics["shares"][-1]["accuracy"]:.3f} (95% interval {as_range(interval)}). The loss is {metrics["loss"]:.4f}
 (0.6931 before training), the mean difference of log-ratios {metrics["log_ratio_margin"]:.3f} nats.
+{cut_text(metrics)}
 
 {how_to_load(record["lm"])}
 ## Training

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import MidcourseError
 
-Message: TypeAlias = dict[str, str]
+Message: TypeAlias = dict[str, Any]  # role and content, texts; templates may know more fields, such as tool_calls
 Prompt: TypeAlias = str | Sequence[Message]
 Template = Literal["chat", "raw", "mixed"]
 TEMPLATES: tuple[str, ...] = get_args(Template)

@@ -193,6 +193,8 @@ def how_it_went(metrics: dict[str, Any]) -> str:
     """Return sentences on padding and early stopping."""
     padding = metrics["padding"]
     told = f"Of the tokens in its batches {padding['share']:.1%} were padding."
+    if lost := cut_text(metrics):
+        told += f" {lost}"
     if replay := metrics.get("replay"):
         told += (
             f" {replay['texts']} preference texts were replayed; their rewards moved by {replay['drift']:.3g} "
@@ -204,6 +206,17 @@ def how_it_went(metrics: dict[str, Any]) -> str:
             f"{stop['step']}, the best by mean prefix accuracy ({stop['accuracy']:.3f}) on {stop['pairs']} pairs of "
             f"{stop['prompts']} held-out prompts. The table above is of other held-out prompts."
         )
+    return told
+
+
+def cut_text(metrics: dict[str, Any]) -> str:
+    """Return what was lost of the texts at the length limit, as sentences; "" if nothing was."""
+    cut = metrics.get("cut")
+    if not cut or not cut["cut"]:
+        return ""
+    told = f"{cut['cut']} of {cut['texts']} texts were cut at {cut['max_tokens']} tokens, prompt included."
+    if cut["equal_pairs"]:
+        told += f" {cut['equal_pairs']} pairs whose responses are equal up to there were left out."
     return told
 
 

@@ -28,6 +28,7 @@ from midcourse.data.encoded import (
     pairs_by_label,
     pairs_by_level,
     pairs_of_edits,
+    what_was_cut,
 )
 from midcourse.data.ladders import Ladder
 from midcourse.data.learned import no_rows, read_learned_rows
@@ -185,6 +186,7 @@ def _train(
         # What no edit touched is worth nothing on average: a text gains nothing by being long.
         reward.info = replace(reward.info, centre=kept_rewards(data.train, scorer.score(0))[0])
     metrics, calibration = _measured(scorer, data, zero)
+    metrics["cut"] = what_was_cut(data.train.rows, data.train_pairs, settings.max_tokens)
     metrics["padding"] = {
         "share": _padding(data.train, lengths, plan),
         "without_buckets": _padding(data.train, lengths, planned(objective, data.train, lengths, settings, window=1)),
