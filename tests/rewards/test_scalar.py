@@ -131,9 +131,9 @@ def test_no_dropout_in_training():
 
 
 def test_layers_and_norm_that_are_not_found():
-    for find, what in ((layers_of, "list of layers"), (final_norm_of, "final norm")):
-        with pytest.raises(RewardError, match=f"no {what} found in Linear; use --tune head, lora or all"):
-            find(torch.nn.Linear(1, 1))
+    with pytest.raises(RewardError, match="no list of layers found in Linear; use --tune head, lora or all"):
+        layers_of(torch.nn.Linear(1, 1))
+    assert final_norm_of(torch.nn.Linear(1, 1)) is None  # OPT-350m has none
 
 
 # Creating

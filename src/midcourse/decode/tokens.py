@@ -118,7 +118,8 @@ class TokenBatch:
             def ask(rows: RewardRows, which: Sequence[int]) -> Tensor:
                 assert isinstance(rows, VocabularyRows)
                 shape = len(which), vocabulary
-                return checked_rewards(part.reward, "vocabulary_rewards", rows.vocabulary_rewards(), shape)
+                answer = rows.vocabulary_rewards()
+                return checked_rewards(part.reward, "vocabulary_rewards", answer, shape, len(self.lm.tokenizer))
 
             return ask
 

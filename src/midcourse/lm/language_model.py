@@ -87,11 +87,14 @@ class LanguageModel:
         Args:
             layers: after how many layers hidden states are to be kept, for rewards that read them.
         """
-        return LanguageModelRows(self.model, prompts, max_new_tokens, layers)
+        return LanguageModelRows(self.model, prompts, max_new_tokens, layers, len(self.tokenizer))
 
 
 class LanguageModelRows:
     """A batch of rows under a causal LM.
+
+    Args:
+        tokens: how many token ids have a text. What a vocabulary is padded with beyond them is impossible.
 
     Attributes:
         logprobs: of each row's next token, over the whole vocabulary.
@@ -107,7 +110,9 @@ class LanguageModelRows:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         layers: Sequence[int] = (),
+        tokens: int | None = None,
     ):
+        self.tokens = tokens
         token_ids, _ = pad(prompts, model.device)
         lengths = [len(prompt) for prompt in prompts]
         self.cache = PrefixCache(model, len(prompts), max(lengths) + max_new_tokens)
@@ -171,6 +176,10 @@ class LanguageModelRows:
         self.logprobs = logprobs
 
     def _read(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        if self.tokens is not None and self.tokens < logits.shape[1]:
+            logits = torch.nn.functional.pad(
+                logits[:, : self.tokens], (0, logits.shape[1] - self.tokens), value=-torch.inf
+            )
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 

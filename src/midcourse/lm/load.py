@@ -124,13 +124,17 @@ def load_config(name: str) -> PretrainedConfig:
         ModelError: there is no model of that name.
         LoadError: its configuration cannot be read, or it needs code of its own.
     """
+    config = _whole_config(name).get_text_config()
+    labels = _labels_of_adapters(name)
+    if labels is not None:
+        config.num_labels, config.architectures = labels, ["AdapterForSequenceClassification"]
+    return config
+
+
+def _whole_config(name: str) -> PretrainedConfig:
     folder = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        labels = _labels_of_adapters(name)
-        if labels is not None:
-            config.num_labels, config.architectures = labels, ["AdapterForSequenceClassification"]
-        return config
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of many kinds, if config.json is damaged
         if isinstance(error, OSError | ValueError) and not Path(folder).is_dir() and not _needs_code(error):
             raise ModelError(_not_found(folder)) from error
@@ -179,7 +183,7 @@ def load_model(
         auto_class: transformers' class for its head: AutoModelForCausalLM, ..., or AutoModel for none.
         name: "smollm2", "minilm", a folder or a Hub id, of a model or of an adapter, which is merged into its base.
         config: instead of the model's own; it may have fewer layers than the checkpoint.
-        attention: implementation; None for the architecture's own.
+        attention: implementation, if the architecture has it, else "eager"; None for the architecture's own.
         own_head: whether the head has to be the checkpoint's. Otherwise another head in the checkpoint is left out, and
             what it lacks of the head (a pooler included) starts from random numbers.
 
@@ -195,16 +199,26 @@ def load_model(
         settings["config"] = config
     elif _labels_of_adapters(name) is not None:  # the base has no head, the adapter has
         settings["config"], own_head = found, False
+
+    def load() -> tuple[PreTrainedModel, dict[str, Collection[Any]]]:
+        return auto_class.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are looked at below
+            output_loading_info=True,
+            **settings,
+        )
+
     try:
         with quiet_transformers():
-            model, report = auto_class.from_pretrained(
-                folder,
-                trust_remote_code=False,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are looked at below
-                output_loading_info=True,
-                **settings,
-            )
+            try:
+                model, report = load()
+            except ValueError as error:
+                if not _lacks_attention(error):
+                    raise
+                settings["attn_implementation"] = "eager"
+                model, report = load()
     except Exception as error:  # of many kinds, if files are damaged
         raise _cannot_load(name, error) from error
     _check_weights(model, report, name, cut=config is not None, own_head=own_head)
@@ -227,7 +241,15 @@ def empty_model(
     try:
         return auto_class.from_config(config, trust_remote_code=False, **settings)
     except ValueError as error:
+        if attention not in (None, "eager") and _lacks_attention(error):
+            return empty_model(auto_class, config, dtype=dtype, attention="eager")
         raise _cannot_load(config.name_or_path or config.model_type, error) from error
+
+
+def of_several_media(name: str) -> bool:
+    """Return whether a model's layers are within one that reads pictures or sound too."""
+    config = _whole_config(name)
+    return config.get_text_config() is not config
 
 
 # Adapters
@@ -431,6 +453,10 @@ def _cannot_load(name: str, error: Exception) -> LoadError:
 
 def _needs_code(error: Exception) -> bool:
     return "trust_remote_code" in str(error)
+
+
+def _lacks_attention(error: Exception) -> bool:
+    return "does not support an attention implementation" in str(error)
 
 
 def _first_sentence(error: Exception) -> str:

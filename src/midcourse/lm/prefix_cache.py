@@ -34,6 +34,31 @@ from midcourse.errors import MidcourseError
 
 MASK_ATTENTION = ("sdpa", "eager")  # the attention kernels of transformers that take a 4D mask
 MASK_LAYERS = {"full_attention", "sliding_attention"}
+# Architectures whose rows were seen to be those of single passes; any other is tried when it is first used.
+KNOWN = frozenset(
+    [
+        "cohere",
+        "deepseek_v3",
+        "gemma",
+        "gemma3_text",
+        "glm4",
+        "gpt2",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    ]
+)
 
 _STEP_TOKENS = 64  # the longest forward that is compiled; a prompt's length differs every time
 _ROOM = 256  # capacities of compiled caches are multiples of this, so that few shapes are compiled
@@ -58,6 +83,11 @@ def check_supported(config: PretrainedConfig) -> None:
             f"{name} has {', '.join(sorted(other))} layers, whose state cannot be shared by sibling candidates; "
             "use a model with full or sliding-window attention only"
         )
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo has windows, which no mask of ours moves
+        raise UnsupportedModelError(
+            f"{name} has local attention, whose window counts slots, not positions; use a model with full or "
+            "sliding-window attention only"
+        )
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; use a decoder-only model")
 
@@ -73,6 +103,49 @@ def check_positions(model: PreTrainedModel) -> None:
         # RoBERTa and its kin keep a row of the table for padding, and count tokens from the next one.
         if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
             raise UnsupportedModelError(f"{kind} counts positions from {module.padding_idx + 1}; {remedy}")
+
+
+_tried: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def try_once(model: PreTrainedModel) -> None:
+    """Try an architecture that nobody has tried, once for each model: a batch with siblings against single passes.
+
+    Raises:
+        UnsupportedModelError: a row in a batch, or one of two alternatives, is read otherwise than alone.
+    """
+    if model in _tried or model.config.get_text_config().model_type in KNOWN:
+        return
+    _tried[model] = True
+    words = model.config.get_text_config().vocab_size
+    prompts = [[(7 * place + 3) % words for place in range(length)] for length in (4, 7)]
+    ends = [[5 % words, 11 % words]] * 2
+    try:
+        cache = PrefixCache(model, 2, 16)
+        cache.extend(pad(prompts, model.device)[0], [len(prompt) for prompt in prompts])
+        have = _outputs(cache.siblings(torch.tensor(ends, device=model.device)))
+        alone = [
+            _outputs(model(input_ids=torch.tensor([[*prompt, end]], device=model.device), use_cache=False))[0, -1]
+            for prompt, both in zip(prompts, ends, strict=True)
+            for end in both
+        ]
+    except Exception:
+        del _tried[model]
+        raise
+    want = torch.stack(alone).view_as(have)
+    apart = (have - want).abs().max() / want.abs().max().clamp(min=1e-6)
+    if not apart <= (1e-2 if model.dtype in (torch.float32, torch.float64) else 0.2):
+        del _tried[model]
+        raise UnsupportedModelError(
+            f"{model.config.model_type} reads rows of a batch otherwise than alone (relative difference {apart:.2g} "
+            "when tried), so what it would write or reward is not its own; use a model of another architecture"
+        )
+
+
+def _outputs(output: ModelOutput) -> Tensor:
+    found = output.get("logits")
+    return (output.last_hidden_state if found is None else found).float()
 
 
 def compile_steps(model: PreTrainedModel) -> None:
@@ -193,6 +266,7 @@ class PrefixCache:
 
     def __init__(self, model: PreTrainedModel, batch: int, capacity: int):
         check_supported(model.config)
+        try_once(model)
         self.model = model
         self.config = model.config.get_text_config()
         self.compiled = _compiled.get(model)

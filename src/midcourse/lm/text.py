@@ -45,7 +45,7 @@ class TextStream:
     follows them.
 
     Args:
-        stop: strings before the first of which the text ends.
+        stop: strings before the first of which the text ends; one that is a special token ends it as that token.
         prompt_ids: the prompt's tokens.
         lead: white space that belongs to the prompt's template, not to the text.
 
@@ -65,6 +65,8 @@ class TextStream:
         self.tokenizer = tokenizer
         self.stop = tuple(stop)
         self.stopped = False
+        added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+        self._stop_ids = {added[one] for one in self.stop if one in added}  # special tokens write no text to match
         self._ids = _near(tokenizer, prompt_ids)
         self._lead = lead
         self._start = len(self._ids)  # the text of the ids before this is out
@@ -74,6 +76,9 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """Append a token, and return the text that is certain now and was not before."""
+        if token_id in self._stop_ids:
+            piece, self._held, self.stopped = self._held, "", True
+            return piece
         self._ids.append(token_id)
         return self._release(self._without_lead(self._decode_new()))
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
 from midcourse.ppo.settings import PPOSettings
-from midcourse.rewards.backbone import Tuning, halves_of, with_adapter
+from midcourse.rewards.backbone import Tuning, halves_of, state_width, with_adapter
 
 
 class Tokens(NamedTuple):
@@ -116,7 +116,7 @@ class Policy(nn.Module):
         # In a tuple, since their weights are the model's, which is a module of this one already.
         self._halves = (_halves(model, tuning.layers) if tuning.layers else None,)
         wide = torch.promote_types(model.dtype, torch.float32)
-        self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=wide, device=model.device)
+        self.head = nn.Linear(state_width(model.config), 1, dtype=wide, device=model.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.eval()

@@ -20,13 +20,22 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import adapters_of, empty_model, load_config, load_model, resolve_device, resolve_dtype
+from midcourse.lm.load import (
+    adapters_of,
+    empty_model,
+    load_config,
+    load_model,
+    of_several_media,
+    resolve_device,
+    resolve_dtype,
+)
 from midcourse.lm.prefix_cache import check_positions, check_supported
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.contract import check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo
 
-FINAL_NORMS = ("norm", "ln_f", "final_layernorm")  # what architectures call the norm behind their last layer
+# What architectures call the norm behind their last layer.
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "embedding_norm")
 Backbone: TypeAlias = PreTrainedModel | PeftModel
 
 
@@ -75,7 +84,8 @@ class Tuning:
 
 def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -> PreTrainedModel:
     """Load the first `layers` layers of a pretrained causal LM (None: all), without its LM head."""
-    if adapters_of(name):  # adapters name the layers of the whole model, and are merged there
+    # Adapters name the layers of the whole model, and are merged there; models of several media have theirs within.
+    if adapters_of(name) or of_several_media(name):
         lm = LanguageModel.load(name, device=device, dtype=dtype)
         return shared_backbone(lm, layers or lm.model.get_decoder().config.num_hidden_layers)
     config = load_config(name)
@@ -84,7 +94,7 @@ def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -
     model = load_model(AutoModel, name, config, device=device, dtype=dtype, own_head=False)
     check_supported(model.config)
     check_positions(model)
-    return model
+    return model.get_decoder()  # OPT's layers are one module further in
 
 
 def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
@@ -100,7 +110,7 @@ def shared_backbone(lm: LanguageModel, layers: int) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     keep_layers(config, layers, lm.name)
     with torch.device("meta"):
-        backbone = empty_model(AutoModel, config, dtype=lm.model.dtype)
+        backbone = empty_model(AutoModel, config, dtype=lm.model.dtype).get_decoder()
     theirs = _tensors(base)
     for name, blank in _tensors(backbone).items():
         tensor = theirs.get(name)
@@ -178,7 +188,7 @@ def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrai
     wanted = resolve_dtype(dtype, place)
     # Made in its dtype, not cast to it: a cast would round the rotary frequencies, which are float32 in any dtype.
     wanted = config.dtype if isinstance(wanted, str) else wanted
-    return empty_model(AutoModel, config, dtype=wanted).to(place)
+    return empty_model(AutoModel, config, dtype=wanted).to(place).get_decoder()
 
 
 def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
@@ -242,9 +252,16 @@ def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
     return part
 
 
-def final_norm_of(backbone: nn.Module) -> nn.Module:
-    """Return the norm behind a backbone's last layer (`norm` in most architectures, `ln_f` in GPT-2's)."""
-    for name in FINAL_NORMS:
-        if isinstance(found := getattr(backbone, name, None), nn.Module):
-            return found
-    raise RewardError(f"no final norm found in {type(backbone).__name__}; use --tune head, lora or all")
+def final_norm_of(backbone: nn.Module) -> nn.Module | None:
+    """Return the norm behind a backbone's last layer (`norm` in most architectures, `ln_f` in GPT-2's).
+
+    None if it has none, as OPT-350m, whose layers end with norms of their own.
+    """
+    found = (getattr(backbone, name, None) for name in FINAL_NORMS)
+    return next((norm for norm in found if isinstance(norm, nn.Module)), None)
+
+
+def state_width(config: PretrainedConfig) -> int:
+    """Return the width of the states behind the last layer; OPT-350m projects them to that of its embeddings."""
+    config = config.get_text_config()
+    return getattr(config, "word_embed_proj_dim", None) or config.hidden_size

@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -276,17 +277,17 @@ def check_finite(
             )
 
 
-def checked_rewards(reward: Reward, asked: str, answer: Any, shape: Sequence[int]) -> Tensor:
+def checked_rewards(reward: Reward, asked: str, answer: Any, shape: Sequence[int], tokens: int = 0) -> Tensor:
     """Return what a reward's rows answered; RewardError if it is no tensor of rewards of that shape.
 
     Args:
         asked: the method of `RewardRows` or `VocabularyRows` that answered; rewards of a vocabulary may be of more
-            tokens than the language model has.
+            tokens than the language model has, or of fewer: one tokenizer's vocabulary is padded to different sizes.
+        tokens: how many of these have a text.
     """
-    longer = asked == "vocabulary_rewards"
     if isinstance(answer, Tensor) and answer.ndim == len(shape):
-        if longer and len(answer) == shape[0] and answer.shape[1] >= shape[1]:
-            return answer
+        if asked == "vocabulary_rewards" and len(answer) == shape[0] and tokens <= answer.shape[1]:
+            return torch.nn.functional.pad(answer, (0, max(shape[1] - answer.shape[1], 0)))
         if tuple(answer.shape) == tuple(shape):
             return answer
     raise RewardError(

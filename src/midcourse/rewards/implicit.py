@@ -189,7 +189,9 @@ class ImplicitRows:
         self.beta, self.aligned, self.base = beta, aligned, base
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
-        return self.beta * (self.aligned.vocabulary_rewards() - self.base.vocabulary_rewards())
+        aligned, base = self.aligned.vocabulary_rewards(), self.base.vocabulary_rewards()
+        both = min(aligned.shape[1], base.shape[1])  # one vocabulary may be padded more than the other
+        return self.beta * (aligned[:, :both] - base[:, :both])
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
         return self.beta * (self.aligned.candidate_rewards(token_ids) - self.base.candidate_rewards(token_ids))

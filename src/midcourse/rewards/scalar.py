@@ -43,6 +43,7 @@ from midcourse.rewards.backbone import (
     final_norm_of,
     layers_of,
     shared_backbone,
+    state_width,
     truncated_backbone,
     with_adapter,
 )
@@ -67,7 +68,7 @@ class RewardModel(TokenReward, TrainedReward):
 
     def make_head(self) -> nn.Module:
         """Make a new head, which gives one number for a state."""
-        width, place = self.backbone.config.hidden_size, {"device": self.backbone.device, "dtype": self.backbone.dtype}
+        width, place = state_width(self.backbone.config), {"device": self.backbone.device, "dtype": self.backbone.dtype}
         head = nn.Linear(width, 1, bias=False, **place)
         # At zero every prefix is worth the same: training starts from the unguided policy.
         nn.init.zeros_(head.weight)
@@ -79,7 +80,8 @@ class RewardModel(TokenReward, TrainedReward):
 
     def last_parts(self, amount: int) -> list[nn.Module]:
         """Return the backbone's last layers and what follows them."""
-        return [layers_of(self.backbone)[-amount:], final_norm_of(self.backbone)]
+        norm = final_norm_of(self.backbone)
+        return [layers_of(self.backbone)[-amount:], *([] if norm is None else [norm])]
 
     @classmethod
     def with_adapters(cls, backbone: Backbone, tuning: Tuning) -> Backbone:

@@ -28,7 +28,7 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.load import load_config, load_model
 from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.backbone import Backbone, Tuning
+from midcourse.rewards.backbone import Backbone, Tuning, state_width
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
@@ -114,7 +114,7 @@ class TrainedVocabularyReward(RewardModel):
         return self
 
     def make_head(self) -> nn.Module:
-        hidden = self.backbone.config.hidden_size
+        hidden = state_width(self.backbone.config)
         width = self.embeddings.shape[1]
         return VocabularyHead(hidden, width, self.normalised, self.backbone.device, self.backbone.dtype)
 

@@ -26,7 +26,7 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import load_config
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.backbone import FINAL_NORMS, Backbone
+from midcourse.rewards.backbone import FINAL_NORMS, Backbone, state_width
 from midcourse.rewards.contract import FollowedRows, Reward, check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
@@ -332,4 +332,6 @@ def _remove_final_norm(backbone: nn.Module) -> None:
         if isinstance(getattr(backbone, name, None), nn.Module):
             setattr(backbone, name, nn.Identity())
             return
-    raise RewardError(f"no final norm found in {type(backbone).__name__}; use --head scalar")
+    config: Any = backbone.config
+    if state_width(config) != config.hidden_size:  # OPT-350m has no norm, and embeddings of another width
+        raise RewardError(f"the states of {type(backbone).__name__} are wider than its embeddings; use --head scalar")

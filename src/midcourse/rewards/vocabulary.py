@@ -229,7 +229,8 @@ class ModelVocabularyRows(CachedRows):
         return self.next
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        return self.vocabulary_rewards().gather(1, token_ids)
+        rewards = self.vocabulary_rewards()
+        return rewards.gather(1, token_ids.clamp(max=rewards.shape[1] - 1))  # ids beyond have no text, and no chance
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
         if self.current is None:

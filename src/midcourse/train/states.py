@@ -22,7 +22,7 @@ from midcourse.data.encoded import EncodedRow
 from midcourse.files import cache_folder, whole_file
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.rewards.backbone import Tuning, halves_of
+from midcourse.rewards.backbone import Tuning, halves_of, state_width
 from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.train import processes
 from midcourse.train.shards import make_room, open_shard, reserve
@@ -90,7 +90,9 @@ class FrozenStates:
         common = _holds(reward, made)
         holds = [{**common, "rows": _rows_hash(shard)} for shard in shards]
         paths = [folder / f"{_shard_key(what)}.safetensors" for what in holds]
-        hidden = reward.backbone.config.hidden_size
+        config = reward.backbone.config
+        behind_all = made.frozen_layers == config.num_hidden_layers
+        hidden = state_width(config) if behind_all else config.hidden_size
         shapes = [(sum(_width(row, made) for row in shard), hidden) for shard in shards]
         reserve(folder, [path.name for path in paths], self)
         wanted = list(zip(paths, holds, shapes, strict=True))
