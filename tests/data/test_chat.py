@@ -10,7 +10,9 @@ import threading
 
 import pytest
 
-from midcourse.data.chat import answered
+from midcourse.data.chat import ChatServer, answered
+from midcourse.data.formats import DataError
+from tests.chat_server import completion
 
 
 def test_every_item_is_answered_once():
@@ -68,3 +70,49 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(tmp_path):
                 waiting.close()
     assert process.returncode == 128 + signal.SIGINT
     assert "Traceback" not in said
+
+
+def parts(text: str) -> dict:
+    """An answer whose content is a list of parts."""
+    found = completion(text)
+    content = [
+        {"type": "reasoning", "summary": []},
+        {"type": "text", "text": text[:2]},
+        {"type": "text", "text": text[2:]},
+    ]
+    found["choices"][0]["message"]["content"] = content
+    return found
+
+
+def test_content_in_parts_is_read(serve):
+    chat = ChatServer(serve(lambda request: (200, parts("hello"))).url, "m", called="judge", error=DataError)
+    assert chat.complete([{"role": "user", "content": "a"}]).text == "hello"
+
+
+def test_what_a_model_takes_by_another_name_or_not_at_all_is_asked_so(serve):
+    """o1 and its kin take max_completion_tokens and no temperature; what was refused once is not sent again."""
+
+    def reply(request):
+        for name in ("max_tokens", "temperature"):
+            if name in request:
+                return 400, {"error": {"message": f"Unsupported parameter: '{name}' is not supported with this model."}}
+        return 200, completion(str(request["max_completion_tokens"]))
+
+    server = serve(reply)
+    chat = ChatServer(server.url, "m", called="judge", error=DataError)
+    messages = [{"role": "user", "content": "a"}]
+    assert [chat.complete(messages, max_tokens=7, temperature=0.0).text for _ in range(2)] == ["7", "7"]
+    assert [sorted(request) for request in server.requests] == [
+        ["max_tokens", "messages", "model", "temperature"],
+        ["max_completion_tokens", "messages", "model", "temperature"],
+        ["max_completion_tokens", "messages", "model"],
+        ["max_completion_tokens", "messages", "model"],
+    ]
+
+
+def test_any_other_refusal_is_said(serve):
+    server = serve(lambda request: (400, {"error": {"message": "no such model"}}))
+    chat = ChatServer(server.url, "m", called="judge", error=DataError)
+    with pytest.raises(DataError, match=r"answers 400 .*no such model"):
+        chat.complete([{"role": "user", "content": "a"}], max_tokens=7)
+    assert len(server.requests) == 1

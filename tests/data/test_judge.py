@@ -58,6 +58,8 @@ def test_an_answer_without_a_verdict_is_unparseable(serve, answer):
     ("answer", "verdict"),
     [
         ("VERDICT: A", "a"),
+        ("VERDICT: [[A]]", "a"),
+        ("**VERDICT: [B]**", "b"),
         ("so\n**Verdict: B**\n", "b"),
         ("VERDICT: tie.", "tie"),
         ("VERDICT: B\nVERDICT: A", "a"),

@@ -16,6 +16,10 @@ Asked = TypeVar("Asked")
 Found = TypeVar("Found")
 
 
+# What a model may refuse of a request, and what it takes for it; None leaves it out.
+OTHER_WORDS: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None}
+
+
 class Answer(NamedTuple):
     """What a server answers.
 
@@ -62,6 +66,7 @@ class ChatServer:
             raise error(f"a {called} needs the openai client; run: pip install 'midcourse[judge]'") from missing
         self.base_url, self.model, self.api_key_env = base_url, model, api_key_env
         self._called, self._raised = called, error
+        self._refused: set[str] = set()
         self._key = os.environ.get(api_key_env, "").strip()
         self._client = OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, max_retries=retries)
 
@@ -78,12 +83,9 @@ class ChatServer:
         from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 
         try:
-            asked: Any = {"model": self.model, "messages": list(messages), **settings}
-            answer: Any = self._client.chat.completions.create(**asked)
+            answer = self._asked({"model": self.model, "messages": list(messages), **settings})
             choice = answer.choices[0]
-            content = choice.message.content or ""
-            if not isinstance(content, str):
-                raise TypeError(f"the content is of type {type(content).__name__}")
+            content = _content(choice.message.content)
             # Half a surrogate pair is no character, and no file takes it.
             whole = content.encode("utf-8", "replace").decode()
             return Answer(whole, choice.finish_reason == "length")
@@ -97,12 +99,48 @@ class ChatServer:
             if error.status_code in (401, 403):
                 raise self._error(f"refuses the API key in {self.api_key_env}; set the right one") from None
             raise self._error(f"answers {error.status_code} ({_brief(error)}); mend that and go on") from error
-        except (APIError, ValueError, AttributeError, TypeError, IndexError, RecursionError) as error:
+        except (APIError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
             raise self._error("does not speak the protocol; give the address up to /v1") from error
+
+    def _asked(self, request: dict[str, Any]) -> Any:
+        """Return the server's answer, asked in other words where the model takes none of these (o1 and its kin).
+
+        What it refused once is not sent again.
+        """
+        from openai import BadRequestError
+
+        for name in self._refused & request.keys():
+            request = _in_other_words(name, request)
+        create: Any = self._client.chat.completions.create
+        try:
+            return create(**request)
+        except BadRequestError as error:
+            refused = [name for name in OTHER_WORDS if name in request and name in str(error)]
+            if not refused:
+                raise
+            self._refused |= {refused[0]}
+            return self._asked(request)
 
     def _error(self, problem: str) -> MidcourseError:
         message = f"{self._called} {self.model} at {self.base_url} {problem}"
         return self._raised(message.replace(self._key, "***") if self._key else message)
+
+
+def _in_other_words(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request without a field, or with the one that stands for it."""
+    others = {key: value for key, value in request.items() if key != name}
+    other = OTHER_WORDS[name]
+    return others if other is None else {**others, other: request[name]}
+
+
+def _content(content: Any) -> str:
+    """Return the text of an answer, which some servers send in parts; TypeError if it is none."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, dict) else vars(part) for part in content]
+        content = "".join(part["text"] for part in parts if part.get("type") in ("text", "output_text"))
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"the content is of type {type(content).__name__}")
+    return content or ""
 
 
 def _brief(error: Exception) -> str:

@@ -35,7 +35,7 @@ You may think first. Let your last line be your verdict and nothing else, exactl
 VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
-_VERDICT = re.compile(r"[\s*_`#]*VERDICT:[\s*_`]*(A|B|TIE)[\s*_`.]*", re.IGNORECASE)
+_VERDICT = re.compile(r"[\s*_`#]*VERDICT:[\s*_`\[(]*(A|B|TIE)[\s*_`.\])]*", re.IGNORECASE)
 
 
 class JudgeError(MidcourseError):
