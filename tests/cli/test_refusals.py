@@ -115,3 +115,24 @@ def test_reward_bench_compares_no_nan(midcourse, broken, tmp_path):
     )
     assert (code, out) == (2, "")
     assert "1 comparisons have rewards that are no finite numbers, the first with the prompt 'a'" in err
+
+
+@pytest.mark.parametrize("verb", ["guide", "sample", "ppo"])
+def test_a_prompt_that_a_template_refuses_is_a_bad_row(midcourse, model_folder, tmp_path, verb):
+    """Gemma's template knows no system role, and others want roles in turns."""
+    folder = model_folder()
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}hi"
+    (Path(folder) / "chat_template.jinja").write_text(strict)
+    rows = [[{"role": "user", "content": "a"}], [{"role": "system", "content": "b"}, {"role": "user", "content": "a"}]]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    more = {
+        "guide": ["--reward-function", "vader", "--max-new-tokens", 2],
+        "sample": ["--max-new-tokens", 2],
+        "ppo": ["--reward", "vader", "--rollouts", 2, "--batch-size", 2, "--max-new-tokens", 2, "--tune", "lora:1"],
+    }[verb]
+    call = [verb, "--prompts", path, "--lm", folder, "--template", "chat", *more]
+    code, _, err = midcourse(*call, "--out", tmp_path / "out")
+    assert code == 2 and f"{path}, line 2, field prompt: the chat template" in err.replace("\n", " ")
+    code, _, err = midcourse(*call, "--out", tmp_path / "other", "--skip-bad-rows", tmp_path / "bad.jsonl")
+    assert code == 0 and "skipped 1 bad rows" in err

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from midcourse.decode.methods import AnyMethod
     from midcourse.decode.steps import Generation
     from midcourse.lm.language_model import LanguageModel
-    from midcourse.lm.prompt import Prompt
+    from midcourse.lm.prompt import Prompt, Template
     from midcourse.rewards.contract import Reward
 
 
@@ -145,9 +145,10 @@ class GuideCommand:
     model: Compiled = field(default_factory=Compiled)
 
     def run(self) -> int:
-        from midcourse.data.prompts import check_out, write_guided
+        from midcourse.data.prompts import check_out, read_prompts, write_guided
         from midcourse.decode.methods import Method
         from midcourse.decode.methods import method as named_method
+        from midcourse.decode.request import agreed_template
 
         rewards, out = self.rewards, self.write.out
         given = [parse_reward(text) for text in rewards.reward]
@@ -155,7 +156,8 @@ class GuideCommand:
         name = self.method.method or default_method([name for name, _ in given], functions)
         method = named_method(name)
         self._check(method)
-        prompts = self._prompts()
+        if self.read.prompts:
+            read_prompts(self.read.prompts, rejects=[])  # what cannot be read at all is refused at once
         if out:
             check_out(out, self.write.resume)
         self._check_kinds([name for name, _ in given], [name for name, _ in functions])
@@ -163,6 +165,8 @@ class GuideCommand:
         guides, weight = self._guides(lm, given, functions, tokenwise=isinstance(method, Method))
         if self.model.compile:
             _compile(lm, guides)
+        template = agreed_template(guides, self.read.template)
+        prompts = self._prompts(lm, template)
         settings: dict[str, Any] = asdict(self.method) | asdict(self.budget) | asdict(self.sampling)
         settings |= {
             "method": name,
@@ -178,11 +182,13 @@ class GuideCommand:
         _print_rows(lm, prompts, guides, settings, self.write)
         return 0
 
-    def _prompts(self) -> "Sequence[Prompt]":
-        from midcourse.data.prompts import read_prompts
+    def _prompts(self, lm: "LanguageModel", template: "Template") -> "Sequence[Prompt]":
+        from midcourse.data.prompts import read_prompts, unrenderable
 
+        if not self.read.prompts:
+            return [self.read.prompt or ""]
         with bad_rows(self.read.skip_bad_rows) as rejects:
-            return read_prompts(self.read.prompts, rejects=rejects) if self.read.prompts else [self.read.prompt or ""]
+            return read_prompts(self.read.prompts, limit=unrenderable(lm, template), rejects=rejects)
 
     def _check(self, method: "AnyMethod") -> None:
         """Refuse flags that do not go together."""

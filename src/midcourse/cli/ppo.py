@@ -81,18 +81,23 @@ class Ppo:
 
     def _run(self) -> int:
         from midcourse.compare.independence import of_reward
-        from midcourse.data.prompts import read_prompts
+        from midcourse.data.prompts import read_prompts, unrenderable
+        from midcourse.decode.request import agreed_template
         from midcourse.lm.language_model import LanguageModel
         from midcourse.ppo.run import train_policy
+        from midcourse.rewards.contract import Reward
         from midcourse.rewards.gold import load_function
         from midcourse.train import processes
 
         paid, write = self.paid, self.write
-        with bad_rows(self.read.skip_bad_rows, tell=processes.first()) as rejects:
-            prompts = processes.everywhere(lambda: read_prompts(self.prompts, rejects=rejects))
+        processes.everywhere(lambda: read_prompts(self.prompts, rejects=[]))  # before models are loaded
         reward: Any = self._reward(paid.reward) if paid.reward else load_function(paid.token_function or "")
         end_reward, gold = (self._reward(name) if name else None for name in (paid.end_reward, paid.gold))
         lm = LanguageModel.load(self.lm, **asdict(self.machine))
+        given = [(one, 1.0) for one in (reward, end_reward) if isinstance(one, Reward)]
+        problem = unrenderable(lm, agreed_template(given, self.template))
+        with bad_rows(self.read.skip_bad_rows, tell=processes.first()) as rejects:
+            prompts = processes.everywhere(lambda: read_prompts(self.prompts, limit=problem, rejects=rejects))
         metrics = train_policy(
             lm,
             prompts,

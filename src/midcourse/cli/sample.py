@@ -70,19 +70,22 @@ class Sample:
     model: Model = field(default_factory=Model)
 
     def run(self) -> int:
-        from midcourse.data.prompts import check_out, read_prompts
+        from midcourse.data.prompts import check_out, read_prompts, unrenderable
         from midcourse.data.sample import sample
         from midcourse.rewards.named import load_label
 
         template = self.read.template
-        with bad_rows(self.read.skip_bad_rows) as rejects:
-            prompts = read_prompts(self.read.prompts, rejects=rejects)
+        read_prompts(self.read.prompts, rejects=[])  # what cannot be read at all is refused before models are loaded
         check_out(self.write.out, self.write.resume)
         label = load_label(
             self.label.label_with, self.label.label_with_function, template=template, **asdict(self.model.machine)
         )
+        lm = self.model.load()
+        rendered = template or (label.template if label else None)  # otherwise as the rows that are there were
+        with bad_rows(self.read.skip_bad_rows) as rejects:
+            prompts = read_prompts(self.read.prompts, limit=rendered and unrenderable(lm, rendered), rejects=rejects)
         rollouts = sample(
-            self.model.load(),
+            lm,
             prompts,
             self.write.out,
             label=label,

@@ -13,23 +13,44 @@ from midcourse.decode.methods import settings_of
 from midcourse.decode.request import Request
 from midcourse.decode.steps import Generation, Guides, Step
 from midcourse.lm.language_model import LanguageModel, rendering
-from midcourse.lm.prompt import Prompt
+from midcourse.lm.prompt import Prompt, PromptError, Template, prompt_ids
 from midcourse.lm.weights import tensors_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
 
 
-def read_prompts(path: str | Path, *, rejects: list[BadRow] | None = None) -> list[Prompt]:
+def read_prompts(
+    path: str | Path,
+    *,
+    limit: Callable[[Prompt], str | None] | None = None,
+    rejects: list[BadRow] | None = None,
+) -> list[Prompt]:
     """Read the field `prompt` of every row of a file in one of the formats of `read_comparisons`.
 
-    A prompt is a text or, except in CSV, a list of {role, content}. With `rejects`, bad rows are appended to it and
-    reading goes on.
+    A prompt is a text or a list of {role, content}, also as a text of JSON.
+
+    Args:
+        limit: says what is wrong with a prompt, or None; such as `unrenderable`.
+        rejects: bad rows are appended to it and reading goes on.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
-    return read_rows(path, prompt_of, "prompts", ("prompt",), rejects=rejects)
+    return read_rows(path, prompt_of, "prompts", ("prompt",), limit=limit, rejects=rejects)
+
+
+def unrenderable(lm: LanguageModel, template: Template) -> Callable[[Prompt], str | None]:
+    """Return what says why a model's template cannot render a prompt, or None: a check for `read_prompts`."""
+
+    def problem(prompt: Prompt) -> str | None:
+        try:
+            prompt_ids(lm.tokenizer, prompt, template)
+        except PromptError as error:
+            return str(error)
+        return None
+
+    return problem
 
 
 # Guided responses
