@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     Gemma2Config,
     Gemma3Config,
     GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     OPTConfig,
+    PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
 
@@ -21,6 +25,7 @@ from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import UnsupportedModelError, try_once
 from midcourse.rewards.backbone import final_norm_of, layers_of
+from midcourse.rewards.contract import Text
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
@@ -78,6 +83,32 @@ def test_it_writes_what_transformers_writes_and_its_rewards_keep_the_laws(tmp_pa
     reward.save(tmp_path / "reward")
     again = load_reward(tmp_path / "reward", dtype=dtype)
     assert again.score(["A"], [" is"]) == reward.score(["A"], [" is"])
+    reward.export(tmp_path / "exported")
+    texts = [Text("A", " is", True), Text("The ferry", " was late", True)]
+    assert load_reward(tmp_path / "exported", dtype=dtype).rate(texts) == pytest.approx(reward.rate(texts), abs=1e-4)
+
+
+def test_a_reward_whose_only_special_token_is_eos_is_exported(tmp_path):
+    """As GPT-2's: padding with EOS would have the score read before it."""
+    folder = written(tmp_path / "model", "gpt_neox")
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = tokenizer.pad_token = tokenizer.chat_template = None
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["content"] == tokenizer.eos_token]
+    own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token=tokenizer.eos_token)
+    assert own.all_special_tokens == [own.eos_token]
+    own.save_pretrained(folder)
+    reward = RewardModel.create(folder, template="raw", tune="last:1", dtype="float64")
+    torch.nn.init.normal_(reward.head.weight)
+    reward.export(tmp_path / "exported")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported", dtype=torch.float64)
+    other = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    with torch.inference_mode():
+        have = model(
+            **other(["A is" + own.eos_token, "The ferry was late" + own.eos_token], padding=True, return_tensors="pt")
+        )
+    texts = [Text("A", " is", True), Text("The ferry", " was late", True)]
+    assert have.logits[:, 0].tolist() == pytest.approx(reward.rate(texts), abs=1e-6)
 
 
 def test_what_is_tuned_last_is_found_in_opt():

@@ -55,6 +55,8 @@ from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.trained import Top, TrainedReward, check_tokenizer, check_weights
 
+NEW_PADDING = "<|padding|>"
+
 
 class RewardModel(TokenReward, TrainedReward):
     """A scalar prefix reward. Its forward gives the reward at every position of a batch.
@@ -295,9 +297,10 @@ class RewardModel(TokenReward, TrainedReward):
             backbone = backbone.merge_and_unload()
         config = copy.deepcopy(backbone.config)
         tokenizer = copy.deepcopy(self.tokenizer)
-        tokenizer.pad_token = padding_token(tokenizer)
+        tokenizer.add_special_tokens({"pad_token": padding_token(tokenizer)})
         tokenizer.padding_side = "right"
         config.num_labels = 1
+        config.vocab_size = max(config.vocab_size, len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
         setattr(config, RECORDED_TEMPLATE, self.template)
         if type(config) not in AutoModelForSequenceClassification._model_mapping:
@@ -305,7 +308,7 @@ class RewardModel(TokenReward, TrainedReward):
                 f"transformers has no sequence classification for {config.model_type}; it cannot be exported"
             )
         model = empty_model(AutoModelForSequenceClassification, config, dtype=backbone.dtype)
-        model.base_model.load_state_dict(backbone.state_dict())
+        model.base_model.get_decoder().load_state_dict(_with_more_tokens(backbone, config.vocab_size))
         model.score.load_state_dict(self.head.state_dict())
         with whole_folder(Path(folder)) as work:
             model.save_pretrained(work)
@@ -392,12 +395,18 @@ class ScalarRows(CachedRows):
         self.offered, self.current = None, None
 
 
+def _with_more_tokens(backbone: PreTrainedModel, tokens: int) -> dict[str, Tensor]:
+    """Return a backbone's weights, its embeddings filled up with zeros to that many tokens."""
+    embeddings = backbone.get_input_embeddings().weight
+    (name,) = (key for key, weight in backbone.named_parameters() if weight is embeddings)
+    filled = torch.nn.functional.pad(embeddings.detach(), (0, 0, 0, tokens - len(embeddings)))
+    return {**backbone.state_dict(), name: filled}
+
+
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a special token of the tokenizer that never ends a text: what an exported checkpoint pads with."""
+    """Return a special token that never ends a text: what an exported checkpoint pads with. GPT-2 needs a new one."""
     others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
     if not others:
-        raise RewardError(
-            "this tokenizer has no special token besides EOS to pad with, so the reward cannot be exported"
-        )
+        return NEW_PADDING
     preferred = (tokenizer.pad_token, tokenizer.unk_token)
     return next((token for token in preferred if token in others), others[-1])
