@@ -539,5 +539,4 @@ def test_padding_token():
     tokenizer.pad_token = EOS
     assert padding_token(tokenizer) == "<|im_start|>"
     tokenizer.bos_token = None
-    with pytest.raises(RewardError, match="no special token besides EOS to pad with"):
-        padding_token(tokenizer)
+    assert padding_token(tokenizer) == "<|padding|>"  # a new one
