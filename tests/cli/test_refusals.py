@@ -136,3 +136,8 @@ def test_a_prompt_that_a_template_refuses_is_a_bad_row(midcourse, model_folder, 
     assert code == 2 and f"{path}, line 2, field prompt: the chat template" in err.replace("\n", " ")
     code, _, err = midcourse(*call, "--out", tmp_path / "other", "--skip-bad-rows", tmp_path / "bad.jsonl")
     assert code == 0 and "skipped 1 bad rows" in err
+
+
+def test_columns_that_name_none_are_refused(midcourse, tmp_path):
+    code, _, err = midcourse("train", tmp_path / "pairs.jsonl", "--columns", "instruction", "--out", tmp_path / "out")
+    assert code == 2 and "--columns instruction names no column; write prompt=instruction" in err.replace("\n", " ")

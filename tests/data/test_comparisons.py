@@ -168,6 +168,21 @@ def test_folders_and_patterns_are_read_file_by_file(tmp_path):
         read_comparisons(tmp_path / "*.parquet")
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_fields_may_have_other_names(tmp_path, ending):
+    row, path = {"instruction": "p", "better": "a", "worse": "b"}, tmp_path / f"p.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    elif ending == "csv":
+        path.write_text("instruction,better,worse\np,a,b\n")
+    else:
+        write_lines(path, row)
+    renamed = {"prompt": "instruction", "chosen": "better", "rejected": "worse"}
+    assert read_comparisons(path, renamed=renamed) == [Comparison("p", "a", "b")]
+    with pytest.raises(DataError, match=r"field worst: the field is missing among .*; it is to be the rejected"):
+        read_comparisons(path, renamed={**renamed, "rejected": "worst"})
+
+
 def test_headers_with_spaces_and_utf16_are_read_or_named(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("prompt, chosen ,rejected\np,a,b\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from midcourse.cli import groups
-from midcourse.cli.console import UsageError, bad_rows
+from midcourse.cli.console import UsageError, bad_rows, parse_columns
 from midcourse.cli.groups import JOINED, Model, Server, TemplateName
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class Read:
     Parquet."""
     skip_bad_rows: Path | None = None
     """Write bad rows of --prompts and --tune-on to this file and go on, instead of stopping at the first."""
+    columns: tuple[str, ...] = ()
+    """Fields that the file has by other names, as prompt=instruction chosen=better."""
     limit_prompts: int | None = None
     """Only the first so many prompts; all by default."""
     template: TemplateName | None = None
@@ -116,13 +118,15 @@ class Compare:
         from midcourse.compare.run import SettingSearch, compare
         from midcourse.compare.study import read_tasks
 
+        columns = parse_columns(self.read.columns)
         tune = self.tuning
         if tune.tune_kl is not None and tune.tune_on is None:
             raise UsageError("--tune-kl limits what --tune-on chooses; name the prompts to tune on, or leave it out")
         sweep = parse_sweep(self.arms.sweep) if self.arms.sweep else None
         with bad_rows(self.read.skip_bad_rows) as rejects:
-            tasks = read_tasks(self.read.prompts, self.read.limit_prompts, rejects=rejects)
-            tuning = SettingSearch(read_tasks(tune.tune_on, rejects=rejects), tune.tune_kl) if tune.tune_on else None
+            tasks = read_tasks(self.read.prompts, self.read.limit_prompts, rejects=rejects, renamed=columns)
+            tuned = read_tasks(tune.tune_on, rejects=rejects, renamed=columns) if tune.tune_on else None
+        tuning = SettingSearch(tuned, tune.tune_kl) if tuned else None
         judges = self._judges()
         record = compare(
             self._study(tasks),

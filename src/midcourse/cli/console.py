@@ -67,6 +67,17 @@ def read_text(text: str, flag: str) -> str:
         raise UsageError(f"{flag} {text} cannot be read ({error}); write it as UTF-8") from error
 
 
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the fields that "prompt=instruction" and the like rename, ours to the file's."""
+    found = {}
+    for pair in pairs:
+        ours, _, theirs = pair.partition("=")
+        if not (ours and theirs):
+            raise UsageError(f"--columns {pair} names no column; write prompt=instruction")
+        found[ours] = theirs
+    return found
+
+
 @contextmanager
 def bad_rows(file: Path | None, *, tell: bool = True) -> Iterator["list[BadRow] | None"]:
     """Give readers a list for bad rows, and write it to `file` at the end; None, so that they stop, without a file.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from midcourse.cli.console import bad_rows, table
+from midcourse.cli.console import bad_rows, parse_columns, table
 from midcourse.cli.groups import Model, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.train.settings import CommonSettings
@@ -66,11 +66,13 @@ class Dpo:
 
         settings, policy, out = Settings(**asdict(self.training)), self.policy, self.write.out
         check_settings(settings)
-        read_comparisons(self.data, rejects=[])  # what cannot be read at all is refused before a model is loaded
+        columns = parse_columns(self.read.columns)
+        # What cannot be read at all is refused before a model is loaded.
+        read_comparisons(self.data, rejects=[], renamed=columns)
         lm = self.model.load()
         limit = prompt_limit(VocabularyReward(lm.model, lm.tokenizer, template=policy.template), settings.max_tokens)
         with bad_rows(self.read.skip_bad_rows) as rejects:
-            comparisons = read_comparisons(self.data, limit=limit, rejects=rejects)
+            comparisons = read_comparisons(self.data, limit=limit, rejects=rejects, renamed=columns)
         metrics = train_policy(lm, comparisons, out, settings, **asdict(policy), resume=self.write.resume)
         if self.write.json:
             print(as_json(metrics, indent=1))

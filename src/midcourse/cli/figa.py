@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from midcourse.cli.console import bad_rows
+from midcourse.cli.console import bad_rows, parse_columns
 from midcourse.cli.dpo import Write
 from midcourse.cli.groups import Model, Rows, TemplateName
 from midcourse.files import as_json
@@ -42,11 +42,15 @@ class Figa:
         from midcourse.rewards.vocabulary import VocabularyReward
 
         check_figa(self.training)
-        read_edits(self.data, rejects=[])  # what cannot be read at all is refused before a model is loaded
+        columns = parse_columns(self.read.columns)
+        # What cannot be read at all is refused before a model is loaded.
+        read_edits(self.data, rejects=[], renamed=columns)
         lm = self.model.load()
         encoder = VocabularyReward(lm.model, lm.tokenizer, template=self.template)
         with bad_rows(self.read.skip_bad_rows) as rejects:
-            edits = read_edits(self.data, limit=prompt_limit(encoder, self.training.max_tokens), rejects=rejects)
+            edits = read_edits(
+                self.data, limit=prompt_limit(encoder, self.training.max_tokens), rejects=rejects, renamed=columns
+            )
         metrics = train_on_edits(
             lm,
             edits,

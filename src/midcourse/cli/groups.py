@@ -49,6 +49,8 @@ class Rows:
 
     skip_bad_rows: Path | None = None
     """Write bad rows to this file and go on, instead of stopping at the first."""
+    columns: tuple[str, ...] = ()
+    """Fields that the file has by other names, as prompt=instruction chosen=better."""
 
 
 @dataclass(frozen=True, kw_only=True)

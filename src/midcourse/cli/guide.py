@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from midcourse.cli import groups
-from midcourse.cli.console import UsageError, bad_rows
+from midcourse.cli.console import UsageError, bad_rows, parse_columns
 from midcourse.cli.groups import Model, TemplateName
 from midcourse.files import as_json
 
@@ -31,6 +31,8 @@ class Read:
     """Rows with a field "prompt" (text or messages): JSONL (also .gz), CSV or Parquet."""
     skip_bad_rows: Path | None = None
     """Write bad rows of --prompts to this file and go on, instead of stopping at the first."""
+    columns: tuple[str, ...] = ()
+    """Fields that the file has by other names, as prompt=instruction chosen=better."""
     template: TemplateName | None = None
     """chat: a prompt is the user's message. raw: it is continued. mixed: texts are continued, message lists are chats.
     By default the reward's; without one that has its own, raw."""
@@ -157,7 +159,8 @@ class GuideCommand:
         method = named_method(name)
         self._check(method)
         if self.read.prompts:
-            read_prompts(self.read.prompts, rejects=[])  # what cannot be read at all is refused at once
+            # What cannot be read at all is refused before models are loaded.
+            read_prompts(self.read.prompts, rejects=[], renamed=parse_columns(self.read.columns))
         if out:
             check_out(out, self.write.resume)
         self._check_kinds([name for name, _ in given], [name for name, _ in functions])
@@ -187,8 +190,9 @@ class GuideCommand:
 
         if not self.read.prompts:
             return [self.read.prompt or ""]
+        columns = parse_columns(self.read.columns)
         with bad_rows(self.read.skip_bad_rows) as rejects:
-            return read_prompts(self.read.prompts, limit=unrenderable(lm, template), rejects=rejects)
+            return read_prompts(self.read.prompts, limit=unrenderable(lm, template), rejects=rejects, renamed=columns)
 
     def _check(self, method: "AnyMethod") -> None:
         """Refuse flags that do not go together."""

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midcourse.cli.console import UsageError, bad_rows, table
+from midcourse.cli.console import UsageError, bad_rows, parse_columns, table
 from midcourse.cli.groups import Machine, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import PPOSettings, check_settings
@@ -90,14 +90,18 @@ class Ppo:
         from midcourse.train import processes
 
         paid, write = self.paid, self.write
-        processes.everywhere(lambda: read_prompts(self.prompts, rejects=[]))  # before models are loaded
+        columns = parse_columns(self.read.columns)
+        # What cannot be read at all is refused before models are loaded.
+        processes.everywhere(lambda: read_prompts(self.prompts, rejects=[], renamed=columns))
         reward: Any = self._reward(paid.reward) if paid.reward else load_function(paid.token_function or "")
         end_reward, gold = (self._reward(name) if name else None for name in (paid.end_reward, paid.gold))
         lm = LanguageModel.load(self.lm, **asdict(self.machine))
         given = [(one, 1.0) for one in (reward, end_reward) if isinstance(one, Reward)]
         problem = unrenderable(lm, agreed_template(given, self.template))
         with bad_rows(self.read.skip_bad_rows, tell=processes.first()) as rejects:
-            prompts = processes.everywhere(lambda: read_prompts(self.prompts, limit=problem, rejects=rejects))
+            prompts = processes.everywhere(
+                lambda: read_prompts(self.prompts, limit=problem, rejects=rejects, renamed=columns)
+            )
         metrics = train_policy(
             lm,
             prompts,

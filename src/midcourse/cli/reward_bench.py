@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midcourse.cli.console import UsageError, bad_rows, table
+from midcourse.cli.console import UsageError, bad_rows, parse_columns, table
 from midcourse.cli.groups import Model, TemplateName
 from midcourse.files import as_json
 
@@ -28,6 +28,8 @@ class Read:
     comparisons are left out and counted. A classifier reads the end of a long prompt."""
     skip_bad_rows: Path | None = None
     """Write bad rows to this file and go on, instead of stopping at the first."""
+    columns: tuple[str, ...] = ()
+    """Fields that the file has by other names, as prompt=instruction chosen=better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +87,15 @@ class RewardBench:
         reward: Any = load_label(
             measured.reward, measured.reward_function, template=measured.template, **asdict(self.model.machine)
         )
+        columns = parse_columns(read.columns)
         with bad_rows(read.skip_bad_rows) as rejects:
             benchmark = read_benchmark(
-                read.comparisons, reward=reward, subset_field=read.subset_field, limit=read.limit, rejects=rejects
+                read.comparisons,
+                reward=reward,
+                subset_field=read.subset_field,
+                limit=read.limit,
+                rejects=rejects,
+                renamed=columns,
             )
         figures = {
             "reward": measured.reward or measured.reward_function,

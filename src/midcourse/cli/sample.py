@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from midcourse.cli import groups
-from midcourse.cli.console import bad_rows
+from midcourse.cli.console import bad_rows, parse_columns
 from midcourse.cli.groups import Model, TemplateName
 
 
@@ -17,6 +17,8 @@ class Read:
     """Rows with a field "prompt" (text or messages): JSONL (also .gz), CSV or Parquet."""
     skip_bad_rows: Path | None = None
     """Write bad rows to this file and go on, instead of stopping at the first."""
+    columns: tuple[str, ...] = ()
+    """Fields that the file has by other names, as prompt=instruction chosen=better."""
     template: TemplateName | None = None
     """How prompts are rendered. chat: as the user's message. raw: as they are, to be continued. mixed: texts raw, lists
     of messages by the chat template. By default that of --label-with; if it has none of its own, raw."""
@@ -74,8 +76,10 @@ class Sample:
         from midcourse.data.sample import sample
         from midcourse.rewards.named import load_label
 
+        columns = parse_columns(self.read.columns)
         template = self.read.template
-        read_prompts(self.read.prompts, rejects=[])  # what cannot be read at all is refused before models are loaded
+        # What cannot be read at all is refused before models are loaded.
+        read_prompts(self.read.prompts, rejects=[], renamed=columns)
         check_out(self.write.out, self.write.resume)
         label = load_label(
             self.label.label_with, self.label.label_with_function, template=template, **asdict(self.model.machine)
@@ -83,7 +87,9 @@ class Sample:
         lm = self.model.load()
         rendered = template or (label.template if label else None)  # otherwise as the rows that are there were
         with bad_rows(self.read.skip_bad_rows) as rejects:
-            prompts = read_prompts(self.read.prompts, limit=rendered and unrenderable(lm, rendered), rejects=rejects)
+            prompts = read_prompts(
+                self.read.prompts, limit=rendered and unrenderable(lm, rendered), rejects=rejects, renamed=columns
+            )
         rollouts = sample(
             lm,
             prompts,

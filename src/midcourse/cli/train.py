@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, bad_rows, table
+from midcourse.cli.console import UsageError, bad_rows, parse_columns, table
 from midcourse.cli.groups import Machine, Rows, TemplateName, TrainedFolder
 from midcourse.files import as_json
 from midcourse.train.settings import Settings
@@ -207,9 +207,11 @@ class Train:
         from midcourse.train import processes
 
         assert self.data is not None
-        read = read_edits if are_edits(self.data) else read_rollouts if are_rollouts(self.data) else read_comparisons
+        columns = parse_columns(self.read.columns)
+        edits, rollouts = are_edits(self.data, columns), are_rollouts(self.data, columns)
+        read = read_edits if edits else read_rollouts if rollouts else read_comparisons
         with bad_rows(self.read.skip_bad_rows, tell=limit is not None and processes.first()) as rejects:
-            return read(self.data, limit=limit, rejects=rejects)
+            return read(self.data, limit=limit, rejects=rejects, renamed=columns)
 
     def _implicit(self) -> int:
         """Make a reward of two models' names; comparisons, if there are any, only measure it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from midcourse.compare.arms import POLICY, Arm, Base, CompareError, LeftOut, Number, plan
 from midcourse.compare.independence import Origin
-from midcourse.data.formats import BadRow, optional_text, prompt_of, read_rows
+from midcourse.data.formats import BadRow, Renamed, optional_text, prompt_of, read_rows
 from midcourse.decode.request import agreed_template, encode
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Prompt, Template
@@ -99,12 +99,15 @@ class Study:
         return arms, left_out
 
 
-def read_tasks(path: Path, limit: int | None = None, *, rejects: list[BadRow] | None = None) -> list[Task]:
+def read_tasks(
+    path: Path, limit: int | None = None, *, rejects: list[BadRow] | None = None, renamed: Renamed | None = None
+) -> list[Task]:
     """Read the prompts of a file, with their reference responses if they have a field "reference".
 
     Args:
         limit: only the first so many.
         rejects: bad rows are appended to it and reading goes on.
+        renamed: fields that the file has by other names.
 
     Raises:
         CompareError: a limit that leaves none.
@@ -112,7 +115,7 @@ def read_tasks(path: Path, limit: int | None = None, *, rejects: list[BadRow] | 
     """
     if limit is not None and limit < 1:
         raise CompareError(f"limit-prompts {limit} leaves no prompt; use 1 or more")
-    return read_rows(path, _task, "prompts", ("prompt", "reference"), rejects=rejects)[:limit]
+    return read_rows(path, _task, "prompts", ("prompt", "reference"), rejects=rejects, renamed=renamed)[:limit]
 
 
 def _task(fields: dict[str, Any]) -> Task:

@@ -15,6 +15,7 @@ from midcourse.data.formats import (
     BadRow,
     DataError,
     Problem,
+    Renamed,
     flag,
     names,
     prompt_of,
@@ -74,6 +75,7 @@ def read_comparisons(
     *,
     limit: Callable[[Comparison], str | None] | None = None,
     rejects: list[BadRow] | None = None,
+    renamed: Renamed | None = None,
 ) -> list[Comparison]:
     """Read the comparisons of a .jsonl or .json (one object a line, perhaps .gz), .csv or .parquet file, in order.
 
@@ -87,7 +89,7 @@ def read_comparisons(
     The path may be a folder of such files, or a pattern ("data/*.parquet").
 
     `limit` says what is wrong with the length of a comparison, or None. With `rejects`, bad rows are appended to it
-    and reading goes on.
+    and reading goes on. `renamed` are fields that the file has by other names.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
@@ -96,7 +98,7 @@ def read_comparisons(
     def problem(row: list[Comparison]) -> str | None:
         return next((found for one in row if limit and (found := limit(one))), None)
 
-    rows = read_rows(path, _comparisons, "comparisons", COLUMNS, limit=problem, rejects=rejects)
+    rows = read_rows(path, _comparisons, "comparisons", COLUMNS, limit=problem, rejects=rejects, renamed=renamed)
     return [comparison for row in rows for comparison in row]
 
 
@@ -277,7 +279,9 @@ def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[st
     `fields` are looked at for a prompt of another name, which such a beginning is not.
     """
     if elsewhere := [name for name in PROMPTS_ELSEWHERE if str(fields.get(name) or "").strip()]:
-        raise Problem("prompt", f"the field is missing, and {elsewhere[0]} seems to hold it; call that prompt")
+        raise Problem(
+            "prompt", f"the field is missing, and {elsewhere[0]} seems to hold it; add --columns prompt={elsewhere[0]}"
+        )
     end = _shared_length(chosen, rejected)
     while end and not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
         end -= 1

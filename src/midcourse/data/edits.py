@@ -10,6 +10,7 @@ from midcourse.data.formats import (
     BadRow,
     CsvCell,
     Problem,
+    Renamed,
     field_names,
     names,
     optional_text,
@@ -59,6 +60,7 @@ def read_edits(
     *,
     limit: Callable[[Edit], str | None] | None = None,
     rejects: list[BadRow] | None = None,
+    renamed: Renamed | None = None,
 ) -> list[Edit]:
     """Read the edits of a .jsonl or .json (one object a line, perhaps .gz), .csv or .parquet file, in order.
 
@@ -69,16 +71,17 @@ def read_edits(
     Args:
         limit: says what is wrong with the length of a row, or None.
         rejects: bad rows are appended to it and reading goes on.
+        renamed: fields that the file has by other names.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
-    return read_rows(path, edit_of, "edits", COLUMNS, limit=limit, rejects=rejects)
+    return read_rows(path, edit_of, "edits", COLUMNS, limit=limit, rejects=rejects, renamed=renamed)
 
 
-def are_edits(path: str | Path) -> bool:
+def are_edits(path: str | Path, renamed: Renamed | None = None) -> bool:
     """Say whether a file's first row has the fields of an edit."""
-    found = field_names(path, COLUMNS)
+    found = field_names(path, COLUMNS, renamed)
     return found >= {"original", "edited"} or found >= {"text", "spans"} or "original_labels" in found
 
 

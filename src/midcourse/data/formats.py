@@ -14,7 +14,7 @@ import math
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ TableLoader: TypeAlias = Callable[[str, str, Sequence[str]], Iterator[dict[str, 
 _MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
 
 Item = TypeVar("Item")
+Renamed: TypeAlias = Mapping[str, str]  # the names of fields here -> theirs in the file
 
 
 class DataError(MidcourseError):
@@ -73,6 +74,7 @@ def read_rows(
     rejects: list[BadRow] | None = None,
     reader: "Reader | None" = None,
     numbers: list[int] | None = None,
+    renamed: Renamed | None = None,
 ) -> list[Item]:
     """Return the parsed rows of a file, or of the files of a folder or a pattern one after another, in order.
 
@@ -84,6 +86,7 @@ def read_rows(
         rejects: bad rows are appended to it and reading goes on.
         reader: how the file is read, if its name does not say.
         numbers: where each of the rows stands in the file, from 1, is appended to it.
+        renamed: fields that the file has by other names.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
@@ -92,9 +95,9 @@ def read_rows(
     first = None
     for file in files_of(path):
         how = reader or _reader(file, what)
-        for number, row in how.rows(file, columns):
+        for number, row in how.rows(file, [*columns, *(renamed or {}).values()]):
             try:
-                kept.append(_within(limit, parse(how.fields(row))))
+                kept.append(_within(limit, parse(_by_our_names(how.fields(row), renamed))))
                 if numbers is not None:
                     numbers.append(number)
             except Problem as problem:
@@ -131,13 +134,22 @@ def files_of(path: str | Path) -> list[Path]:
     return found
 
 
-def field_names(path: str | Path, columns: Sequence[str]) -> set[str]:
+def _by_our_names(fields: dict[str, Any], renamed: Renamed | None) -> dict[str, Any]:
+    """Return a row with the names of its fields that are known here; Problem if one that is named is missing."""
+    for ours, theirs in (renamed or {}).items():
+        if theirs not in fields:
+            raise Problem(theirs, f"the field is missing among {names(fields)}; it is to be the {ours}")
+    others = {name: value for name, value in fields.items() if name not in (renamed or {}).values()}
+    return {**others, **{ours: fields[theirs] for ours, theirs in (renamed or {}).items()}}
+
+
+def field_names(path: str | Path, columns: Sequence[str], renamed: Renamed | None = None) -> set[str]:
     """Return the fields of a file's first row, of a table those among `columns`; none if they cannot be read."""
     try:
         path = files_of(path)[0]
         reader = _reader(path, "rows")
-        _, row = next(reader.rows(path, columns))
-        return set(reader.fields(row))
+        _, row = next(reader.rows(path, [*columns, *(renamed or {}).values()]))
+        return set(_by_our_names(reader.fields(row), renamed))
     except (DataError, Problem, StopIteration):
         return set()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from midcourse.data.comparisons import digest
-from midcourse.data.formats import BadRow, Problem, prompt_of, read_rows
+from midcourse.data.formats import BadRow, Problem, Renamed, prompt_of, read_rows
 from midcourse.data.jsonl import RowFileError, append_row, appending, check_unwritten, written_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.decode.engine import stream
@@ -25,6 +25,7 @@ def read_prompts(
     *,
     limit: Callable[[Prompt], str | None] | None = None,
     rejects: list[BadRow] | None = None,
+    renamed: Renamed | None = None,
 ) -> list[Prompt]:
     """Read the field `prompt` of every row of a file in one of the formats of `read_comparisons`.
 
@@ -33,11 +34,12 @@ def read_prompts(
     Args:
         limit: says what is wrong with a prompt, or None; such as `unrenderable`.
         rejects: bad rows are appended to it and reading goes on.
+        renamed: fields that the file has by other names.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row.
     """
-    return read_rows(path, prompt_of, "prompts", ("prompt",), limit=limit, rejects=rejects)
+    return read_rows(path, prompt_of, "prompts", ("prompt",), limit=limit, rejects=rejects, renamed=renamed)
 
 
 def unrenderable(lm: LanguageModel, template: Template) -> Callable[[Prompt], str | None]:

@@ -11,6 +11,7 @@ from midcourse.data.formats import (
     BadRow,
     CsvCell,
     Problem,
+    Renamed,
     field_names,
     flag,
     number_of,
@@ -50,18 +51,19 @@ def read_rollouts(
     *,
     limit: Callable[[Rollout], str | None] | None = None,
     rejects: list[BadRow] | None = None,
+    renamed: Renamed | None = None,
 ) -> list[Rollout]:
     """Read the rollouts to train on from a file in one of the formats of `read_comparisons`, in order.
 
     Fields: `prompt` (a text or a list of {role, content}), `response` (a text; empty only if finished), `reward` (a
     finite number, or true or false for 1 or 0) and optionally `finished` (true if absent); others are ignored. TRL's
-    names `completion` and `label` do as well. `limit` and `rejects` are as in `read_comparisons`.
+    names `completion` and `label` do as well. `limit`, `rejects` and `renamed` are as in `read_comparisons`.
 
     Raises:
         DataError: a file that cannot be read or has no usable row; without `rejects`, the first bad row, such as one
             without a reward.
     """
-    return read_rows(path, _labelled, "rollouts", COLUMNS, limit=limit, rejects=rejects)
+    return read_rows(path, _labelled, "rollouts", COLUMNS, limit=limit, rejects=rejects, renamed=renamed)
 
 
 def read_samples(path: str | Path, *, rejects: list[BadRow] | None = None) -> list[Rollout]:
@@ -77,9 +79,9 @@ def read_samples(path: str | Path, *, rejects: list[BadRow] | None = None) -> li
     return [rollout for _, rollout in sorted(placed, key=itemgetter(0))]
 
 
-def are_rollouts(path: str | Path) -> bool:
+def are_rollouts(path: str | Path, renamed: Renamed | None = None) -> bool:
     """Say whether a file's first row has the fields of a rollout, and not those of a comparison."""
-    fields = field_names(path, (*COLUMNS, "chosen", "rejected"))
+    fields = field_names(path, (*COLUMNS, "chosen", "rejected"), renamed)
     return bool(fields & {"response", "reward", "completion"}) and not fields & {"chosen", "rejected"}
 
 

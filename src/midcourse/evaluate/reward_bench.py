@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, fingerprint, one_each, prompt_groups
 from midcourse.data.encoded import EncodedRow, PairSet, encode
-from midcourse.data.formats import BadRow, DataError, Problem, optional_text, read_rows, short
+from midcourse.data.formats import BadRow, DataError, Problem, Renamed, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
 from midcourse.evaluate.intervals import interval_of, resamples
@@ -106,6 +106,7 @@ def read_benchmark(
     subset_field: str = "subset",
     limit: int | None = None,
     rejects: list[BadRow] | None = None,
+    renamed: Renamed | None = None,
 ) -> Benchmark:
     """Read the comparisons of files in the formats of `read_comparisons`, RewardBench's among them.
 
@@ -118,6 +119,7 @@ def read_benchmark(
         subset_field: a name other than "subset" has to be in every row.
         limit: at most so many comparisons of each subset, at random.
         rejects: bad rows are appended to it and reading goes on.
+        renamed: fields that the files have by other names.
 
     Raises:
         DataError: a file that cannot be read, a bad row without `rejects`, or nothing to measure on.
@@ -133,7 +135,9 @@ def read_benchmark(
             prompts = [one.comparison for one in judged if one.comparison is not None]
             return None if reward is None or not prompts else _prompt_problem(reward, prompts[0])
 
-        found = read_rows(path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad)
+        found = read_rows(
+            path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad, renamed=renamed
+        )
         rows += itertools.chain.from_iterable(found)
     kept = [(row.comparison, row.subset) for row in rows if row.comparison is not None]
     reasons = Counter(row.reason for row in rows if row.reason)
