@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LOG_SECONDS = 10.0
-Advance: TypeAlias = Callable[[float], None]  # says that so much more is done
+Advance: TypeAlias = Callable[[int | float], None]  # says that so much more is done
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def _line_writer(description: str, total: int) -> Advance:
     start = last = time.monotonic()
     done = 0.0
 
-    def advance(amount: float) -> None:
+    def advance(amount: int | float) -> None:
         nonlocal done, last
         done += amount
         now = time.monotonic()

@@ -181,7 +181,7 @@ class Left:
     def __init__(self, done: int, advance: Advance):
         self.done, self.advance = float(done), advance
 
-    def less(self, amount: float) -> None:
+    def less(self, amount: int | float) -> None:
         """Say that so many more responses are done with."""
         self.done += amount
         self.advance(amount)

@@ -141,7 +141,7 @@ class Run:
         numbers = range(begin, min(begin + settings.batch_size, settings.rollouts))
         mine = processes.part(numbers)
 
-        def writing(amount: float) -> None:
+        def writing(amount: int | float) -> None:
             advance(WRITING * amount)
 
         written = write(self.policy.lm, self.prompts, mine, settings, self.template, writing) if mine else []
