@@ -54,10 +54,10 @@ def interval_of(draws: np.ndarray, groups: int, *, proportion: bool = False) -> 
     """
     if groups < 2 or not len(draws):
         return None
-    low, high = np.quantile(draws, [_tail(groups), 1 - _tail(groups)])
+    low, high = map(float, np.quantile(draws, [_tail(groups), 1 - _tail(groups)]))
     if proportion and low == high and low in (0.0, 1.0):
         return all_or_none(low == 1.0, groups)
-    return float(low), float(high)
+    return low, high
 
 
 def all_or_none(succeeded: bool, trials: int) -> Interval:
