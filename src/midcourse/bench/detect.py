@@ -34,7 +34,7 @@ BARE = "bare forward passes"
 def bench_detect(json: Path | None = None, quick: bool = False, rounds: int = 5) -> list[dict[str, Any]]:
     """Time all ways, print the table, and write it to `json`; returns the rows. `quick` takes few texts, two rounds."""
     rounds = 2 if quick else rounds
-    detector, texts = Detector.load("shipped"), texts_to_read(6 if quick else TEXTS)
+    detector, texts = Detector.load("shipped"), texts_to_read(4 if quick else TEXTS)
     assert isinstance(detector.reward, PooledReward)
     lm = detector.reward.reader.lm
     labelled = [LabelledText(text) for text in texts]
