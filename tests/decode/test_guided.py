@@ -19,6 +19,7 @@ from midcourse.decode.methods import METHODS, Method, MethodError
 from midcourse.decode.steps import Generation
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.info import RewardError
+from midcourse.rewards.text import FunctionReward
 from midcourse.testing import (
     KnownReward,
     assert_same_generation,
@@ -482,3 +483,12 @@ def test_a_lone_reward_brings_its_weight_and_a_weight_asked_for_comes_before_it(
     # Beside another one, and under settings of one's own, it has none.
     assert {step.weight for row in generate(lm, PROMPTS, [(reward, 1.0)] * 2, **asked) for step in row.steps} == {2.0}
     assert {s.weight for r in generate(lm, PROMPTS, reward, method=Method(), **asked) for s in r.steps} == {1.0}
+
+
+def test_a_reward_that_rad_cuts_off_is_told_of_once(capsys):
+    """Beyond 0 and 1 every reward is the same to it, and nothing would be steered without a word."""
+    lm = lm_of("llama")
+    for low, high, told in ((0.0, 1.0, 0), (0.0, 3.0, 1)):
+        reward = FunctionReward(lambda text, low=low, high=high: low if len(text) % 2 else high)
+        generate(lm, ["a", "b"], reward, method="rad", max_new_tokens=4)
+        assert capsys.readouterr().err.count("warning: rad takes every reward below 0 for 0 and above 1") == told

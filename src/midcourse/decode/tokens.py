@@ -4,6 +4,7 @@ Rows of different methods, rewards, weights, limits and lengths stand side by si
 shares the batch. The samples of best-of-n are rows that nothing guides, compared when all of them are finished.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from midcourse.decode.blocks import BestOf
 from midcourse.decode.candidates import Candidates
+from midcourse.decode.guidance import add_clamped
 from midcourse.decode.policy import Group, grouped, no_numbers, processed
 from midcourse.decode.rows import Answers, Guided, Rows, at, prefix_question, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Row, Step, remaining
@@ -31,6 +33,7 @@ class TokenBatch:
         self.rows: list[Row] = []
         self.batch: Rows | None = None
         self.groups: list[Group] = []
+        self._told = False
 
     @property
     def size(self) -> int:
@@ -104,6 +107,8 @@ class TokenBatch:
             rewards = [one.gather(1, candidates.token_ids) for one in its]
             if group.method.ranked_by == "lm" and not all(skips):
                 rewards = _of(group, rewarded, True, candidates.token_ids.shape[1])
+            if group.method.guide is add_clamped and not self._told:
+                self._told = _tell_of_clamping(group, rewards)
             policy, weights = group.policy(candidates, rewards, base, skips)
             failures |= no_numbers(self.lm, group, candidates, rewards, policy, failures)
             drawn = group.steps(candidates, rewards, base, policy, weights, skips, logprobs.shape[1])
@@ -241,3 +246,17 @@ def _filled(lists: Sequence[Tensor]) -> Tensor:
     """Return rows of candidates at one length, the shorter ones filled up with their first."""
     longest = max(map(len, lists))
     return torch.stack([torch.cat([ids, ids[:1].expand(longest - len(ids))]) for ids in lists])
+
+
+def _tell_of_clamping(group: Group, rewards: Sequence[Tensor]) -> bool:
+    """Say it if a reward lies beyond what RAD looks at, where it can steer nothing; return whether one did."""
+    for reward, values in zip(group.rewards, rewards, strict=True):
+        beyond = values[(values < 0) | (values > 1)]
+        if len(beyond):
+            print(
+                f"warning: rad takes every reward below 0 for 0 and above 1 for 1, and {reward.name} gives "
+                f"{float(beyond[0]):.3g}; train it on labels from 0 to 1 (--objective cumulative), or use pargs",
+                file=sys.stderr,
+            )
+            return True
+    return False
