@@ -147,9 +147,6 @@ def test_an_architecture_that_reads_a_batch_otherwise_is_found_out_when_it_is_fi
     broken.model.config.model_type = "unheard"
     forward = broken.model.forward
 
-    def off_by_one(*args, position_ids=None, **kwargs):
-        return forward(*args, position_ids=None if position_ids is None else position_ids + 1, **kwargs)
-
     # Rotary positions are relative: what is wrong has to differ between old and new tokens.
     def from_zero(*args, position_ids=None, **kwargs):
         if position_ids is not None and position_ids.shape[1] < 3:

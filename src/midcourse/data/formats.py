@@ -136,11 +136,13 @@ def files_of(path: str | Path) -> list[Path]:
 
 def _by_our_names(fields: dict[str, Any], renamed: Renamed | None) -> dict[str, Any]:
     """Return a row with the names of its fields that are known here; Problem if one that is named is missing."""
-    for ours, theirs in (renamed or {}).items():
+    if not renamed:
+        return fields
+    for ours, theirs in renamed.items():
         if theirs not in fields:
             raise Problem(theirs, f"the field is missing among {names(fields)}; it is to be the {ours}")
-    others = {name: value for name, value in fields.items() if name not in (renamed or {}).values()}
-    return {**others, **{ours: fields[theirs] for ours, theirs in (renamed or {}).items()}}
+    others = {name: value for name, value in fields.items() if name not in renamed.values()}
+    return {**others, **{ours: fields[theirs] for ours, theirs in renamed.items()}}
 
 
 def field_names(path: str | Path, columns: Sequence[str], renamed: Renamed | None = None) -> set[str]:

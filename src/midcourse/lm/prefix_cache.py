@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -105,7 +105,7 @@ def check_positions(model: PreTrainedModel) -> None:
             raise UnsupportedModelError(f"{kind} counts positions from {module.padding_idx + 1}; {remedy}")
 
 
-_tried: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+_tried: "WeakSet[nn.Module]" = WeakSet()
 
 
 @torch.inference_mode()
@@ -117,7 +117,7 @@ def try_once(model: PreTrainedModel) -> None:
     """
     if model in _tried or model.config.get_text_config().model_type in KNOWN:
         return
-    _tried[model] = True
+    _tried.add(model)  # before the trial, which makes a cache
     words = model.config.get_text_config().vocab_size
     prompts = [[(7 * place + 3) % words for place in range(length)] for length in (4, 7)]
     ends = [[5 % words, 11 % words]] * 2
@@ -131,12 +131,12 @@ def try_once(model: PreTrainedModel) -> None:
             for end in both
         ]
     except Exception:
-        del _tried[model]
+        _tried.discard(model)
         raise
     want = torch.stack(alone).view_as(have)
     apart = (have - want).abs().max() / want.abs().max().clamp(min=1e-6)
     if not apart <= (1e-2 if model.dtype in (torch.float32, torch.float64) else 0.2):
-        del _tried[model]
+        _tried.discard(model)
         raise UnsupportedModelError(
             f"{model.config.model_type} reads rows of a batch otherwise than alone (relative difference {apart:.2g} "
             "when tried), so what it would write or reward is not its own; use a model of another architecture"

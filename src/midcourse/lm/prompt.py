@@ -45,7 +45,7 @@ class Prefix(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a template has around a response.
+    """The white space before a response and the token behind it, as its template writes them.
 
     Attributes:
         lead: white space between the prompt as it is rendered and the response's text (Llama 2: a space).
@@ -124,7 +124,10 @@ def _is_raw(prompt: Prompt, template: str) -> bool:
 
 def _raw_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return a text's tokens with those that the tokenizer puts before it, not with an EOS behind it."""
-    ids, own = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text)["input_ids"]
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        return ids
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
     while len(ids) > len(own) and ids and ids[-1] == tokenizer.eos_token_id and ids[-len(own) :] != own:
         ids = ids[:-1]
     return ids

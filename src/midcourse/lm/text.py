@@ -65,8 +65,9 @@ class TextStream:
         self.tokenizer = tokenizer
         self.stop = tuple(stop)
         self.stopped = False
-        added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-        self._stop_ids = {added[one] for one in self.stop if one in added}  # special tokens write no text to match
+        # Special tokens write no text to match. Some tokenizers have thousands: they are looked through only if needed.
+        added = tokenizer.added_tokens_decoder.items() if self.stop else ()
+        self._stop_ids = {number for number, token in added if token.content in self.stop}
         self._ids = _near(tokenizer, prompt_ids)
         self._lead = lead
         self._start = len(self._ids)  # the text of the ids before this is out

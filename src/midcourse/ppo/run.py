@@ -159,8 +159,8 @@ def run_through(run: Learner, out: Path, title: str) -> None:
     with progress(title, run.total, quiet=not processes.first()) as advance, stop_on_signal() as interruption:
         advance(_done(state))
         while state.step < run.steps:
-            left = Left(_done(state), advance)
-            row = _step(run, out, left.less)
+            told = StepProgress(_done(state), advance)
+            row = _step(run, out, told.more)
             if processes.first():
                 add_metrics(out, row)
             warned = warned or _warn_of_length(row)
@@ -170,25 +170,25 @@ def run_through(run: Learner, out: Path, title: str) -> None:
                 processes.once(lambda: save_checkpoint(run.policy, run.optimizer, state, out))
             if processes.first() and state.samples and state.samples[-1]["step"] == state.step:
                 write_samples(out, state, run.policy.lm.tokenizer)
-            left.until(row["rollouts"])
+            told.until(row["rollouts"])
             if signal and not done:
                 raise Interrupted(f"stopped after step {state.step} of {run.steps}; add --resume to go on", signal)
 
 
-class Left:
-    """What is left of a step, so that its parts are told as they are done, and all of it exactly once."""
+class StepProgress:
+    """Tells a progress bar how far a step is: its parts as they are done, and at its end what they left out."""
 
     def __init__(self, done: int, advance: Advance):
         self.done, self.advance = float(done), advance
 
-    def less(self, amount: int | float) -> None:
+    def more(self, amount: int | float) -> None:
         """Say that so many more responses are done with."""
         self.done += amount
         self.advance(amount)
 
     def until(self, done: int) -> None:
         """Say that so many responses of the run are done with."""
-        self.less(done - self.done)
+        self.more(done - self.done)
 
 
 def _done(state: State) -> int:

@@ -287,7 +287,8 @@ def checked_rewards(reward: Reward, asked: str, answer: Any, shape: Sequence[int
     """
     if isinstance(answer, Tensor) and answer.ndim == len(shape):
         if asked == "vocabulary_rewards" and len(answer) == shape[0] and tokens <= answer.shape[1]:
-            return torch.nn.functional.pad(answer, (0, max(shape[1] - answer.shape[1], 0)))
+            missing = shape[1] - answer.shape[1]
+            return answer if missing <= 0 else torch.nn.functional.pad(answer, (0, missing))
         if tuple(answer.shape) == tuple(shape):
             return answer
     raise RewardError(
