@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the checks of types be quick, before anything of midcourse is imported."""
+    if config.getoption("--jaxtyping-packages"):
+        from tests import quick_types
+
+        quick_types.begin()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest test first, so that no process is left waiting for another at the end."""
     items.sort(key=lambda item: item.path.name != "test_demo.py")

@@ -7,6 +7,7 @@ temperatures, budgets and tolerances are each row's own.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,10 +108,7 @@ class Group:
         """
         if not rewards:
             return base, [0.0] * len(self.rows)
-
-        def at(weight: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch candidates"]:
-            return normalise(self.guide(candidates.logprobs, rewards, weight), self.temperature)
-
+        at = partial(self._at, candidates, rewards)
         used = self.weight
         allowances = [_allowance(row) for row in self.rows]
         if min(allowances) < math.inf:
@@ -120,6 +118,12 @@ class Group:
             used = used.masked_fill(torch.tensor(skipped, device=base.device)[:, None], 0.0)
         self._remember_spread(candidates, rewards, skipped)
         return at(used), used[:, 0].tolist()
+
+    def _at(
+        self, candidates: Candidates, rewards: Sequence[Float[Tensor, "batch candidates"]], weight: Tensor
+    ) -> Float[Tensor, "batch candidates"]:
+        """Return log q at a weight for each row."""
+        return normalise(self.guide(candidates.logprobs, rewards, weight), self.temperature)
 
     def choose(self, policy: Float[Tensor, "batch candidates"]) -> Int[Tensor, " batch"]:
         """Return which candidate each row takes: the likeliest, or one drawn by its own uniform number."""
@@ -200,9 +204,6 @@ def grouped(
 
 
 def _group(rows: Sequence[Row], places: list[int], eos_token_ids: Sequence[int], like: Tensor) -> Group:
-    def column(numbers: list[float]) -> Float[Tensor, "batch 1"]:
-        return like.new_tensor(numbers)[:, None]
-
     first, always = rows[0], None
     guides = first.guides if first.method.guide else ()
     if first.limits.always_offer_eos:
@@ -212,9 +213,9 @@ def _group(rows: Sequence[Row], places: list[int], eos_token_ids: Sequence[int],
         places,
         replace(first.method, reward_weight=1.0, temperature=1.0),
         tuple(reward for reward, _ in guides),
-        column([row.method.reward_weight for row in rows]),
-        [column([row.guides[i][1] for row in rows]) for i in range(len(guides))],
-        column([row.method.policy_temperature for row in rows]),
+        like.new_tensor([[row.method.reward_weight] for row in rows]),
+        [like.new_tensor([[row.guides[i][1]] for row in rows]) for i in range(len(guides))],
+        like.new_tensor([[row.method.policy_temperature] for row in rows]),
         always,
     )
 

@@ -5,7 +5,9 @@ shares the batch. The samples of best-of-n are rows that nothing guides, compare
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from midcourse.decode.policy import Group, grouped, no_numbers, processed
 from midcourse.decode.rows import Answers, Guided, Rows, at, prefix_question, started, weighted
 from midcourse.decode.steps import Event, Failure, Failures, Row, Step, remaining
 from midcourse.lm.contract import CausalModel
-from midcourse.rewards.contract import RewardRows, VocabularyRows, checked_rewards
+from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows, checked_rewards
+
+Question: TypeAlias = Callable[[RewardRows, Sequence[int]], Tensor]  # a reward's rows, and which of its places they are
 
 
 class TokenBatch:
@@ -118,17 +122,7 @@ class TokenBatch:
     def _vocabulary_rewards(self, batch: Rows, vocabulary: int, failures: Failures) -> Answers:
         """Return what rewards give every token of the vocabulary, for rows whose method ranks by it."""
         asking = {id(reward) for group in self.groups if group.method.ranked_by == "sum" for reward in group.rewards}
-
-        def question(part: Guided) -> Callable[[RewardRows, Sequence[int]], Tensor]:
-            def ask(rows: RewardRows, which: Sequence[int]) -> Tensor:
-                assert isinstance(rows, VocabularyRows)
-                shape = len(which), vocabulary
-                answer = rows.vocabulary_rewards()
-                return checked_rewards(part.reward, "vocabulary_rewards", answer, shape, len(self.lm.tokenizer))
-
-            return ask
-
-        return self._answers(batch, asking, question, failures)
+        return self._answers(batch, asking, partial(_vocabulary_question, vocabulary, len(self.lm.tokenizer)), failures)
 
     def _candidate_rewards(
         self, batch: Rows, offers: Sequence[Candidates], skipped: Sequence[Sequence[bool]], failures: Failures
@@ -148,24 +142,14 @@ class TokenBatch:
         for group, candidates in zip(self.groups, offers, strict=True):
             width = None if group.method.ranked_by == "lm" else 1
             ids |= zip(group.places, candidates.token_ids[:, :width], strict=True)
-
-        def question(part: Guided) -> Callable[[RewardRows, Sequence[int]], Tensor]:
-            whole = next((c.token_ids for g, c in asking if g.places == part.places), None)
-            token_ids = _filled([ids[place] for place in part.places]) if whole is None else whole
-
-            def ask(rows: RewardRows, which: Sequence[int]) -> Tensor:
-                ids = at(token_ids, which)
-                return checked_rewards(part.reward, "candidate_rewards", rows.candidate_rewards(ids), ids.shape)
-
-            return ask
-
-        return self._answers(batch, {id(reward) for group, _ in asking for reward in group.rewards}, question, failures)
+        rewards = {id(reward) for group, _ in asking for reward in group.rewards}
+        return self._answers(batch, rewards, partial(_candidate_question, asking, ids), failures)
 
     def _answers(
         self,
         batch: Rows,
         asking: set[int],
-        question: Callable[[Guided], Callable[[RewardRows, Sequence[int]], Tensor]],
+        question: Callable[[Guided], Question],
         failures: Failures,
     ) -> Answers:
         """Return what these rewards answer for all their rows; rows for which one raises are added to `failures`."""
@@ -224,6 +208,34 @@ class TokenBatch:
             answers = self._answers(batch, asking, prefix_question, failures)
             final |= {place: weighted(answers, self.rows[place], place) for place in skipped if place not in failures}
         return final
+
+
+def _vocabulary_question(vocabulary: int, named: int, part: Guided) -> Question:
+    """Return what asks a reward's rows for the rewards of the whole vocabulary, of which `named` ids have a token."""
+    return lambda rows, which: _vocabulary_rewards(part.reward, rows, (len(which), vocabulary), named)
+
+
+def _vocabulary_rewards(reward: Reward, rows: RewardRows, shape: tuple[int, int], named: int) -> Tensor:
+    assert isinstance(rows, VocabularyRows)
+    return checked_rewards(reward, "vocabulary_rewards", rows.vocabulary_rewards(), shape, named)
+
+
+def _candidate_question(
+    asking: Sequence[tuple[Group, Candidates]], ids: Mapping[int, Tensor], part: Guided
+) -> Question:
+    """Return what asks a reward's rows for the rewards of their candidates.
+
+    Args:
+        asking: groups that ask, whose candidates stand side by side.
+        ids: the candidates of each row of the batch.
+    """
+    whole = next((c.token_ids for g, c in asking if g.places == part.places), None)
+    token_ids = _filled([ids[place] for place in part.places]) if whole is None else whole
+    return lambda rows, which: _candidate_rewards(part.reward, rows, at(token_ids, which))
+
+
+def _candidate_rewards(reward: Reward, rows: RewardRows, token_ids: Tensor) -> Tensor:
+    return checked_rewards(reward, "candidate_rewards", rows.candidate_rewards(token_ids), token_ids.shape)
 
 
 def _of(group: Group, answers: Answers, asked: bool, width: int) -> list[Tensor]:
