@@ -117,7 +117,7 @@ def test_reward_bench_compares_no_nan(midcourse, broken, tmp_path):
     assert "1 comparisons have rewards that are no finite numbers, the first with the prompt 'a'" in err
 
 
-@pytest.mark.parametrize("verb", ["guide", "sample", "ppo"])
+@pytest.mark.parametrize("verb", ["guide", "sample", "ppo", "compare"])
 def test_a_prompt_that_a_template_refuses_is_a_bad_row(midcourse, model_folder, tmp_path, verb):
     """Gemma's template knows no system role, and others want roles in turns."""
     folder = model_folder()
@@ -130,6 +130,17 @@ def test_a_prompt_that_a_template_refuses_is_a_bad_row(midcourse, model_folder, 
         "guide": ["--reward-function", "vader", "--max-new-tokens", 2],
         "sample": ["--max-new-tokens", 2],
         "ppo": ["--reward", "vader", "--rollouts", 2, "--batch-size", 2, "--max-new-tokens", 2, "--tune", "lora:1"],
+        "compare": [
+            "--methods",
+            "pargs",
+            "--rewards",
+            "vader",
+            "--judges",
+            "vader",
+            "--force-judges",
+            "--max-new-tokens",
+            2,
+        ],
     }[verb]
     call = [verb, "--prompts", path, "--lm", folder, "--template", "chat", *more]
     code, _, err = midcourse(*call, "--out", tmp_path / "out")

@@ -369,7 +369,7 @@ def test_an_adapter_may_stand_on_another(adapter, tmp_path):
     ids = torch.tensor([[72, 101]])
     want = model(ids).logits
     (tmp_path / "upper").mkdir()
-    save_adapter(model, str(folder), tmp_path / "upper")
+    save_adapter(model, str(folder), below.tokenizer, tmp_path / "upper")
     torch.testing.assert_close(LanguageModel.load(str(tmp_path / "upper")).model(ids).logits, want)
     edit(folder / "adapter_config.json", lambda config: config.update(base_model_name_or_path=str(tmp_path / "upper")))
     with pytest.raises(ModelError, match="names itself as the model that it is an adapter of"):

@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from midcourse.cli import groups
 from midcourse.cli.console import UsageError, bad_rows, parse_columns
-from midcourse.cli.groups import JOINED, Model, Server, TemplateName
+from midcourse.cli.groups import JOINED, ChatModel, Server, TemplateName
 
 if TYPE_CHECKING:
     from midcourse.compare.judges import AnyJudge
@@ -111,25 +112,36 @@ class Compare:
     judges: Judges = field(default_factory=Judges)
     tuning: Tune = field(default_factory=Tune)
     sampling: Sampling = field(default_factory=Sampling)
-    model: Model = field(default_factory=Model)
+    model: ChatModel = field(default_factory=ChatModel)
 
     def run(self) -> int:
         from midcourse.compare.arms import parse_sweep
         from midcourse.compare.run import SettingSearch, compare
         from midcourse.compare.study import read_tasks
+        from midcourse.data.prompts import unrenderable
+        from midcourse.decode.request import agreed_template
 
         columns = parse_columns(self.read.columns)
         tune = self.tuning
         if tune.tune_kl is not None and tune.tune_on is None:
             raise UsageError("--tune-kl limits what --tune-on chooses; name the prompts to tune on, or leave it out")
         sweep = parse_sweep(self.arms.sweep) if self.arms.sweep else None
-        with bad_rows(self.read.skip_bad_rows) as rejects:
-            tasks = read_tasks(self.read.prompts, self.read.limit_prompts, rejects=rejects, renamed=columns)
-            tuned = read_tasks(tune.tune_on, rejects=rejects, renamed=columns) if tune.tune_on else None
-        tuning = SettingSearch(tuned, tune.tune_kl) if tuned else None
+        files = [self.read.prompts, *([tune.tune_on] if tune.tune_on else [])]
+        # What cannot be read at all is refused before models are loaded.
+        for path in files:
+            read_tasks(path, self.read.limit_prompts, rejects=[], renamed=columns)
         judges = self._judges()
+        lm = self.model.load()
+        guides = self._guides(lm)
+        template = agreed_template([(guide.reward, 1.0) for guide in guides.values()], self.read.template)
+        self.model.check_used(template)
+        with bad_rows(self.read.skip_bad_rows) as rejects:
+            read = partial(read_tasks, problem=unrenderable(lm, template), rejects=rejects, renamed=columns)
+            tasks = read(self.read.prompts, self.read.limit_prompts)
+            tuned = read(tune.tune_on) if tune.tune_on else None
+        tuning = SettingSearch(tuned, tune.tune_kl) if tuned else None
         record = compare(
-            self._study(tasks),
+            self._study(lm, guides, tasks),
             self._methods(),
             self.write.out,
             sweep=sweep,
@@ -152,16 +164,16 @@ class Compare:
     def _methods(self) -> list[str]:
         return [name for names in self.arms.methods for name in names.split(",") if name]
 
-    def _study(self, tasks: "Sequence[Task]") -> "Study":
+    def _study(self, lm: "LanguageModel", guides: "dict[str, GuidingReward]", tasks: "Sequence[Task]") -> "Study":
         from midcourse.compare.arms import Base
         from midcourse.compare.study import Study
         from midcourse.lm.weights import weights_fingerprint
 
-        lm, sampling = self.model.load(), self.sampling
+        sampling = self.sampling
         return Study(
             lm,
             weights_fingerprint(self.model.lm),
-            self._guides(lm),
+            guides,
             self._policies(lm),
             tasks,
             Base(sampling.temperature, sampling.top_k or None, sampling.top_p),
@@ -176,13 +188,15 @@ class Compare:
         """Load the rewards, by name, on the LM's own weights if they may be."""
         from midcourse.compare.independence import of_reward
         from midcourse.compare.study import GuidingReward
-        from midcourse.rewards.named import load_reward, shareable
+        from midcourse.rewards.named import kind_of, load_reward, shareable
+        from midcourse.rewards.vocabulary import VocabularyReward
 
         guides: dict[str, GuidingReward] = {}
         for source, name in named(self.arms.rewards).items():
             reward = load_reward(
                 source,
                 template=self.read.template,
+                template_arguments=self.model.arguments if kind_of(source) is VocabularyReward else None,
                 share_with=lm if shareable(source, lm) else None,
                 **asdict(self.model.machine),
             )

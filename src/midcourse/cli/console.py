@@ -1,5 +1,6 @@
 """What verbs share: refusing arguments, texts in files, and tables."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,26 @@ def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
         if not (ours and theirs):
             raise UsageError(f"--columns {pair} names no column; write prompt=instruction")
         found[ours] = theirs
+    return found
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, str | bool | int | float]:
+    """Return the values that "enable_thinking=false" and the like give arguments of a chat template, by name.
+
+    A value is read as JSON (true, false, a number, a quoted text), or is a text as it stands.
+    """
+    found: dict[str, str | bool | int | float] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not (name and sign):
+            raise UsageError(f"--template-argument {pair} has no value; write enable_thinking=false")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if not isinstance(value, str | bool | int | float):
+            raise UsageError(f"--template-argument {pair} is no text, number, true or false; write one of these")
+        found[name] = value
     return found
 
 

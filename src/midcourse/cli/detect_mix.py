@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError, bad_rows
-from midcourse.cli.groups import Model
+from midcourse.cli.groups import ChatModel
 
 if TYPE_CHECKING:
     from midcourse.detect.mix import Mixed
@@ -91,7 +91,7 @@ class DetectMix:
     share: Share = field(default_factory=Share)
     sampling: Sampling = field(default_factory=Sampling)
     server: Server = field(default_factory=Server)
-    model: Model = field(default_factory=Model)
+    model: ChatModel = field(default_factory=ChatModel)
 
     def run(self) -> int:
         from midcourse.data.prompts import check_out

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from midcourse.cli.console import bad_rows, parse_columns, table
-from midcourse.cli.groups import Model, Rows, TemplateName
+from midcourse.cli.groups import ChatModel, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.train.settings import CommonSettings
 
@@ -53,7 +53,7 @@ class Dpo:
     training: CommonSettings = field(
         default_factory=lambda: CommonSettings(lr=1e-4, batch_size=8, weight_decay=0.0),
     )
-    model: Model = field(default_factory=Model)
+    model: ChatModel = field(default_factory=ChatModel)
     """The language model to train, which as it is now is the reference too, and what computes."""
 
     def run(self) -> int:
@@ -69,6 +69,7 @@ class Dpo:
         columns = parse_columns(self.read.columns)
         # What cannot be read at all is refused before a model is loaded.
         read_comparisons(self.data, rejects=[], renamed=columns)
+        self.model.check_used(policy.template)
         lm = self.model.load()
         limit = prompt_limit(VocabularyReward(lm.model, lm.tokenizer, template=policy.template), settings.max_tokens)
         with bad_rows(self.read.skip_bad_rows) as rejects:

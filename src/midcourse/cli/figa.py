@@ -8,7 +8,7 @@ import tyro
 
 from midcourse.cli.console import bad_rows, parse_columns
 from midcourse.cli.dpo import Write
-from midcourse.cli.groups import Model, Rows, TemplateName
+from midcourse.cli.groups import ChatModel, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import FigaSettings, check_figa
 
@@ -32,7 +32,7 @@ class Figa:
     align: Literal["tokens", "words"] = "tokens"
     """How it is found what an edit changed. tokens: among token ids. words: among words, whose tokens all count as
     changed."""
-    model: Model = field(default_factory=Model)
+    model: ChatModel = field(default_factory=ChatModel)
     """The language model to train, and what computes."""
 
     def run(self) -> int:
@@ -45,6 +45,7 @@ class Figa:
         columns = parse_columns(self.read.columns)
         # What cannot be read at all is refused before a model is loaded.
         read_edits(self.data, rejects=[], renamed=columns)
+        self.model.check_used(self.template)
         lm = self.model.load()
         encoder = VocabularyReward(lm.model, lm.tokenizer, template=self.template)
         with bad_rows(self.read.skip_bad_rows) as rejects:

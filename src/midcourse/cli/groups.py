@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from midcourse.cli.console import read_text
+from midcourse.cli.console import UsageError, parse_arguments, read_text
 from midcourse.train.settings import Report
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TemplateName = Literal["chat", "raw", "mixed"]
 # A group within a group: its flags join those of the outer one.
 JOINED = tyro.conf.arg(name="")
+TemplateArgument: TypeAlias = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,31 @@ class Model:
         from midcourse.lm.language_model import LanguageModel
 
         return LanguageModel.load(self.lm, **asdict(self.machine))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatModel(Model):
+    """The language model, and what computes."""
+
+    template_argument: TemplateArgument = ()
+    """A value for the model's chat template, as enable_thinking=false; today=2026-01-31 for one that asks a clock."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the chat template's arguments by name."""
+        return parse_arguments(self.template_argument)
+
+    def load(self) -> "LanguageModel":
+        from midcourse.lm.language_model import LanguageModel
+
+        return LanguageModel.load(self.lm, **asdict(self.machine), template_arguments=self.arguments)
+
+    def check_used(self, template: str) -> None:
+        """Raise UsageError if prompts are rendered by a template that the arguments do not reach."""
+        if self.template_argument and template == "raw":
+            raise UsageError(
+                "--template-argument is for chat templates, and the template raw uses none; leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

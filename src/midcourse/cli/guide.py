@@ -10,7 +10,7 @@ import tyro
 
 from midcourse.cli import groups
 from midcourse.cli.console import UsageError, bad_rows, parse_columns
-from midcourse.cli.groups import Model, TemplateName
+from midcourse.cli.groups import ChatModel, TemplateName
 from midcourse.files import as_json
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Write:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compiled(Model):
+class Compiled(ChatModel):
     """The language model, and what computes."""
 
     compile: bool = False
@@ -169,6 +169,7 @@ class GuideCommand:
         if self.model.compile:
             _compile(lm, guides)
         template = agreed_template(guides, self.read.template)
+        self.model.check_used(template)
         prompts = self._prompts(lm, template)
         settings: dict[str, Any] = asdict(self.method) | asdict(self.budget) | asdict(self.sampling)
         settings |= {
@@ -203,6 +204,8 @@ class GuideCommand:
             raise UsageError("give either --prompt TEXT or --prompts FILE.jsonl")
         if read.skip_bad_rows and not read.prompts:
             raise UsageError("--skip-bad-rows is for the rows of --prompts; name that file")
+        if read.columns and not read.prompts:
+            raise UsageError("--columns is for the fields of --prompts; name that file")
         if write.stream and (read.prompt is None or write.json):
             raise UsageError(
                 "--stream prints the text of one --prompt as it is written; leave --prompts and --json away"
@@ -244,6 +247,7 @@ class GuideCommand:
             names,
             [name for name, _ in functions],
             template=self.read.template,
+            template_arguments=self.model.arguments,
             share_weights=self.rewards.share_weights,
             allow_other_weights=self.rewards.allow_other_weights,
             **asdict(self.model.machine),

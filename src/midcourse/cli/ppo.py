@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError, bad_rows, parse_columns, table
-from midcourse.cli.groups import Machine, Rows, TemplateName
+from midcourse.cli.groups import ChatModel, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import PPOSettings, check_settings
 
@@ -60,9 +60,8 @@ class Ppo:
     template: TemplateName | None = None
     """How prompts are rendered; by default as the reward's were, else raw. chat: by the chat template. raw: as they
     are, to be continued."""
-    lm: str = "smollm2"
-    """The language model to train, which as it is now is the reference too: smollm2, a folder, or a Hub id."""
-    machine: Machine = field(default_factory=Machine)
+    model: ChatModel = field(default_factory=ChatModel)
+    """The language model to train, which as it is now is the reference too, and what computes."""
 
     def run(self) -> int:
         from midcourse.lm.load import resolve_device
@@ -76,14 +75,13 @@ class Ppo:
                 f"--token-function is {function!r}, which is no MODULE:FUNCTION; a reward that has a name goes to "
                 "--reward"
             )
-        with processes.joined(resolve_device(self.machine.device)):
+        with processes.joined(resolve_device(self.model.machine.device)):
             return self._run()
 
     def _run(self) -> int:
         from midcourse.compare.independence import of_reward
         from midcourse.data.prompts import read_prompts, unrenderable
         from midcourse.decode.request import agreed_template
-        from midcourse.lm.language_model import LanguageModel
         from midcourse.ppo.run import train_policy
         from midcourse.rewards.contract import Reward
         from midcourse.rewards.gold import load_function
@@ -95,9 +93,11 @@ class Ppo:
         processes.everywhere(lambda: read_prompts(self.prompts, rejects=[], renamed=columns))
         reward: Any = self._reward(paid.reward) if paid.reward else load_function(paid.token_function or "")
         end_reward, gold = (self._reward(name) if name else None for name in (paid.end_reward, paid.gold))
-        lm = LanguageModel.load(self.lm, **asdict(self.machine))
+        lm = self.model.load()
         given = [(one, 1.0) for one in (reward, end_reward) if isinstance(one, Reward)]
-        problem = unrenderable(lm, agreed_template(given, self.template))
+        template = agreed_template(given, self.template)
+        self.model.check_used(template)
+        problem = unrenderable(lm, template)
         with bad_rows(self.read.skip_bad_rows, tell=processes.first()) as rejects:
             prompts = processes.everywhere(
                 lambda: read_prompts(self.prompts, limit=problem, rejects=rejects, renamed=columns)
@@ -136,4 +136,4 @@ class Ppo:
     def _reward(self, name: str) -> "Reward":
         from midcourse.rewards.named import load_reward
 
-        return load_reward(name, template=self.template, **asdict(self.machine))
+        return load_reward(name, template=self.template, **asdict(self.model.machine))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, bad_rows, table
-from midcourse.cli.groups import JOINED, Machine, Rows, Server, TemplateName
+from midcourse.cli.console import UsageError, bad_rows, parse_arguments, table
+from midcourse.cli.groups import JOINED, Machine, Rows, Server, TemplateArgument, TemplateName
 from midcourse.files import as_json
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Decide:
     template: TemplateName | None = None
     """How prompts were rendered in the training of a causal LM in --by-reward (raw by default) or of a sequence
     classifier (its chat template by default, if it has one). Other rewards know theirs."""
+    template_argument: TemplateArgument = ()
+    """A value for the chat template of such a model, as enable_thinking=false."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,13 @@ class Prefer:
                 concurrency=server.concurrency,
                 resume=judge.resume,
             )
-        reward = load_label(decide.by_reward, decide.by_function, template=decide.template, **asdict(self.machine))
+        reward = load_label(
+            decide.by_reward,
+            decide.by_function,
+            template=decide.template,
+            template_arguments=parse_arguments(decide.template_argument),
+            **asdict(self.machine),
+        )
         return prefer(
             rollouts,
             rewards_of(reward, rollouts) if reward is not None else None,

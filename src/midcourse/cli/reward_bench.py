@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midcourse.cli.console import UsageError, bad_rows, parse_columns, table
-from midcourse.cli.groups import Model, TemplateName
+from midcourse.cli.console import UsageError, bad_rows, parse_arguments, parse_columns, table
+from midcourse.cli.groups import Model, TemplateArgument, TemplateName
 from midcourse.files import as_json
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Measured:
     template: TemplateName | None = None
     """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
     template by default, if it has one). Other rewards know theirs."""
+    template_argument: TemplateArgument = ()
+    """A value for the chat template of such a model, as enable_thinking=false."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,11 @@ class RewardBench:
 
         read, write, measured = self.read, self.write, self.reward
         reward: Any = load_label(
-            measured.reward, measured.reward_function, template=measured.template, **asdict(self.model.machine)
+            measured.reward,
+            measured.reward_function,
+            template=measured.template,
+            template_arguments=parse_arguments(measured.template_argument),
+            **asdict(self.model.machine),
         )
         columns = parse_columns(read.columns)
         with bad_rows(read.skip_bad_rows) as rejects:

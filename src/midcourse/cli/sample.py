@@ -6,7 +6,7 @@ from pathlib import Path
 
 from midcourse.cli import groups
 from midcourse.cli.console import bad_rows, parse_columns
-from midcourse.cli.groups import Model, TemplateName
+from midcourse.cli.groups import ChatModel, TemplateName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Sample:
     write: Write
     label: Label = field(default_factory=Label)
     sampling: Sampling = field(default_factory=Sampling)
-    model: Model = field(default_factory=Model)
+    model: ChatModel = field(default_factory=ChatModel)
 
     def run(self) -> int:
         from midcourse.data.prompts import check_out, read_prompts, unrenderable
@@ -86,6 +86,7 @@ class Sample:
         )
         lm = self.model.load()
         rendered = template or (label.template if label else None)  # otherwise as the rows that are there were
+        self.model.check_used(rendered or "raw")
         with bad_rows(self.read.skip_bad_rows) as rejects:
             prompts = read_prompts(
                 self.read.prompts, limit=rendered and unrenderable(lm, rendered), rejects=rejects, renamed=columns

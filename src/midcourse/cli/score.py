@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midcourse.cli.console import UsageError, check_page
-from midcourse.cli.groups import Model, TemplateName
+from midcourse.cli.console import UsageError, check_page, parse_arguments
+from midcourse.cli.groups import Model, TemplateArgument, TemplateName
 from midcourse.files import as_json
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Read:
     template: TemplateName | None = None
     """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
     template by default, if it has one). Other rewards know theirs."""
+    template_argument: TemplateArgument = ()
+    """A value for the chat template of such a model, as enable_thinking=false."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,12 @@ class ScoreText:
         """Return the reward and the tokenizer of its scores."""
         from midcourse.rewards.named import load_reward
 
-        reward = load_reward(self.read.reward, template=self.read.template, **asdict(self.model.machine))
+        reward = load_reward(
+            self.read.reward,
+            template=self.read.template,
+            template_arguments=parse_arguments(self.read.template_argument),
+            **asdict(self.model.machine),
+        )
         if reward.score_tokenizer is None:
             reward = reward.bind(self.model.load())
         assert reward.score_tokenizer is not None

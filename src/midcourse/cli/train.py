@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from midcourse.cli.console import UsageError, bad_rows, parse_columns, table
-from midcourse.cli.groups import Machine, Rows, TemplateName, TrainedFolder
+from midcourse.cli.console import UsageError, bad_rows, parse_arguments, parse_columns, table
+from midcourse.cli.groups import Machine, Rows, TemplateArgument, TemplateName, TrainedFolder
 from midcourse.files import as_json
 from midcourse.train.settings import Settings
 
@@ -108,6 +108,8 @@ class Parts:
     """How prompts are rendered, which is stored with the reward. chat: by the chat template. raw: as they are, to be
     continued. mixed: texts raw, message lists by the chat template; such a reward guides both. An encoder reads texts
     as they are and the contents of messages, whatever this says."""
+    template_argument: TemplateArgument = ()
+    """A value for the model\'s chat template, as enable_thinking=false, which is stored with the reward."""
 
 
 @dataclass(kw_only=True)
@@ -190,6 +192,7 @@ class Train:
         return make.create(
             parts.backbone,
             template=parts.template,
+            template_arguments=parse_arguments(parts.template_argument),
             objective=objective.name,
             objective_settings=objective.settings,
             layers=parts.layers,
@@ -236,6 +239,7 @@ class Train:
             asked.reference,
             beta=0.1 if asked.beta is None else asked.beta,
             template=parts.template,
+            template_arguments=parse_arguments(parts.template_argument),
             **asdict(self.machine),
         )
         examples = self._read(prompt_limit(reward, self.training.max_tokens)) if self.data else []

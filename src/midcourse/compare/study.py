@@ -1,6 +1,6 @@
 """What is the same for every row of a comparison: the models, the prompts, the base policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,12 +100,18 @@ class Study:
 
 
 def read_tasks(
-    path: Path, limit: int | None = None, *, rejects: list[BadRow] | None = None, renamed: Renamed | None = None
+    path: Path,
+    limit: int | None = None,
+    *,
+    problem: Callable[[Prompt], str | None] = lambda prompt: None,
+    rejects: list[BadRow] | None = None,
+    renamed: Renamed | None = None,
 ) -> list[Task]:
     """Read the prompts of a file, with their reference responses if they have a field "reference".
 
     Args:
         limit: only the first so many.
+        problem: says what is wrong with a prompt, such as `unrenderable`, or None.
         rejects: bad rows are appended to it and reading goes on.
         renamed: fields that the file has by other names.
 
@@ -115,7 +121,16 @@ def read_tasks(
     """
     if limit is not None and limit < 1:
         raise CompareError(f"limit-prompts {limit} leaves no prompt; use 1 or more")
-    return read_rows(path, _task, "prompts", ("prompt", "reference"), rejects=rejects, renamed=renamed)[:limit]
+    rows = read_rows(
+        path,
+        _task,
+        "prompts",
+        ("prompt", "reference"),
+        limit=lambda task: problem(task.prompt),
+        rejects=rejects,
+        renamed=renamed,
+    )
+    return rows[:limit]
 
 
 def _task(fields: dict[str, Any]) -> Task:

@@ -22,7 +22,7 @@ from midcourse.detect.rephrase import (
     tidied,
 )
 from midcourse.lm.language_model import LanguageModel, rendering
-from midcourse.lm.prompt import Message, prompt_ids
+from midcourse.lm.prompt import Message, chat_template, prompt_ids
 from midcourse.lm.weights import tensors_fingerprint
 
 # Shown what is wanted, a small model does it; told, it talks about the sentence.
@@ -79,7 +79,7 @@ class LMRephraser:
 
     def __post_init__(self) -> None:
         check_retries(self.retries)
-        if not self.lm.tokenizer.chat_template:
+        if not chat_template(self.lm.tokenizer):
             raise RephraseError(
                 f"{self.lm.name} has no chat template, so it takes no instructions; name an instruct model"
             )

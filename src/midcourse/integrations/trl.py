@@ -27,7 +27,7 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from transformers.pytorch_utils import Conv1D
 
 from midcourse.compare.independence import write_earned
@@ -160,7 +160,7 @@ def _train(
     metrics["train_pairs"] = len(train.pairs)
     metrics["cut"] = what_was_cut(train.rows, train, settings.max_tokens)
     write_earned(out, lm.name)
-    _finish(trainer.model, {**run, "metrics": metrics}, kept, out)
+    _finish(trainer.model, lm.tokenizer, {**run, "metrics": metrics}, kept, out)
     return metrics
 
 
@@ -337,9 +337,15 @@ def _token_ids(pairs: PairSet) -> Dataset:
     )
 
 
-def _finish(model: PeftModel, record: dict[str, Any], learned: Sequence[Comparison], out: Path) -> None:
+def _finish(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    learned: Sequence[Comparison],
+    out: Path,
+) -> None:
     """Turn a run's folder into a policy: the adapter, what it learned from, then the record; drop the rest."""
-    save_adapter(model, record["lm"], out)
+    save_adapter(model, record["lm"], tokenizer, out)
     write_learned_rows(out, learned)
     write_text(out / "README.md", _card(record))
     write_text(out / RECORD, as_json(record, indent=2) + "\n")

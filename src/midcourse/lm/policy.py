@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from midcourse.files import as_json, write_bytes
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import ADAPTER, ADAPTER_WEIGHTS, EMBEDDED, ModelError, quiet_transformers
+from midcourse.lm.load import ADAPTER, ADAPTER_WEIGHTS, EMBEDDED, ModelError, load_tokenizer, quiet_transformers
+from midcourse.lm.prompt import chat_template
 
 HUB = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}  # what others know an embedded model as
 
@@ -34,11 +36,12 @@ def load_policy(name: str, lm: LanguageModel, *, device: str = "auto", dtype: st
     return LanguageModel(policy.model, lm.tokenizer, name)
 
 
-def save_adapter(model: PeftModel, lm: str, out: Path) -> None:
+def save_adapter(model: PeftModel, lm: str, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write the adapter of a model to a folder, its weights first: equal adapters are equal files.
 
     Args:
         lm: the name of the model below; the adapter's settings name it as the Hub does, not by where it lies here.
+        tokenizer: it is written too if its chat template is not the model's own, as with template arguments.
     """
     work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
     try:
@@ -49,6 +52,26 @@ def save_adapter(model: PeftModel, lm: str, out: Path) -> None:
             settings["target_modules"] = sorted(settings["target_modules"])
         write_bytes(out / ADAPTER_WEIGHTS, (work / ADAPTER_WEIGHTS).read_bytes())
         write_bytes(out / ADAPTER, (as_json(settings, indent=2) + "\n").encode())
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if _own_chat_template(lm) not in (None, chat_template(tokenizer)):
+        _save_tokenizer(tokenizer, out)
+
+
+def _own_chat_template(lm: str) -> str | None:
+    """Return the chat template of a model of that name; None if there is none of that name."""
+    try:
+        return chat_template(load_tokenizer(lm))
+    except ModelError:
+        return None
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
+    try:
+        tokenizer.save_pretrained(work)
+        for path in sorted(filter(Path.is_file, work.iterdir())):
+            write_bytes(out / path.name, path.read_bytes())
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

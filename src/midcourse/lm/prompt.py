@@ -6,8 +6,11 @@ A response has the tokens that a model would write it with: none of them reaches
 has the space that stands before it there, and it ends as the template ends a turn.
 """
 
+import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -19,8 +22,11 @@ from midcourse.errors import MidcourseError
 Message: TypeAlias = dict[str, Any]  # role and content, texts; templates may know more fields, such as tool_calls
 Prompt: TypeAlias = str | Sequence[Message]
 Template = Literal["chat", "raw", "mixed"]
+Arguments: TypeAlias = Mapping[str, str | bool | int | float]  # of a chat template: values by name
 TEMPLATES: tuple[str, ...] = get_args(Template)
 
+TODAY = "today"  # the argument that is the date of templates that ask a clock
+_CLOCK = "strftime_now"  # what they ask it by
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
@@ -98,7 +104,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Templat
     messages = as_messages(prompt)
     if not any(message["content"].strip() for message in messages):
         raise PromptError("the prompt is empty, and the chat template needs a message; write one or use --template raw")
-    if not tokenizer.chat_template:
+    if not chat_template(tokenizer):
         raise PromptError("this model's tokenizer has no chat template; use --template raw")
     text = _applied(tokenizer, messages, add_generation_prompt=True)
     return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"], False, turn)
@@ -144,27 +150,84 @@ def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **sett
         ) from error
 
 
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the tokenizer's chat template, of several the one called default; an empty text if it has none."""
+    found = tokenizer.chat_template
+    return (found.get("default") if isinstance(found, Mapping) else found) or ""
+
+
+def set_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> None:
+    """Give a tokenizer's chat template these arguments, whoever applies it and wherever it is saved.
+
+    They become the first words of the template, `{% set enable_thinking = false %}`.
+
+    Args:
+        arguments: texts, numbers, true and false, by their names in the template. `today`, as "2026-01-31", is the day
+            for a template that asks a clock.
+
+    Raises:
+        PromptError: no chat template, or one that knows no such argument.
+
+    Examples:
+        >>> set_arguments(tokenizer, {"enable_thinking": False})
+    """
+    if not arguments:
+        return
+    template = chat_template(tokenizer)
+    if not template:
+        names = ", ".join(arguments)
+        raise PromptError(f"this model's tokenizer has no chat template to give the template-argument {names} to")
+    given = "".join(_assignment(template, name, value) for name, value in arguments.items())
+    if not template.startswith(given):
+        tokenizer.chat_template = given + template
+
+
+def _assignment(template: str, name: str, value: str | bool | int | float) -> str:
+    """Return the Jinja that gives a template's variable its value; PromptError if it has no such variable."""
+    if name == TODAY and _CLOCK in template:
+        name, written = _CLOCK, f"{json.dumps(_dates(template, value), ensure_ascii=False)}.get"
+    elif not re.search(rf"\b{re.escape(name)}\b", template) or not name.isidentifier():
+        raise PromptError(f"the chat template of this model's tokenizer has no argument {name!r}; leave it out")
+    else:
+        written = json.dumps(value, ensure_ascii=False)
+    return "{%- set " + f"{name} = {written}" + " %}"
+
+
+def _dates(template: str, day: str | bool | int | float) -> dict[str, str]:
+    """Return how a template writes a day, by each of its formats."""
+    formats = re.findall(rf"\b{_CLOCK}\(\s*(['\"])(.*?)\1\s*\)", template)
+    if len(formats) != template.count(f"{_CLOCK}("):
+        raise PromptError("this model's chat template asks a clock in a way that no day can be set for")
+    try:
+        known = date.fromisoformat(str(day))
+    except ValueError:
+        raise PromptError(f"the template-argument {TODAY} is {day!r}; write a day as 2026-01-31") from None
+    return {form: known.strftime(form) for _, form in formats}
+
+
 def turn_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> Turn:
     """Return what a template has around the response to a prompt."""
     end = end_of_turn(tokenizer, template)
-    raw = _is_raw(prompt, template) or not tokenizer.chat_template
+    raw = _is_raw(prompt, template) or not chat_template(tokenizer)
     return Turn("" if raw else _chat_turn(tokenizer, _key(tokenizer)).lead, end)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: Template | None) -> int | None:
     """Return the token behind a finished response: that of the chat template if one is used, else EOS."""
-    if template in ("chat", "mixed") and tokenizer.chat_template:
+    if template in ("chat", "mixed") and chat_template(tokenizer):
         return _chat_turn(tokenizer, _key(tokenizer)).end
     return tokenizer.eos_token_id
 
 
 def _key(tokenizer: PreTrainedTokenizerBase) -> str:
-    return f"{tokenizer.eos_token_id} {tokenizer.chat_template}"
+    return f"{tokenizer.eos_token_id} {chat_template(tokenizer)}"
 
 
 @lru_cache(maxsize=64)
 def _chat_turn(tokenizer: PreTrainedTokenizerBase, key: str) -> Turn:
     """Return what the chat template has around an assistant's message; a template that takes none has nothing.
+
+    It says it if the template writes the day on which it is applied.
 
     Args:
         key: what of the tokenizer it depends on, since that may be changed.
@@ -176,12 +239,27 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase, key: str) -> Turn:
         whole = _applied(tokenizer, [user, {"role": "assistant", "content": word}])
     except PromptError:
         return Turn("", eos)
+    if _asks_clock(tokenizer, user, before):
+        print(
+            "warning: the chat template writes today's date into prompts, so tomorrow they are others; fix the day "
+            f"with --template-argument {TODAY}={date.today()}",
+            file=sys.stderr,
+        )
     lead, found, tail = whole.removeprefix(before).partition(word)
     if not whole.startswith(before) or not found:
         return Turn("", eos)
     added = tokenizer.added_tokens_decoder
     ends = [one for one in tokenizer(tail, add_special_tokens=False)["input_ids"] if one in added or one == eos]
     return Turn(lead if lead.isspace() else "", ends[0] if ends else eos)
+
+
+def _asks_clock(tokenizer: PreTrainedTokenizerBase, message: Message, rendered: str) -> bool:
+    """Return whether the chat template would have rendered a message otherwise had its clock no time."""
+    template = chat_template(tokenizer)
+    stopped = "{%- set " + _CLOCK + " = {}.get %}" + template
+    if _CLOCK not in template:
+        return False
+    return rendered != _applied(tokenizer, [message], add_generation_prompt=True, chat_template=stopped)
 
 
 @lru_cache(maxsize=64)

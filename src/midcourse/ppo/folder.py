@@ -92,7 +92,7 @@ def add_metrics(out: Path, row: dict[str, Any]) -> None:
 def finish(policy: Policy, state: State, out: Path, record: dict[str, Any]) -> None:
     """Turn a run's folder into a policy, its record last; then drop what only resuming needs."""
     if isinstance(policy.model, PeftModel):
-        save_adapter(policy.model, record["lm"], out)
+        save_adapter(policy.model, record["lm"], policy.lm.tokenizer, out)
     else:
         save_whole(policy.lm, out)
     plot_curves(state.metrics, out / "curves.png")

@@ -27,9 +27,18 @@ from midcourse.lm.load import (
     load_tokenizer,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import TEMPLATES, Prompt, Template, conversation_ids, render, response_ids
+from midcourse.lm.prompt import (
+    TEMPLATES,
+    Arguments,
+    Prompt,
+    Template,
+    chat_template,
+    conversation_ids,
+    render,
+    response_ids,
+)
 from midcourse.rewards.contract import Text
-from midcourse.rewards.info import RewardError
+from midcourse.rewards.info import RewardError, check_arguments_used
 from midcourse.rewards.text import TextReward
 
 RECORDED_TEMPLATE = "midcourse_template"  # the field of an exported reward's config.json
@@ -95,7 +104,7 @@ class ClassifierReward(TextReward):
             return "pair"
         if self.recorded:
             return self.recorded
-        return (template or "chat") if self.tokenizer.chat_template else "raw"
+        return (template or "chat") if chat_template(self.tokenizer) else "raw"
 
     @classmethod
     def load(
@@ -106,8 +115,12 @@ class ClassifierReward(TextReward):
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 64,
+        template_arguments: Arguments | None = None,
     ) -> "ClassifierReward":
         """Load a classifier from a folder or Hub id with safetensors weights.
+
+        Args:
+            template_arguments: values by name for its chat template.
 
         Raises:
             ModelError: no such model, device or dtype.
@@ -126,10 +139,12 @@ class ClassifierReward(TextReward):
                 f"{name} cannot be loaded as a sequence classifier ({error.reason}); "
                 "use a folder that holds one in safetensors"
             ) from error
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, template_arguments)
         if model.config.pad_token_id is None and adapters_of(name):  # an adapter brings no configuration of its own
             model.config.pad_token_id = tokenizer.pad_token_id
-        return cls(model, tokenizer, template=template, batch_size=batch_size, name=name)
+        reward = cls(model, tokenizer, template=template, batch_size=batch_size, name=name)
+        check_arguments_used(reward.reading, template_arguments, name)
+        return reward
 
     @property
     def models(self) -> Sequence[nn.Module]:

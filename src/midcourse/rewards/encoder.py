@@ -34,7 +34,7 @@ from midcourse.lm.load import (
     resolve_dtype,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import Prefix, Prompt
+from midcourse.lm.prompt import Arguments, Prefix, Prompt
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import Backbone, Tuning, layers_of, with_adapter
 from midcourse.rewards.classifier import ClassifierReward, as_plain_text
@@ -85,6 +85,7 @@ class EncoderReward(TrainedReward):
         layers: int | None = None,
         head: str = "encoder",
         template: str | None = None,
+        template_arguments: Arguments | None = None,
         seed: int = 0,
         device: str = "auto",
         dtype: str = "auto",
@@ -104,6 +105,8 @@ class EncoderReward(TrainedReward):
                 f"{backbone} is an encoder, which would need a forward for every prefix with objective {objective}; "
                 "use --objective sequence"
             )
+        if template_arguments:
+            raise RewardError(f"{backbone} is an encoder, which has no chat template; leave the template-argument out")
         if layers is not None:
             raise RewardError(f"{backbone} is an encoder, which is used whole; leave --layers {layers} out")
         torch.manual_seed(seed)  # a new head and LoRA start from random numbers

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from midcourse.files import as_json, whole_folder, write_text
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import chat_fingerprint
-from midcourse.lm.prompt import Prefix, Template
+from midcourse.lm.prompt import Arguments, Prefix, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
@@ -71,6 +71,7 @@ class ImplicitReward(TokenReward):
         *,
         beta: float = 0.1,
         template: Template = "raw",
+        template_arguments: Arguments | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> "ImplicitReward":
@@ -82,7 +83,10 @@ class ImplicitReward(TokenReward):
         if not 0 < beta < float("inf"):
             raise RewardError(f"beta is {beta}; use a positive number, such as 0.1")
         first, second = (
-            VocabularyReward.load(name, template=template, device=device, dtype=dtype) for name in (aligned, base)
+            VocabularyReward.load(
+                name, template=template, device=device, dtype=dtype, template_arguments=template_arguments
+            )
+            for name in (aligned, base)
         )
         layers = first.model.config.get_text_config().num_hidden_layers
         info = RewardInfo(
@@ -98,6 +102,7 @@ class ImplicitReward(TokenReward):
             chat_template=chat_fingerprint(first.tokenizer) if template == "chat" else None,
             objective_settings={"beta": beta, "reference": base, "reference_fingerprint": weights_fingerprint(base)},
             reward_weight=1 / beta,
+            template_arguments=dict(template_arguments or {}),
             head="implicit",
             backbone_layers=layers,
         )
@@ -132,7 +137,13 @@ class ImplicitReward(TokenReward):
                     f"(fingerprint {fingerprint}); restore them or make it again"
                 )
         aligned, base = (
-            VocabularyReward.load(name, template=info.template, device=device, dtype=dtype)
+            VocabularyReward.load(
+                name,
+                template=info.template,
+                device=device,
+                dtype=dtype,
+                template_arguments=info.template_arguments,
+            )
             for name in (info.backbone, settings["reference"])
         )
         if aligned.tokens != info.tokenizer:

@@ -4,6 +4,7 @@ Imports neither torch nor transformers, so that what only reads about rewards an
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +30,7 @@ class RewardInfo:
     """What midcourse.json records about a reward.
 
     Attributes:
+        template_arguments: values by name that the chat template was given; see `lm.prompt.set_arguments`.
         centre: what is subtracted from each token's reward, so that those which no edit touched are 0 on average.
     """
 
@@ -50,6 +52,7 @@ class RewardInfo:
     metrics: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     centre: float = 0.0
+    template_arguments: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -67,11 +70,20 @@ class RewardInfo:
 KINDS: dict[str, type | UnionType] = {
     **dict.fromkeys(("backbone", "backbone_fingerprint", "tune", "template", "objective", "tokenizer", "head"), str),
     **dict.fromkeys(("layers", "eos_token_id", "backbone_layers"), int),
-    **dict.fromkeys(("objective_settings", "training", "metrics", "calibration"), dict),
+    **dict.fromkeys(("objective_settings", "training", "metrics", "calibration", "template_arguments"), dict),
     "chat_template": str | None,
     "reward_weight": int | float | None,
     "centre": int | float,
 }
+
+
+def check_arguments_used(template: str, arguments: Mapping[str, Any] | None, name: str) -> None:
+    """Raise RewardError if a chat template is given arguments and another way to render prompts is taken."""
+    if arguments and template not in ("chat", "mixed"):
+        raise RewardError(
+            f"{name} renders prompts without a chat template ({template}), which the template-argument "
+            f"{', '.join(arguments)} is for; leave it out or use --template chat"
+        )
 
 
 def read_info(folder: Path) -> RewardInfo:

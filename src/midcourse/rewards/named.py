@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import LoadError, ModelError, adapters_of, load_config
-from midcourse.lm.prompt import Template
+from midcourse.lm.prompt import Arguments, Template
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import Reward
@@ -36,6 +36,7 @@ def load_reward(
     name: str | Path,
     *,
     template: Template | None = None,
+    template_arguments: Arguments | None = None,
     device: str = "auto",
     dtype: str = "auto",
     share_with: LanguageModel | None = None,
@@ -52,6 +53,7 @@ def load_reward(
         template: how prompts were rendered in a causal LM's training, "raw" by default; or in that of a sequence
             classifier, by default its tokenizer's chat template if it has one. The others know theirs, and so does
             what `midcourse export` wrote.
+        template_arguments: values by name for the chat template of a causal LM or a sequence classifier.
         share_with: the language model whose weights the reward is to use instead of a second copy; only for what
             `midcourse train` wrote. It saves memory, not passes.
         allow_other_weights: for a trunk reward that shares: see `RewardModel.load`.
@@ -60,6 +62,8 @@ def load_reward(
         RewardError, ModelError: no reward of that name, or one that cannot share.
     """
     kind = kind_of(name)
+    if template_arguments and not issubclass(kind, ClassifierReward | VocabularyReward):
+        raise RewardError(f"{name} renders prompts as it was made to; leave the template-argument out")
     if issubclass(kind, FunctionReward):
         return kind.load(str(name))
     name = place_of(name)
@@ -79,8 +83,10 @@ def load_reward(
     if issubclass(kind, ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
     if issubclass(kind, ClassifierReward):
-        return kind.load(name, template=template, device=device, dtype=dtype)
-    return kind.load(name, template=template or "raw", device=device, dtype=dtype)
+        return kind.load(name, template=template, device=device, dtype=dtype, template_arguments=template_arguments)
+    return kind.load(
+        name, template=template or "raw", device=device, dtype=dtype, template_arguments=template_arguments
+    )
 
 
 def named_rewards(
@@ -89,6 +95,7 @@ def named_rewards(
     functions: Sequence[str] = (),
     *,
     template: Template | None = None,
+    template_arguments: Arguments | None = None,
     device: str = "auto",
     dtype: str = "auto",
     share_weights: bool = False,
@@ -98,6 +105,7 @@ def named_rewards(
 
     Args:
         functions: "vader", "profanity" or "MODULE:FUNCTION", even if a folder has that name.
+        template_arguments: the language model's, which causal LMs among the rewards have too.
         share_weights: build all of them on the LM's own weights. A trunk reward stands on them anyway, if they are
             those of its training.
         allow_other_weights: let a trunk reward stand on the LM's weights even if they are not.
@@ -113,6 +121,7 @@ def named_rewards(
         return load_reward(
             name,
             template=template,
+            template_arguments=template_arguments if kind_of(name) is VocabularyReward else None,
             device=device,
             dtype=dtype,
             share_with=lm if share else None,
@@ -150,6 +159,7 @@ def load_label(
     function: str | None,
     *,
     template: Template | None = None,
+    template_arguments: Arguments | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> Reward | None:
@@ -162,7 +172,9 @@ def load_label(
         raise RewardError("a reward and a function cannot both give the numbers; leave one out")
     if function is not None:
         return FunctionReward.load(function)
-    return None if reward is None else load_reward(reward, template=template, device=device, dtype=dtype)
+    if reward is None:
+        return None
+    return load_reward(reward, template=template, template_arguments=template_arguments, device=device, dtype=dtype)
 
 
 def is_function(name: str | Path) -> bool:

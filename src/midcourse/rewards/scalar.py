@@ -33,7 +33,7 @@ from midcourse.lm.load import (
     load_tokenizer,
 )
 from midcourse.lm.prefix_cache import pad
-from midcourse.lm.prompt import Prefix, Template, end_of_turn
+from midcourse.lm.prompt import Arguments, Prefix, Template, end_of_turn
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
     Backbone,
@@ -50,7 +50,7 @@ from midcourse.rewards.backbone import (
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.classifier import RECORDED_TEMPLATE
 from midcourse.rewards.contract import Reward, RewardRows, check_finite, check_rendering
-from midcourse.rewards.info import RewardError, RewardInfo, read_info
+from midcourse.rewards.info import RewardError, RewardInfo, check_arguments_used, read_info
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.token_ids import TokenReward
 from midcourse.rewards.trained import Top, TrainedReward, check_tokenizer, check_weights
@@ -106,6 +106,7 @@ class RewardModel(TokenReward, TrainedReward):
         backbone: str,
         *,
         template: Template,
+        template_arguments: Arguments | None = None,
         objective: str = "prefix",
         objective_settings: dict[str, Any] | None = None,
         layers: int | None = None,
@@ -119,7 +120,8 @@ class RewardModel(TokenReward, TrainedReward):
 
         `objective` and its settings are what `train` will train it with; see `train.objectives.make_objective`.
         """
-        tokenizer = load_tokenizer(backbone)
+        check_arguments_used(template, template_arguments, backbone)
+        tokenizer = load_tokenizer(backbone, template_arguments)
         end = end_of_turn(tokenizer, template)
         if end is None:
             raise ModelError(f"the tokenizer of {backbone} has no EOS token, which ends a finished response")
@@ -139,6 +141,7 @@ class RewardModel(TokenReward, TrainedReward):
             eos_token_ids=tuple(sorted(eos)),
             tokenizer=tokenizer_fingerprint(tokenizer),
             chat_template=None if template == "raw" else chat_fingerprint(tokenizer),
+            template_arguments=dict(template_arguments or {}),
             head=head,
             backbone_layers=load_config(backbone).num_hidden_layers,
         )
@@ -267,7 +270,7 @@ class RewardModel(TokenReward, TrainedReward):
         else:
             check_weights(folder, info)
             model = truncated_backbone(info.backbone, info.layers, device, dtype)
-            tokenizer = load_tokenizer(info.backbone)
+            tokenizer = load_tokenizer(info.backbone, info.template_arguments)
         check_tokenizer(folder, info, tokenizer, share_with.name if share_with else info.backbone)
         reward = cls(cls.with_adapters(model, tuning), tokenizer, info)
         reward.name = str(folder)

@@ -22,10 +22,10 @@ from midcourse.lm.language_model import (
     tokenizer_fingerprint,
 )
 from midcourse.lm.prefix_cache import PrefixCache, check_positions, check_supported, pad
-from midcourse.lm.prompt import Prefix, Template, end_of_turn
+from midcourse.lm.prompt import Arguments, Prefix, Template, end_of_turn
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.contract import check_finite, check_rendering
-from midcourse.rewards.info import RewardError
+from midcourse.rewards.info import RewardError, check_arguments_used
 from midcourse.rewards.token_ids import TokenReward
 
 PLACES = 256  # whose rewards of the whole vocabulary are in memory at a time
@@ -77,9 +77,11 @@ class VocabularyReward(TokenReward):
         normalised: bool = True,
         device: str = "auto",
         dtype: str = "auto",
+        template_arguments: Arguments | None = None,
     ) -> "VocabularyReward":
         """Load a causal LM from a folder or Hub id; ModelError if there is none."""
-        lm = LanguageModel.load(str(name), device=device, dtype=dtype)
+        check_arguments_used(template, template_arguments, str(name))
+        lm = LanguageModel.load(str(name), device=device, dtype=dtype, template_arguments=template_arguments)
         return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
 
     @property

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from midcourse.lm.load import load_config
-from midcourse.lm.prompt import Template
+from midcourse.lm.prompt import Arguments, Template
 from midcourse.rewards.encoder import is_encoder
 from midcourse.rewards.info import RewardError, place_of, read_info
 from midcourse.rewards.named import KINDS, head_of, is_function, kind_of_head
@@ -25,6 +25,7 @@ def begin(
     layers: int | None = None,
     tune: str | None = None,
     template: Template | None = None,
+    template_arguments: Arguments | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
@@ -37,6 +38,7 @@ def begin(
         head: kind of a new one; by default the first that the objective trains.
         layers: how many of the model's a new head stands on; by default all.
         template: how a new one shows prompts to the model; "raw" by default.
+        template_arguments: values by name for the model's chat template.
         tune: what is trained; by default last:2 with a new scalar or encoder head, the head alone with a new one of
             another kind, and what was trained before if training goes on. Then it may only be more than that.
         seed: of new weights.
@@ -48,7 +50,7 @@ def begin(
     place: dict[str, Any] = {"device": device, "dtype": dtype}
     recorded: dict[str, Any] = {"objective": objective.name, "objective_settings": objective.settings}
     if is_trained(name):
-        asked = {"head": head, "layers": layers, "template": template}
+        asked = {"head": head, "layers": layers, "template": template, "template-argument": template_arguments or None}
         for flag, value in asked.items():
             if value is not None:
                 raise RewardError(f"the reward {name} has its {flag} from its training; leave --{flag} {value} out")
@@ -58,6 +60,7 @@ def begin(
     check_head(objective, head)
     tune = tune or ("last:2" if head in ("scalar", "encoder") else "head")
     recorded |= {"template": template or "raw", "layers": layers, "head": head, "tune": tune}
+    recorded["template_arguments"] = template_arguments
     return kind.create(name, seed=seed, **recorded, **place)
 
 
