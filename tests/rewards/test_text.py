@@ -31,8 +31,10 @@ from midcourse.lm.prompt import Prefix, prompt_ids, response_ids
 from midcourse.lm.text import ResponseText, TextStream
 from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import Reward, Text
+from midcourse.rewards.fingerprint import reward_fingerprint
 from midcourse.rewards.gold import load_function
 from midcourse.rewards.info import RewardError, RewardInfo
+from midcourse.rewards.named import load_reward, named_rewards
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.text import FunctionReward, TextReward
@@ -801,9 +803,38 @@ def test_loading_a_classifier(tmp_path: Path):
         ClassifierReward.load(tmp_path / "headless", device="cpu")
 
     tiny_bert(num_labels=3).save_pretrained(tmp_path / "three")
-    want = "three has 3 labels, a reward is one number; use a classifier with num_labels=1"
+    want = r"three has 3 labels \(LABEL_0, LABEL_1, LABEL_2\), and a reward is one number; name the one"
     with pytest.raises(RewardError, match=want):
         ClassifierReward.load(tmp_path / "three")
+
+
+@pytest.mark.parametrize("kind", [None, "single_label_classification", "multi_label_classification", "regression"])
+def test_a_label_among_several_is_rewarded_by_its_log_odds(kind):
+    model = tiny_bert(num_labels=3)
+    model.config.problem_type = kind
+    model.config.id2label = {0: "bad", 1: "so-so", 2: "good"}
+    reward = ClassifierReward(model, word_tokenizer(), label="good", name="mine")
+    ids, types = reward.encode(TEXTS[0])
+    inputs = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([types])}
+    logits = model(**inputs).logits[0]
+    chance = logits.softmax(0)[2]
+    want = (chance / (1 - chance)).log() if kind in (None, "single_label_classification") else logits[2]
+    assert reward.ask(TEXTS[:1]) == pytest.approx([want.item()], abs=1e-5)
+    with pytest.raises(RewardError, match=r"mine has no label 'best'; use one of: bad, so-so, good"):
+        ClassifierReward(model, word_tokenizer(), label="best", name="mine")
+    other = ClassifierReward(model, word_tokenizer(), label="bad", name="mine")
+    assert reward_fingerprint(other) != reward_fingerprint(reward)
+
+
+def test_a_label_where_there_is_none_to_choose(tmp_path: Path):
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    word_tokenizer().save_pretrained(tmp_path / "bert")
+    with pytest.raises(RewardError, match=r"bert has one label, which is its reward; leave --label good out"):
+        load_reward(tmp_path / "bert", label="good")
+    with pytest.raises(RewardError, match=r"vader is no classifier of several labels; leave --label good out"):
+        load_reward("vader", label="good")
+    with pytest.raises(RewardError, match=r"no reward is a classifier of several labels; leave --label good out"):
+        named_rewards(tiny_language_model(), [str(tmp_path / "bert"), "vader"], label="good")
 
 
 def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path):
@@ -830,7 +861,7 @@ def test_damaged_weights_are_refused(tmp_path: Path):
 
 
 def test_unusable_classifiers():
-    with pytest.raises(RewardError, match="mine has 2 labels, a reward is one number"):
+    with pytest.raises(RewardError, match="mine has 2 labels"):
         ClassifierReward(tiny_bert(num_labels=2), word_tokenizer(), name="mine")
     with pytest.raises(RewardError, match="batch-size 0 holds no text; use 1 or more"):
         tiny_classifier(batch_size=0)

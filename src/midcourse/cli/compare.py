@@ -59,7 +59,9 @@ class Arms:
     Hub id. plain always runs."""
     rewards: tuple[str, ...] = ()
     """What guides: shipped rewards, folders that midcourse train wrote, functions of the response (vader, profanity,
-    MODULE:FUNCTION), sequence classifiers of one label, causal LMs."""
+    MODULE:FUNCTION), sequence classifiers, causal LMs."""
+    label: str | None = None
+    """The label to reward, by its log-odds, of sequence classifiers that have several, among rewards or judges."""
     sweep: tuple[str, ...] = ()
     """Settings to go through, as SETTING=VALUE,VALUE: reward_weight=0,1,2 top_k=5,10 samples=4,16
     reward_threshold=1,2. Without any: reward_weight=0.5,1,2,4 and, of best-of-n, samples=4,16."""
@@ -188,7 +190,7 @@ class Compare:
         """Load the rewards, by name, on the LM's own weights if they may be."""
         from midcourse.compare.independence import of_reward
         from midcourse.compare.study import GuidingReward
-        from midcourse.rewards.named import kind_of, load_reward, shareable
+        from midcourse.rewards.named import has_labels, kind_of, load_reward, shareable
         from midcourse.rewards.vocabulary import VocabularyReward
 
         guides: dict[str, GuidingReward] = {}
@@ -197,6 +199,7 @@ class Compare:
                 source,
                 template=self.read.template,
                 template_arguments=self.model.arguments if kind_of(source) is VocabularyReward else None,
+                label=self.arms.label if has_labels(source) else None,
                 share_with=lm if shareable(source, lm) else None,
                 **asdict(self.model.machine),
             )
@@ -238,7 +241,7 @@ class Compare:
                 judge = server.at(source)
                 judges.append(VersusJudge(judge.model, judge))
             else:
-                judges.append(named_judge(source, name, **asdict(self.model.machine)))
+                judges.append(named_judge(source, name, label=self.arms.label, **asdict(self.model.machine)))
         return judges
 
     def _report(self) -> None:

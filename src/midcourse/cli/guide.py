@@ -44,11 +44,13 @@ class Rewards:
 
     reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A shipped reward, a folder that midcourse train wrote, a function of the response (vader, profanity,
-    MODULE:FUNCTION), a sequence classifier of one label, or a causal LM (a reward of the vocabulary); with =WEIGHT if
+    MODULE:FUNCTION), a sequence classifier, or a causal LM (a reward of the vocabulary); with =WEIGHT if
     you like (my-reward=2.5)."""
     reward_function: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
     MODULE:FUNCTION; with =WEIGHT if you like."""
+    label: str | None = None
+    """The label to reward, by its log-odds, of a sequence classifier that has several."""
     share_weights: bool = False
     """Build the rewards on the language model's own weights: one copy in memory for it and all of them. It saves
     memory, not time: a scalar head still costs a pass over the candidates. Trunk rewards share anyway."""
@@ -248,6 +250,7 @@ class GuideCommand:
             [name for name, _ in functions],
             template=self.read.template,
             template_arguments=self.model.arguments,
+            label=self.rewards.label,
             share_weights=self.rewards.share_weights,
             allow_other_weights=self.rewards.allow_other_weights,
             **asdict(self.model.machine),

@@ -36,6 +36,8 @@ class Paid:
     """Instead of --reward, MODULE:FUNCTION from (rollouts, mask) to the rewards of their tokens, (batch, tokens)."""
     end_reward: str | None = None
     """A second reward, of whole responses, paid at the last token."""
+    label: str | None = None
+    """The label to reward, by its log-odds, of a sequence classifier that has several."""
     end_scale: float = 1.0
     """Multiplies the second reward."""
     gold: str | None = None
@@ -134,6 +136,7 @@ class Ppo:
         print(f"policy, curves.png, samples.html and card: {self.write.out}")
 
     def _reward(self, name: str) -> "Reward":
-        from midcourse.rewards.named import load_reward
+        from midcourse.rewards.named import has_labels, load_reward
 
-        return load_reward(name, template=self.template, **asdict(self.model.machine))
+        label = self.paid.label if has_labels(name) else None
+        return load_reward(name, template=self.template, label=label, **asdict(self.model.machine))

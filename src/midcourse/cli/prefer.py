@@ -33,13 +33,15 @@ class Decide:
 
     by_reward: str | None = None
     """A shipped reward, a folder that midcourse train wrote, a function (vader, profanity, MODULE:FUNCTION), a sequence
-    classifier of one label, or a causal LM."""
+    classifier, or a causal LM."""
     by_function: str | None = None
     """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
     MODULE:FUNCTION."""
     template: TemplateName | None = None
     """How prompts were rendered in the training of a causal LM in --by-reward (raw by default) or of a sequence
     classifier (its chat template by default, if it has one). Other rewards know theirs."""
+    label: str | None = None
+    """The label to reward, by its log-odds, of a sequence classifier that has several."""
     template_argument: TemplateArgument = ()
     """A value for the chat template of such a model, as enable_thinking=false."""
 
@@ -148,6 +150,7 @@ class Prefer:
             decide.by_function,
             template=decide.template,
             template_arguments=parse_arguments(decide.template_argument),
+            label=decide.label,
             **asdict(self.machine),
         )
         return prefer(

@@ -38,13 +38,15 @@ class Measured:
 
     reward: str | None = None
     """A shipped reward, a folder that midcourse train wrote, a function (vader, profanity, MODULE:FUNCTION), a sequence
-    classifier of one label, or a causal LM whose log-probabilities are rewards."""
+    classifier, or a causal LM whose log-probabilities are rewards."""
     reward_function: str | None = None
     """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
     MODULE:FUNCTION."""
     template: TemplateName | None = None
     """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
     template by default, if it has one). Other rewards know theirs."""
+    label: str | None = None
+    """The label to reward, by its log-odds, of a sequence classifier that has several."""
     template_argument: TemplateArgument = ()
     """A value for the chat template of such a model, as enable_thinking=false."""
 
@@ -91,6 +93,7 @@ class RewardBench:
             measured.reward_function,
             template=measured.template,
             template_arguments=parse_arguments(measured.template_argument),
+            label=measured.label,
             **asdict(self.model.machine),
         )
         columns = parse_columns(read.columns)

@@ -41,10 +41,12 @@ class Label:
 
     label_with: str | None = None
     """A shipped reward, a folder that midcourse train wrote, a function (vader, profanity, MODULE:FUNCTION), a sequence
-    classifier of one label, or a causal LM. A response that was cut at --max-new-tokens has the reward of a prefix."""
+    classifier, or a causal LM. A response that was cut at --max-new-tokens has the reward of a prefix."""
     label_with_function: str | None = None
     """A function from the response to a number: vader (sentiment), profanity (1 - its probability), or any
     MODULE:FUNCTION."""
+    label: str | None = None
+    """The label to reward, by its log-odds, of a sequence classifier that has several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,11 @@ class Sample:
         read_prompts(self.read.prompts, rejects=[], renamed=columns)
         check_out(self.write.out, self.write.resume)
         label = load_label(
-            self.label.label_with, self.label.label_with_function, template=template, **asdict(self.model.machine)
+            self.label.label_with,
+            self.label.label_with_function,
+            template=template,
+            label=self.label.label,
+            **asdict(self.model.machine),
         )
         lm = self.model.load()
         rendered = template or (label.template if label else None)  # otherwise as the rows that are there were

@@ -24,7 +24,7 @@ class Read:
 
     reward: str
     """A shipped reward, a folder that midcourse train wrote, a function (vader, profanity, MODULE:FUNCTION), a sequence
-    classifier of one label, or a causal LM (its log-probabilities)."""
+    classifier, or a causal LM (its log-probabilities)."""
     prompt: str
     """The prompt that the text answers or continues."""
     text: str
@@ -37,6 +37,8 @@ class Read:
     template: TemplateName | None = None
     """How prompts were rendered in the training of a causal LM (raw by default) or of a sequence classifier (its chat
     template by default, if it has one). Other rewards know theirs."""
+    label: str | None = None
+    """The label to reward, by its log-odds, of a sequence classifier that has several."""
     template_argument: TemplateArgument = ()
     """A value for the chat template of such a model, as enable_thinking=false."""
 
@@ -115,6 +117,7 @@ class ScoreText:
             self.read.reward,
             template=self.read.template,
             template_arguments=parse_arguments(self.read.template_argument),
+            label=self.read.label,
             **asdict(self.model.machine),
         )
         if reward.score_tokenizer is None:

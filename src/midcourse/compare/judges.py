@@ -22,7 +22,7 @@ from midcourse.progress import progress
 from midcourse.rewards.contract import Text
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.info import place_of, read_info
-from midcourse.rewards.named import is_function, load_reward
+from midcourse.rewards.named import has_labels, is_function, load_reward
 
 BATCH = 32  # responses judged between two writes to disk
 JUDGEMENTS = "judgements.jsonl"
@@ -86,16 +86,21 @@ def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def named_judge(source: str, name: str, *, device: str = "auto", dtype: str = "auto") -> NumberJudge:
+def named_judge(
+    source: str, name: str, *, label: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> NumberJudge:
     """Return the judge that a name stands for: a function of the text, or a reward of any other kind.
 
     Args:
         name: what a reward is called in the tables; a function keeps its own name.
+        label: what is rewarded of a classifier of several labels.
 
     Raises:
         RewardError, ModelError: no reward or function has that name.
     """
-    return gold_judge(source) if is_function(source) else reward_judge(source, name, device=device, dtype=dtype)
+    if is_function(source):
+        return gold_judge(source)
+    return reward_judge(source, name, label=label, device=device, dtype=dtype)
 
 
 def gold_judge(name: str) -> NumberJudge:
@@ -104,13 +109,15 @@ def gold_judge(name: str) -> NumberJudge:
     return NumberJudge(name, "gold", of_function(name), lambda responses: [gold(one.text) for one in responses])
 
 
-def reward_judge(source: str, name: str, *, device: str = "auto", dtype: str = "auto") -> NumberJudge:
+def reward_judge(
+    source: str, name: str, *, label: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> NumberJudge:
     """Return a trained reward as a judge, with its own template, and the accuracy that it had on held-out pairs.
 
     The reward of a response that was cut is that of the prefix it is.
     """
     source = str(place_of(source))
-    reward = load_reward(source, device=device, dtype=dtype)
+    reward = load_reward(source, label=label if has_labels(source) else None, device=device, dtype=dtype)
     record: dict[str, Any] = {"objective": None, "accuracy": None, "interval": None, "pairs": None}
     if (Path(source) / "midcourse.json").is_file():
         info = read_info(Path(source))

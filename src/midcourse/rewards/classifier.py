@@ -1,4 +1,4 @@
-"""A sequence-classification model of transformers with one label, as a reward of texts."""
+"""A sequence-classification model of transformers, as a reward of texts."""
 
 import copy
 import math
@@ -42,11 +42,15 @@ from midcourse.rewards.info import RewardError, check_arguments_used
 from midcourse.rewards.text import TextReward
 
 RECORDED_TEMPLATE = "midcourse_template"  # the field of an exported reward's config.json
+# Kinds of classifiers, as transformers names them, whose labels are numbers of their own and no shares of one.
+APART = ("multi_label_classification", "regression")
 Reading: TypeAlias = Template | Literal["pair"]
 
 
 class ClassifierReward(TextReward):
-    """A sequence classifier of transformers with one label and a tokenizer of its own, as a reward of texts.
+    """A sequence classifier of transformers with a tokenizer of its own, as a reward of texts.
+
+    Of one label it is what the model says. Of a label among several it is the label's log-odds against all others.
 
     An encoder (BERT, RoBERTa, DeBERTa) reads both ways, so nothing of a text can be kept for the next: each step costs
     one padded forward over every `batch_size` distinct texts of all rows' candidates.
@@ -64,16 +68,19 @@ class ClassifierReward(TextReward):
     joined by blank lines. A text too long for the model loses the prompt's beginning.
 
     Attributes:
+        label: the number of the label that is rewarded.
         reading: one of these ways, or the template that an exported reward records. `template` is None:
             how the language model's prompts are rendered makes no difference.
 
     Args:
-        model: with num_labels=1 and a pad_token_id. It is set to eval mode.
+        model: with a pad_token_id. It is set to eval mode.
+        label: which of several labels is rewarded, by its name in the model's configuration.
         template: "raw" or "mixed" for a chat model that was trained so; it has no effect if there is one way only.
         batch_size: texts of one forward.
 
     Raises:
-        RewardError: the model has another number of labels, nothing to pad with, or records no known template.
+        RewardError: several labels and none named, no label of that name, nothing to pad with, or no known template
+            recorded.
     """
 
     remedy = "restore its weights, or try --dtype float32"
@@ -84,11 +91,12 @@ class ClassifierReward(TextReward):
         tokenizer: PreTrainedTokenizerBase,
         *,
         template: Template | None = None,
+        label: str | None = None,
         batch_size: int = 64,
         name: str = "classifier",
     ):
         super().__init__(self._read_all, name=name)
-        check_one_label(model.config.num_labels, name)
+        self.label = label_number(model.config, label, name)
         if model.config.pad_token_id is None:
             raise RewardError(f"{name} has no pad_token_id in its config; set it to the one the model was trained with")
         if batch_size < 1:
@@ -112,6 +120,7 @@ class ClassifierReward(TextReward):
         folder: str | Path,
         *,
         template: Template | None = None,
+        label: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 64,
@@ -124,10 +133,10 @@ class ClassifierReward(TextReward):
 
         Raises:
             ModelError: no such model, device or dtype.
-            RewardError: the model has another number of labels than one, or no trained head.
+            RewardError: several labels and none named, no label of that name, or no trained head.
         """
         name = str(folder)
-        check_one_label(load_config(name).num_labels, name)
+        label_number(load_config(name), label, name)
         try:
             model = load_model(AutoModelForSequenceClassification, name, device=device, dtype=dtype, attention=None)
         except LoadError as error:
@@ -142,7 +151,7 @@ class ClassifierReward(TextReward):
         tokenizer = load_tokenizer(name, template_arguments)
         if model.config.pad_token_id is None and adapters_of(name):  # an adapter brings no configuration of its own
             model.config.pad_token_id = tokenizer.pad_token_id
-        reward = cls(model, tokenizer, template=template, batch_size=batch_size, name=name)
+        reward = cls(model, tokenizer, template=template, label=label, batch_size=batch_size, name=name)
         check_arguments_used(reward.reading, template_arguments, name)
         return reward
 
@@ -225,13 +234,32 @@ class ClassifierReward(TextReward):
         inputs = {"input_ids": ids.masked_fill(~mask, self.model.config.pad_token_id), "attention_mask": mask.long()}
         if types := [types for _, types in rows if types]:
             inputs["token_type_ids"], _ = pad(types, self.model.device)
-        return self.model(**inputs).logits[:, 0].float().tolist()
+        logits = self.model(**inputs).logits.float()
+        own = logits[:, self.label]
+        if self.model.config.problem_type in APART:
+            return own.tolist()
+        others = [label for label in range(logits.shape[1]) if label != self.label]
+        return (own - logits[:, others].logsumexp(1) if others else own).tolist()
 
 
-def check_one_label(labels: int, name: str) -> None:
-    """Raise RewardError if a classifier's output is not one number."""
-    if labels != 1:
-        raise RewardError(f"{name} has {labels} labels, a reward is one number; use a classifier with num_labels=1")
+def label_number(config: PretrainedConfig, label: str | None, name: str) -> int:
+    """Return the number of a classifier's label.
+
+    Raises:
+        RewardError: it has several and none is named, or none of that name.
+    """
+    names = {str(config.id2label.get(number, number)): number for number in range(config.num_labels)}
+    listed = ", ".join(names)
+    if label is None and len(names) > 1:
+        raise RewardError(
+            f"{name} has {len(names)} labels ({listed}), and a reward is one number; name the one to reward, as "
+            f"--label {listed.rpartition(', ')[2]}"
+        )
+    if label is not None and config.num_labels == 1:
+        raise RewardError(f"{name} has one label, which is its reward; leave --label {label} out")
+    if label is not None and label not in names:
+        raise RewardError(f"{name} has no label {label!r}; use one of: {listed}")
+    return names[label] if label is not None else 0
 
 
 def recorded_template(config: PretrainedConfig, name: str) -> Template | None:

@@ -37,6 +37,7 @@ def load_reward(
     *,
     template: Template | None = None,
     template_arguments: Arguments | None = None,
+    label: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     share_with: LanguageModel | None = None,
@@ -45,7 +46,7 @@ def load_reward(
     """Load the reward of that name.
 
     It names a shipped reward, a folder that `midcourse train` wrote, a function of the response ("vader", "profanity",
-    "MODULE:FUNCTION"), a sequence classifier of one label, or a causal LM; a folder of that name comes first. A
+    "MODULE:FUNCTION"), a sequence classifier, or a causal LM; a folder of that name comes first. A
     classifier becomes a reward of whole texts, and so does what was trained on an encoder; a causal LM becomes a reward
     of the vocabulary whose rewards are its log-probabilities (GenARM's autoregressive reward).
 
@@ -54,6 +55,7 @@ def load_reward(
             classifier, by default its tokenizer's chat template if it has one. The others know theirs, and so does
             what `midcourse export` wrote.
         template_arguments: values by name for the chat template of a causal LM or a sequence classifier.
+        label: which of a sequence classifier's labels is rewarded, by its log-odds, if it has several.
         share_with: the language model whose weights the reward is to use instead of a second copy; only for what
             `midcourse train` wrote. It saves memory, not passes.
         allow_other_weights: for a trunk reward that shares: see `RewardModel.load`.
@@ -64,6 +66,8 @@ def load_reward(
     kind = kind_of(name)
     if template_arguments and not issubclass(kind, ClassifierReward | VocabularyReward):
         raise RewardError(f"{name} renders prompts as it was made to; leave the template-argument out")
+    if label is not None and not issubclass(kind, ClassifierReward):
+        raise RewardError(f"{name} is no classifier of several labels; leave --label {label} out")
     if issubclass(kind, FunctionReward):
         return kind.load(str(name))
     name = place_of(name)
@@ -83,7 +87,14 @@ def load_reward(
     if issubclass(kind, ImplicitReward):
         return kind.load(name, device=device, dtype=dtype)
     if issubclass(kind, ClassifierReward):
-        return kind.load(name, template=template, device=device, dtype=dtype, template_arguments=template_arguments)
+        return kind.load(
+            name,
+            template=template,
+            label=label,
+            device=device,
+            dtype=dtype,
+            template_arguments=template_arguments,
+        )
     return kind.load(
         name, template=template or "raw", device=device, dtype=dtype, template_arguments=template_arguments
     )
@@ -96,6 +107,7 @@ def named_rewards(
     *,
     template: Template | None = None,
     template_arguments: Arguments | None = None,
+    label: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     share_weights: bool = False,
@@ -106,6 +118,7 @@ def named_rewards(
     Args:
         functions: "vader", "profanity" or "MODULE:FUNCTION", even if a folder has that name.
         template_arguments: the language model's, which causal LMs among the rewards have too.
+        label: what is rewarded of classifiers of several labels.
         share_weights: build all of them on the LM's own weights. A trunk reward stands on them anyway, if they are
             those of its training.
         allow_other_weights: let a trunk reward stand on the LM's weights even if they are not.
@@ -113,6 +126,9 @@ def named_rewards(
     Raises:
         RewardError, ModelError: as `load_reward`.
     """
+
+    if label is not None and not any(map(has_labels, names)):
+        raise RewardError(f"no reward is a classifier of several labels; leave --label {label} out")
 
     def load(name: str) -> Reward:
         trunk = kind_of(name) is TrunkReward
@@ -122,6 +138,7 @@ def named_rewards(
             name,
             template=template,
             template_arguments=template_arguments if kind_of(name) is VocabularyReward else None,
+            label=label if has_labels(name) else None,
             device=device,
             dtype=dtype,
             share_with=lm if share else None,
@@ -160,6 +177,7 @@ def load_label(
     *,
     template: Template | None = None,
     template_arguments: Arguments | None = None,
+    label: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> Reward | None:
@@ -174,7 +192,14 @@ def load_label(
         return FunctionReward.load(function)
     if reward is None:
         return None
-    return load_reward(reward, template=template, template_arguments=template_arguments, device=device, dtype=dtype)
+    return load_reward(
+        reward, template=template, template_arguments=template_arguments, label=label, device=device, dtype=dtype
+    )
+
+
+def has_labels(name: str | Path) -> bool:
+    """Return whether the reward of that name is a classifier of several labels, of which one has to be named."""
+    return kind_of(name) is ClassifierReward and load_config(str(place_of(name))).num_labels > 1
 
 
 def is_function(name: str | Path) -> bool:

@@ -2,7 +2,7 @@
 
 TextReward         any function of a batch of texts
 FunctionReward     any function of the response alone
-ClassifierReward   a sequence-classification model of transformers with one label
+ClassifierReward   a sequence-classification model of transformers
 """
 
 import copy
