@@ -1,5 +1,6 @@
 """midcourse reward-bench."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,8 @@ class RewardBench:
 
     Pair accuracy at 10, 25, 50, 75 and 100% of the response (both cut to that share of the shorter one), by subset,
     with 95% intervals over prompts, beside the baseline that looks at lengths only, and the calibration of the
-    probabilities. RewardBench's files (prompt, chosen, rejected, subset) also give its section scores.
+    probabilities. RewardBench's files (prompt, chosen, rejected, subset) also give its section scores, rows of several
+    responses RewardBench 2's.
     """
 
     read: Read
@@ -170,6 +172,8 @@ def _print(figures: dict[str, Any]) -> None:
     if figures["sections"]:
         title = "RewardBench's sections (ties count one half)"
         table(title, ("section", "subsets", *shares), _section_rows(figures["sections"]))
+    if figures["best_of"]:
+        table("The right response of several is put first", ("subset", "rows", "score", "chance"), _best(figures))
     calibration = figures["calibration"]
     stored = calibration["temperature"] is not None or calibration["finished_temperature"] is not None
     table(
@@ -190,6 +194,24 @@ def _print(figures: dict[str, Any]) -> None:
         print(f"the reward read only the end of the prompt in {figures['cut_prompts']} comparisons")
 
 
+def _best(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    found = figures["best_of"]
+    rows: list[tuple[str, ...]] = [
+        (
+            name,
+            str(one["rows"]),
+            _score(one["score"], one["interval"]),
+            "n/a" if one["chance"] is None else _short(one["chance"]),
+        )
+        for name, one in found["subsets"].items()
+    ]
+    if found["total"] is not None:
+        rows.append(("RewardBench 2", "", _short(found["total"]), ""))
+    if found["incomplete"]:
+        rows.append(("incomplete, not counted", str(found["incomplete"]), "", ""))
+    return rows
+
+
 def _section_rows(scores: dict[str, Any]) -> list[tuple[str, ...]]:
     rows = [
         (row["section"], f"{len(row['subsets'])} of {len(row['subsets']) + len(row['missing'])}", row["shares"])
@@ -202,9 +224,11 @@ def _section_rows(scores: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _row(shares: list[dict[str, Any]], name: str) -> list[str]:
     """Return the cells of a figure at every share, with its interval at the last."""
-    *others, last = (_short(row[name]) for row in shares)
-    interval = shares[-1]["interval"]
-    return [*others, last if interval is None else f"{last} [{interval[0]:.2f}, {interval[1]:.2f}]"]
+    return [*(_short(row[name]) for row in shares[:-1]), _score(shares[-1][name], shares[-1]["interval"])]
+
+
+def _score(figure: float, interval: Sequence[float] | None) -> str:
+    return _short(figure) if interval is None else f"{_short(figure)} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _short(figure: float) -> str:

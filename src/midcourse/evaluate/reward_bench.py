@@ -25,6 +25,7 @@ from midcourse.data.comparisons import COLUMNS, Comparison, comparison_of, finge
 from midcourse.data.encoded import EncodedRow, PairSet, encode
 from midcourse.data.formats import BadRow, DataError, Problem, Renamed, optional_text, read_rows, short
 from midcourse.evaluate.accuracy import SHARES, cut_at, length_baseline, pair_accuracy
+from midcourse.evaluate.best_of import Choice, best_of
 from midcourse.evaluate.calibration import calibration_error, cross_fitted, margins
 from midcourse.evaluate.intervals import interval_of, resamples
 from midcourse.evaluate.scoring import BATCH_TOKENS, score_rows
@@ -83,11 +84,13 @@ class Benchmark:
     Attributes:
         comparisons: in the order of the files.
         subsets: the subset of each.
+        choices: of each what row of several responses it is of, None if it is a row of its own; empty if all are.
         left_out: how many rows are not among them, by reason: identical, empty, bad.
     """
 
     comparisons: list[Comparison]
     subsets: list[str]
+    choices: list[Choice | None] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -97,6 +100,7 @@ class _Judged(NamedTuple):
     comparison: Comparison | None
     subset: str
     reason: str | None
+    choice: Choice | None = None
 
 
 def read_benchmark(
@@ -111,13 +115,13 @@ def read_benchmark(
     """Read the comparisons of files in the formats of `read_comparisons`, RewardBench's among them.
 
     A row's subset is its `subset_field`; if it has none, the file's name. A row of several rejected responses
-    (RewardBench 2) is a comparison with each. Rows whose responses are equal, or one of
-    them empty, are left out and counted.
+    (RewardBench 2) is a comparison with each. Rows whose responses are equal, or one of them empty, are left out and
+    counted.
 
     Args:
         reward: whose prompts these are to be; a prompt that it cannot render makes a bad row.
         subset_field: a name other than "subset" has to be in every row.
-        limit: at most so many comparisons of each subset, at random.
+        limit: at most so many comparisons of each subset, whole rows at random.
         rejects: bad rows are appended to it and reading goes on.
         renamed: fields that the files have by other names.
 
@@ -126,10 +130,12 @@ def read_benchmark(
     """
     bad: list[BadRow] | None = None if rejects is None else []
     rows: list[_Judged] = []
+    numbers = itertools.count()
     for path, name in zip(paths, _file_names(paths), strict=True):
 
         def parse(fields: dict[str, Any], name: str = name) -> list[_Judged]:
-            return [_judged(one, subset_field, name) for one in one_each(fields)]
+            judged = [_judged(one, subset_field, name) for one in one_each(fields)]
+            return _of_one_row(judged, fields, next(numbers)) if len(judged) > 1 else judged
 
         def problem(judged: list[_Judged]) -> str | None:
             prompts = [one.comparison for one in judged if one.comparison is not None]
@@ -139,7 +145,7 @@ def read_benchmark(
             path, parse, "comparisons", (*COLUMNS, subset_field), limit=problem, rejects=bad, renamed=renamed
         )
         rows += itertools.chain.from_iterable(found)
-    kept = [(row.comparison, row.subset) for row in rows if row.comparison is not None]
+    kept = [row for row in rows if row.comparison is not None]
     reasons = Counter(row.reason for row in rows if row.reason)
     left_out = {"identical": reasons["identical"], "empty": reasons["empty"], "bad": len(bad or [])}
     if rejects is not None:
@@ -149,7 +155,16 @@ def read_benchmark(
         raise DataError(f"{', '.join(map(str, paths))}: no comparison to measure on ({counts}); name other files")
     if limit is not None:
         kept = _some_of_each(kept, limit)
-    return Benchmark([comparison for comparison, _ in kept], [subset for _, subset in kept], left_out)
+    comparisons = [row.comparison for row in kept if row.comparison is not None]
+    return Benchmark(comparisons, [row.subset for row in kept], [row.choice for row in kept], left_out)
+
+
+def _of_one_row(judged: Sequence[_Judged], fields: dict[str, Any], number: int) -> list[_Judged]:
+    """Return the comparisons of a row of several responses, each with its place there."""
+    rejected = fields["rejected"]
+    sides = len(rejected) if isinstance(rejected, list) and all(isinstance(text, str) for text in rejected) else 1
+    name = str(fields.get("id") or "")
+    return [one._replace(choice=Choice(number, name, place % sides, len(judged))) for place, one in enumerate(judged)]
 
 
 def _judged(fields: dict[str, Any], subset_field: str, name: str) -> _Judged:
@@ -189,18 +204,21 @@ def _file_names(paths: Sequence[str | Path]) -> list[str]:
     return [str(path) if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
-def _some_of_each(rows: list[tuple[Comparison, str]], limit: int) -> list[tuple[Comparison, str]]:
+def _some_of_each(rows: list[_Judged], limit: int) -> list[_Judged]:
     if limit < 1:
         raise DataError(f"limit is {limit}; use 1 or more comparisons of each subset")
-    order = list(range(len(rows)))
-    random.Random(0).shuffle(order)
+    whole: dict[object, list[int]] = {}
+    for number, row in enumerate(rows):
+        whole.setdefault(("of several", row.choice.row) if row.choice else number, []).append(number)
+    units = list(whole.values())
+    random.Random(0).shuffle(units)
     taken: Counter[str] = Counter()
-    kept = []
-    for number in order:
-        subset = rows[number][1]
-        if taken[subset] < limit:
-            taken[subset] += 1
-            kept.append(number)
+    kept: list[int] = []
+    for unit in units:
+        subset = rows[unit[0]].subset
+        if taken[subset] + len(unit) <= limit:
+            taken[subset] += len(unit)
+            kept += unit
     return [rows[number] for number in sorted(kept)]
 
 
@@ -237,7 +255,8 @@ def reward_bench(
         and at one that was fitted on the other half of the prompts (None for a single prompt);
         subsets: the same figures but the calibration for each subset;
         sections: {sections: a list of {section, subsets, missing, shares: a list of {share, score, interval}},
-        total: a list of {share, score, interval}, None if a subset is missing}; None without RewardBench's subsets.
+        total: a list of {share, score, interval}, None if a subset is missing}; None without RewardBench's subsets;
+        best_of: how often the right response of several is put first, RewardBench 2's score; see `best_of`.
 
     Raises:
         RewardError: a reward that is no finite number, or limits that leave nothing.
@@ -254,6 +273,7 @@ def reward_bench(
     gaps = margins(pairs, rewards)
     _refuse_no_numbers(gaps, [benchmark.comparisons[number] for number in kept], reward.name)
     subsets = [benchmark.subsets[number] for number in kept]
+    choices = [benchmark.choices[number] for number in kept] if benchmark.choices else []
     return {
         **pair_accuracy(pairs, rewards),
         "length_baseline": length_baseline(pairs, pairs),
@@ -266,6 +286,7 @@ def reward_bench(
             for part in [_part(pairs, [n for n, subset in enumerate(subsets) if subset == name])]
         },
         "sections": section_scores(0.5 + 0.5 * np.sign(gaps), subsets, pairs.prompts),
+        "best_of": best_of(choices, gaps[-1].tolist(), subsets, pairs.prompts),
         "data_fingerprint": fingerprint(benchmark.comparisons),
     }
 
