@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    ByT5Tokenizer,
 )
 
 from midcourse.decode.engine import generate
@@ -414,3 +415,12 @@ def test_an_adapter_that_cannot_be_merged_is_refused(adapter):
     with pytest.raises(LoadError, match="does not fit") as caught:
         load_policy(str(folder), lm)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_python_code_is_refused(model_folder):
+    folder = model_folder()
+    for path in Path(folder).glob("tokenizer*"):
+        path.unlink()
+    ByT5Tokenizer(extra_ids=0).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"is ByT5Tokenizer, which is Python code .*; use a model whose tokenizer has"):
+        LanguageModel.load(folder)

@@ -154,6 +154,11 @@ def load_tokenizer(name: str, template_arguments: Arguments | None = None) -> Pr
         ModelError: no tokenizer that transformers can read. PromptError: a chat template without such arguments.
     """
     tokenizer = _read_tokenizer(name)
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ModelError(
+            f"the tokenizer of {name} is {type(tokenizer).__name__}, which is Python code and cannot say which "
+            "characters a token stands for; use a model whose tokenizer has a tokenizer.json"
+        )
     set_arguments(tokenizer, template_arguments or {})
     return tokenizer
 
