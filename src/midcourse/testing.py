@@ -560,13 +560,20 @@ def assert_language_model_laws(
     together.replace([1], alone[1])
     assert_rows(together, [2, 1, 0], "after one was replaced")
     before = together.logprobs.clone()
+    states = {layer: one.clone() for layer, one in together.states.items()}
     together.step(torch.tensor(tokens, device=lm.device))
-    together.rewind([1] * 3, before)
+    together.rewind([1] * 3, before, states)
     more = torch.tensor(tokens[::-1], device=lm.device)
     together.step(more)
     for place, row in enumerate((2, 1, 0)):
-        want = lm.start([[*prompts[row], *tokens, int(more[place])]], 4, layers).logprobs[0].tolist()
-        _assert_close(together.logprobs[place].tolist(), want, tolerance, "logprobs after going back")
+        want = lm.start([[*prompts[row], *tokens, int(more[place])]], 4, layers)
+        _assert_close(
+            together.logprobs[place].tolist(), want.logprobs[0].tolist(), tolerance, "logprobs after going back"
+        )
+        for layer in layers:
+            for name in ("states", "previous"):
+                mine, theirs = (getattr(one, name)[layer] for one in (together, want))
+                _assert_close(mine[place].tolist(), theirs[0].tolist(), tolerance, f"{name} after going back")
 
 
 def _rows_after(

@@ -12,11 +12,13 @@ import torch
 from scipy.stats import chisquare
 
 from midcourse.decode.blocks import Samples, threshold
-from midcourse.decode.engine import generate, stream
+from midcourse.decode.engine import Engine, generate, stream
 from midcourse.decode.methods import BestOfN, Blockwise, Cards, MethodError
+from midcourse.decode.request import Request
 from midcourse.decode.steps import Generation, Step
 from midcourse.lm.language_model import LanguageModel
 from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trunk import TrunkReward
 from midcourse.testing import (
     CONTEXT,
     KnownReward,
@@ -24,6 +26,7 @@ from midcourse.testing import (
     tiny_language_model,
     tiny_reward,
     tiny_trained_vocabulary_reward,
+    tiny_trunk_reward,
     tiny_vocabulary_reward,
 )
 from tests.pace import slow_except
@@ -490,3 +493,76 @@ def assert_law(counts: Counter, exact: dict) -> None:
     have = [sum(counts[cell] for cell in group) for group in cells]
     want = [total * sum(exact[cell] for cell in group) for group in cells]
     assert chisquare(have, want).pvalue > 0.01
+
+
+# Rewards of the language model's own states
+
+
+def read_afresh(reward: TrunkReward, prompts: list[str]) -> KnownReward:
+    """A trunk reward that reads every prefix anew, by a forward of its own."""
+    begins = sorted((list(prompt.encode()) for prompt in prompts), key=len, reverse=True)
+
+    def value(ids):
+        begin = next(begin for begin in begins if list(ids[: len(begin)]) == begin)
+        response = as_trained(list(ids[len(begin) :]))
+        return float(reward.score_ids([(begin, response)])[0][-1]) if response else 0.0
+
+    return KnownReward(value, more_eos=MORE_EOS)
+
+
+def assert_judged_alike(have: Generation, want: Generation) -> None:
+    """Equal but for the rounding of a known reward, which is in float32."""
+    assert_same_generation(bare(have), bare(want))
+    assert have.reward == pytest.approx(want.reward, abs=1e-5)
+    assert [step.reward for step in have.steps] == pytest.approx([step.reward for step in want.steps], abs=1e-5)
+
+
+@functools.cache
+def trunk_of(architecture: str = "llama") -> TrunkReward:
+    return tiny_trunk_reward(lm_of(architecture))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("method", CHOICES)
+def test_a_trunk_reward_judges_what_it_would_from_scratch(method, batch_size):
+    asked = {"method": method, "max_new_tokens": 12, "seed": 3}
+    want = generate(lm_of(), PROMPTS, read_afresh(trunk_of(), PROMPTS), **asked)
+    have = generate(lm_of(), PROMPTS, trunk_of(), batch_size=batch_size, **asked)
+    assert len({row.finish_reason for row in want}) == 2
+    for a, b in zip(have, want, strict=True):
+        assert_judged_alike(a, b)
+
+
+def test_samples_are_judged_by_states_and_by_passes_together():
+    asked = {"method": BestOfN(4), "max_new_tokens": 12, "seed": 3}
+    want = generate(lm_of(), PROMPTS, [(read_afresh(trunk_of(), PROMPTS), 2.0), (reward_of(), -0.5)], **asked)
+    have = generate(lm_of(), PROMPTS, [(trunk_of(), 2.0), (reward_of(), -0.5)], **asked)
+    for a, b in zip(have, want, strict=True):
+        assert_judged_alike(a, b)
+
+
+def test_samples_have_the_sum_of_a_trunk_reward_of_tokens():
+    trunk = tiny_trunk_reward(lm_of())
+    trunk.info = replace(trunk.info, objective="token-discriminator")
+    rows = generate(lm_of(), PROMPTS, trunk, method=BestOfN(3), max_new_tokens=12, seed=3, keep_all=True)
+    for row in rows:
+        for sample in row.samples:
+            ids = list(row.prompt.encode()), as_trained(tokens(sample))
+            assert sample.reward == pytest.approx(float(trunk.score_ids([ids])[0].sum()), abs=1e-9)
+        assert row.reward == max(sample.reward for sample in row.samples)
+
+
+def test_samples_for_a_trunk_reward_are_those_of_other_requests_too():
+    """Beside rows that the same reward guides token by token."""
+    alone = generate(lm_of(), PROMPTS, trunk_of(), method=BestOfN(3), max_new_tokens=12, seed=3)
+    engine = Engine(lm_of(), batch_size=4)
+    requests = []
+    for number, prompt in enumerate(PROMPTS):
+        requests.append(Request.of(prompt, trunk_of(), method=BestOfN(3), max_new_tokens=12, seed=3 + number))
+        requests.append(Request.of(prompt, trunk_of(), method="pargs", max_new_tokens=7, seed=number))
+    numbers = [engine.add(request) for request in requests]
+    found = {}
+    while len(found) < len(requests):
+        found |= {number: event for number, event in engine.step() if isinstance(event, Generation)}
+    for number, want in zip(numbers[::2], alone, strict=True):
+        assert_same(found[number], want)

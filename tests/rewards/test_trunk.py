@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from midcourse.decode.engine import generate
-from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import Prefix
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel
@@ -126,8 +125,6 @@ def test_only_the_model_it_knows():
 def test_what_has_no_states_is_refused():
     lm = tiny_language_model()
     reward = tiny_trunk_reward(lm)
-    with pytest.raises(MethodError, match="method best-of-n judges blocks, a trunk reward guides tokens"):
-        generate(lm, ["A"], reward, method="best-of-n", max_new_tokens=2)
     with pytest.raises(RewardError, match="which this call does not have"):
         reward.start([Prefix("A", [65])], 1, 1).candidate_rewards(torch.tensor([[1, 2]]))
     with pytest.raises(RewardError, match="trains its head alone, not last:1"):

@@ -288,8 +288,6 @@ def policy_name(text: str) -> str:
 
 def why_not(lm: LanguageModel, method: AnyMethod, reward: Reward) -> str | None:
     """Return why a method cannot use a reward; None if it can."""
-    if reward.layer is not None and not isinstance(method, Method):
-        return "a trunk reward guides tokens, and this method judges blocks"
     if isinstance(method, Method) and method.soft_value and reward.soft_value_weight is None:
         return "it is no soft value"
     if isinstance(method, Method) and method.ranked_by == "sum" and not reward.speaks_for_vocabulary:

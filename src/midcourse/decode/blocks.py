@@ -124,6 +124,8 @@ class Samples:
 class BestOf:
     """The samples of a request for the best of n: rows that nothing guides, collected as they are finished.
 
+    Rewards of the language model's own states read them while the samples are drawn, the others when all are there.
+
     Attributes:
         first: what the request begins with; its guides are the rewards that compare.
         keep_all: the winner holds all samples.
@@ -143,8 +145,10 @@ class BestOf:
 
     def rows(self) -> Iterator[Row]:
         """Yield the n samples as rows to be drawn."""
+        reading = tuple(guide for guide in self.first.guides if guide[0].layer is not None)
         for sample in range(self.count):
-            yield replace(self.first.branch(_uniforms(self.first, sample)), guides=(), sample=sample)
+            row = self.first.branch(_uniforms(self.first, sample))
+            yield replace(row, guides=reading, sample=sample, read={})
 
     @property
     def complete(self) -> bool:
@@ -169,8 +173,11 @@ class BestOf:
         """
         rows = [row for _, (row, _) in sorted(self.finished.items())]
         rewards = [0.0] * len(rows)
+        for guide, weight in self.first.guides:
+            if guide.layer is not None:
+                rewards = [one + weight * row.read[id(guide)] for one, row in zip(rewards, rows, strict=True)]
         for adding in (False, True):
-            if guides := [guide for guide in self.first.guides if guide[0].additive == adding]:
+            if guides := [one for one in self.first.guides if one[0].layer is None and one[0].additive == adding]:
                 parts = _read_responses(lm, guides, rows, adding, self.together)
                 rewards = [one + other for one, other in zip(rewards, parts, strict=True)]
         if broken := [reward for reward in rewards if not math.isfinite(reward)]:
@@ -339,7 +346,9 @@ class BlockwiseBatch:
         steps, failures = plain_steps([rows[place] for place in live], batch.lm.logprobs[live], self.lm)
         # All rows of a batch take the same step: one that has ended forgets its last token, to read it again.
         if any(ended):
-            batch.rewind([int(over) for over in ended], batch.lm.logprobs)
+            over = torch.tensor(ended, device=batch.device)[:, None]
+            before = {layer: one.where(over, batch.lm.states[layer]) for layer, one in batch.lm.previous.items()}
+            batch.rewind([int(one) for one in ended], batch.lm.logprobs, before)
         reasons = [reason for request in self.requests for reason in request.reasons]
         for number, step in steps.items():
             reasons[live[number]] = rows[live[number]].push(step, self.lm.eos_token_ids)
@@ -369,13 +378,31 @@ class _Trial(NamedTuple):
     reason: str | None
 
 
+class _Start(NamedTuple):
+    """What the language model says where a segment begins.
+
+    Attributes:
+        logprobs: of its first token.
+        states: by layer, those of the token before it.
+    """
+
+    logprobs: Float[Tensor, " vocab"]
+    states: dict[int, Float[Tensor, " hidden"]]
+
+    @classmethod
+    def of(cls, batch: Rows, place: int) -> "_Start":
+        """Keep where a row of a batch stands."""
+        states = {layer: one[place].clone() for layer, one in batch.lm.states.items()}
+        return cls(batch.lm.logprobs[place].clone(), states)
+
+
 @dataclass
 class _Segments:
     """A row and the trial of its next segment.
 
     Attributes:
         kept: the row as far as it is accepted.
-        start: the LM's log-probabilities of the token after it, to come back to.
+        start: what the LM says after it, to come back to.
         prompt_reward: r(prompt).
         acceptance: the row's stream of uniform numbers that decide acceptances.
         trial: `kept` and the tokens that are proposed.
@@ -387,7 +414,7 @@ class _Segments:
     """
 
     kept: Row
-    start: Float[Tensor, " vocab"]
+    start: "_Start"
     prompt_reward: float
     acceptance: np.random.Generator
     trial: Row
@@ -397,8 +424,8 @@ class _Segments:
     rated: int = 0
 
     @classmethod
-    def begin(cls, row: Row, start: Float[Tensor, " vocab"], prompt_reward: float) -> "_Segments":
-        return cls(row, start.clone(), prompt_reward, _generator(row.seed, _ACCEPTANCE), row.branch(row.uniforms))
+    def begin(cls, row: Row, start: "_Start", prompt_reward: float) -> "_Segments":
+        return cls(row, start, prompt_reward, _generator(row.seed, _ACCEPTANCE), row.branch(row.uniforms))
 
     @property
     def length(self) -> int:
@@ -439,9 +466,9 @@ class _Segments:
         self.trial = self.kept.branch(_uniforms(self.kept, self.rejected))
         return None
 
-    def accept(self, row: Row, start: Float[Tensor, " vocab"]) -> None:
+    def accept(self, row: Row, start: "_Start") -> None:
         """Accept the segment, and go on from its end."""
-        self.kept, self.start = row, start.clone()
+        self.kept, self.start = row, start
         self.best, self.rejected_here = None, 0
         self.trial = row.branch(_uniforms(row, self.rejected))
 
@@ -484,8 +511,7 @@ class CardsBatch:
         failures: Failures = {}
         rewards = _values(begun, good, self.lm, failures)
         kept = [place for place in range(len(good)) if place not in failures]
-        starts = begun.lm.logprobs
-        self.active += [_Segments.begin(good[place], starts[place], rewards[place]) for place in kept]
+        self.active += [_Segments.begin(good[place], _Start.of(begun, place), rewards[place]) for place in kept]
         if kept:
             begun.select(kept)
             self.batch = begun if self.batch is None else self.batch.joined(begun)
@@ -544,7 +570,7 @@ class CardsBatch:
                 continue
             events += _settle(kept.row, len(row.kept.steps), kept.reward, exact=row.exact)
             if kept.reason is None:
-                row.accept(kept.row, batch.lm.logprobs[place])
+                row.accept(kept.row, _Start.of(batch, place))
                 if kept is not proposed:
                     other.append(place)
                 continue
@@ -553,15 +579,15 @@ class CardsBatch:
             leaving.add(place)
         # A rejected segment is taken back out of the caches; the row draws again from where the segment began.
         if any(back):
-            now = batch.lm.logprobs
-            starts = [row.start if count else old for row, count, old in zip(self.active, back, now, strict=True)]
-            batch.rewind(back, torch.stack(starts))
+            starts = [row.start if back[place] else _Start.of(batch, place) for place, row in enumerate(self.active)]
+            states = {layer: torch.stack([start.states[layer] for start in starts]) for layer in batch.lm.states}
+            batch.rewind(back, torch.stack([start.logprobs for start in starts]), states)
         # The best rejected trial was taken back when it was rejected: its row is read anew.
         if other:
             arrived = Rows.start(self.lm, [self.active[place].kept for place in other])
             batch.replace(other, arrived)
-            for place, start in zip(other, arrived.lm.logprobs, strict=True):
-                self.active[place].start = start.clone()
+            for number, place in enumerate(other):
+                self.active[place].start = _Start.of(arrived, number)
         return events, leaving
 
     def _keep(self, places: Sequence[int]) -> None:

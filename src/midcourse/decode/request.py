@@ -185,8 +185,6 @@ def settled(method: str | AnyMethod, settings: dict[str, Any], guides: Guides) -
 def check_guides(method: AnyMethod, name: str, guides: Guides) -> None:
     """Raise MethodError or RewardError if a method cannot use a reward."""
     for reward, own in guides:
-        if not isinstance(method, Method) and reward.layer is not None:
-            raise MethodError(f"method {name} judges blocks, a trunk reward guides tokens; use pargs or another reward")
         if not isinstance(method, Method | BestOfN) and reward.additive:
             raise MethodError(
                 f"method {name} judges a block by its last prefix, and this reward is of tokens; "

@@ -1,6 +1,6 @@
 """Rows of the language model and, of each reward, the rows that it guides: started, moved and read together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -156,9 +156,14 @@ class Rows:
                 failures |= self._apart(part, error, again, before, rows, lm)[1]
         return failures
 
-    def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Take that many tokens off each row; its next token's log-probabilities there were `logprobs`."""
-        self.lm.rewind(counts, logprobs)
+    def rewind(
+        self,
+        counts: Sequence[int],
+        logprobs: Float[Tensor, "batch vocab"],
+        states: Mapping[int, Float[Tensor, "batch hidden"]],
+    ) -> None:
+        """Take that many tokens off each row, to where these were the language model's log-probabilities and states."""
+        self.lm.rewind(counts, logprobs, states)
         for part in self.guided.values():
             part.rows.rewind([counts[place] for place in part.places])
 

@@ -121,6 +121,7 @@ class Row:
         spent: nats of guidance so far.
         spread: the widest range of weighted rewards seen in one step.
         rated: how many rewards were computed for it.
+        read: of a sample of best-of-n, what rewards of the language model's own states say of it, by their identity.
     """
 
     number: int
@@ -137,6 +138,7 @@ class Row:
     spent: float = 0.0
     spread: float | None = None
     rated: int = 0
+    read: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def begin(

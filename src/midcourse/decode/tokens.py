@@ -72,6 +72,7 @@ class TokenBatch:
         finished = {place: reason for place, reason in reasons.items() if reason is not None}
         last = [row.last_token if row.steps else 0 for row in self.rows]
         failures |= batch.advance(torch.tensor(last, device=batch.device), self.rows, self.lm)
+        failures |= self._read_samples(batch)
         endings, gone = self._ended(batch, finished, failures)
         leaving = {place for place, row in enumerate(self.rows) if place in finished or row.number in gone}
         self._keep(remaining(len(self.rows), leaving))
@@ -161,6 +162,20 @@ class TokenBatch:
             if answer is not None:
                 answers[id(part.reward)] = places, answer
         return answers
+
+    def _read_samples(self, batch: Rows) -> Failures:
+        """Let rewards of the language model's own states say what they do of the samples of best-of-n so far."""
+        failures: Failures = {}
+        samples = [place for place, row in enumerate(self.rows) if row.number in self.best_of and row.guides]
+        asking = {id(reward) for place in samples for reward in self.rows[place].rewards}
+        for key, (places, answer) in self._answers(batch, asking, prefix_question, failures).items():
+            values = dict(zip(places, answer.tolist(), strict=True))
+            adds = batch.guided[key].reward.additive
+            for place in samples:
+                if place in values:
+                    row = self.rows[place]
+                    row.read[key] = values[place] + (row.read.get(key, 0.0) if adds else 0.0)
+        return failures
 
     def _ended(self, batch: Rows, finished: dict[int, str], failures: Failures) -> tuple[list[Event], set[int]]:
         """Return the last events of requests, and the numbers of those that have failed."""

@@ -53,10 +53,17 @@ class CausalRows(Protocol):
     def replace(self, places: Sequence[int], other: Any) -> None:
         """Put the rows of `other`, of the same model, at these places."""
 
-    def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Take that many tokens off the end of each row; its next token's log-probabilities there were `logprobs`.
+    def rewind(
+        self,
+        counts: Sequence[int],
+        logprobs: Float[Tensor, "batch vocab"],
+        states: Mapping[int, Float[Tensor, "batch hidden"]],
+    ) -> None:
+        """Take that many tokens off the end of each row.
 
-        Hidden states do not go back.
+        Args:
+            logprobs, states: what these were of each row there, as whoever goes back has kept them. `previous` is not
+                known there before the next step.
         """
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -178,13 +178,19 @@ class LanguageModelRows:
                 old = mine.get(layer, states.new_zeros(len(self.logprobs), states.shape[1]))
                 mine[layer] = old.index_copy(0, torch.tensor(places, device=states.device), states)
 
-    def rewind(self, counts: Sequence[int], logprobs: Float[Tensor, "batch vocab"]) -> None:
-        """Go back by that many tokens in each row; its next token's log-probabilities there were `logprobs`.
-
-        Hidden states do not go back; block methods take no reward that reads them.
-        """
+    def rewind(
+        self,
+        counts: Sequence[int],
+        logprobs: Float[Tensor, "batch vocab"],
+        states: Mapping[int, Float[Tensor, "batch hidden"]],
+    ) -> None:
+        """Go back by that many tokens in each row, to where these were its log-probabilities and states."""
         self.cache.rewind(counts)
+        self.read_states = {}
         self.logprobs = logprobs
+        self.states = {layer: states[layer] for layer in self.states}
+        back = torch.tensor([count > 0 for count in counts], device=logprobs.device)[:, None]
+        self.previous = {layer: one.masked_fill(back, torch.nan) for layer, one in self.previous.items()}
 
     def _read(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         if self.tokens is not None and self.tokens < logits.shape[1]:
