@@ -158,21 +158,21 @@ class TrainedVocabularyReward(RewardModel):
         return torch.cat([later.new_zeros(len(later), 1), later], 1)
 
     def next_rewards(
-        self, states: Float[Tensor, "places hidden"], token_ids: Int[Tensor, " places"]
-    ) -> Float[Tensor, " places"]:
-        """Return the reward of a token after each state."""
+        self, states: Float[Tensor, "*#place hidden"], token_ids: Int[Tensor, "*#place"]
+    ) -> Float[Tensor, "*place"]:
+        """Return the reward of a token after each state, or of several."""
         return self.rewards_of(self.raw_next(states, token_ids))
 
     def raw_next(
-        self, states: Float[Tensor, "places hidden"], token_ids: Int[Tensor, " places"]
-    ) -> Float[Tensor, " places"]:
-        """Return the head's number for a token after each state; see `rewards_of`."""
+        self, states: Float[Tensor, "*#place hidden"], token_ids: Int[Tensor, "*#place"]
+    ) -> Float[Tensor, "*place"]:
+        """Return the head's number for a token after each state, or for several; see `rewards_of`."""
         assert isinstance(self.head, VocabularyHead)
         projected = self.head.project(states)
         rewards = promoted((projected * self.outputs[token_ids]).sum(-1))
         if self.head.state is not None:
-            return rewards + promoted(self.head.state(states)[:, 0])
-        return rewards - log_normaliser(projected, self.outputs)
+            return rewards + promoted(self.head.state(states)[..., 0])
+        return rewards - log_normaliser(projected.flatten(0, -2), self.outputs).view(projected.shape[:-1])
 
     def vocabulary_rewards(self, states: Float[Tensor, "*place hidden"]) -> Float[Tensor, "*place vocab"]:
         """Return the reward of every token after each state; every end of a text has that of training's EOS."""
@@ -183,9 +183,22 @@ class TrainedVocabularyReward(RewardModel):
 
     def read_next(
         self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
-    ) -> Float[Tensor, "batch places vocab"]:
-        """Append tokens to cached rows; return the rewards of what may follow those at `places`."""
-        return self.vocabulary_rewards(cache.extend(token_ids, counts).last_hidden_state[:, places])
+    ) -> Float[Tensor, "batch places read"]:
+        """Append tokens to cached rows; return the states at `places`, or log-probabilities of what may follow."""
+        states = cache.extend(token_ids, counts).last_hidden_state[:, places]
+        return self.vocabulary_rewards(states) if self.normalised else states
+
+    def of_all(self, read: Float[Tensor, "batch read"]) -> Float[Tensor, "batch vocab"]:
+        """Return the rewards of all tokens behind these states."""
+        return read if self.normalised else self.vocabulary_rewards(read)
+
+    def of_some(
+        self, read: Float[Tensor, "batch read"], token_ids: Int[Tensor, "batch candidates"]
+    ) -> Float[Tensor, "batch candidates"]:
+        """Return the rewards of some tokens: of the vocabulary's matrix only their rows are read."""
+        if self.normalised:
+            return read.gather(1, token_ids)
+        return self.next_rewards(read[:, None], token_ids)
 
     def bind(self, lm: CausalModel) -> Reward:
         """Return itself; RewardError if the LM writes other tokens, or renders or ends texts otherwise."""

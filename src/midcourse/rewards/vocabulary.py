@@ -130,6 +130,16 @@ class VocabularyReward(TokenReward):
         keep = torch.tensor(places, device=token_ids.device)
         return self.read(cache.extend(token_ids, counts, logits_to_keep=keep).logits)
 
+    def of_all(self, read: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        """Return them."""
+        return read
+
+    def of_some(
+        self, read: Float[Tensor, "batch vocab"], token_ids: Int[Tensor, "batch candidates"]
+    ) -> Float[Tensor, "batch candidates"]:
+        """Return those of some tokens."""
+        return read.gather(1, token_ids)
+
     @torch.inference_mode()
     def score_ids(
         self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_size: int = 8, finite: bool = True
@@ -166,8 +176,19 @@ class VocabularyModel(Protocol):
 
     def read_next(
         self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
-    ) -> Float[Tensor, "batch places vocab"]:
-        """Append tokens to cached rows; return the rewards of what may follow those at `places`."""
+    ) -> Float[Tensor, "batch places read"]:
+        """Append tokens to cached rows; return what the rewards of tokens that follow those at `places` are read from.
+
+        That is the rewards themselves, or states of which each token's reward is read by itself.
+        """
+
+    def of_all(self, read: Float[Tensor, "batch read"]) -> Float[Tensor, "batch vocab"]:
+        """Return the rewards of all next tokens."""
+
+    def of_some(
+        self, read: Float[Tensor, "batch read"], token_ids: Int[Tensor, "batch candidates"]
+    ) -> Float[Tensor, "batch candidates"]:
+        """Return the rewards of some next tokens."""
 
 
 def check_vocabulary(
@@ -215,24 +236,27 @@ def best_tokens(reward: Any, states: Float[Tensor, "places hidden"]) -> Int[Tens
 
 
 class ModelVocabularyRows(CachedRows):
-    """Rows under a vocabulary reward: one forward over the newest token of each."""
+    """Rows under a vocabulary reward: one forward over the newest token of each.
+
+    Attributes:
+        next: what the rewards of next tokens are read from; None if a forward has to give it first.
+        current: the rewards of the prefixes; None if they have to be read.
+        size: how many tokens have a reward.
+    """
 
     def __init__(self, reward: VocabularyModel, prefixes: Sequence[Prefix], room: int):
         super().__init__(reward.model, prefixes, room, reward.eos_token_ids)
-        self.reward = reward
+        self.reward, self.size = reward, reward.model.get_input_embeddings().num_embeddings
         self.next: Tensor | None = None
         self.current: Tensor | None = None
         self._read()
 
     def vocabulary_rewards(self) -> Float[Tensor, "batch vocab"]:
-        if self.next is None:
-            self._read()
-        assert self.next is not None
-        return self.next
+        return self.reward.of_all(self._next())
 
     def candidate_rewards(self, token_ids: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates"]:
-        rewards = self.vocabulary_rewards()
-        return rewards.gather(1, token_ids.clamp(max=rewards.shape[1] - 1))  # ids beyond have no text, and no chance
+        known = self.as_trained(token_ids.clamp(max=self.size - 1))  # ids beyond have no text, and no chance
+        return self.reward.of_some(self._next(), known)
 
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
         if self.current is None:
@@ -244,7 +268,7 @@ class ModelVocabularyRows(CachedRows):
     def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
         token_ids = self.as_trained(token_ids)
         self.append(token_ids)
-        self.current = None if self.next is None else self.next.gather(1, token_ids[:, None])[:, 0]
+        self.current = None if self.next is None else self.reward.of_some(self.next, token_ids[:, None])[:, 0]
         self.next = None
 
     def rewind(self, counts: Sequence[int]) -> None:
@@ -268,19 +292,25 @@ class ModelVocabularyRows(CachedRows):
         if self.next is None:
             self.forget(1)
 
+    def _next(self) -> Tensor:
+        if self.next is None:
+            self._read()
+        assert self.next is not None
+        return self.next
+
     def _read(self) -> None:
-        """Read the waiting tokens; keep the rewards of every next token, and of the last one if two tokens waited.
+        """Read the waiting tokens; keep what is said of next tokens, and the reward of the last if two tokens waited.
 
         A row that is a lone token has no token before it, and the reward 0.
         """
         token_ids, counts = self.waiting()
         device = token_ids.device
         places = sorted({place for count in counts for place in (count - 1, count - 2) if place >= 0})
-        rewards = self.reward.read_next(self.cache, token_ids, counts, places)
+        read = self.reward.read_next(self.cache, token_ids, counts, places)
         rows = range(len(counts))
-        self.next = rewards[rows, [places.index(count - 1) for count in counts]]
+        self.next = read[rows, [places.index(count - 1) for count in counts]]
         if all(count > 1 or len(ids) == 1 for count, ids in zip(counts, self.ids, strict=True)):
             last = torch.tensor([ids[-1] for ids in self.ids], device=device)
             before = [places.index(max(count - 2, 0)) for count in counts]
             known = torch.tensor([len(ids) > 1 for ids in self.ids], device=device)
-            self.current = torch.where(known, rewards[rows, before, last], 0.0)
+            self.current = torch.where(known, self.reward.of_some(read[rows, before], last[:, None])[:, 0], 0.0)
