@@ -164,7 +164,7 @@ def test_reference_responses_are_an_arm(lm_folder, tmp_path, longest):
 
 
 def test_costs_are_the_positions_that_are_computed(lm_folder, rewards, tmp_path):
-    study = study_of(lm_folder, {"kind": rewards["kind"], "trunk": rewards["trunk"]}, batch_size=1)
+    study = study_of(lm_folder, rewards, batch_size=1)
     methods = ["pargs", "best-of-n:3@kind", "cd-blockwise:2@kind"]
     record = compare(study, methods, tmp_path, sweep={})
     rows = by_key(read_rows(tmp_path))
@@ -173,12 +173,15 @@ def test_costs_are_the_positions_that_are_computed(lm_folder, rewards, tmp_path)
         cost = {arm: rows[f"{arm}/{i}/0"]["cost"] for arm in record["arms"]}
         before = len(prompt)
         # The last token is read by nobody: the prompt and all others are.
-        for arm in ("plain", "pargs kind w=2", "pargs trunk w=2"):
+        for arm in ("plain", "pargs every w=2", "pargs trunk w=2"):
             assert cost[arm]["lm_passes"] == before + count[arm] - 1
         assert cost["plain"]["reward_passes"] == cost["plain"]["candidates"] == 0
-        # The prompt once, and ten candidates for every token; the chosen one is kept.
-        assert cost["pargs kind w=2"]["reward_passes"] == before + 10 * count["pargs kind w=2"]
+        # The prompt once, and for every token its ten candidates, of which the chosen one is the model's next step.
+        assert cost["pargs kind w=2"]["lm_passes"] == before + 10 * count["pargs kind w=2"]
+        assert cost["pargs kind w=2"]["reward_passes"] == 0
         assert cost["pargs kind w=2"]["candidates"] == 10 * count["pargs kind w=2"]
+        # A reward of the vocabulary reads what the model reads.
+        assert cost["pargs every w=2"]["reward_passes"] == before + count["pargs every w=2"] - 1
         # A trunk reward has no forward of its own.
         assert cost["pargs trunk w=2"]["reward_passes"] == 0
         assert cost["pargs trunk w=2"]["candidates"] == 10 * count["pargs trunk w=2"]
@@ -194,7 +197,7 @@ def test_costs_of_a_batch_are_shared_and_nothing_is_lost(lm_folder, rewards, tmp
     rows = read_rows(tmp_path)
     pargs = [row for row in rows if row["method"] == "pargs"]
     tokens = sum(len(row["tokens"]) for row in pargs)
-    assert sum(row["cost"]["reward_passes"] for row in pargs) == pytest.approx(4 * 4 + 10 * tokens)
+    assert sum(row["cost"]["lm_passes"] for row in pargs) == pytest.approx(4 * 4 + 10 * tokens)
     # One prompt of best-of-4 fills the batch: prompt read once, then four samples until the last one ends.
     for row in rows:
         if row["setting"] == {"samples": 2}:  # two prompts side by side: each has its own scoring, prompt and responses
@@ -229,8 +232,8 @@ def test_pairs_that_do_not_go_together_are_told(lm_folder, rewards, tmp_path):
     study = study_of(lm_folder, rewards)
     arms, left_out = study.plan(["farma", "best-of-n:2", "pargs@trunk"], {})
     assert [arm.name for arm in arms] == [
-        "plain", "farma every w=1", "farma trunk w=1", "best-of-n kind n=2", "best-of-n every n=2", "best-of-n trunk n=2",
-        "pargs trunk w=2",
+        "plain", "farma every w=1", "farma trunk w=1", "best-of-n kind n=2", "best-of-n every n=2",
+        "best-of-n trunk n=2", "pargs trunk w=2",
     ]  # fmt: skip
     told = {(one.method, one.reward): one.reason for one in left_out}
     assert "whole vocabulary" in told["farma", "kind"]

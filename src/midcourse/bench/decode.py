@@ -35,6 +35,7 @@ from midcourse.lm.prefix_cache import PrefixCache, compile_steps
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.scalar import RewardModel, ScalarRows
+from midcourse.rewards.states import on_states
 from midcourse.rewards.trunk import TRUNK_RANK, TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward
 
@@ -115,12 +116,13 @@ class Models:
     @classmethod
     def load(cls, compiled: bool) -> "Models":
         lm = _never_ending()
-        rewards: dict[str, Reward] = {"30 layers": _reward(None), "10 layers": _reward(10)}
+        rewards: dict[str, Reward] = {"30 layers": _other(_reward(None)), "10 layers": _reward(10)}
+        rewards["the model's states"] = _reward(None)
         rewards["vocabulary, 30 layers"] = VocabularyReward(lm.model, lm.tokenizer, name="vocabulary")
         rewards["trunk"] = _trunk()
         if not compiled:
             return cls(lm, rewards, None)
-        fast, reward = _never_ending(), _reward(None)
+        fast, reward = _never_ending(), _other(_reward(None))
         compile_steps(fast.model)
         compile_steps(reward.backbone)
         return cls(lm, rewards, (fast, reward))
@@ -130,7 +132,7 @@ class Models:
         total = weight_bytes(self.lm.model)
         if name is None:
             return total
-        reward = self.rewards[name]
+        reward = on_states(self.rewards[name], self.lm)
         head = getattr(reward, "head", None)  # of what midcourse train writes
         return total + sum(map(_bytes_read, reward.models)) + (weight_bytes(head) if head is not None else 0)
 
@@ -154,12 +156,18 @@ def _reward(layers: int | None) -> RewardModel:
     return reward
 
 
+def _other(reward: RewardModel) -> RewardModel:
+    """Return a reward whose layers are no longer the language model's, as of one with a model of its own."""
+    for weight in reward.backbone.parameters():
+        weight.data *= 1.001
+    return reward
+
+
 def _trunk() -> RewardModel:
     """Make a trunk reward with random weights in its head."""
     reward = TrunkReward.create("smollm2", template="raw", tune="head", head=f"trunk:{TRUNK_RANK}").eval()
     for weight in reward.head.parameters():
         torch.nn.init.normal_(weight, std=0.02)
-
     return reward
 
 

@@ -53,7 +53,7 @@ class Rewards:
     """The label to reward, by its log-odds, of a sequence classifier that has several."""
     share_weights: bool = False
     """Build the rewards on the language model's own weights: one copy in memory for it and all of them. It saves
-    memory, not time: a scalar head still costs a pass over the candidates. Trunk rewards share anyway."""
+    memory, not time. Trunk rewards share anyway."""
     allow_other_weights: bool = False
     """Let a trunk reward guide a language model of the same shape and tokens whose weights are not those of its
     training."""

@@ -24,6 +24,7 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, render
 from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import Reward
+from midcourse.rewards.states import on_states
 
 Batch = TokenBatch | BlockwiseBatch | CardsBatch
 
@@ -70,7 +71,8 @@ class Engine:
         self._tokens, self._blockwise, self._cards = TokenBatch(lm), BlockwiseBatch(lm), CardsBatch(lm)
         self._waiting: dict[int, _Waiting] = {}
         self._requests: dict[int, Guides] = {}  # those whose last event is still to come
-        self._bound: dict[int, tuple[Reward, Reward]] = {}  # rewards, and these as they read the model's tokens
+        # Rewards by their identity and whether they guide token by token, and as they read the model's tokens.
+        self._bound: dict[tuple[int, bool], tuple[Reward, Reward]] = {}
         self._next = 0
 
     def __bool__(self) -> bool:
@@ -83,7 +85,8 @@ class Engine:
         Raises:
             RewardError, PromptError: a reward that cannot guide this model, or a prompt that is too long.
         """
-        guides = [(self._bind(reward), weight) for reward, weight in request.guides]
+        by_token = isinstance(request.method, Method)
+        guides = [(self._bind(reward, by_token), weight) for reward, weight in request.guides]
         rendered = render(self.lm.tokenizer, request.prompt, request.template)
         prefix = Prefix(request.prompt, rendered.token_ids, template=request.template)
         check_room(self.lm, [reward for reward, _ in guides], prefix, request.max_new_tokens, self._next + 1)
@@ -144,11 +147,17 @@ class Engine:
             self._next, prefix, request.seed, text, request.max_new_tokens, method, guides, request.limits, block
         )
 
-    def _bind(self, reward: Reward) -> Reward:
-        """Return the reward as it reads the model's tokens: one object for all requests that it guides at a time."""
-        if id(reward) not in self._bound:
-            self._bound[id(reward)] = reward, reward.bind(self.lm)
-        return self._bound[id(reward)][1]
+    def _bind(self, reward: Reward, by_token: bool) -> Reward:
+        """Return the reward as it reads the model's tokens: one object for all requests that it guides at a time.
+
+        Args:
+            by_token: it guides token by token, perhaps on the model's own states.
+        """
+        key = id(reward), by_token
+        if key not in self._bound:
+            bound = reward.bind(self.lm)
+            self._bound[key] = reward, on_states(bound, self.lm) if by_token else bound
+        return self._bound[key][1]
 
     def _begin(self) -> list[Event]:
         """Let requests begin in the order of their coming, as far as there is room."""
@@ -170,7 +179,7 @@ class Engine:
         for batch in (self._tokens, self._blockwise, self._cards):
             batch.leave(number)
         used = {id(reward) for guides in self._requests.values() for reward, _ in guides}
-        self._bound = {key: both for key, both in self._bound.items() if key in used}
+        self._bound = {key: both for key, both in self._bound.items() if key[0] in used}
 
 
 def generate(

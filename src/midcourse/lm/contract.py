@@ -44,7 +44,8 @@ class CausalRows(Protocol):
     ) -> Float[Tensor, "batch candidates hidden"]:
         """Return a layer's hidden states at alternative next tokens, in one forward; the rows stay as they are.
 
-        Each is what `states` would hold after a `step` with that alternative.
+        Each is what `states` would hold after a `step` with that alternative. If the next `step` takes alternatives, it
+        may cost nothing more.
         """
 
     def select(self, rows: Sequence[int]) -> None:

@@ -5,11 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -138,6 +139,8 @@ class LanguageModelRows:
         before = [max(place - 1, 0) for place in last]
         self.previous = {layer: output.hidden_states[layer][rows, before] for layer in layers}
         self.logprobs = self._read(output.logits[rows, [ends.index(place) for place in last]])
+        self._head = _head_of(model, output.hidden_states[-1][:, ends], output.logits) if layers else None
+        self._offered: _Offered | None = None
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -145,23 +148,40 @@ class LanguageModelRows:
         return self.cache.lengths
 
     def step(self, token_ids: Int[Tensor, " batch"]) -> None:
-        """Append one token to every row."""
+        """Append one token to every row. If all of them were asked for as `siblings`, no forward is needed."""
+        offered, self._offered, self.read_states = self._offered, None, {}
+        index = offered and offered.places(token_ids)
+        if offered is not None and index is not None and self._head is not None:
+            rows = torch.arange(len(index), device=index.device)
+            self.cache.keep(index)
+            states = {layer: offered.states[layer][rows, index] for layer in self.states}
+            self.previous, self.states = self.states, states
+            self.logprobs = self._read(self._head(offered.last[rows, index]))
+            return
         output = self.cache.extend(token_ids[:, None], **self.wanted)
-        self.read_states = {}
         self.previous, self.states = self.states, {layer: output.hidden_states[layer][:, -1] for layer in self.states}
         self.logprobs = self._read(output.logits[:, -1])
 
     def siblings(
         self, token_ids: Int[Tensor, "batch candidates"], layer: int
     ) -> Float[Tensor, "batch candidates hidden"]:
-        """Return a layer's hidden states at alternative next tokens; the rows stay as they are."""
-        output = self.cache.siblings(token_ids, output_hidden_states=True, logits_to_keep=1)
-        return output.hidden_states[layer]
+        """Return a layer's hidden states at alternative next tokens; the rows stay as they are.
+
+        The alternatives wait for a `step` that takes one of them.
+        """
+        known = self._offered
+        if known is None or layer not in known.states or not torch.equal(known.token_ids, token_ids):
+            nowhere = torch.empty(0, dtype=torch.long, device=token_ids.device)
+            output = self.cache.siblings(token_ids, output_hidden_states=True, logits_to_keep=nowhere)
+            states = {one: output.hidden_states[one] for one in {*self.states, layer}}
+            known = self._offered = _Offered(token_ids, states, output.hidden_states[-1])
+        return known.states[layer]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order; a row may be named again and again."""
         self.cache.select(rows)
         self.read_states = {}
+        self._offered = self._offered and self._offered.select(rows)
         self.logprobs = self.logprobs[list(rows)]
         for kept in (self.states, self.previous):
             kept.update({layer: states[list(rows)] for layer, states in kept.items()})
@@ -169,7 +189,7 @@ class LanguageModelRows:
     def replace(self, places: Sequence[int], other: "LanguageModelRows") -> None:
         """Put the rows of `other` at these places. Layers whose states only they keep are kept here from now on."""
         self.cache.replace(places, other.cache)
-        self.read_states = {}
+        self.read_states, self._offered, self._head = {}, None, self._head or other._head
         self.logprobs[list(places)] = other.logprobs
         self.wanted = self.wanted or other.wanted
         for mine, theirs in ((self.states, other.states), (self.previous, other.previous)):
@@ -186,7 +206,7 @@ class LanguageModelRows:
     ) -> None:
         """Go back by that many tokens in each row, to where these were its log-probabilities and states."""
         self.cache.rewind(counts)
-        self.read_states = {}
+        self.read_states, self._offered = {}, None
         self.logprobs = logprobs
         self.states = {layer: states[layer] for layer in self.states}
         back = torch.tensor([count > 0 for count in counts], device=logprobs.device)[:, None]
@@ -198,6 +218,51 @@ class LanguageModelRows:
                 logits[:, : self.tokens], (0, logits.shape[1] - self.tokens), value=-torch.inf
             )
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+class _Offered(NamedTuple):
+    """Alternative next tokens that a forward has read.
+
+    Attributes:
+        states: their hidden states, by layer.
+        last: those behind the last layer, normalised.
+    """
+
+    token_ids: Int[Tensor, "batch candidates"]
+    states: dict[int, Float[Tensor, "batch candidates hidden"]]
+    last: Float[Tensor, "batch candidates hidden"]
+
+    def places(self, token_ids: Int[Tensor, " batch"]) -> Int[Tensor, " batch"] | None:
+        """Return the place of each row's token among its alternatives; None if one is not among them."""
+        taken = self.token_ids == token_ids[:, None]
+        return taken.int().argmax(1) if bool(taken.any(1).all()) else None
+
+    def select(self, rows: Sequence[int]) -> "_Offered":
+        """Keep only these rows, in this order."""
+        own = list(rows)
+        states = {layer: one[own] for layer, one in self.states.items()}
+        return _Offered(self.token_ids[own], states, self.last[own])
+
+
+_HEADS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _head_of(
+    model: PreTrainedModel, states: Float[Tensor, "batch places hidden"], logits: Float[Tensor, "batch places vocab"]
+) -> nn.Module | None:
+    """Return what makes logits of a model's last states; None if the model does something else to them as well.
+
+    Args:
+        states, logits: of some forward of the model.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    if model not in _HEADS:
+        made = head(states)
+        close = made.shape == logits.shape and torch.allclose(made.to(logits.dtype), logits, rtol=1e-3, atol=1e-3)
+        _HEADS[model] = close
+    return head if _HEADS[model] else None
 
 
 def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

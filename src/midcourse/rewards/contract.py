@@ -89,6 +89,19 @@ class FollowedRows:
         """Return the states of all tokens that the rows were started with."""
         return self.rows.read_states[layer][self.places]
 
+    def siblings(
+        self, token_ids: Int[Tensor, "batch candidates"], layer: int
+    ) -> Float[Tensor, "batch candidates hidden"]:
+        """Return the states of alternative next tokens, by a forward of the language model that keeps none of them.
+
+        A step of the language model's that takes alternatives for all its rows then costs nothing more.
+        """
+        if self.places == list(range(len(self.rows.lengths))):
+            return self.rows.siblings(token_ids, layer)
+        whole = token_ids.new_zeros(len(self.rows.lengths), token_ids.shape[1])  # other rows read any token
+        whole[self.places] = token_ids
+        return self.rows.siblings(whole, layer)[self.places]
+
 
 @runtime_checkable
 class StateReader(RewardRows, Protocol):

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,6 +68,10 @@ class RewardModel(TokenReward, TrainedReward):
     """
 
     KIND = "scalar"
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
+        super().__init__(backbone, tokenizer, info)
+        self._compared: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], bool]] = WeakKeyDictionary()
 
     def make_head(self) -> nn.Module:
         """Make a new head, which gives one number for a state."""
@@ -186,6 +191,25 @@ class RewardModel(TokenReward, TrainedReward):
             return Retokenised(self, lm.tokenizer, lm.eos_token_ids)
         check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
         return self
+
+    def knows(self, lm: LanguageModel) -> bool:
+        """Return whether the LM's embeddings and first layers have the weights of the backbone.
+
+        Shared tensors need no look. Others are compared once for a model, and again if either side changed.
+        """
+        decoder = lm.model.get_decoder()
+        theirs, mine = dict(decoder.named_parameters()), dict(self.backbone.named_parameters())
+        pairs = [(theirs.get(name), weight) for name, weight in mine.items()]
+        own = [(a, b) for a, b in pairs if a is None or a.data_ptr() != b.data_ptr() or a.shape != b.shape]
+        state = [_state(tensor) for pair in own for tensor in pair if tensor is not None]
+        seen = self._compared.get(decoder)
+        if seen is None or seen[0] != state:
+            same = all(
+                a is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
+                for a, b in own
+            )
+            seen = self._compared[decoder] = (state, same)
+        return seen[1]
 
     @property
     def context_length(self) -> int:
@@ -341,6 +365,11 @@ class ScalarTop(Top):
         assert self.layers is not None
         whole = self.layers(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return self._raw(whole.last_hidden_state)
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Return what tells a changed tensor: its place in memory, and the number of writes into it."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 class ScalarRows(CachedRows):

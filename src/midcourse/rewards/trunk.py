@@ -15,7 +15,6 @@ is f + g of each token alone.
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -97,7 +96,6 @@ class TrunkReward(RewardModel):
         if info.tune != "head":
             raise RewardError(f"a trunk reward trains its head alone, not {info.tune}; use --tune head")
         super().__init__(backbone, tokenizer, info)
-        self._compared: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], bool]] = WeakKeyDictionary()
         if info.layers < info.backbone_layers:
             # States between layers are read as they are; those behind the last one come normalised out of any model.
             _remove_final_norm(backbone)
@@ -174,32 +172,13 @@ class TrunkReward(RewardModel):
             raise RewardError(f"{trained}, and the weights of {lm.name} cannot be compared with them; {remedy}")
         if lm.model.dtype != self.backbone.dtype:
             raise RewardError(f"{trained} and has dtype {self.backbone.dtype}, not {lm.model.dtype}; load both alike")
-        if not self._knows(lm):
+        if not self.knows(lm):
             raise RewardError(
                 f"{trained}, and {lm.name} has other weights; {remedy}, or load this one with share_with and "
                 "allow_other_weights (guide: --allow-other-weights) if they are nearly the same"
             )
         check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
         return self
-
-    def _knows(self, lm: LanguageModel) -> bool:
-        """Return whether the LM's embeddings and first layers have the weights of the backbone.
-
-        Shared tensors need no look. Others are compared once for a model, and again if either side changed.
-        """
-        decoder = lm.model.get_decoder()
-        theirs, mine = dict(decoder.named_parameters()), dict(self.backbone.named_parameters())
-        pairs = [(theirs.get(name), weight) for name, weight in mine.items()]
-        own = [(a, b) for a, b in pairs if a is None or a.data_ptr() != b.data_ptr() or a.shape != b.shape]
-        state = [_state(tensor) for pair in own for tensor in pair if tensor is not None]
-        seen = self._compared.get(decoder)
-        if seen is None or seen[0] != state:
-            same = all(
-                a is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to(b.device), b)
-                for a, b in own
-            )
-            seen = self._compared[decoder] = (state, same)
-        return seen[1]
 
     def start(self, prefixes: Sequence[Prefix], max_new_tokens: int, candidates: int) -> "TrunkRows":
         """Return rows that read a language model's states once they `follow` its rows; see `Reward.start`."""
@@ -320,11 +299,6 @@ class TrunkRows:
 
     def _totals(self, like: Tensor) -> Float[Tensor, " batch"]:
         return torch.tensor([sums[-1] if sums else 0.0 for sums in self.sums], dtype=like.dtype, device=like.device)
-
-
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """Return what tells a changed tensor: its place in memory, and the number of writes into it."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _remove_final_norm(backbone: nn.Module) -> None:
