@@ -26,8 +26,8 @@ from transformers import (
 from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.integrations.transformers import Guide, GuidedLogitsProcessor, guided
+from midcourse.lm.caches import UnsupportedModelError
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.prefix_cache import UnsupportedModelError
 from midcourse.lm.prompt import PromptError
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.scalar import RewardModel

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
@@ -14,7 +15,6 @@ from transformers import (
     Gemma2Config,
     Gemma3Config,
     GPTJConfig,
-    GPTNeoConfig,
     GPTNeoXConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
@@ -22,16 +22,28 @@ from transformers import (
 )
 
 from midcourse.decode.engine import generate
+from midcourse.lm.caches import UnsupportedModelError, side_by_side
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.prefix_cache import UnsupportedModelError, try_once
 from midcourse.rewards.backbone import final_norm_of, layers_of
 from midcourse.rewards.contract import Text
 from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.scalar import RewardModel
+from midcourse.rewards.trained_vocabulary import TrainedVocabularyReward
 from midcourse.rewards.trunk import TrunkReward
 from midcourse.rewards.vocabulary import VocabularyReward
-from midcourse.testing import CONTEXT, assert_laws, byte_tokenizer, randomise, tiny_config, tiny_language_model
+from midcourse.testing import (
+    CONTEXT,
+    KnownReward,
+    assert_language_model_laws,
+    assert_laws,
+    assert_same_generation,
+    byte_tokenizer,
+    randomise,
+    tiny_config,
+    tiny_language_model,
+)
+from tests.pace import slow_except
 
 ENDS = {"vocab_size": 259, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 SIZES = {
@@ -123,39 +135,130 @@ def test_a_trunk_head_needs_embeddings_as_wide_as_states(tmp_path):
         TrunkReward.create(written(tmp_path / "m", "opt-350m"), template="raw", layers=1, head="trunk:2", tune="head")
 
 
+# Rows at a time
+
+STATES = {
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4,
+        "num_experts_per_tok": 2, "shared_expert_intermediate_size": 16, "intermediate_size": 48, "head_dim": 8,
+    },
+    "jamba": {
+        "intermediate_size": 48, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+        "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 4, "num_key_value_heads": 2,
+    },
+    "lfm2": {
+        "intermediate_size": 48, "layer_types": ["conv", "full_attention"], "num_key_value_heads": 2,
+        "block_multiple_of": 8,
+    },
+    "mamba": {"state_size": 4, "intermediate_size": 48},
+    "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
+    "falcon_h1": {
+        "intermediate_size": 48, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8,
+        "mamba_n_groups": 1, "mamba_chunk_size": 8, "num_key_value_heads": 2, "head_dim": 8,
+    },
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"], "intermediate_size": 48, "shared_intermediate_size": 48,
+        "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8, "num_local_experts": 2,
+        "num_experts_per_tok": 1, "num_key_value_heads": 2,
+    },
+    "bamba": {
+        "intermediate_size": 48, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8,
+        "mamba_chunk_size": 8, "num_key_value_heads": 2,
+    },
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "window_size": 6, "attention_types": [[["global", "local"], 1]]},
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT},
+    "falcon": {"alibi": True},
+    "roberta": {"intermediate_size": 48, "is_decoder": True, "pad_token_id": 1, "max_position_embeddings": CONTEXT + 2},
+}  # fmt: skip
+
+
+def of_rows(kind: str) -> LanguageModel:
+    sizes = {name: value for name, value in SIZES.items() if kind != "gpt_neo" or not name.startswith("num_")}
+    config = AutoConfig.for_model(kind, **{**sizes, **STATES[kind]})
+    # Experts are multiplied in float32 or less.
+    dtype = torch.float32 if "num_experts" in STATES[kind] or "num_local_experts" in STATES[kind] else torch.float64
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    randomise(model, 3)
+    return LanguageModel(model, byte_tokenizer(), kind)
+
+
+@pytest.mark.parametrize("kind", slow_except(["qwen3_next", "mamba", "bloom"], STATES))
+def test_layers_with_a_state_are_read_a_row_at_a_time(kind):
+    lm = of_rows(kind)
+    prompts = [list(text.encode()) for text in ("The ferry was late", "A", "Under the bridge")]
+    assert not side_by_side(lm.model)
+    assert_language_model_laws(lm, prompts, layers=[1, 2], tolerance=1e-4)  # some compute in float32 inside
+    ids = prompts[0]
+    for _ in range(6):
+        ids = [*ids, int(lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
+    (one,) = generate(lm, ["The ferry was late"], method="plain", temperature=0.0, max_new_tokens=6, top_k=None)
+    assert [step.token_id for step in one.steps] == ids[18 : 18 + len(one.steps)]
+
+
+@pytest.mark.parametrize("kind", slow_except(["lfm2"], ["lfm2", "qwen3_next", "mamba2", "bloom"]))
+@pytest.mark.parametrize("head", ["scalar", "vocabulary", "trunk:2"])
+def test_rewards_on_layers_with_a_state_keep_the_laws(kind, head, tmp_path):
+    lm = of_rows(kind)
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    lm = LanguageModel.load(str(tmp_path / "model"), dtype=dtype)
+    make = {"scalar": RewardModel, "vocabulary": TrainedVocabularyReward, "trunk:2": TrunkReward}[head]
+    how = {"tune": "last:1"} if head == "scalar" else {"tune": "head"}
+    reward = make.create(str(tmp_path / "model"), template="raw", head=head, dtype=dtype, layers=2, **how)
+    for weight in reward.head.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    assert_laws(reward, lm, ["A", "The ferry"], [" is", " was late"], tolerance=1e-3)
+    reward.save(tmp_path / "reward")
+    again = load_reward(tmp_path / "reward", dtype=dtype)
+    assert again.score(["A"], [" is"]) == reward.score(["A"], [" is"])
+
+
+@pytest.mark.parametrize("method", ["cards", "cd-blockwise", "best-of-n"])
+def test_every_method_goes_back_on_layers_with_a_state(method):
+    """By states that are kept, or by reading again."""
+    lm = of_rows("lfm2")
+    reward = KnownReward(lambda ids: float(ids[-1] % 7))
+    asked = {"method": method, "max_new_tokens": 9, "seed": 4}
+    asked |= {"reward_threshold": 4.0, "entropy_threshold": 3.0} if method == "cards" else {"samples": 3}
+    rows = generate(lm, ["A", "The ferry was late"], reward, **asked)
+    for place, row in enumerate(rows):
+        (alone,) = generate(lm, [row.prompt], reward, **{**asked, "seed": 4 + place})
+        assert_same_generation(row, alone)
+
+
 # What cannot be
-
-
-def test_local_attention_is_refused(tmp_path):
-    """Right alone, and wrong in a batch: GPT-Neo's window counts slots."""
-    config = GPTNeoConfig(
-        **ENDS, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=CONTEXT, window_size=6,
-        attention_types=[[["global", "local"], 1]],
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="gpt_neo has local attention, whose window counts slots"):
-        generate(LanguageModel.load(str(tmp_path)), ["a"], method="plain", max_new_tokens=2)
 
 
 def test_an_architecture_that_reads_a_batch_otherwise_is_found_out_when_it_is_first_used():
     lm = tiny_language_model("llama")
-    try_once(lm.model)
     lm.model.config.model_type = "unheard"
-    try_once(lm.model)
+    assert side_by_side(lm.model)
     broken = tiny_language_model("llama")
     broken.model.config.model_type = "unheard"
     forward = broken.model.forward
 
     # Rotary positions are relative: what is wrong has to differ between old and new tokens.
-    def from_zero(*args, position_ids=None, **kwargs):
+    def from_zero(*args, position_ids=None, past_key_values=None, **kwargs):
+        kwargs["past_key_values"] = past_key_values
         if position_ids is not None and position_ids.shape[1] < 3:
             position_ids = position_ids * 0
         return forward(*args, position_ids=position_ids, **kwargs)
 
     broken.model.forward = from_zero
+    assert not side_by_side(broken.model)  # a row at a time it needs no positions of ours
+
+    def forgets(*args, past_key_values=None, **kwargs):
+        return forward(*args, **kwargs)
+
+    hopeless = tiny_language_model("llama")
+    hopeless.model.config.model_type = "unheard"
+    forward = hopeless.model.forward
+    hopeless.model.forward = forgets
     with pytest.raises(UnsupportedModelError, match="unheard reads rows of a batch otherwise than alone"):
-        try_once(broken.model)
+        side_by_side(hopeless.model)
 
 
 # One tokenizer, two paddings of the vocabulary

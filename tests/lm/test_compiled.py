@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from midcourse.decode.engine import generate
-from midcourse.lm.prefix_cache import compile_steps
+from midcourse.lm.caches import compile_steps
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward
 
 PROMPTS = ["The ferry was late, and", "A", "under the bridge, where", "of"]

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
+from transformers import GenerationConfig, MambaConfig
 
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import LanguageModel, context_length, eos_token_ids, tokenizer_fingerprint
 from midcourse.lm.load import ModelError, load_config, load_generation_config, resolve_device, resolve_dtype
-from midcourse.lm.prefix_cache import UnsupportedModelError
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.testing import ARCHITECTURES, CONTEXT, assert_language_model_laws, byte_tokenizer, tiny_language_model
 
@@ -124,13 +123,6 @@ def test_damaged_folder(file, content, words, model_folder):
     with pytest.raises(ModelError, match=words) as caught:
         LanguageModel.load(str(folder))
     assert "\n" not in str(caught.value)
-
-
-def test_architecture_without_masks_is_refused(tmp_path):
-    MambaForCausalLM(MambaConfig(vocab_size=259, hidden_size=16, num_hidden_layers=1)).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="mamba cannot be told the positions of its tokens; use a model"):
-        LanguageModel.load(str(tmp_path))
 
 
 # Ends and lengths

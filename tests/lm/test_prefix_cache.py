@@ -10,23 +10,14 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    JambaConfig,
     LlamaConfig,
     PreTrainedModel,
-    Qwen3NextConfig,
     T5Config,
 )
 
+from midcourse.lm.caches import UnsupportedModelError, check_supported, compile_steps, why_by_row
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.prefix_cache import (
-    PrefixCache,
-    UnsupportedModelError,
-    check_positions,
-    check_supported,
-    compile_steps,
-    pad,
-)
-from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.lm.prefix_cache import PrefixCache, pad
 from midcourse.testing import (
     ARCHITECTURES,
     CONTEXT,
@@ -275,8 +266,6 @@ def test_model_is_left_as_it_was():
     ("config", "words"),
     [
         (LlamaConfig(attn_implementation="flash_attention_2"), "'flash_attention_2' takes no 4D mask"),
-        (Qwen3NextConfig(attn_implementation="sdpa"), "qwen3_next has linear_attention layers"),
-        (JambaConfig(attn_implementation="sdpa"), "jamba has .* layers"),
         (T5Config(attn_implementation="sdpa"), "t5 is an encoder-decoder"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
@@ -309,34 +298,23 @@ def of_kind(kind: str, **settings) -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [
-        ("roberta", {}, "roberta counts positions from 1"),
-        ("roberta-prelayernorm", {}, "counts positions from 1"),
-        ("xlm-roberta", {"pad_token_id": 7}, "xlm-roberta counts positions from 8"),
-        ("xlm-roberta-xl", {}, "counts positions from 1"),
-        ("camembert", {}, "counts positions from 1"),
-        ("data2vec-text", {}, "counts positions from 1"),
+        ("roberta", {}, "counts positions from 1"),
+        ("xlm-roberta", {"pad_token_id": 7}, "counts positions from 8"),
         ("xmod", {"languages": ["en"], "default_language": "en"}, "counts positions from 1"),
-        ("falcon", {"alibi": True}, "falcon has ALiBi attention"),
-        ("bloom", {}, "bloom cannot be told the positions"),
-        ("mpt", {}, "mpt cannot be told the positions"),
-        ("bart", {"d_model": 32, "decoder_attention_heads": 4, "decoder_layers": 1}, "cannot be told the positions"),
+        ("falcon", {"alibi": True}, "has ALiBi attention, which goes by slots"),
+        ("bloom", {}, "cannot be told the positions of its tokens"),
+        ("mpt", {}, "cannot be told the positions of its tokens"),
     ],
 )
-def test_models_that_count_positions_themselves_are_refused(kind, settings, words):
-    model = of_kind(kind, **settings)
-    with pytest.raises(UnsupportedModelError, match=words):
-        check_positions(model)
-    with pytest.raises(UnsupportedModelError, match=words):
-        LanguageModel(model, byte_tokenizer())
-    with pytest.raises(UnsupportedModelError, match=words):
-        VocabularyReward(model, byte_tokenizer())
+def test_models_that_count_positions_themselves_are_read_a_row_at_a_time(kind, settings, words):
+    assert why_by_row(of_kind(kind, **settings)) == words
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("bert", {}), ("opt", OPT), ("biogpt", {}), ("falcon", {})])
 def test_models_with_tables_of_positions_equal_whole(kind, settings):
     """OPT and BioGPT skip rows of their tables too, but inside them: positions count from 0."""
     model = of_kind(kind, **settings)
-    check_positions(model)
+    assert why_by_row(model) is None
     assert_siblings(model, started(model), ROWS, CANDIDATES)
 
 
@@ -435,11 +413,9 @@ def test_a_compiled_cache_grows_by_whole_shapes(shapes):
     assert_siblings(model, cache, [row], CANDIDATES[:1])
 
 
-def test_models_that_cannot_be_cached_are_not_compiled(shapes):
-    model = tiny_language_model().model
-    model.config.layer_types = ["linear_attention"]
-    with pytest.raises(UnsupportedModelError, match="linear_attention"):
-        compile_steps(model)
+def test_models_that_read_a_row_at_a_time_are_not_compiled(shapes):
+    with pytest.raises(UnsupportedModelError, match="bloom reads a row at a time, and is not compiled"):
+        compile_steps(of_kind("bloom"))
 
 
 # What is copied, and what is not

@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification
 
 from midcourse import cli
 from midcourse.decode.engine import generate
+from midcourse.lm.caches import compile_steps
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import load_config
-from midcourse.lm.prefix_cache import compile_steps
 from midcourse.lm.weights import loaded_fingerprint, weights_fingerprint
 from midcourse.rewards.backbone import shared_backbone
 from midcourse.rewards.info import RewardError

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 
 import pytest
 import torch
@@ -142,6 +142,7 @@ def test_a_model_that_does_more_to_its_logits_takes_its_own_step(monkeypatch):
     reward.backbone.load_state_dict(lm.model.base_model.state_dict())
     real = lm.model.forward
 
+    @wraps(real)
     def scaled(*args, **kwargs):
         output = real(*args, **kwargs)
         output.logits = output.logits / 4

@@ -30,8 +30,9 @@ from midcourse.compare.cost import parameters
 from midcourse.decode import engine, policy, tokens
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import whole_file
+from midcourse.lm.caches import compile_steps
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows
-from midcourse.lm.prefix_cache import PrefixCache, compile_steps
+from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.progress import progress
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.scalar import RewardModel, ScalarRows

@@ -280,7 +280,7 @@ def default_method(rewards: Sequence[str], functions: Sequence[Any]) -> str:
 
 
 def _compile(lm: "LanguageModel", guides: "list[tuple[Reward, float]]") -> None:
-    from midcourse.lm.prefix_cache import compile_steps
+    from midcourse.lm.caches import compile_steps
 
     compile_steps(lm.model)
     for reward, _ in guides:

@@ -43,8 +43,8 @@ from midcourse.decode.methods import method as named_method
 from midcourse.decode.policy import grouped, no_numbers
 from midcourse.decode.request import as_guides, check_guides, check_room, settled
 from midcourse.decode.steps import Failure, Guides, Row, Step
+from midcourse.lm.caches import check_supported
 from midcourse.lm.language_model import LanguageModel, LanguageModelRows
-from midcourse.lm.prefix_cache import check_supported
 from midcourse.lm.prompt import Prefix, PromptError
 from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows, checked_rewards

@@ -19,8 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from midcourse.lm.caches import check_supported, start_cache
 from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer
-from midcourse.lm.prefix_cache import PrefixCache, check_positions, pad
+from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Arguments, chat_template, end_of_turn
 
 
@@ -34,7 +35,7 @@ class LanguageModel:
         name: what it was loaded from ("smollm2", a folder or a Hub id).
 
     Raises:
-        UnsupportedModelError: a model that does not read positions as it is told them; see `check_positions`.
+        UnsupportedModelError: no decoder, or attention that takes no masks.
     """
 
     model: PreTrainedModel
@@ -42,7 +43,7 @@ class LanguageModel:
     name: str = "model"
 
     def __post_init__(self) -> None:
-        check_positions(self.model)
+        check_supported(self.model.config)
 
     @classmethod
     def load(
@@ -127,7 +128,7 @@ class LanguageModelRows:
         self.tokens = tokens
         token_ids, _ = pad(prompts, model.device)
         lengths = [len(prompt) for prompt in prompts]
-        self.cache = PrefixCache(model, len(prompts), max(lengths) + max_new_tokens)
+        self.cache = start_cache(model, len(prompts), max(lengths) + max_new_tokens)
         self.wanted: dict[str, Any] = {"output_hidden_states": True} if layers else {}
         # Only the positions where a row ends pass the vocabulary's matrix.
         ends = sorted({length - 1 for length in lengths})

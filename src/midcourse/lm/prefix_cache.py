@@ -11,7 +11,7 @@ a row can be replaced by another while its neighbours go on.
     select     rows go on, others leave the batch
     replace    rows of another cache take the places of rows here
 
-`compile_steps(model)` has later caches of that model run their short forwards through torch.compile.
+`compile_forward(model)` has later caches of that model run their short forwards through torch.compile.
 
 All attention masks are built here, so rows are independent of each other and of padding, and sliding-window layers
 need no cache of their own: their window is a mask.
@@ -19,143 +19,23 @@ need no cache of their own: their window is a mask.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import Cache, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import ModelOutput
-
-from midcourse.errors import MidcourseError
-
-MASK_ATTENTION = ("sdpa", "eager")  # the attention kernels of transformers that take a 4D mask
-MASK_LAYERS = {"full_attention", "sliding_attention"}
-# Architectures whose rows were seen to be those of single passes; any other is tried when it is first used.
-KNOWN = frozenset(
-    [
-        "cohere",
-        "deepseek_v3",
-        "gemma",
-        "gemma3_text",
-        "glm4",
-        "gpt2",
-        "granite",
-        "llama",
-        "mistral",
-        "mixtral",
-        "nemotron",
-        "olmo",
-        "olmo2",
-        "phi",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "smollm3",
-        "stablelm",
-        "starcoder2",
-    ]
-)
 
 _STEP_TOKENS = 64  # the longest forward that is compiled; a prompt's length differs every time
 _ROOM = 256  # capacities of compiled caches are multiples of this, so that few shapes are compiled
 _compiled: "WeakKeyDictionary[PreTrainedModel, Callable[..., ModelOutput]]" = WeakKeyDictionary()
 
 
-class UnsupportedModelError(MidcourseError):
-    """The architecture cannot score sibling candidates over a cached prefix."""
-
-
-def check_supported(config: PretrainedConfig) -> None:
-    """Raise UnsupportedModelError if a model's layers or kernels cannot take midcourse's masks."""
-    name = config.model_type
-    if config._attn_implementation not in MASK_ATTENTION:
-        raise UnsupportedModelError(
-            f"attention implementation {config._attn_implementation!r} takes no 4D mask; "
-            "load the model with attn_implementation='sdpa'"
-        )
-    other = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"]) - MASK_LAYERS
-    if other:
-        raise UnsupportedModelError(
-            f"{name} has {', '.join(sorted(other))} layers, whose state cannot be shared by sibling candidates; "
-            "use a model with full or sliding-window attention only"
-        )
-    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo has windows, which no mask of ours moves
-        raise UnsupportedModelError(
-            f"{name} has local attention, whose window counts slots, not positions; use a model with full or "
-            "sliding-window attention only"
-        )
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{name} is an encoder-decoder; use a decoder-only model")
-
-
-def check_positions(model: PreTrainedModel) -> None:
-    """Raise UnsupportedModelError if a model does not read its tokens at the positions it is told, counted from 0."""
-    kind, remedy = model.config.model_type, "use a model that takes position_ids from 0 on, as Llama's and GPT-2's do"
-    if getattr(model.config.get_text_config(), "alibi", False):
-        raise UnsupportedModelError(f"{kind} has ALiBi attention here, which goes by slots, not positions; {remedy}")
-    if "position_ids" not in signature(model.forward).parameters:
-        raise UnsupportedModelError(f"{kind} cannot be told the positions of its tokens; {remedy}")
-    for name, module in model.named_modules():
-        # RoBERTa and its kin keep a row of the table for padding, and count tokens from the next one.
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            raise UnsupportedModelError(f"{kind} counts positions from {module.padding_idx + 1}; {remedy}")
-
-
-_tried: "WeakSet[nn.Module]" = WeakSet()
-
-
-@torch.inference_mode()
-def try_once(model: PreTrainedModel) -> None:
-    """Try an architecture that nobody has tried, once for each model: a batch with siblings against single passes.
-
-    Raises:
-        UnsupportedModelError: a row in a batch, or one of two alternatives, is read otherwise than alone.
-    """
-    if model in _tried or model.config.get_text_config().model_type in KNOWN:
-        return
-    _tried.add(model)  # before the trial, which makes a cache
-    words = model.config.get_text_config().vocab_size
-    prompts = [[(7 * place + 3) % words for place in range(length)] for length in (4, 7)]
-    ends = [[5 % words, 11 % words]] * 2
-    try:
-        cache = PrefixCache(model, 2, 16)
-        cache.extend(pad(prompts, model.device)[0], [len(prompt) for prompt in prompts])
-        have = _outputs(cache.siblings(torch.tensor(ends, device=model.device)))
-        alone = [
-            _outputs(model(input_ids=torch.tensor([[*prompt, end]], device=model.device), use_cache=False))[0, -1]
-            for prompt, both in zip(prompts, ends, strict=True)
-            for end in both
-        ]
-    except Exception:
-        _tried.discard(model)
-        raise
-    want = torch.stack(alone).view_as(have)
-    apart = (have - want).abs().max() / want.abs().max().clamp(min=1e-6)
-    if not apart <= (1e-2 if model.dtype in (torch.float32, torch.float64) else 0.2):
-        _tried.discard(model)
-        raise UnsupportedModelError(
-            f"{model.config.model_type} reads rows of a batch otherwise than alone (relative difference {apart:.2g} "
-            "when tried), so what it would write or reward is not its own; use a model of another architecture"
-        )
-
-
-def _outputs(output: ModelOutput) -> Tensor:
-    found = output.get("logits")
-    return (output.last_hidden_state if found is None else found).float()
-
-
-def compile_steps(model: PreTrainedModel) -> None:
-    """Compile the model's short forwards over a cache: the steps of decoding, once for every shape they come in.
-
-    The first step of each shape takes a minute or so (a batch size, a number of candidates, 256 slots more); what
-    follows is faster, since attention, norms and activations run without Python between them. Nothing is written into
-    the model; caches made from now on use it.
-    """
-    check_supported(model.config)
+def compile_forward(model: PreTrainedModel) -> None:
+    """Have caches of a model that are made from now on run its short forwards compiled; see `caches.compile_steps`."""
     _compiled[model] = torch.compile(model.forward, dynamic=False)
 
 
@@ -265,8 +145,6 @@ class PrefixCache:
     """
 
     def __init__(self, model: PreTrainedModel, batch: int, capacity: int):
-        check_supported(model.config)
-        try_once(model)
         self.model = model
         self.config = model.config.get_text_config()
         self.compiled = _compiled.get(model)
@@ -403,7 +281,7 @@ class PrefixCache:
         if self._held:
             self._held = ([self._held[0][row] for row in rows], self._held[1])
 
-    def replace(self, places: Sequence[int], other: "PrefixCache") -> None:
+    def replace(self, places: Sequence[int], other: Any) -> None:
         """Put the rows of `other` (of the same model) at these places."""
         self._held = None
         self._reserve(max(other.lengths))

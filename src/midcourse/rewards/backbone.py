@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from midcourse.lm.caches import check_supported
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import (
     adapters_of,
@@ -29,7 +30,6 @@ from midcourse.lm.load import (
     resolve_device,
     resolve_dtype,
 )
-from midcourse.lm.prefix_cache import check_positions, check_supported
 from midcourse.lm.weights import loaded_fingerprint
 from midcourse.rewards.contract import check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo
@@ -93,7 +93,6 @@ def truncated_backbone(name: str, layers: int | None, device: str, dtype: str) -
         keep_layers(config, layers, name)
     model = load_model(AutoModel, name, config, device=device, dtype=dtype, own_head=False)
     check_supported(model.config)
-    check_positions(model)
     return model.get_decoder()  # OPT's layers are one module further in
 
 
@@ -178,8 +177,15 @@ def keep_layers(config: PretrainedConfig, layers: int, name: str) -> None:
     if not 1 <= layers <= config.num_hidden_layers:
         raise RewardError(f"layers {layers} is not between 1 and the {config.num_hidden_layers} that {name} has")
     config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+    keep_layer_types(config, slice(layers))
+
+
+def keep_layer_types(config: PretrainedConfig, which: slice) -> None:
+    """Let a configuration name the kinds of these layers alone, if it names kinds of layers."""
+    kinds = getattr(config, "layer_types", None)
+    own = getattr(type(config), "layer_types", None)
+    if kinds and not (isinstance(own, property) and own.fset is None):  # else they go by how many there are (Mamba)
+        config.layer_types = kinds[which]
 
 
 def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
@@ -247,8 +253,7 @@ def _part(backbone: PreTrainedModel, layers: slice) -> PreTrainedModel:
     own = nn.ModuleList(whole[layers])
     part._modules |= {name: own for name, module in backbone._modules.items() if module is whole}
     part.config.num_hidden_layers = len(own)
-    if getattr(part.config, "layer_types", None):
-        part.config.layer_types = part.config.layer_types[layers]
+    keep_layer_types(part.config, layers)
     return part
 
 

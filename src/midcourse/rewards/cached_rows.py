@@ -8,7 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from midcourse.lm.prefix_cache import PrefixCache, pad
+from midcourse.lm.caches import start_cache
+from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix
 
 
@@ -25,7 +26,7 @@ class CachedRows:
             [*prefix.prompt_ids, *(self.eos_token_id if i in other else i for i in prefix.response_ids)]
             for prefix in prefixes
         ]
-        self.cache = PrefixCache(model, len(prefixes), max(map(len, self.ids)) + room)
+        self.cache = start_cache(model, len(prefixes), max(map(len, self.ids)) + room)
         self.other_eos = torch.tensor(other, device=model.device, dtype=torch.long)
 
     def as_trained(self, token_ids: Tensor) -> Tensor:

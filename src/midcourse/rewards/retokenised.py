@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from midcourse.lm.caches import start_cache
 from midcourse.lm.contract import CausalModel
-from midcourse.lm.prefix_cache import PrefixCache, pad
+from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Prefix, Prompt, Rendered, Template, render, response_ids
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Reward, Score, Text
@@ -172,7 +173,7 @@ class RetokenisedRows(ResponseRows):
         now = [response.now for response in self.responses]
         # The prompt is read here, once, and with it the reward of the prefix as it stands.
         self.cached = [reward.encode(ids, p.text, p.finished) for ids, p in zip(self.before, now, strict=True)]
-        self.cache = PrefixCache(backbone, len(prefixes), max(map(len, self.cached)) + room)
+        self.cache = start_cache(backbone, len(prefixes), max(map(len, self.cached)) + room)
         token_ids, _ = pad(self.cached, self.device)
         hidden = self.cache.extend(token_ids, counts := [len(ids) for ids in self.cached]).last_hidden_state
         self.gained = [[0.0] * len(ids) for ids in self.cached]

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from midcourse.lm.caches import AnyCache
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.load import load_config, load_model
-from midcourse.lm.prefix_cache import PrefixCache
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.backbone import Backbone, Tuning, state_width
+from midcourse.rewards.backbone import Backbone, Tuning, keep_layer_types, state_width
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
@@ -103,8 +103,7 @@ class TrainedVocabularyReward(RewardModel):
             return self
         config = load_config(name)
         config.num_hidden_layers = 1  # of the model only the ends are wanted
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:1]
+        keep_layer_types(config, slice(1))
         dtype = str(self.backbone.dtype).removeprefix("torch.")
         model = load_model(AutoModelForCausalLM, name, config, device=str(self.device), dtype=dtype)
         outputs = model.get_output_embeddings()
@@ -182,7 +181,7 @@ class TrainedVocabularyReward(RewardModel):
         return ends_alike(self.rewards_of(rewards), self.eos_token_ids)
 
     def read_next(
-        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+        self, cache: AnyCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
     ) -> Float[Tensor, "batch places read"]:
         """Append tokens to cached rows; return the states at `places`, or log-probabilities of what may follow."""
         states = cache.extend(token_ids, counts).last_hidden_state[:, places]

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from midcourse.lm.caches import AnyCache, check_supported
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import (
     LanguageModel,
@@ -21,7 +22,7 @@ from midcourse.lm.language_model import (
     eos_token_ids,
     tokenizer_fingerprint,
 )
-from midcourse.lm.prefix_cache import PrefixCache, check_positions, check_supported, pad
+from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Arguments, Prefix, Template, end_of_turn
 from midcourse.rewards.cached_rows import CachedRows
 from midcourse.rewards.contract import check_finite, check_rendering
@@ -60,7 +61,6 @@ class VocabularyReward(TokenReward):
         name: str = "model",
     ):
         check_supported(model.config)
-        check_positions(model)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.template = template
@@ -124,7 +124,7 @@ class VocabularyReward(TokenReward):
         return ends_alike(rewards, self.eos_token_ids, together=self.normalised)
 
     def read_next(
-        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+        self, cache: AnyCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
     ) -> Float[Tensor, "batch places vocab"]:
         """Append tokens to cached rows; return the rewards of what may follow those at `places`."""
         keep = torch.tensor(places, device=token_ids.device)
@@ -175,7 +175,7 @@ class VocabularyModel(Protocol):
         """Return every token that ends a text, first the one that training wrote."""
 
     def read_next(
-        self, cache: PrefixCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
+        self, cache: AnyCache, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int], places: list[int]
     ) -> Float[Tensor, "batch places read"]:
         """Append tokens to cached rows; return what the rewards of tokens that follow those at `places` are read from.
 
