@@ -87,6 +87,7 @@ def test_untrained_head_rewards_nothing_and_can_learn():
 def test_guiding_runs_no_layer_of_the_reward():
     lm = tiny_language_model(more_eos=MORE_EOS)
     reward = tiny_trunk_reward(lm)
+    reward.bind(lm)  # which tries once whether both have the same states
     calls = []
     reward.backbone.register_forward_hook(lambda *_: calls.append(1))
     passes = []

@@ -35,7 +35,7 @@ from midcourse.rewards.contract import check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo
 
 # What architectures call the norm behind their last layer.
-FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "embedding_norm")
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "embedding_norm", "norm_f")
 Backbone: TypeAlias = PreTrainedModel | PeftModel
 
 

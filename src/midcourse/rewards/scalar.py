@@ -72,6 +72,7 @@ class RewardModel(TokenReward, TrainedReward):
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, info: RewardInfo):
         super().__init__(backbone, tokenizer, info)
         self._compared: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], bool]] = WeakKeyDictionary()
+        self._alike: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
     def make_head(self) -> nn.Module:
         """Make a new head, which gives one number for a state."""
@@ -191,6 +192,20 @@ class RewardModel(TokenReward, TrainedReward):
             return Retokenised(self, lm.tokenizer, lm.eos_token_ids)
         check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
         return self
+
+    @torch.inference_mode()
+    def reads_alike(self, lm: LanguageModel) -> bool:
+        """Return whether the LM's states behind as many layers are the backbone's, tried once on a short text.
+
+        With equal weights they are, but for architectures that do something else between their layers.
+        """
+        if lm.model not in self._alike:
+            ids = torch.arange(6, device=self.device)[None] % lm.vocab_size
+            states = lm.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+            want = self.backbone(input_ids=ids, use_cache=False).last_hidden_state
+            have = states[self.info.layers] if self.info.layers < len(states) else want * torch.nan
+            self._alike[lm.model] = have.shape == want.shape and torch.allclose(have, want, rtol=1e-3, atol=1e-3)
+        return self._alike[lm.model]
 
     def knows(self, lm: LanguageModel) -> bool:
         """Return whether the LM's embeddings and first layers have the weights of the backbone.

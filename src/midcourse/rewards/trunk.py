@@ -177,6 +177,11 @@ class TrunkReward(RewardModel):
                 f"{trained}, and {lm.name} has other weights; {remedy}, or load this one with share_with and "
                 "allow_other_weights (guide: --allow-other-weights) if they are nearly the same"
             )
+        if not self.reads_alike(lm):
+            raise RewardError(
+                f"{trained}, and {lm.name} gives others between its layers, so a trunk reward cannot read them; "
+                "train one with --head scalar"
+            )
         check_rendering(lm, self.info.backbone, self.template, self.info.chat_template, self.info.eos_token_ids)
         return self
 
