@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from midcourse import LanguageModel, generate, load_reward
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.provenance import write_results
+from midcourse.integrations.grammar import json_grammar
 from midcourse.lm.caches import side_by_side
 from midcourse.rewards.scalar import RewardModel
 from midcourse.rewards.trunk import TrunkReward
@@ -121,15 +122,9 @@ def a_trunk_reward(lm: LanguageModel, folder: Path) -> None:
 
 
 def a_grammar(lm: LanguageModel, folder: Path) -> None:
-
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
-    (row,) = generate(
-        lm,
-        ["A"],
-        method="plain",
-        max_new_tokens=24,
-        logits_processor=json_grammar(lm.tokenizer, schema, lm.eos_token_ids),
-    )
+    grammar = json_grammar(lm.tokenizer, schema, lm.eos_token_ids)
+    (row,) = generate(lm, ["A"], method="plain", max_new_tokens=24, logits_processor=grammar)
     assert json.loads(row.text).keys() == {"a"}, row.text
 
 
@@ -194,6 +189,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     path = HERE / "results.json"
     rows = {row["type"]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
     wanted = given.types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
