@@ -36,7 +36,8 @@ from studies.architectures.sizes import sizes
 HERE = Path(__file__).parent
 MOST = 5_000_000  # numbers of a tiny model
 SECONDS = 120
-TOLERANCE = 2e-3  # float32, of numbers about 1
+TOLERANCE = 5e-3  # in float32, of the largest number; what is wrong is apart by about 1
+CLOSED = {"additionalProperties": False}
 PROMPTS = ("The ferry was late", "A", "Under the bridge")
 
 
@@ -77,9 +78,10 @@ def tiny_config(kind: str) -> PretrainedConfig:
     text = config.get_text_config()
     if text is config:
         return AutoConfig.for_model(kind, **sizes(kind, config.to_dict()))
-    (name,) = [name for name in config.sub_configs if getattr(config, name, None) is text]
-    own = sizes(text.model_type, text.to_dict())
-    return AutoConfig.for_model(kind, **{name: own})
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return AutoConfig.for_model(
+        kind, **{name: sizes(part.model_type, part.to_dict()) for name, part in parts.items() if part is not None}
+    )
 
 
 # What is tried
@@ -98,7 +100,11 @@ def writes_its_own_text(lm: LanguageModel, folder: Path) -> None:
 
 def rows_keep_the_laws(lm: LanguageModel, folder: Path) -> None:
     prompts = [list(prompt.encode()) for prompt in PROMPTS]
-    assert_language_model_laws(lm, prompts, [1, 2], tolerance=TOLERANCE)
+    with torch.inference_mode():
+        states = lm.model(input_ids=torch.tensor(prompts[:1]), output_hidden_states=True, use_cache=False).hidden_states
+    largest = max(1.0, *(state.abs().max().item() for state in states))
+    layers = [1, 2] if states[1].dim() == 3 else []  # some carry several streams of states
+    assert_language_model_laws(lm, prompts, layers, tolerance=TOLERANCE * largest)
 
 
 def a_scalar_reward(lm: LanguageModel, folder: Path) -> None:
@@ -118,11 +124,12 @@ def a_trunk_reward(lm: LanguageModel, folder: Path) -> None:
     ids = [step.token_id for step in row.steps]
     (want,) = reward.score_ids([(list(b"The ferry"), ids)])
     have = [step.reward for step in row.steps]
-    assert all(abs(a - b) < TOLERANCE for a, b in zip(have, want.tolist(), strict=True)), f"{have}, not {want.tolist()}"
+    apart = max(abs(a - b) for a, b in zip(have, want.tolist(), strict=True))
+    assert apart < TOLERANCE * max(1.0, want.abs().max().item()), f"{have}, not {want.tolist()}"
 
 
 def a_grammar(lm: LanguageModel, folder: Path) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]} | CLOSED
     grammar = json_grammar(lm.tokenizer, schema, lm.eos_token_ids)
     (row,) = generate(lm, ["A"], method="plain", max_new_tokens=24, logits_processor=grammar)
     assert json.loads(row.text).keys() == {"a"}, row.text
@@ -195,7 +202,8 @@ def main() -> None:
     wanted = given.types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     for number, kind in enumerate(wanted, 1):
         rows[kind] = tried(kind)
-        print(f"{number}/{len(wanted)} {kind}: {rows[kind]['outcome']}, {'works' if works(rows[kind]) else rows[kind]}")
+        found = rows[kind]
+        print(f"{number}/{len(wanted)} {kind}: {found['outcome']}, {'works' if works(found) else found}", flush=True)
         write_results(path, {"rows": [rows[name] for name in sorted(rows)]})
 
 

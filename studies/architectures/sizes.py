@@ -27,7 +27,8 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("index_head_dim", "hidden_size_per_layer_input"), 8),
     **dict.fromkeys(("index_topk",), 64),
     **dict.fromkeys(("sliding_window", "window_size", "attention_chunk_size"), 6),
-    "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258, "decoder_start_token_id": 256,
+    "image_size": 28, "patch_size": 14, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258,
+    "decoder_start_token_id": 256,
     "use_mamba_kernels": False, "is_decoder": True, "type_vocab_size": 2, "attention_types": None,
 }  # fmt: skip
 # What some architectures want beside.
@@ -36,6 +37,9 @@ OWN: dict[str, dict[str, Any]] = {
     "bert-generation": {"bos_token_id": 256},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "camembert": {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2},
+    "data2vec-text": {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
@@ -51,4 +55,6 @@ def sizes(kind: str, config: dict[str, Any]) -> dict[str, Any]:
         each = list(dict.fromkeys(kinds))
         found["layer_types"] = each if len(each) > 1 else each * 2
         found["num_hidden_layers"] = len(found["layer_types"])
+    if config.get("kv_lora_rank") is not None:  # keys and values of all heads come from one state
+        found["num_key_value_heads"] = found["num_attention_heads"]
     return found | OWN.get(kind, {})

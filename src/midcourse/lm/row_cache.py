@@ -8,7 +8,7 @@ forward for each row that stands elsewhere than its neighbours.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 from transformers.modeling_outputs import ModelOutput
 
 from midcourse.errors import MidcourseError
 
 KEPT = 4  # earlier states of a row: to read its last token again takes one
+HELD = Cache | CacheLayerMixin | LinearAttentionCacheLayerMixin
 NAMES = ("past_key_values", "cache_params")  # what models call their caches
 
 
@@ -159,14 +161,14 @@ class RowCache:
     ) -> tuple[list[ModelOutput], list[_Row]]:
         """Let rows read tokens of their own; return each one's output, a batch of one, and the row behind them.
 
-        Rows that have read as many tokens, and read as many now, share a forward.
+        Rows that have read as many tokens, and read as many now, share a forward if their states have equal shapes.
         """
-        alike: dict[tuple[int, int], list[int]] = {}
+        alike: dict[tuple[Any, ...], list[int]] = {}
         for number, (row, ids) in enumerate(zip(rows, token_ids, strict=True)):
-            alike.setdefault((len(row.token_ids), len(ids)), []).append(number)
+            alike.setdefault((len(row.token_ids), len(ids), *_shapes(row.state)), []).append(number)
         outputs: list[ModelOutput] = [ModelOutput()] * len(rows)
         after = list(rows)
-        for (_, count), numbers in alike.items():
+        for (_, count, *_), numbers in alike.items():
             if not count:
                 continue
             output, states = self._forward([rows[n] for n in numbers], [token_ids[n] for n in numbers], kwargs)
@@ -207,30 +209,36 @@ def cache_name(model: PreTrainedModel) -> str:
     raise MidcourseError(f"{model.config.model_type} has no cache that can be continued; use another model")
 
 
-def mapped(caches: Sequence[Any], join: Callable[..., Tensor]) -> Any:
-    """Return a cache whose every tensor, of all layers, is `join` of those of these caches, which stay as they are.
+def mapped(parts: Sequence[Any], join: Callable[..., Tensor]) -> Any:
+    """Return a cache whose every tensor is `join` of those of these caches, which stay as they are.
 
     Args:
+        parts: caches, or what is at the same place in each: layers, lists and tables of tensors.
         join: a list of tensors, rows first, to one.
     """
-    first = copy.copy(caches[0])
-    first.layers = [_layer([cache.layers[n] for cache in caches], join) for n in range(len(caches[0].layers))]
-    return first
-
-
-def _layer(layers: Sequence[Any], join: Callable[..., Tensor]) -> Any:
-    made = copy.copy(layers[0])
-    for name, value in vars(layers[0]).items():
-        if isinstance(value, Tensor) and value.dim():
-            setattr(made, name, join([getattr(layer, name) for layer in layers]))
-        elif isinstance(value, dict):
-            parts = {key: [getattr(layer, name)[key] for layer in layers] for key in value}
-            setattr(made, name, {key: join(part) if _rows(part) else part[0] for key, part in parts.items()})
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return join(list(parts)) if first.dim() and all(isinstance(part, Tensor) for part in parts) else first
+    if isinstance(first, list | tuple):
+        return type(first)(mapped(beside, join) for beside in zip(*parts, strict=True))
+    if isinstance(first, dict):
+        return {key: mapped([part[key] for part in parts], join) for key in first}
+    if not isinstance(first, HELD):
+        return first
+    made = copy.copy(first)
+    for name in vars(first):
+        setattr(made, name, mapped([getattr(part, name) for part in parts], join))
     return made
 
 
-def _rows(parts: Iterable[Any]) -> bool:
-    return all(isinstance(part, Tensor) and part.dim() for part in parts)
+def _shapes(part: Any) -> Iterator[torch.Size]:
+    """Yield the shapes of a cache's tensors: some fold tokens together, as many as they were given at a time."""
+    if isinstance(part, Tensor):
+        yield part.shape
+    elif isinstance(part, list | tuple | dict | HELD):
+        inner = part if isinstance(part, list | tuple) else (part if isinstance(part, dict) else vars(part)).values()
+        for one in inner:
+            yield from _shapes(one)
 
 
 # Outputs of rows, side by side
@@ -263,14 +271,15 @@ def _stacked(outputs: Sequence[ModelOutput], tokens: int, places: Tensor | None)
 
 
 def _padded(parts: Iterable[Tensor], width: int) -> Tensor:
-    return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])
+    filled = [torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1) for part in parts]
+    return torch.cat(filled)
 
 
 def _side_by_side(values: Any, batch: int) -> Any:
     """Return (batch * k, depth, n) as (batch, k * depth, n); of a tuple each."""
     if isinstance(values, tuple):
         return tuple(_side_by_side(one, batch) for one in values)
-    return values.reshape(batch, len(values) // batch * values.shape[1], values.shape[-1])
+    return values.reshape(batch, len(values) // batch * values.shape[1], *values.shape[2:])
 
 
 def _behind(before: Any, after: Any) -> Any:

@@ -8,6 +8,7 @@ halves_of            any of them in two, on the same tensors
 with_adapter         any of them with LoRA adapters of its own
 """
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,10 +183,9 @@ def keep_layers(config: PretrainedConfig, layers: int, name: str) -> None:
 
 def keep_layer_types(config: PretrainedConfig, which: slice) -> None:
     """Let a configuration name the kinds of these layers alone, if it names kinds of layers."""
-    kinds = getattr(config, "layer_types", None)
-    own = getattr(type(config), "layer_types", None)
-    if kinds and not (isinstance(own, property) and own.fset is None):  # else they go by how many there are (Mamba)
-        config.layer_types = kinds[which]
+    if kinds := getattr(config, "layer_types", None):
+        with contextlib.suppress(AttributeError):  # some have them follow from how many layers there are (Mamba, Bamba)
+            config.layer_types = kinds[which]
 
 
 def empty_backbone(config: PretrainedConfig, device: str, dtype: str) -> PreTrainedModel:
