@@ -38,12 +38,29 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
-    "camembert": {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2},
-    "data2vec-text": {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2},
+    **{
+        kind: {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2}
+        for kind in ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text")
+    },
+    "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "kimi_linear": {"num_experts_per_token": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "zaya": {"num_experts_per_tok": 1},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "xmod": {"languages": ["en"], "default_language": "en"},
+    "xglm": {"max_position_embeddings": CONTEXT + 8},
+    "xmod": {
+        "languages": ["en"],
+        "default_language": "en",
+        "pad_token_id": 1,
+        "max_position_embeddings": CONTEXT + 2,
+    },
 }
 
 

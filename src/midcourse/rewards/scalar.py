@@ -213,7 +213,9 @@ class RewardModel(TokenReward, TrainedReward):
         Shared tensors need no look. Others are compared once for a model, and again if either side changed.
         """
         decoder = lm.model.get_decoder()
-        theirs, mine = dict(decoder.named_parameters()), dict(self.backbone.named_parameters())
+        theirs = dict(decoder.named_parameters())
+        # No state depends on what pools them, which BERT's kind has above its layers.
+        mine = {name: one for name, one in self.backbone.named_parameters() if not name.startswith("pooler.")}
         pairs = [(theirs.get(name), weight) for name, weight in mine.items()]
         own = [(a, b) for a, b in pairs if a is None or a.data_ptr() != b.data_ptr() or a.shape != b.shape]
         state = [_state(tensor) for pair in own for tensor in pair if tensor is not None]

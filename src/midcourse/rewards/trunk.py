@@ -25,7 +25,7 @@ from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import load_config
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.backbone import FINAL_NORMS, Backbone, state_width
+from midcourse.rewards.backbone import FINAL_NORMS, Backbone
 from midcourse.rewards.contract import FollowedRows, Reward, check_rendering
 from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
@@ -111,6 +111,9 @@ class TrunkReward(RewardModel):
         rank = self.info.head.partition(":")[2]
         if not rank.isdecimal() or not int(rank):
             raise RewardError(f"head {self.info.head!r} of a trunk reward has no rank, as in trunk:16; train it again")
+        if self.embeddings.shape[1] != self.backbone.config.hidden_size:  # as OPT-350m's and RemBERT's
+            kind = type(self.backbone).__name__
+            raise RewardError(f"the states of {kind} are wider than its embeddings; use --head scalar")
         return TrunkHead(self.backbone.config.hidden_size, int(rank), self.backbone.device, self.backbone.dtype)
 
     def top(self, layers: nn.Module | None) -> nn.Module:
@@ -306,11 +309,19 @@ class TrunkRows:
         return torch.tensor([sums[-1] if sums else 0.0 for sums in self.sums], dtype=like.dtype, device=like.device)
 
 
+@torch.no_grad()
+def _check_runs(backbone: nn.Module) -> None:
+    """Raise RewardError if a backbone does not run without its final norm."""
+    try:
+        backbone(input_ids=torch.zeros(1, 2, dtype=torch.long, device=next(backbone.parameters()).device))
+    except Exception as error:  # of any kind, from within the model
+        kind = type(backbone).__name__
+        raise RewardError(f"{kind} gives no states between its layers ({error}); use --head scalar") from error
+
+
 def _remove_final_norm(backbone: nn.Module) -> None:
     for name in FINAL_NORMS:
         if isinstance(getattr(backbone, name, None), nn.Module):
             setattr(backbone, name, nn.Identity())
+            _check_runs(backbone)
             return
-    config: Any = backbone.config
-    if state_width(config) != config.hidden_size:  # OPT-350m has no norm, and embeddings of another width
-        raise RewardError(f"the states of {type(backbone).__name__} are wider than its embeddings; use --head scalar")
