@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 STAMP := .venv/.midcourse-setup
 # Modules that fill pages: tables from committed results, the reference of the command line.
-TABLES := studies.readme studies.architectures.tables studies.detect.tables studies.objectives.tables studies.paper.tables studies.trunk.tables midcourse.cli.reference
+TABLES := studies.readme studies.detect.tables studies.objectives.tables studies.paper.tables studies.trunk.tables midcourse.cli.reference
 
 # Nothing below needs the network, except pip in `setup`.
 export HF_HUB_OFFLINE := 1

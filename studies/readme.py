@@ -14,6 +14,7 @@ from pathlib import Path
 from midcourse.cli.verbs import groups_of
 from midcourse.decode.methods import METHODS, settings_of
 from midcourse.files import write_bytes
+from studies.architectures.tables import TABLES as OF_ARCHITECTURES
 from studies.detect.tables import TABLES as OF_DETECTION
 from studies.objectives.tables import backbones, by_objective, prefixes
 from studies.paper.tables import headline
@@ -270,7 +271,7 @@ def pages(root: Path) -> list[Path]:
 
 def fill_all(arguments: list[str]) -> int:
     """Fill or check every page and picture; return the exit status."""
-    status = main(arguments, ROOT, TABLES | OF_METHODS | OF_DETECTION, pages(ROOT))
+    status = main(arguments, ROOT, TABLES | OF_METHODS | OF_DETECTION | OF_ARCHITECTURES, pages(ROOT))
     if status == 2:
         return status
     check = arguments == ["--check"]

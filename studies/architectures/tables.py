@@ -1,17 +1,11 @@
-"""The table of docs/architectures.md, from results.json alone.
+"""The tables of docs/architectures.md, from results.json alone; `studies/readme.py` fills them."""
 
-python -m studies.architectures.tables [--check]        fills it; --check exits 1 where it differs
-"""
-
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from studies.tables import Table, load, main, markdown
+from studies.tables import Table, load, markdown
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 COMMAND = "python -m studies.architectures.run"
 CHECKS = ("text", "rows", "scalar reward", "trunk reward", "grammar")
 
@@ -45,6 +39,3 @@ def counts(root: Path) -> str:
 
 
 TABLES: dict[str, Table] = {"architectures": architectures, "architecture-counts": counts}
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], ROOT, TABLES, [ROOT / "docs/architectures.md"]))
