@@ -21,7 +21,7 @@ def test_a_quick_benchmark_writes_its_rows(tmp_path):
     found = json.loads((tmp_path / "decode.json").read_text())
     assert {row["method"] for row in found["rows"]} == {"generate", "weight 0", "pargs"}
     rewards = {row["reward"] for row in found["rows"]}
-    assert rewards == {"none", "30 layers", "10 layers", "vocabulary, 30 layers", "trunk"}
+    assert rewards == {"none", "30 layers", "10 layers", "vocabulary, 30 layers", "trunk", "the model's states"}
     for row in found["rows"]:
         low, high = row["ratio_interval"]
         assert 0 < low <= row["ratio_to_plain"] <= high

@@ -179,7 +179,10 @@ def answered(
                 under_way += 1
             if not under_way:
                 return
-            key, found, error = done.get()
+            try:
+                key, found, error = done.get(timeout=1)  # a signal that comes just before it waits would not be heard
+            except queue.Empty:
+                continue
             under_way -= 1
             if error is not None:
                 raise error

@@ -68,7 +68,7 @@ class ClassifierReward(TextReward):
     joined by blank lines. A text too long for the model loses the prompt's beginning.
 
     Attributes:
-        label: the number of the label that is rewarded.
+        label: the number of the label that is rewarded; None if there is one alone.
         reading: one of these ways, or the template that an exported reward records. `template` is None:
             how the language model's prompts are rendered makes no difference.
 
@@ -235,15 +235,15 @@ class ClassifierReward(TextReward):
         if types := [types for _, types in rows if types]:
             inputs["token_type_ids"], _ = pad(types, self.model.device)
         logits = self.model(**inputs).logits.float()
-        own = logits[:, self.label]
-        if self.model.config.problem_type in APART:
+        own = logits[:, self.label or 0]
+        if self.label is None or self.model.config.problem_type in APART:
             return own.tolist()
         others = [label for label in range(logits.shape[1]) if label != self.label]
-        return (own - logits[:, others].logsumexp(1) if others else own).tolist()
+        return (own - logits[:, others].logsumexp(1)).tolist()
 
 
-def label_number(config: PretrainedConfig, label: str | None, name: str) -> int:
-    """Return the number of a classifier's label.
+def label_number(config: PretrainedConfig, label: str | None, name: str) -> int | None:
+    """Return the number of a classifier's label; None if it has one alone.
 
     Raises:
         RewardError: it has several and none is named, or none of that name.
@@ -259,7 +259,7 @@ def label_number(config: PretrainedConfig, label: str | None, name: str) -> int:
         raise RewardError(f"{name} has one label, which is its reward; leave --label {label} out")
     if label is not None and label not in names:
         raise RewardError(f"{name} has no label {label!r}; use one of: {listed}")
-    return names[label] if label is not None else 0
+    return None if label is None else names[label]
 
 
 def recorded_template(config: PretrainedConfig, name: str) -> Template | None:

@@ -20,7 +20,9 @@ def reward_fingerprint(reward: Reward) -> str:
         return _function_name(getattr(reward, "function", None) or getattr(reward, "score_texts", reward))
     info = getattr(reward, "info", None)
     read = {name: getattr(info, name, None) for name in ("objective_settings", "reward_weight")}
-    read |= {name: getattr(reward, name, None) for name in ("template", "normalised", "label")}
+    read |= {name: getattr(reward, name, None) for name in ("template", "normalised")}
+    if (label := getattr(reward, "label", None)) is not None:
+        read["label"] = label
     return hashlib.sha256(json.dumps([weights, read], sort_keys=True).encode()).hexdigest()[:16]
 
 
