@@ -190,16 +190,14 @@ class Compare:
         """Load the rewards, by name, on the LM's own weights if they may be."""
         from midcourse.compare.independence import of_reward
         from midcourse.compare.study import GuidingReward
-        from midcourse.rewards.named import has_labels, kind_of, load_reward, shareable
-        from midcourse.rewards.vocabulary import VocabularyReward
+        from midcourse.rewards.named import load_reward, own_settings, shareable
 
         guides: dict[str, GuidingReward] = {}
         for source, name in named(self.arms.rewards).items():
             reward = load_reward(
                 source,
                 template=self.read.template,
-                template_arguments=self.model.arguments if kind_of(source) is VocabularyReward else None,
-                label=self.arms.label if has_labels(source) else None,
+                **own_settings(source, template_arguments=self.model.arguments, label=self.arms.label),
                 share_with=lm if shareable(source, lm) else None,
                 **asdict(self.model.machine),
             )

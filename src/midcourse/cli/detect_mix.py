@@ -127,6 +127,7 @@ class DetectMix:
             raise UsageError("--server needs --model NAME, the server's name of its model")
         for flag, given in (
             ("--lm", self.model.lm != "smollm2"),
+            ("--template-argument", bool(self.model.template_argument)),
             ("--top-k", sampling.top_k is not None),
             ("--batch-size", sampling.batch_size is not None),
         ):

@@ -136,7 +136,7 @@ class Ppo:
         print(f"policy, curves.png, samples.html and card: {self.write.out}")
 
     def _reward(self, name: str) -> "Reward":
-        from midcourse.rewards.named import has_labels, load_reward
+        from midcourse.rewards.named import load_reward, own_settings
 
-        label = self.paid.label if has_labels(name) else None
-        return load_reward(name, template=self.template, label=label, **asdict(self.model.machine))
+        own = own_settings(name, template_arguments=self.model.arguments, label=self.paid.label)
+        return load_reward(name, template=self.template, **own, **asdict(self.model.machine))

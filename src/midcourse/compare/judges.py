@@ -22,7 +22,7 @@ from midcourse.progress import progress
 from midcourse.rewards.contract import Text
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.info import place_of, read_info
-from midcourse.rewards.named import has_labels, is_function, load_reward
+from midcourse.rewards.named import is_function, load_reward, own_settings
 
 BATCH = 32  # responses judged between two writes to disk
 JUDGEMENTS = "judgements.jsonl"
@@ -117,7 +117,7 @@ def reward_judge(
     The reward of a response that was cut is that of the prefix it is.
     """
     source = str(place_of(source))
-    reward = load_reward(source, label=label if has_labels(source) else None, device=device, dtype=dtype)
+    reward = load_reward(source, **own_settings(source, label=label), device=device, dtype=dtype)
     record: dict[str, Any] = {"objective": None, "accuracy": None, "interval": None, "pairs": None}
     if (Path(source) / "midcourse.json").is_file():
         info = read_info(Path(source))

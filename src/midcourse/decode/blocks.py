@@ -379,7 +379,7 @@ class _Trial(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """What the language model says where a segment begins.
+    """The place where a segment begins, as the language model sees it.
 
     Attributes:
         logprobs: of its first token.

@@ -18,11 +18,11 @@ SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")  # Rew
 
 
 class Choice(NamedTuple):
-    """Of which row of several responses a comparison is.
+    """The place of a comparison within its row of several responses.
 
     Attributes:
-        row: its number among all rows.
-        name: its id, as the file has it ("tied:3"); an empty text if it has none.
+        row: the row's number among all rows.
+        name: the row's id, as the file has it ("tied:3"); an empty text if it has none.
         rejected: which of the row's rejected responses it is.
         comparisons: how many the whole row has.
     """
@@ -83,7 +83,7 @@ def _first(gaps: Sequence[float]) -> float:
 
 
 class _Margins(NamedTuple):
-    """Of a row with several right responses.
+    """Two distances between the rewards of a row with several right responses.
 
     Attributes:
         right: how far the worst right response is above the best wrong one.

@@ -3,10 +3,12 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from midcourse.files import as_json, write_bytes
 from midcourse.lm.language_model import LanguageModel
@@ -43,8 +45,7 @@ def save_adapter(model: PeftModel, lm: str, tokenizer: PreTrainedTokenizerBase, 
         lm: the name of the model below; the adapter's settings name it as the Hub does, not by where it lies here.
         tokenizer: it is written too if its chat template is not the model's own, as with template arguments.
     """
-    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
-    try:
+    with _beside(out) as work:
         model.save_pretrained(str(work), save_embedding_layers=False)
         settings = json.loads((work / ADAPTER).read_text())
         settings["base_model_name_or_path"] = hub_name(lm)
@@ -52,10 +53,8 @@ def save_adapter(model: PeftModel, lm: str, tokenizer: PreTrainedTokenizerBase, 
             settings["target_modules"] = sorted(settings["target_modules"])
         write_bytes(out / ADAPTER_WEIGHTS, (work / ADAPTER_WEIGHTS).read_bytes())
         write_bytes(out / ADAPTER, (as_json(settings, indent=2) + "\n").encode())
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     if _own_chat_template(lm) not in (None, chat_template(tokenizer)):
-        _save_tokenizer(tokenizer, out)
+        _save(out, tokenizer)
 
 
 def _own_chat_template(lm: str) -> str | None:
@@ -66,25 +65,27 @@ def _own_chat_template(lm: str) -> str | None:
         return None
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
-    try:
-        tokenizer.save_pretrained(work)
-        for path in sorted(filter(Path.is_file, work.iterdir())):
-            write_bytes(out / path.name, path.read_bytes())
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def save_whole(lm: LanguageModel, out: Path) -> None:
     """Write a whole model and its tokenizer to a folder."""
+    _save(out, lm.model, lm.tokenizer)
+
+
+def _save(out: Path, *parts: PreTrainedModel | PreTrainedTokenizerBase) -> None:
+    """Write what transformers saves of these, file by file."""
+    with _beside(out) as work:
+        with quiet_transformers():
+            for part in parts:
+                part.save_pretrained(work)
+        for path in sorted(filter(Path.is_file, work.iterdir())):
+            write_bytes(out / path.name, path.read_bytes())
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """Give a folder in `out` that is gone afterwards, for what is then written to `out` whole."""
     work = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
     try:
-        with quiet_transformers():
-            lm.model.save_pretrained(work)
-        lm.tokenizer.save_pretrained(work)
-        for path in sorted(work.iterdir()):
-            write_bytes(out / path.name, path.read_bytes())
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -6,7 +6,7 @@ A name is that of a folder that midcourse train or transformers wrote, of a ship
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.load import LoadError, ModelError, adapters_of, load_config
@@ -137,8 +137,7 @@ def named_rewards(
         return load_reward(
             name,
             template=template,
-            template_arguments=template_arguments if kind_of(name) is VocabularyReward else None,
-            label=label if has_labels(name) else None,
+            **own_settings(name, template_arguments=template_arguments, label=label),
             device=device,
             dtype=dtype,
             share_with=lm if share else None,
@@ -195,6 +194,16 @@ def load_label(
     return load_reward(
         reward, template=template, template_arguments=template_arguments, label=label, device=device, dtype=dtype
     )
+
+
+def own_settings(
+    name: str | Path, *, template_arguments: Arguments | None = None, label: str | None = None
+) -> dict[str, Any]:
+    """Return for `load_reward` what the reward of that name takes of settings that are meant for several."""
+    return {
+        "template_arguments": template_arguments if kind_of(name) is VocabularyReward else None,
+        "label": label if has_labels(name) else None,
+    }
 
 
 def has_labels(name: str | Path) -> bool:

@@ -56,13 +56,12 @@ class StateRows:
     """Rows under a scalar head on the language model's states, at most one token ahead of the model's own rows.
 
     Attributes:
-        lengths: tokens of each row; last: the newest.
+        ids: each row's prompt and response.
     """
 
     def __init__(self, reward: OnStates, prefixes: Sequence[Prefix]):
         self.reward = reward
-        self.lengths = [len(prefix.token_ids) for prefix in prefixes]
-        self.last = [prefix.token_ids[-1] for prefix in prefixes]
+        self.ids = [prefix.token_ids for prefix in prefixes]
         self.lm: FollowedRows | None = None
 
     def follow(self, followed: FollowedRows) -> None:
@@ -75,27 +74,26 @@ class StateRows:
     def prefix_rewards(self) -> Float[Tensor, " batch"]:
         rows, layer = self._rows(), self.reward.layer
         states = rows.states(layer)
-        ahead = torch.tensor([length > read for length, read in zip(self.lengths, rows.lengths, strict=True)])
+        ahead = torch.tensor([len(ids) > read for ids, read in zip(self.ids, rows.lengths, strict=True)])
         if bool(ahead.any()):
-            newest = torch.tensor(self.last, device=states.device)[:, None]
+            newest = torch.tensor([ids[-1:] for ids in self.ids], device=states.device)
             waiting = rows.siblings(self._as_trained(newest), layer)[:, 0]
             states = torch.where(ahead.to(states.device)[:, None], waiting, states)
         return self.reward.read(states)
 
     def advance(self, token_ids: Int[Tensor, " batch"]) -> None:
-        self.last = token_ids.tolist()
-        self.lengths = [length + 1 for length in self.lengths]
+        for ids, token in zip(self.ids, token_ids.tolist(), strict=True):
+            ids.append(token)
 
     def rewind(self, counts: Sequence[int]) -> None:
-        raise NotImplementedError("methods that guide tokens never go back")
+        self.ids = [ids[: len(ids) - count] for ids, count in zip(self.ids, counts, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
-        self.lengths = [self.lengths[row] for row in rows]
-        self.last = [self.last[row] for row in rows]
+        self.ids = [list(self.ids[row]) for row in rows]
 
     def replace(self, places: Sequence[int], other: Any) -> None:
-        for place, length, last in zip(places, other.lengths, other.last, strict=True):
-            self.lengths[place], self.last[place] = length, last
+        for place, ids in zip(places, other.ids, strict=True):
+            self.ids[place] = ids
 
     def _rows(self) -> FollowedRows:
         assert self.lm is not None, "rows that read states follow the language model's"

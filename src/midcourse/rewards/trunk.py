@@ -105,7 +105,9 @@ class TrunkReward(RewardModel):
         """Do as `RewardModel.create`, on the states after two thirds of the layers by default."""
         if layers is None:
             layers = max(1, 2 * load_config(backbone).num_hidden_layers // 3)
-        return super().create(backbone, layers=layers, **settings)
+        made = super().create(backbone, layers=layers, **settings)
+        _check_runs(made.backbone)
+        return made
 
     def make_head(self) -> nn.Module:
         rank = self.info.head.partition(":")[2]
@@ -311,7 +313,7 @@ class TrunkRows:
 
 @torch.no_grad()
 def _check_runs(backbone: nn.Module) -> None:
-    """Raise RewardError if a backbone does not run without its final norm."""
+    """Raise RewardError if a backbone, whose final norm is left out, does not run so."""
     try:
         backbone(input_ids=torch.zeros(1, 2, dtype=torch.long, device=next(backbone.parameters()).device))
     except Exception as error:  # of any kind, from within the model
@@ -323,5 +325,4 @@ def _remove_final_norm(backbone: nn.Module) -> None:
     for name in FINAL_NORMS:
         if isinstance(getattr(backbone, name, None), nn.Module):
             setattr(backbone, name, nn.Identity())
-            _check_runs(backbone)
             return
