@@ -152,3 +152,13 @@ def test_a_prompt_that_a_template_refuses_is_a_bad_row(midcourse, model_folder, 
 def test_columns_that_name_none_are_refused(midcourse, tmp_path):
     code, _, err = midcourse("train", tmp_path / "pairs.jsonl", "--columns", "instruction", "--out", tmp_path / "out")
     assert code == 2 and "--columns instruction names no column; write prompt=instruction" in err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("verb", ["guide", "ppo", "compare"])
+def test_a_label_that_no_reward_has_to_choose_is_refused(midcourse, tmp_path, verb):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    more = ["--rewards", "vader", "--judges", "vader"] if verb == "compare" else ["--reward", "vader"]
+    call = [verb, "--prompts", path, *more, "--label", "good", "--out", tmp_path / "out"]
+    code, _, err = midcourse(*call)
+    assert code == 2 and "no reward is a classifier of several labels; leave --label good out" in " ".join(err.split())

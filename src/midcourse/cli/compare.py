@@ -118,10 +118,12 @@ class Compare:
 
     def run(self) -> int:
         from midcourse.compare.arms import parse_sweep
+        from midcourse.compare.judges import is_address
         from midcourse.compare.run import SettingSearch, compare
         from midcourse.compare.study import read_tasks
         from midcourse.data.prompts import unrenderable
         from midcourse.decode.request import agreed_template
+        from midcourse.rewards.named import check_label
 
         columns = parse_columns(self.read.columns)
         tune = self.tuning
@@ -132,6 +134,8 @@ class Compare:
         # What cannot be read at all is refused before models are loaded.
         for path in files:
             read_tasks(path, self.read.limit_prompts, rejects=[], renamed=columns)
+        judged = [source for source in self.judges.judges if not is_address(source)]
+        check_label(self.arms.label, [*named(self.arms.rewards), *named(judged)])
         judges = self._judges()
         lm = self.model.load()
         guides = self._guides(lm)

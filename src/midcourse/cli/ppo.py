@@ -87,10 +87,12 @@ class Ppo:
         from midcourse.ppo.run import train_policy
         from midcourse.rewards.contract import Reward
         from midcourse.rewards.gold import load_function
+        from midcourse.rewards.named import check_label
         from midcourse.train import processes
 
         paid, write = self.paid, self.write
         columns = parse_columns(self.read.columns)
+        check_label(paid.label, filter(None, (paid.reward, paid.end_reward, paid.gold)))
         # What cannot be read at all is refused before models are loaded.
         processes.everywhere(lambda: read_prompts(self.prompts, rejects=[], renamed=columns))
         reward: Any = self._reward(paid.reward) if paid.reward else load_function(paid.token_function or "")

@@ -4,7 +4,7 @@ A name is that of a folder that midcourse train or transformers wrote, of a ship
 (vader, profanity, MODULE:FUNCTION), or of a model on the Hub. A folder of that name comes first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -127,8 +127,7 @@ def named_rewards(
         RewardError, ModelError: as `load_reward`.
     """
 
-    if label is not None and not any(map(has_labels, names)):
-        raise RewardError(f"no reward is a classifier of several labels; leave --label {label} out")
+    check_label(label, names)
 
     def load(name: str) -> Reward:
         trunk = kind_of(name) is TrunkReward
@@ -204,6 +203,12 @@ def own_settings(
         "template_arguments": template_arguments if kind_of(name) is VocabularyReward else None,
         "label": label if has_labels(name) else None,
     }
+
+
+def check_label(label: str | None, names: Iterable[str]) -> None:
+    """Raise RewardError if a label is given and none of these rewards has several."""
+    if label is not None and not any(map(has_labels, names)):
+        raise RewardError(f"no reward is a classifier of several labels; leave --label {label} out")
 
 
 def has_labels(name: str | Path) -> bool:
