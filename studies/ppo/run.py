@@ -299,13 +299,13 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("tasks", nargs="*", choices=[[], *TASKS], metavar="TASK", help="all by default")
     given = parser.parse_args()
-    for name in given.tasks or TASKS:
-        path, task = HERE / f"results/{name}.json", TASKS[name](given.data)
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        rows = found.get("rows", [])
-        for seed in SEEDS:
+    tasks = {name: TASKS[name](given.data) for name in given.tasks or TASKS}
+    for seed in SEEDS:
+        for name, task in tasks.items():
+            path = HERE / f"results/{name}.json"
+            rows = json.loads(path.read_text()).get("rows", []) if path.is_file() else []
             for title, do in [
-                ("reference", lambda *_, task=task, seed=seed: judged(None, task, seed)),
+                ("reference", lambda _, task, __, seed: judged(None, task, seed)),
                 *((title, ppo) for title in task.arms),
                 *((title, offline) for title in OFFLINE),
                 *((title, guided) for title in GUIDED),
