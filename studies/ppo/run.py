@@ -39,8 +39,10 @@ from midcourse.data.edits import Edit
 from midcourse.decode.engine import generate
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
+from midcourse.lm.load import RECORD
 from midcourse.lm.policy import load_policy
 from midcourse.ppo.figa import train_on_edits
+from midcourse.ppo.folder import METRICS
 from midcourse.ppo.losses import exact_kl
 from midcourse.ppo.policy import Tokens
 from midcourse.ppo.rollouts import Payment, Rollout, write
@@ -221,11 +223,12 @@ def ppo(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
     paid, scale = paid_and_scale(name, task, arm)
     folder = path_of(name, title, seed)
     settings = PPOSettings(**PPO, density=arm.density, reward_scale=scale, seed=seed)
-    gold = FunctionReward.load(task.gold)
-    metrics = train_policy(
-        LanguageModel.load(MODEL), task.prompts, paid, folder, settings, gold=gold, template="raw",
-        resume=(folder / "run.json").is_file(),
-    )  # fmt: skip
+    if not (folder / RECORD).is_file():
+        train_policy(
+            LanguageModel.load(MODEL), task.prompts, paid, folder, settings, gold=FunctionReward.load(task.gold),
+            template="raw", resume=(folder / "run.json").is_file(),
+        )  # fmt: skip
+    metrics = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     kept = ("rollouts", "gold", "kl", "reward", "entropy", "length_correlation", "explained_variance")
     return {"scale": scale, "curve": [{key: row[key] for key in kept} for row in metrics], **judged(folder, task, seed)}
 
@@ -234,7 +237,9 @@ def offline(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
     """Train a policy without rollouts; return what it writes to the prompts that are judged."""
     folder, lm = path_of(name, title, seed), LanguageModel.load(MODEL)
     resume = (folder / "run.json").is_file()
-    if title == OFFLINE[0]:
+    if (folder / RECORD).is_file():
+        pass
+    elif title == OFFLINE[0]:
         settings = FigaSettings(seed=seed, tune=PPO["tune"], max_tokens=128)
         train_on_edits(lm, task.edits[:3000], folder, settings, resume=resume)
     else:
