@@ -187,6 +187,9 @@ def test_everything_is_measured(midcourse, detector, labelled, lm_folder, tmp_pa
         ("letters", "loud", 1.0), ("news", "loud", 1.0),
     ]  # fmt: skip
     assert {row["domain"] for row in found["realised"]} == {"letters", "news"}
+    assert [(row["domain"], row["model"], row["machine"]) for row in found["found"]] == [
+        ("letters", "loud", 1.0), ("news", "loud", 1.0),
+    ]  # fmt: skip
     assert [row["words"] for row in found["lengths"]] == [30]
     spaces, tool = found["attacks"]
     assert spaces["after"] == spaces["before"] == 1.0 and (tool["before"], tool["after"]) == (1.0, 0.0)

@@ -225,7 +225,7 @@ def test_few_texts_of_ones_own_do_not_make_every_text_familiar():
     wide = Familiar.of(random.normal(size=(400, 8)), np.full(400, 60), [str(i) for i in range(400)])
     few = Familiar.of(random.normal(size=(100, 8)), np.full(100, 60), [str(i) for i in range(100)])
     features = np.concatenate([np.zeros((1, 8)), np.full((2, 8), 99.0)])
-    far.rate_alone = lambda texts: Alone([0.0] * len(texts), features, [1] * len(texts))
+    far.rate_alone = lambda texts, advance: Alone([0.0] * len(texts), features, [1] * len(texts))
     for calibrations in ((wide,), (wide, few), (few, wide)):
         detector = replace(calibrate(FunctionReward(share), HUMANS), reward=far, familiar=calibrations)
         _, strange = detector.read(["word " * count for count in words])

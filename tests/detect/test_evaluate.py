@@ -12,6 +12,7 @@ from midcourse.detect.evaluate import (
     by_length,
     cells,
     compared,
+    found,
     judged,
     realised,
     reliability,
@@ -76,6 +77,14 @@ def test_realised_rates_are_of_each_domain_by_itself(detector):
     assert speeches["machine"] == 1  # thresholds of other people's texts flag all who say "indeed" often
     assert speeches["interval"][0] > 0.9
     assert news["human"] + news["machine"] + news["cannot tell"] == pytest.approx(1)
+
+
+def test_what_is_found_is_of_each_model_by_itself(detector):
+    shy = [machine(i, 20, "shy") for i in range(19)] + [machine(99, 0, "shy")]
+    texts = [*(human(i, 0) for i in range(20)), *(machine(i, 20, "loud") for i in range(30)), *shy]
+    rows = {row["model"]: row for row in found(judged(detector, texts, fpr=0.05))}
+    assert (rows["loud"]["texts"], rows["loud"]["machine"]) == (30, 1)
+    assert (rows["shy"]["texts"], rows["shy"]["machine"]) == (20, 19 / 20)
 
 
 def test_lengths_cut_texts(detector):

@@ -91,8 +91,10 @@ def test_long_texts_are_read_in_windows(lm):
     """The tiny model reads 256 tokens at most: the tokens of both windows count, but those that each begins with."""
     reward = pooled(lm, surprise=False)
     text = "".join(chr(97 + i % 26) for i in range(400))
-    read = reward.rate_alone([text[:256], text[256:], text])
+    told: list[float] = []
+    read = reward.rate_alone([text[:256], text[256:], text], told.append)
     assert read.windows == [1, 1, 2]
+    assert sorted(told) == [0.5, 0.5, 1, 1]  # a long text is told of in parts
     first, second, whole = read.features
     n, m = 256 - BURN_IN, 144 - BURN_IN
     assert whole == pytest.approx((n * first + m * second) / (n + m), abs=1e-6)

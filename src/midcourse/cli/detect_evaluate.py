@@ -138,15 +138,15 @@ class DetectEvaluate:
         learn: "Sequence[LabelledText]",
         changed: "dict[str, list[Change]]",
     ) -> dict[str, Any]:
-        from midcourse.detect.evaluate import by_length, cells, compared, judged, realised, reliability
+        from midcourse.detect.evaluate import by_length, cells, compared, found, judged, realised, reliability
         from midcourse.detect.trivial import TRIVIAL
 
         ask, against = self.ask, self.against
         asked: dict[str, Any] = {"fpr": ask.fpr, "guarantee": ask.guarantee}
         if ask.known_groups:
             asked["by"] = lambda text: text.domain or None
-        found = judged(detector, texts, **asked)
-        scores = {"detector": found.scores}
+        verdicts = judged(detector, texts, **asked)
+        scores = {"detector": verdicts.scores}
         if against.baselines:
             scores |= self._baselines(texts, learn)
         else:
@@ -156,11 +156,12 @@ class DetectEvaluate:
         return {
             "fpr": ask.fpr,
             "guarantee": ask.guarantee,
-            "cells": cells(found),
-            "realised": realised(found),
+            "cells": cells(verdicts),
+            "realised": realised(verdicts),
+            "found": found(verdicts),
             "lengths": by_length(detector, texts) if against.lengths else [],
             "attacks": self._attacks(detector, texts, changed, asked),
-            "reliability": reliability(found),
+            "reliability": reliability(verdicts),
             "auroc": compared(texts, scores),
         }
 

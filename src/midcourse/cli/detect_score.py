@@ -1,7 +1,7 @@
 """midcourse detect score."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -89,13 +89,13 @@ class DetectScore:
             new, there = write_verdicts(self.write.out, detector, texts, asked, resume=self.write.resume)
             print(f"{new} verdicts written to {self.write.out}, {there} were there", file=sys.stderr)
             return 0
-        verdicts = detector.score(texts, **asked)
-        if self.write.json and not self.write.html:
-            for verdict in verdicts:
-                print(as_json(asdict(verdict), ensure_ascii=False), flush=True)
-            return 0
         with progress("reading", len(texts)) as advance:
-            found = [_counted(verdict, advance) for verdict in verdicts]
+            verdicts = detector.score(texts, **asked, advance=advance)
+            if self.write.json and not self.write.html:
+                for verdict in verdicts:
+                    print(as_json(asdict(verdict), ensure_ascii=False), flush=True)
+                return 0
+            found = list(verdicts)
         if self.write.html:
             write_verdicts_page(self.write.html, detector, texts, found)
         if self.write.json:
@@ -108,11 +108,6 @@ class DetectScore:
         if self.write.html:
             print(f"page: {self.write.html}", file=sys.stderr)
         return 0
-
-
-def _counted(verdict: "Verdict", advance: Callable[[int], None]) -> "Verdict":
-    advance(1)
-    return verdict
 
 
 def _print(verdicts: "Sequence[Verdict]") -> None:

@@ -97,8 +97,10 @@ def check_unlearned(rows: np.ndarray | None, texts: Sequence[LabelledText]) -> N
 def unfamiliar(detector: Detector, texts: Sequence[LabelledText]) -> int:
     """Return how many texts are unlike the kinds that a detector knows; such get no verdict from it."""
     strange = 0
-    for begin in range(0, len(texts), PART):
-        strange += sum(detector.read([plain(text.text).text for text in texts[begin : begin + PART]])[1])
+    with progress("is any unfamiliar", len(texts)) as advance:
+        for begin in range(0, len(texts), PART):
+            part = [plain(text.text).text for text in texts[begin : begin + PART]]
+            strange += sum(detector.read(part, advance)[1])
     return strange
 
 
@@ -127,11 +129,10 @@ def scored(
     with progress("calibrating", len(pieces)) as advance:
         for begin in range(0, len(pieces), PART):
             part = pieces[begin : begin + PART]
-            values, found, _ = reward.rate_alone([piece for piece, *_ in part])
+            values, found, _ = reward.rate_alone([piece for piece, *_ in part], advance)
             scores += values
             if found is not None:
                 features.append(found)
-            advance(len(part))
     of = Scored(
         np.array(scores),
         np.array([len(piece.split()) for piece, *_ in pieces]),

@@ -27,6 +27,7 @@ from midcourse.detect.texts import LabelledText
 from midcourse.detect.unfamiliar import Familiar
 from midcourse.errors import MidcourseError
 from midcourse.files import as_json, whole_file, write_text
+from midcourse.progress import Advance
 from midcourse.rewards.contract import Alone, Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
 from midcourse.rewards.info import place_of
@@ -119,6 +120,7 @@ class Detector:
         fpr: float = 0.01,
         guarantee: Guarantee = "average",
         group: str | None = None,
+        advance: Advance = lambda amount: None,
     ) -> Iterator[Verdict]:
         """Yield a verdict on each text, in order; so many at a time are read.
 
@@ -127,6 +129,7 @@ class Detector:
             guarantee: "average" or "confidence"; see `conformal.threshold`.
             group: of all texts, one of those the detector was calibrated on; by default no group is known, and the
                 strictest threshold counts.
+            advance: told of every text, in parts as they are read; see `midcourse.progress`.
 
         Raises:
             DetectorError: a rate outside of 0 to 0.5, an unknown group, or one text instead of several.
@@ -146,10 +149,15 @@ class Detector:
             known = ", ".join(self.humans.group_names)
             remedy = f"use one of: {known}, or leave it out" if known else "leave it out, since the detector has none"
             raise DetectorError(f"group {group!r} was not calibrated; {remedy}")
-        return self._verdicts(texts, fpr, guarantee, group)
+        return self._verdicts(texts, fpr, guarantee, group, advance)
 
     def _verdicts(
-        self, texts: Sequence[str | LabelledText], fpr: float, guarantee: Guarantee, group: str | None
+        self,
+        texts: Sequence[str | LabelledText],
+        fpr: float,
+        guarantee: Guarantee,
+        group: str | None,
+        advance: Advance,
     ) -> Iterator[Verdict]:
         bounds: dict[int, tuple[Bound, Bound]] = {}  # of a length: a few sorts, not some for every text
         for begin in range(0, len(texts), PART):
@@ -157,7 +165,7 @@ class Detector:
                 text if isinstance(text, LabelledText) else LabelledText(text) for text in texts[begin : begin + PART]
             ]
             read = [plain(text.text) for text in part]
-            found, strange = self.read([one.text for one in read])
+            found, strange = self.read([one.text for one in read], advance)
             for text, one, score, far, windows in zip(part, read, found.rewards, strange, found.windows, strict=True):
                 words = len(one.text.split())
                 length = length_of(words)
@@ -172,9 +180,13 @@ class Detector:
                     above.score, words, windows, one.unseen, one.lookalikes,
                 )  # fmt: skip
 
-    def read(self, texts: Sequence[str]) -> tuple[Alone, list[bool]]:
-        """Return what the reward reads of each plain text, and whether it is unlike those of every calibration."""
-        found = self.reward.rate_alone(texts)
+    def read(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> tuple[Alone, list[bool]]:
+        """Return what the reward reads of each plain text, and whether it is unlike those of every calibration.
+
+        Args:
+            advance: told of every text, in parts as they are read.
+        """
+        found = self.reward.rate_alone(texts, advance)
         if found.features is None or not self.familiar:
             return found, [False] * len(texts)
         words = [len(text.split()) for text in texts]

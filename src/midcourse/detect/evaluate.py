@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from midcourse.detect.conformal import Guarantee, rate_interval
-from midcourse.detect.detector import Detector, Verdict
+from midcourse.detect.detector import Detector, Verdict, VerdictName
 from midcourse.detect.disguise import plain
 from midcourse.detect.humans import cut_to
 from midcourse.detect.measures import separation
-from midcourse.detect.texts import LabelledText, groups_of, of_label
+from midcourse.detect.texts import Label, LabelledText, groups_of, of_label
 from midcourse.detect.trivial import TRIVIAL
 from midcourse.detect.two_models import TWO_MODELS, pair_figures
 from midcourse.evaluate.separation import auroc
@@ -39,16 +39,6 @@ class Judged:
         """Return the score of each text."""
         return np.array([verdict.score for verdict in self.verdicts])
 
-    def of(self, keep: Callable[[LabelledText], bool]) -> "Judged":
-        """Return those texts."""
-        kept = [(t, v) for t, v in zip(self.texts, self.verdicts, strict=True) if keep(t)]
-        return Judged([text for text, _ in kept], [verdict for _, verdict in kept])
-
-    @property
-    def flagged(self) -> int:
-        """Return how many are called a machine's."""
-        return sum(verdict.verdict == "machine" for verdict in self.verdicts)
-
 
 def judged(
     detector: Detector,
@@ -70,10 +60,10 @@ def judged(
         numbers.setdefault(by(text), []).append(number)
     with progress(what, len(texts)) as advance:
         for group, some in numbers.items():
-            verdicts = detector.score([texts[n] for n in some], fpr=fpr, guarantee=guarantee, group=group)
+            asked = [texts[n] for n in some]
+            verdicts = detector.score(asked, fpr=fpr, guarantee=guarantee, group=group, advance=advance)
             for number, verdict in zip(some, verdicts, strict=True):
                 found[number] = verdict
-                advance(1)
     return Judged(texts, [verdict for verdict in found if verdict is not None])
 
 
@@ -118,22 +108,31 @@ def _separated(
 
 def realised(judged: Judged) -> list[dict[str, Any]]:
     """Return, for each domain, how many human texts are called a machine's, a person's, or neither."""
-    humans = of_label(judged.texts, "human")
-    rows = []
-    for domain in sorted({text.domain for text in humans}):
-        mine = judged.of(lambda text, domain=domain: text.label == "human" and text.domain == domain)  # type: ignore[misc]
-        names = [verdict.verdict for verdict in mine.verdicts]
-        rows.append(
-            {
-                "domain": domain,
-                "texts": len(names),
-                "machine": mine.flagged / len(names),
-                "interval": rate_interval(mine.flagged, len(names)),
-                "human": names.count("human") / len(names),
-                "cannot tell": names.count("cannot tell") / len(names),
-            }
-        )
-    return rows
+    return _called(judged, "human", "domain")
+
+
+def found(judged: Judged) -> list[dict[str, Any]]:
+    """Return, for each domain and model, how many machine texts are called a machine's, a person's, or neither."""
+    return _called(judged, "machine", "domain", "model")
+
+
+def _called(judged: Judged, label: Label, *by: str) -> list[dict[str, Any]]:
+    """Return what texts of a label are called, a row for those that agree in some attributes."""
+    kinds: dict[tuple[str, ...], list[VerdictName]] = {}
+    for text, verdict in zip(judged.texts, judged.verdicts, strict=True):
+        if text.label == label:
+            kinds.setdefault(tuple(getattr(text, name) for name in by), []).append(verdict.verdict)
+    return [
+        {
+            **dict(zip(by, kind, strict=True)),
+            "texts": len(names),
+            "machine": names.count("machine") / len(names),
+            "interval": rate_interval(names.count("machine"), len(names)),
+            "human": names.count("human") / len(names),
+            "cannot tell": names.count("cannot tell") / len(names),
+        }
+        for kind, names in sorted(kinds.items())
+    ]
 
 
 def by_length(detector: Detector, texts: Sequence[LabelledText]) -> list[dict[str, Any]]:

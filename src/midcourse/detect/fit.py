@@ -133,8 +133,7 @@ def examples_of(reader: Reader, texts: Sequence[LabelledText]) -> Examples:
     with progress("reading", len(texts)) as advance:
         for begin in range(0, len(texts), PART):
             part = [plain(text.text).text for text in texts[begin : begin + PART]]
-            features[begin : begin + PART], tokens[begin : begin + PART], _ = reader.means(part)
-            advance(len(part))
+            features[begin : begin + PART], tokens[begin : begin + PART], _ = reader.means(part, advance)
     machine = np.array([text.label == "machine" for text in texts], dtype=bool)
     domains = np.array([text.domain for text in texts], dtype=str)
     found = Examples(features, tokens, machine, domains).of(tokens > 0)

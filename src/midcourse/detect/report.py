@@ -20,7 +20,7 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
     """Return every table there is something for.
 
     Args:
-        figures: of `cells`, `realised`, `lengths`, `attacks`, `auroc` the rows, and the rate `fpr`; see
+        figures: of `cells`, `realised`, `found`, `lengths`, `attacks`, `auroc` the rows, and the rate `fpr`; see
             `midcourse.detect.evaluate`. Of `texts` the detector learned from `learned`.
     """
     rate = f"{figures['fpr']:.2%}"
@@ -33,20 +33,8 @@ def tables_of(figures: Mapping[str, Any]) -> list[Table]:
             ("texts", "that the detector learned from; figures flatter it"),
             [(str(figures["texts"]), str(figures["learned"]))] if figures["learned"] else [],
         ),
-        Table(
-            f"Human texts at the detector's own thresholds for {rate}",
-            ("domain", "texts", "called a machine's [95%]", "cannot tell", "called a person's"),
-            [
-                (
-                    row["domain"],
-                    str(row["texts"]),
-                    _ranged(row["machine"], row["interval"]),
-                    f"{row['cannot tell']:.1%}",
-                    f"{row['human']:.1%}",
-                )
-                for row in figures["realised"]
-            ],
-        ),
+        _verdicts(f"Human texts at the detector's own thresholds for {rate}", ("domain",), figures["realised"]),
+        _verdicts("Machine texts at the same thresholds", ("domain", "model"), figures["found"]),
         _separations("Cut to so many words [95%]", ("words",), figures["lengths"]),
         Table(
             f"Machine texts found at {rate}, before and after a change",
@@ -95,6 +83,24 @@ def _separations(title: str, of: tuple[str, ...], rows: Sequence[Mapping[str, An
         title,
         (*of, "texts", "AUROC", "found at 1% flagged", "found at 5% flagged"),
         [(*(str(row[name]) for name in of), f"{row['machines']} + {row['humans']}", *_separation(row)) for row in rows],
+    )
+
+
+def _verdicts(title: str, of: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of what texts are called, its first columns the fields that say which texts."""
+    return Table(
+        title,
+        (*of, "texts", "called a machine's [95%]", "cannot tell", "called a person's"),
+        [
+            (
+                *(row[name] for name in of),
+                str(row["texts"]),
+                _ranged(row["machine"], row["interval"]),
+                f"{row['cannot tell']:.1%}",
+                f"{row['human']:.1%}",
+            )
+            for row in rows
+        ],
     )
 
 

@@ -40,12 +40,12 @@ def write_verdicts(
             **asked,
         }
         left = [number for number in range(len(texts)) if number not in there]
-        verdicts = detector.score([texts[number] for number in left], **asked)
-        begin_record(out, wanted, [text.text for text in texts], recorded(out), "texts")
-        with appending(out) as file, progress("reading", len(left)) as advance:
-            for number, verdict in zip(left, verdicts, strict=True):
-                append_row(file, {"row": number, "text_hash": _hash(texts[number]), **asdict(verdict)})
-                advance(1)
+        with progress("reading", len(left)) as advance:
+            verdicts = detector.score([texts[number] for number in left], **asked, advance=advance)
+            begin_record(out, wanted, [text.text for text in texts], recorded(out), "texts")
+            with appending(out) as file:
+                for number, verdict in zip(left, verdicts, strict=True):
+                    append_row(file, {"row": number, "text_hash": _hash(texts[number]), **asdict(verdict)})
     return len(left), len(there)
 
 

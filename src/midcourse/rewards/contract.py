@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from midcourse.lm.contract import CausalModel, CausalRows
 from midcourse.lm.language_model import chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
+from midcourse.progress import Advance
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.info import RewardError
 
@@ -203,9 +204,15 @@ class Reward(Protocol):
         scores = self.score([text.prompt for text in texts], [text.response for text in texts])
         return [score.of_response(text.finished) for score, text in zip(scores, texts, strict=True)]
 
-    def rate_alone(self, texts: Sequence[str]) -> "Alone":
-        """Return the reward of each finished text without a prompt, and what else was read of it."""
-        return Alone(self.rate([Text("", text, True) for text in texts]), None, [1] * len(texts))
+    def rate_alone(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> "Alone":
+        """Return the reward of each finished text without a prompt, and what else was read of it.
+
+        Args:
+            advance: told of every text that was read, perhaps in parts.
+        """
+        rewards = self.rate([Text("", text, True) for text in texts])
+        advance(len(texts))
+        return Alone(rewards, None, [1] * len(texts))
 
     def of_tokens(self, text: str) -> "Score":
         """Return what each token of a text without a prompt adds to the reward, the first to 0; no EOS among them."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prefix_cache import pad
+from midcourse.progress import Advance
 from midcourse.rewards.backbone import check_sharing
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Alone, Score, Text
@@ -122,10 +123,14 @@ class Reader:
         for number, parts in read_whole(nested(windows_of(self.lm, texts)), self._parts):
             yield number, _joined(parts)
 
-    def means(self, texts: Sequence[str]) -> Means:
-        """Return the mean features of each text, and of how many tokens; of a window no more is kept than their sum."""
+    def means(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> Means:
+        """Return the mean features of each text, and of how many tokens; of a window no more is kept than their sum.
+
+        Args:
+            advance: told of every text, in parts as they are read.
+        """
         found = Means(np.zeros((len(texts), self.width)), *np.zeros((2, len(texts)), dtype=int))
-        for number, parts in read_whole(nested(windows_of(self.lm, texts)), self._sums):
+        for number, parts in read_whole(nested(windows_of(self.lm, texts)), self._sums, advance):
             count = sum(tokens for _, (_, tokens) in parts)
             found.features[number] = sum(total for _, (total, _) in parts) / max(count, 1)
             found.tokens[number], found.windows[number] = count, len(parts)
@@ -265,11 +270,11 @@ class PooledReward(TextReward):
         pieces = tuple(self.reader.lm.tokenizer.decode([token]) for token in ids)
         return Score(tuple(ids), pieces, tuple(rewards.tolist()), additive=True)
 
-    def rate_alone(self, texts: Sequence[str]) -> Alone:
+    def rate_alone(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> Alone:
         """Return the reward of each text as `rate` does, with the features and windows that were read for it."""
         if not texts:
             return Alone([], None, [])
-        means = self.reader.means(texts)
+        means = self.reader.means(texts, advance)
         rewards = zip(texts, self.of_features(means.features, means.tokens).tolist(), strict=True)
         checked = [self._checked(Text("", text, True), reward) for text, reward in rewards]
         return Alone(checked, means.features, means.windows.tolist())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from midcourse.lm.language_model import LanguageModel
+from midcourse.progress import Advance
 
 WINDOW = 512  # tokens that are read together; a longer text is read in parts of this length
 BATCH_TOKENS = 4096  # of one forward, padding included
@@ -67,22 +68,27 @@ def batches(rows: Sequence[list[Window]]) -> Iterator[list[list[Window]]]:
 
 
 def read_whole(
-    rows: Sequence[list[Window]], read: Callable[[list[list[Window]]], Iterable[tuple[Window, Part]]]
+    rows: Sequence[list[Window]],
+    read: Callable[[list[list[Window]]], Iterable[tuple[Window, Part]]],
+    advance: Advance = lambda amount: None,
 ) -> Iterator[tuple[int, list[tuple[int, Part]]]]:
     """Read rows of windows in batches; yield (a text's number, its parts) as soon as all windows of the text were read.
 
     Args:
         rows: all windows of some texts; what is read of a row's first window holds what is read of the others.
         read: yields each window of some rows with what is read of it.
+        advance: told of every text, in parts as large as its windows.
 
     Returns:
         The parts in the order of the text, each with the place of its first token.
     """
-    left = Counter(window.text for row in rows for window in row)
+    windows = Counter(window.text for row in rows for window in row)
+    left = windows.copy()
     parts: dict[int, list[tuple[int, Part]]] = {}
     for batch in batches(rows):
         for window, part in read(batch):
             parts.setdefault(window.text, []).append((window.begin, part))
             left[window.text] -= 1
+            advance(1 / windows[window.text])
             if not left[window.text]:
                 yield window.text, sorted(parts.pop(window.text), key=lambda one: one[0])
