@@ -8,6 +8,7 @@ Pictures of studies that stand in docs/ are copies, since the site is built from
 import inspect
 import re
 import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -104,10 +105,36 @@ def parts(root: Path) -> str:
     """Where the time of guided decoding goes."""
     with results(root, "benchmarks/results/decode.json", "make bench") as found:
         rows = [
-            [row["part"], str(row["calls"]), number(row["seconds"]), f"{100 * row['share']:.1f}%"]
+            [str(row["batch"]), row["part"], str(row["calls"]), number(row["seconds"]), f"{100 * row['share']:.1f}%"]
             for row in found["profile"]
         ]
-    return markdown(["part", "calls", "seconds", "share"], rows)
+    return markdown(["batch", "part", "calls", "seconds", "share"], rows)
+
+
+def compiling(root: Path) -> str:
+    """When compiled steps pay off."""
+    with results(root, "benchmarks/results/decode.json", "make bench") as found:
+        (fast,) = (row for row in found["rows"] if row["compile_seconds"])
+        (slow,) = (
+            row
+            for row in found["rows"]
+            if row["study"] == "speed"
+            and all(row[key] == fast[key] for key in ("reward", "batch", "context"))
+            and row["method"] == fast["method"].removesuffix(", compiled")
+        )
+        saved = slow["seconds_per_token"] - fast["seconds_per_token"]
+        took = (
+            f"Compiling both models took {fast['compile_seconds']:.0f} s here and saved {1000 * saved:.0f} ms a token"
+        )
+        if saved <= 0:
+            return f"{took}: it did not pay off."
+        tokens = fast["compile_seconds"] / saved
+        minutes = tokens * fast["seconds_per_token"] / 60
+        return textwrap.fill(
+            f"{took}: it pays off after {tokens:,.0f} tokens, {minutes:.0f} minutes of writing by one process, and is "
+            "therefore no default.",
+            120,
+        )
 
 
 def rewards(root: Path) -> str:
@@ -240,6 +267,7 @@ TABLES: dict[str, Table] = {
     "decode": decode,
     "train": train,
     "parts": parts,
+    "compiling": compiling,
     "rewards": rewards,
     "steering": steering,
     "shipped": shipped,

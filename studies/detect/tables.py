@@ -72,7 +72,7 @@ def short(root: Path) -> str:
     finds = [row["machine"] / row["texts"] for row in found["found"] if row["texts"] >= FEW]
     sentence = (
         f"The detector that comes with midcourse errs: at its usual setting it flags {min(rates):.1%} to "
-        f"{max(rates):.1%} of people's texts like those of its calibration (expected), many more of other people's, and "
+        f"{max(rates):.1%} of people's texts like those of its calibration (expected), many more of others', and "
         f"finds {min(finds):.0%} to {max(finds):.0%} of machines' texts, by their kind."
     )
     return textwrap.fill(sentence, 120)

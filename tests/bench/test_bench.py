@@ -32,6 +32,7 @@ def test_a_quick_benchmark_writes_its_rows(tmp_path):
     assert found["rows"][0]["ratio_to_plain"] == 1
     parts = {part["part"]: part["share"] for part in found["profile"]}
     assert 0.5 < parts["language model, one token"] + parts["reward, all candidates"] <= 1
+    assert 0.2 < parts["matrix products (within all)"] + parts["attention (within all)"] < 1
     assert {"commit", "date", "versions", "cores"} <= found.keys()
 
 

@@ -226,9 +226,19 @@ def test_decode(tmp_path):
 
 
 def test_parts(tmp_path):
-    part = {"part": "draw", "seconds": 0.016, "share": 0.0123, "calls": 64}
+    part = {"batch": 16, "part": "draw", "seconds": 0.016, "share": 0.0123, "calls": 64}
     write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [], "profile": [part]})
-    assert cells(readme.parts(tmp_path))[2:] == [["draw", "64", "0.02", "1.2%"]]
+    assert cells(readme.parts(tmp_path))[2:] == [["16", "draw", "64", "0.02", "1.2%"]]
+
+
+def test_compiling_pays_off_behind_as_many_tokens_as_it_took_savings(tmp_path):
+    slow = DECODE_ROW | {"method": "pargs", "seconds_per_token": 0.1}
+    fast = slow | {"method": "pargs, compiled", "seconds_per_token": 0.08, "compile_seconds": 60.0}
+    write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [slow, slow | {"batch": 16}, fast]})
+    said = readme.compiling(tmp_path).replace("\n", " ")
+    assert "took 60 s here and saved 20 ms a token: it pays off after 3,000 tokens, 4 minutes of writing" in said
+    write_json(tmp_path / "benchmarks/results/decode.json", {"rows": [slow, fast | {"seconds_per_token": 0.11}]})
+    assert readme.compiling(tmp_path).endswith("it did not pay off.")
 
 
 def accuracies(*values: float) -> list[dict]:

@@ -43,6 +43,7 @@ from midcourse.rewards.vocabulary import VocabularyReward
 TOP_K, WEIGHT, BATCH = 10, 2.0, 16
 GROWING_K, GROWING_CONTEXT, GROWTH_TOKENS = (5, 10, 20, 40), (64, 256, 1024, 2048), 16
 NAIVE_TOKENS = 8
+OWN_STATES = "the model's states"  # a reward that reads them: a scalar head on the very layers that it guides
 STREAM_BYTES = 2**29  # read again and again to measure the memory's bandwidth
 
 
@@ -96,7 +97,10 @@ def bench_decode(json: Path | None = None, quick: bool = False, rounds: int = 5,
         row["compile_seconds"] = (
             first[case] - median(t[-1] - t[0] for t in times[case]) if "compiled" in case.method else None
         )
-    parts = profile(partial(_stream, models.lm, [_prompt(models.lm, 64)], models.rewards["30 layers"], new_tokens))
+    parts = []
+    for batch in (1,) if quick else (1, BATCH):
+        prompts = [_prompt(models.lm, 64)] * batch
+        parts += profile(partial(_stream, models.lm, prompts, models.rewards["30 layers"], new_tokens), batch)
     _show(rows, parts, bandwidth)
     if json:
         results = {"rows": rows, "profile": parts, "bandwidth_gb": bandwidth / 1e9, "rounds": rounds}
@@ -118,7 +122,7 @@ class Models:
     def load(cls, compiled: bool) -> "Models":
         lm = _never_ending()
         rewards: dict[str, Reward] = {"30 layers": _other(_reward(None)), "10 layers": _reward(10)}
-        rewards["the model's states"] = _reward(None)
+        rewards[OWN_STATES] = _reward(None)
         rewards["vocabulary, 30 layers"] = VocabularyReward(lm.model, lm.tokenizer, name="vocabulary")
         rewards["trunk"] = _trunk()
         if not compiled:
@@ -210,6 +214,7 @@ def _cases(models: Models, new_tokens: int, quick: bool) -> Iterator[DecodeCase]
     for run, method, guide in (
         (partial(_generate, lm, [prompt] * BATCH, new_tokens), "generate", "none"),
         (partial(_stream, lm, [prompt] * BATCH, loaded, new_tokens), "pargs", "30 layers"),
+        (partial(_stream, lm, [prompt] * BATCH, rewards[OWN_STATES], new_tokens), "pargs", OWN_STATES),
         (partial(_stream, lm, [prompt] * BATCH, rewards["trunk"], new_tokens), "pargs", "trunk"),
         (partial(_stream, lm, [prompt], loaded, new_tokens, method=f"best-of-n:{BATCH}"), "best-of-n", "30 layers"),
     ):
@@ -353,16 +358,29 @@ _PARTS = (
 )
 
 
-def profile(run: Callable[[], list[float]]) -> list[dict[str, Any]]:
-    """Return the seconds of a run by part of the loop, with their share of it."""
+_OPERATIONS = {"matrix products (within all)": ("aten::mm", "aten::addmm", "aten::bmm"), "attention (within all)": (
+    "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_attention_math",
+)}  # fmt: skip
+
+
+def profile(run: Callable[[], list[float]], batch: int) -> list[dict[str, Any]]:
+    """Return the seconds of a run of `batch` rows by part of the loop, and by operation, with their share of it."""
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds):
         times = run()
     total = times[-1] - times[0]
+    found = [(part, seconds[part], int(seconds[f"{part} calls"])) for _, _, part in _PARTS]
+    with torch.autograd.profiler.profile(use_kineto=False) as watched:
+        times = run()
+    slower = (times[-1] - times[0]) / total  # by being watched
+    for part, names in _OPERATIONS.items():
+        events = [event for event in watched.key_averages() if event.key in names]
+        spent = sum(event.self_cpu_time_total for event in events) / 1e6
+        found.append((part, spent / slower, sum(event.count for event in events)))
     return [
-        {"part": part, "seconds": seconds[part], "share": seconds[part] / total, "calls": int(seconds[f"{part} calls"])}
-        for _, _, part in _PARTS
-    ] + [{"part": "the whole run", "seconds": total, "share": 1.0, "calls": 1}]
+        {"batch": batch, "part": part, "seconds": spent, "share": spent / total, "calls": calls}
+        for part, spent, calls in [*found, ("the whole run", total, 1)]
+    ]
 
 
 @contextmanager
@@ -445,10 +463,12 @@ def _show(rows: list[dict[str, Any]], parts: list[dict[str, Any]], bandwidth: fl
         )
     console.print(table)
     shares = Table(title=f"where the time of PARGS goes; memory reads {bandwidth / 1e9:.1f} GB a second")
-    for column in ("part", "seconds", "share", "calls"):
+    for column in ("batch", "part", "seconds", "share", "calls"):
         shares.add_column(column, justify="left" if column == "part" else "right")
     for part in parts:
-        shares.add_row(part["part"], f"{part['seconds']:.2f}", f"{part['share']:.1%}", str(part["calls"]))
+        shares.add_row(
+            str(part["batch"]), part["part"], f"{part['seconds']:.2f}", f"{part['share']:.1%}", str(part["calls"])
+        )
     console.print(shares)
     for row in rows:
         if row["compile_seconds"] is not None:
