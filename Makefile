@@ -66,10 +66,11 @@ tables: setup ## fill the tables of the README, of docs/ and of the studies from
 docs: setup ## build the documentation into site/; site/index.html opens in a browser
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: setup ## measure the speed of decoding, training and detection, write benchmarks/results
+bench: setup ## measure the speed of decoding, training and detection, and memory by rows; write benchmarks/results
 	$(BIN)/midcourse bench decode --json benchmarks/results/decode.json
 	$(BIN)/midcourse bench train --json benchmarks/results/train.json
 	$(BIN)/midcourse bench detect --json benchmarks/results/detect.json
+	$(BIN)/midcourse bench scale --json benchmarks/results/scale.json
 
 mutants: setup ## put small faults into the core, see whether the tests notice; write studies/mutants/results.json
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"

@@ -43,6 +43,31 @@ def test_reader_of_the_old_file_keeps_it(tmp_path):
         assert reader.read() == "old and longer"
 
 
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere/b.txt", tmp_path / "a.txt"
+    link.symlink_to(target)
+    write_text(link, "one")
+    assert link.is_symlink() and target.read_text() == "one"
+    folder = tmp_path / "folder"
+    folder.symlink_to(tmp_path / "elsewhere")
+    with whole_folder(folder) as work:
+        (work / "c.txt").write_text("two")
+    assert folder.is_symlink() and names(tmp_path / "elsewhere") == ["c.txt"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("I/O error: none (os error 28)")]
+)
+def test_an_error_of_the_system_names_the_file_and_not_the_temporary_one(error, tmp_path):
+    for whole in (whole_file, whole_folder):
+        with pytest.raises(OSError, match="No space left on device") as caught, whole(tmp_path / "a"):
+            raise error
+        assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(RuntimeError, match="else"), whole_file(tmp_path / "a"):
+        raise RuntimeError("something else")
+
+
 def test_error_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     write_text(path, "old")

@@ -40,6 +40,7 @@ from midcourse.show.tokens import (
     score_line,
     tokens_of,
 )
+from midcourse.terminal import visible
 from midcourse.train.card import accuracy_table
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
@@ -286,7 +287,7 @@ def show_pairs(console: Console, pairs: Sequence[DemoPair]) -> None:
     """Print a few prompts' responses, coloured by each token's distance from the mean reward at its position."""
     colouring = by_position([row for pair in pairs for row in (pair.base_tokens, pair.guided_tokens)])
     for pair in pairs[:: max(len(pairs) // SHOWN, 1)][:SHOWN]:
-        console.print(f"\n[bold]{escape(prompt_text(pair.prompt))}[/bold]")
+        console.print(f"\n[bold]{escape(visible(prompt_text(pair.prompt)))}[/bold]")
         for name, row, gold in (
             ("base", pair.base_tokens, pair.base_gold),
             ("guided", pair.guided_tokens, pair.guided_gold),

@@ -15,6 +15,12 @@ class Interrupted(Exception):
         self.signal = signal
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, at most 200 characters of it."""
+    said = str(error).partition("\n")[0]
+    return said if len(said) <= 200 else said[:200] + "..."
+
+
 def short_value(value: Any) -> str:
     """Return what a value is written as in Python, at most 60 characters of it, for a message."""
     try:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,21 +37,24 @@ def sole_use(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sole_use_of_file(path: Path) -> Iterator[None]:
+def sole_use_of_file(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a file, which need not be there yet, for this process alone; InUse if another one that is alive holds it.
 
     The lock is a hidden file beside it, so that the file itself may be replaced meanwhile.
+
+    Args:
+        wait: until the other one lets it go, instead of raising InUse.
     """
     path = path.resolve()  # all names of a file have one lock
     lock = path.with_name(f".{path.name}{LOCK}")
-    with _lock(lock):
+    with _lock(lock, wait):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path, wait: bool = False) -> IO[str]:
     """Open a lock file that is this process's alone, its number in it, until the file is closed.
 
     The system gives a lock back when its process ends, however it ends: what a dead one left does not block.
@@ -58,7 +62,7 @@ def _lock(path: Path) -> IO[str]:
     while True:
         file = path.open("a+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 file.truncate(0)
                 file.write(str(os.getpid()))
@@ -120,35 +124,62 @@ def _no_numbers(value: Any, place: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write, which takes the place of `path` when the block ends without an error."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that comes up in the block say which file or folder it is about: `path`.
+
+    A full disk names none, a temporary file is nothing to whoever reads the message, and libraries in Rust raise errors
+    of their own.
+    """
     try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        _fsync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write, which takes the place of `path` when the block ends without an error.
+
+    Where `path` is a link, what it leads to is replaced.
+    """
+    with naming(path):
+        path = path.resolve()
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o644)
+            _fsync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _fsync(path.parent)
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill, which takes the place of `folder` when the block ends without an error.
 
-    A folder of that name stays as it was until the new one is complete on disk.
+    A folder of that name stays as it was until the new one is complete on disk. Where it is a link, what it leads to is
+    replaced.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield work
-        os.chmod(work, 0o755)
-        publish_folder(work, folder, replace=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with naming(folder):
+        folder = folder.resolve()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield work
+            os.chmod(work, 0o755)
+            publish_folder(work, folder, replace=True)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def publish_folder(work: Path, folder: Path, *, replace: bool) -> None:

@@ -9,6 +9,8 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from midcourse.terminal import tell, visible
+
 LOG_SECONDS = 10.0
 Advance: TypeAlias = Callable[[int | float], None]  # says that so much more is done
 
@@ -26,15 +28,16 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[A
         yield lambda amount: None
     elif sys.stderr.isatty():
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total)
+        # On a terminal, what is printed meanwhile goes above the bar; to a file or a pipe it goes as ever.
+        with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
+            task = bar.add_task(visible(description), total=total)
             yield lambda amount: bar.advance(task, amount)
     else:
         yield _line_writer(description, total)
@@ -52,6 +55,6 @@ def _line_writer(description: str, total: int) -> Advance:
         if now - last >= LOG_SECONDS or ended:
             last = now
             left = (now - start) / done * (total - done) if done else float("nan")
-            print(f"{description}: {done:.0f}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            tell(f"{description}: {done:.0f}/{total}, {left:.0f} s left")
 
     return advance

@@ -39,10 +39,8 @@ from midcourse.data.edits import Edit
 from midcourse.decode.engine import generate
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
-from midcourse.lm.load import RECORD
 from midcourse.lm.policy import load_policy
 from midcourse.ppo.figa import train_on_edits
-from midcourse.ppo.folder import METRICS
 from midcourse.ppo.losses import exact_kl
 from midcourse.ppo.policy import Tokens
 from midcourse.ppo.rollouts import Payment, Rollout, write
@@ -223,12 +221,10 @@ def ppo(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
     paid, scale = paid_and_scale(name, task, arm)
     folder = path_of(name, title, seed)
     settings = PPOSettings(**PPO, density=arm.density, reward_scale=scale, seed=seed)
-    if not (folder / RECORD).is_file():
-        train_policy(
-            LanguageModel.load(MODEL), task.prompts, paid, folder, settings, gold=FunctionReward.load(task.gold),
-            template="raw", resume=(folder / "run.json").is_file(),
-        )  # fmt: skip
-    metrics = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    metrics = train_policy(
+        LanguageModel.load(MODEL), task.prompts, paid, folder, settings, gold=FunctionReward.load(task.gold),
+        template="raw", resume=True,
+    )  # fmt: skip
     kept = ("rollouts", "gold", "kl", "reward", "entropy", "length_correlation", "explained_variance")
     return {"scale": scale, "curve": [{key: row[key] for key in kept} for row in metrics], **judged(folder, task, seed)}
 
@@ -236,17 +232,14 @@ def ppo(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
 def offline(name: str, task: Task, title: str, seed: int) -> dict[str, Any]:
     """Train a policy without rollouts; return what it writes to the prompts that are judged."""
     folder, lm = path_of(name, title, seed), LanguageModel.load(MODEL)
-    resume = (folder / "run.json").is_file()
-    if (folder / RECORD).is_file():
-        pass
-    elif title == OFFLINE[0]:
+    if title == OFFLINE[0]:
         settings = FigaSettings(seed=seed, tune=PPO["tune"], max_tokens=128)
-        train_on_edits(lm, task.edits[:3000], folder, settings, resume=resume)
+        train_on_edits(lm, task.edits[:3000], folder, settings, resume=True)
     else:
         from midcourse.integrations.trl import train_policy as train_dpo
 
         pairs = random.Random(seed).sample(list(task.pairs), min(1500, len(task.pairs)))
-        train_dpo(lm, pairs, folder, Settings(epochs=1, batch_size=16, seed=seed), template="raw", resume=resume)
+        train_dpo(lm, pairs, folder, Settings(epochs=1, batch_size=16, seed=seed), template="raw", resume=True)
     return judged(folder, task, seed)
 
 

@@ -3,12 +3,14 @@
 import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from midcourse.cli.verbs import parse
+from tests.lm.test_load import own_architecture
 
 TENSOR = "model.layers.1.mlp.down_proj.weight"
 
@@ -34,10 +36,20 @@ def test_a_folders_code_never_runs(midcourse, model_folder, monkeypatch):
         code, out, err = midcourse(*verb, "--prompt", "hi")
         assert (code, out) == (2, "")
         assert err == (
-            f"midcourse: {folder} cannot be loaded: it comes with Python code of its own (auto_map), which is never "
-            "run; use a model that transformers has itself\n"
+            f"midcourse: {folder} cannot be loaded: it comes with Python code of its own (auto_map), which is not run; "
+            "use a model that transformers has itself, or, for a language model that you trust, --trust-remote-code\n"
         )
     assert not (folder / "it-ran").exists()
+
+
+def test_trusted_code_is_said_aloud(midcourse, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = own_architecture(Path(model_folder()))
+    verb = ["guide", "--lm", folder, "--trust-remote-code", "--prompt", "hi", "--method", "plain"]
+    code, _, err = midcourse(*verb, "--max-new-tokens", 3)
+    assert code == 0, err
+    assert f"warning: Python code that comes with {folder} is run, if there is any" in err
 
 
 def test_a_torn_checkpoint_writes_nothing(midcourse, model_folder):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import RowFileError, append_row, appending, written_rows
+from midcourse.data.jsonl import RowFileError, append_row, appending, keys_alone, written_rows
 
 
 def key_of(row: dict) -> int:
@@ -29,6 +29,23 @@ def test_rows_are_found_again_and_a_torn_line_is_dropped(tmp_path):
         with appending(path) as file:
             append_row(file, {"number": 2})
         assert path.read_bytes() == whole + b'{"number": 2}\n'
+
+
+def test_a_torn_line_may_be_long(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for whole in (b'{"number": 1}\n', b""):
+        path.write_bytes(whole + b'{"number": 2, "text": "' + b"a" * 200_000)
+        assert list(written_rows(path, True, key_of)) == ([1] if whole else [])
+        with appending(path):
+            pass
+        assert path.read_bytes() == whole
+
+
+def test_no_more_of_a_row_is_kept_than_is_asked_for(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"number": 1, "text": "a"}\n{"number": 2, "text": "b"}\n')
+    assert written_rows(path, True, key_of, lambda row: row["text"]) == {1: "a", 2: "b"}
+    assert written_rows(path, True, key_of, keys_alone) == {1: None, 2: None}
 
 
 def test_what_is_not_there_holds_nothing(tmp_path):

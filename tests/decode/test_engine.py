@@ -54,6 +54,28 @@ def reward_of(architecture: str = "llama") -> RewardModel:
     return tiny_reward(architecture, more_eos=MORE_EOS)
 
 
+def test_of_many_prompts_few_are_in_the_engine_at_a_time(monkeypatch):
+    most = 0
+    step = Engine.step
+
+    def watched(engine):
+        nonlocal most
+        most = max(most, len(engine._requests))
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    prompts = [f"text {i}" for i in range(60)]
+    found = generate(lm_of(), prompts, method="plain", max_new_tokens=3, batch_size=4, seed=2)
+    assert [one.prompt for one in found] == prompts
+    assert most <= 8
+    assert tokens([found[7]]) == tokens(generate(lm_of(), [prompts[7]], method="plain", max_new_tokens=3, seed=9))
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_before_the_first_is_answered():
+    with pytest.raises(PromptError, match="exceed the context"):
+        stream(lm_of(), ["a", "b", "x" * 400], method="plain", max_new_tokens=3)
+
+
 def tokens(generations: list[Generation]) -> list[list[int]]:
     return [[step.token_id for step in row.steps] for row in generations]
 

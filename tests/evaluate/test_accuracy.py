@@ -1,4 +1,5 @@
 import math
+from itertools import islice
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from midcourse.data.encoded import EncodedRow, PairSet
 from midcourse.evaluate.accuracy import SHARES, length_baseline, outcome, pair_accuracy
-from midcourse.evaluate.intervals import mean_interval
+from midcourse.evaluate.intervals import Resamples, mean_interval
 from midcourse.rewards.info import RewardError
 
 EOS = 9
@@ -189,6 +190,23 @@ def test_intervals_of_few_values_cover_the_mean_as_often_as_they_say():
     rng = np.random.default_rng(4)
     intervals = [mean_interval(rng.normal(size=8), seed=n)[1] for n in range(400)]
     assert np.mean([low <= 0 <= high for low, high in intervals]) > 0.92
+
+
+@pytest.mark.parametrize("groups", [1, 7, 300, 2000])
+def test_a_bootstrap_sample_draws_as_many_groups_as_there_are(groups):
+    drawn = Resamples(groups, seed=3)
+    assert (drawn @ np.ones(groups) == groups).all()
+    some = np.array(list(islice(drawn, 500)))
+    assert some.shape == (500, groups) and some.mean() == 1
+    assert some.var() == pytest.approx(1 - 1 / groups, abs=0.05)  # of a multinomial
+
+
+def test_samples_that_are_not_kept_are_the_same(monkeypatch):
+    values = np.random.default_rng(1).normal(size=(900, 2))
+    kept = Resamples(900, seed=5) @ values
+    monkeypatch.setattr("midcourse.evaluate.intervals.KEPT", 0)
+    again = Resamples(900, seed=5)
+    assert np.array_equal(again @ values, kept) and np.array_equal(again @ values, kept)
 
 
 def test_the_interval_of_many_values_is_the_normal_one():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,43 @@ def test_code_in_a_folder_is_refused_and_never_asked_about(loader, place, model_
     # Of an architecture that transformers has, the layers would be read by its own class: there they are missing.
     if (loader, place) != ("backbone", "head"):
         assert str(caught.value) == (
-            f"{folder} cannot be loaded: it comes with Python code of its own (auto_map), which is never run; "
-            "use a model that transformers has itself"
+            f"{folder} cannot be loaded: it comes with Python code of its own (auto_map), which is not run; "
+            "use a model that transformers has itself, or, for a language model that you trust, --trust-remote-code"
         )
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def own_architecture(folder: Path) -> Path:
+    """Let a tiny Llama's folder say that it is of an architecture whose code lies beside it."""
+    (folder / "own.py").write_text(OWN_CODE)
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    edit(folder / "config.json", lambda content: content.update(own))
+    return folder
+
+
+def test_code_that_is_trusted_runs_for_the_language_model_alone(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = model_folder()
+    want = generate(LanguageModel.load(folder), ["ab"], method="plain", max_new_tokens=8)[0].text
+    own_architecture(Path(folder))
+    lm = LanguageModel.load(folder, trust_remote_code=True)
+    assert type(lm.model).__name__ == "Own"
+    assert generate(lm, ["ab"], method="plain", max_new_tokens=8)[0].text == want
+    with pytest.raises(LoadError, match="which is not run"):
+        load_reward(folder)
 
 
 def test_an_architecture_that_transformers_has_is_loaded_by_its_own_class(model_folder, monkeypatch):

@@ -171,6 +171,13 @@ def test_a_reservation_ends_with_its_owner(states, monkeypatch):
     assert not held.exists()
 
 
+def test_states_that_could_never_be_kept_are_not_begun(monkeypatch, states):
+    monkeypatch.setenv("MIDCOURSE_CACHE_GB", "0.000001")
+    with pytest.raises(MidcourseError, match=r"hidden states of \d+ texts take .* GB, more than the 1e-06 GB"):
+        scores(tiny_reward("llama", tune="head"))
+    assert not list(states.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("text", ["much", "-1", "nan", "inf"])
 def test_a_limit_that_is_no_size_is_refused(monkeypatch, text):
     monkeypatch.setenv("MIDCOURSE_CACHE_GB", text)

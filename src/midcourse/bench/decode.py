@@ -6,6 +6,7 @@ writes the same number of tokens.
 """
 
 import ctypes
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -370,6 +371,7 @@ def profile(run: Callable[[], list[float]], batch: int) -> list[dict[str, Any]]:
         times = run()
     total = times[-1] - times[0]
     found = [(part, seconds[part], int(seconds[f"{part} calls"])) for _, _, part in _PARTS]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or it writes to the terminal that it begins and ends
     with torch.autograd.profiler.profile(use_kineto=False) as watched:
         times = run()
     slower = (times[-1] - times[0]) / total  # by being watched

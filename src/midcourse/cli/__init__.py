@@ -17,6 +17,7 @@ from rich.console import Console
 from midcourse.cli.console import UsageError
 from midcourse.cli.verbs import ALL, FAMILIES, VERBS, about, complete, parse
 from midcourse.errors import Interrupted, MidcourseError
+from midcourse.terminal import say, tell
 
 HELP = ("-h", "--help")
 
@@ -34,7 +35,7 @@ def main() -> None:
         _fail(str(error))
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes one says it
-            print(f"midcourse: {stop}", file=sys.stderr)
+            tell(f"midcourse: {stop}")
         sys.exit(128 + stop.signal)
     except BrokenPipeError:  # whoever read what is printed has enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,7 +55,7 @@ def _main(verb: str, *arguments: str) -> int:
     if verb in HELP:
         _print_help()
     elif verb == "--version":
-        print(f"midcourse {version('midcourse')}")
+        say(f"midcourse {version('midcourse')}")
     elif verb.startswith("--tyro-"):
         complete([verb, *arguments])
     elif verb in ALL:
@@ -103,5 +104,5 @@ def _unknown(verb: str) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"midcourse: {message}", file=sys.stderr)
+    tell(f"midcourse: {message}")
     sys.exit(2)

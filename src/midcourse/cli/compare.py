@@ -1,6 +1,5 @@
 """midcourse compare."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from midcourse.cli import groups
 from midcourse.cli.console import UsageError, bad_rows, parse_columns
 from midcourse.cli.groups import JOINED, ChatModel, Server, TemplateName
+from midcourse.terminal import say, tell
 
 if TYPE_CHECKING:
     from midcourse.compare.judges import AnyJudge
@@ -158,12 +158,12 @@ class Compare:
             concurrency=self.judges.server.concurrency,
         )
         for one in record["left_out"]:
-            print(f"left out: {one['method']} with {one['reward']}: {one['reason']}", file=sys.stderr)
+            tell(f"left out: {one['method']} with {one['reward']}: {one['reason']}")
         for judge in judges:
             for note in record["judges"][judge.name]["notes"]:
-                print(f"warning: {note}", file=sys.stderr)
+                tell(f"warning: {note}")
         for arm, rows in record["incomplete"].items():
-            print(f"warning: {arm} lacks {rows} rows; ask for it again with --resume to finish it", file=sys.stderr)
+            tell(f"warning: {arm} lacks {rows} rows; ask for it again with --resume to finish it")
         self._report()
         return 0
 
@@ -254,8 +254,8 @@ class Compare:
         if self.write.json:
             print((out / "summary.json").read_text())
             return
-        print((out / "table.md").read_text())
-        print(f"report: {out / 'report.html'}", file=sys.stderr)
+        say((out / "table.md").read_text())
+        tell(f"report: {out / 'report.html'}")
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from midcourse.errors import MidcourseError
+from midcourse.terminal import tell, visible
 
 if TYPE_CHECKING:
     from midcourse.data.formats import BadRow
@@ -31,12 +31,12 @@ def table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(visible(title)), title_justify="left")
     for column in columns:
         first = column == columns[0]
         table.add_column(column, justify="left" if first else justify, overflow="fold" if first else "ellipsis")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(visible(cell)) for cell in row))
     Console().print(table)
 
 
@@ -100,11 +100,11 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, str | bool | int | float]
 
 
 @contextmanager
-def bad_rows(file: Path | None, *, tell: bool = True) -> Iterator["list[BadRow] | None"]:
+def bad_rows(file: Path | None, *, write: bool = True) -> Iterator["list[BadRow] | None"]:
     """Give readers a list for bad rows, and write it to `file` at the end; None, so that they stop, without a file.
 
     Args:
-        tell: write the file and say so; another reading of the same rows does.
+        write: write the file and say so; another reading of the same rows does.
     """
     if file:
         from midcourse.data.formats import check_bad_rows_file
@@ -112,8 +112,8 @@ def bad_rows(file: Path | None, *, tell: bool = True) -> Iterator["list[BadRow] 
         check_bad_rows_file(file)
     rejects: list[BadRow] | None = [] if file else None
     yield rejects
-    if file and rejects and tell:
+    if file and rejects and write:
         from midcourse.data.formats import write_bad_rows
 
         write_bad_rows(file, rejects)
-        print(f"skipped {len(rejects)} bad rows, written to {file}", file=sys.stderr)
+        tell(f"skipped {len(rejects)} bad rows, written to {file}")

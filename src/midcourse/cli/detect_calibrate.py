@@ -1,7 +1,6 @@
 """midcourse detect calibrate."""
 
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from midcourse.cli.console import UsageError, bad_rows, check_rate, table
 from midcourse.cli.groups import JOINED, Machine
 from midcourse.files import as_json
+from midcourse.terminal import tell
 
 if TYPE_CHECKING:
     from midcourse.detect.detector import Detector
@@ -86,16 +86,15 @@ class DetectCalibrate:
         known = read_learned_rows(place)
         check_unlearned(known, texts)
         if known is None:
-            print(
+            tell(
                 f"{place} does not say what it learned from (no rows.safetensors); none of these texts may be among it",
-                file=sys.stderr,
             )
         if left_out:
-            print(f"{left_out} texts of {self.read.human} are labelled as not human and left out", file=sys.stderr)
+            tell(f"{left_out} texts of {self.read.human} are labelled as not human and left out")
         reward, earlier = self._load(place)
         detector = calibrate(reward, texts, by=self.read.by, earlier=earlier)
         if again := detector.about["repeated"]:
-            print(f"{again} of {len(texts)} texts repeat others; each counts once", file=sys.stderr)
+            tell(f"{again} of {len(texts)} texts repeat others; each counts once")
         _save(detector, place, out)
         rows = thresholds(detector, self.write.fpr, self.write.guarantee)
         if self.write.json:
@@ -105,27 +104,24 @@ class DetectCalibrate:
         needed = texts_needed(self.write.fpr, self.write.guarantee)
         small = too_small(detector, self.write.fpr, self.write.guarantee)
         if detector.about["humans"] < needed:
-            print(
+            tell(
                 f"no verdict at this rate: it takes {needed} human texts, here are {detector.about['humans']}; give "
                 "more, or ask for a higher --fpr",
-                file=sys.stderr,
             )
         elif small:
             named = ", ".join(f"{name} ({count})" for name, count in small.items())
-            print(
+            tell(
                 f"too few texts for this rate: {named}; a text whose group is not known gets no verdict at it until "
                 "they have more, are left out, or all texts are one group (--by none)",
-                file=sys.stderr,
             )
         if strange := unfamiliar(detector, of_label(texts, "human")) if earlier else 0:
-            print(
+            tell(
                 f"{strange} of the human texts are unlike the kinds of text that the detector knows, and such get no "
                 f"verdict; with {ENOUGH} or more texts it learns their kind",
-                file=sys.stderr,
             )
         if not len(detector.machines):
-            print("no text will be called a person's, and none gets a probability: give --machine too", file=sys.stderr)
-        print(f"calibrated detector: {out}", file=sys.stderr)
+            tell("no text will be called a person's, and none gets a probability: give --machine too")
+        tell(f"calibrated detector: {out}")
         return 0
 
     def _load(self, place: Path) -> "tuple[Any, Detector | None]":

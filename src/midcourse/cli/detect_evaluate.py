@@ -1,6 +1,5 @@
 """midcourse detect evaluate."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import tyro
 from midcourse.cli.console import UsageError, bad_rows, check_page, check_rate, table
 from midcourse.cli.groups import JOINED, Machine
 from midcourse.files import as_json
+from midcourse.terminal import say, tell
 
 if TYPE_CHECKING:
     from midcourse.detect.attacks import Change
@@ -110,9 +110,7 @@ class DetectEvaluate:
             _check_groups({text.domain for text in texts}, detector.humans.group_names)
         learned = learned_from(read_learned_rows(place_of_detector(self.ask.detector)), texts)
         if learned:
-            print(
-                f"the detector learned from {learned} of these {len(texts)} texts; figures flatter it", file=sys.stderr
-            )
+            tell(f"the detector learned from {learned} of these {len(texts)} texts; figures flatter it")
         figures = {"texts": len(texts), "learned": learned, **self._figures(detector, texts, learn, changed)}
         if self.write.html:
             write_report(self.write.html, figures)
@@ -121,7 +119,7 @@ class DetectEvaluate:
         else:
             _print(figures)
         if self.write.html:
-            print(f"page: {self.write.html}", file=sys.stderr)
+            tell(f"page: {self.write.html}")
         return 0
 
     def _check(self) -> None:
@@ -235,4 +233,4 @@ def _print(figures: dict[str, Any]) -> None:
         table(title, columns, rows)
     error = figures["reliability"]["error"]
     if error is not None:
-        print(f"expected calibration error of the probabilities: {error:.3f}")
+        say(f"expected calibration error of the probabilities: {error:.3f}")

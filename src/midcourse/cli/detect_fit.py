@@ -1,6 +1,5 @@
 """midcourse detect fit."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import tyro
 from midcourse.cli.console import bad_rows, table
 from midcourse.cli.groups import Model
 from midcourse.files import as_json
+from midcourse.terminal import say, tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class DetectFit:
             print(as_json(metrics, indent=1))
         else:
             _print(metrics)
-        print(f"detector: {self.write.out}; set its thresholds with midcourse detect calibrate", file=sys.stderr)
+        tell(f"detector: {self.write.out}; set its thresholds with midcourse detect calibrate")
         return 0
 
 
@@ -85,4 +85,4 @@ def _print(metrics: dict[str, Any]) -> None:
     if metrics["left_out"]:
         rows = [(domain or "no domain", f"{auroc:.3f}") for domain, auroc in metrics["left_out"].items()]
         table("Told apart without having learned from the domain", ("domain", "AUROC"), rows)
-    print(f"fitted on {metrics['humans']} human and {metrics['machines']} machine texts")
+    say(f"fitted on {metrics['humans']} human and {metrics['machines']} machine texts")

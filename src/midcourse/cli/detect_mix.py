@@ -1,12 +1,12 @@
 """midcourse detect mix."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midcourse.cli.console import UsageError, bad_rows
 from midcourse.cli.groups import ChatModel
+from midcourse.terminal import tell
 
 if TYPE_CHECKING:
     from midcourse.detect.mix import Mixed
@@ -111,9 +111,9 @@ class DetectMix:
             seed=self.share.seed,
             resume=self.write.resume,
         )
-        print(f"{summary(mixed)} in {self.write.out}", file=sys.stderr)
+        tell(f"{summary(mixed)} in {self.write.out}")
         if left_out:
-            print(f"{left_out} texts that are not human are not in the file", file=sys.stderr)
+            tell(f"{left_out} texts that are not human are not in the file")
         return 1 if all(one.mixed is None for one in mixed) else 0
 
     def _check(self) -> None:

@@ -1,6 +1,5 @@
 """midcourse detect score."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import tyro
 from midcourse.cli.console import UsageError, bad_rows, check_page, check_rate
 from midcourse.cli.groups import Machine
 from midcourse.files import as_json
+from midcourse.terminal import say, tell, visible
 
 if TYPE_CHECKING:
     from midcourse.detect.detector import Verdict
@@ -82,12 +82,12 @@ class DetectScore:
             texts = read_texts(self.source, rejects=rejects)
         if others := passed_over(self.source):
             named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-            print(f"not read in {self.source}: {named}", file=sys.stderr)
+            tell(f"not read in {self.source}: {named}")
         detector = Detector.load(self.ask.detector, **asdict(self.machine))
         asked: dict[str, Any] = {"fpr": self.ask.fpr, "guarantee": self.ask.guarantee, "group": self.ask.group}
         if self.write.out:
             new, there = write_verdicts(self.write.out, detector, texts, asked, resume=self.write.resume)
-            print(f"{new} verdicts written to {self.write.out}, {there} were there", file=sys.stderr)
+            tell(f"{new} verdicts written to {self.write.out}, {there} were there")
             return 0
         with progress("reading", len(texts)) as advance:
             verdicts = detector.score(texts, **asked, advance=advance)
@@ -104,9 +104,9 @@ class DetectScore:
         else:
             _print(found)
             if self.ask.detector == "shipped":
-                print("The shipped detector knows English prose alone; of other texts it may say anything.")
+                say("The shipped detector knows English prose alone; of other texts it may say anything.")
         if self.write.html:
-            print(f"page: {self.write.html}", file=sys.stderr)
+            tell(f"page: {self.write.html}")
         return 0
 
 
@@ -124,7 +124,7 @@ def _print(verdicts: "Sequence[Verdict]") -> None:
         chance = "" if one.probability is None else chance_of(one.probability)
         why = "; ".join((one.reason, *one.remarks))
         verdict = f"[{colours[one.verdict]}]{one.verdict}[/]"
-        table.add_row(escape(one.name or "text"), verdict, chance, str(one.words), escape(why))
+        table.add_row(escape(visible(one.name or "text")), verdict, chance, str(one.words), escape(visible(why)))
     Console().print(table)
-    print("probability: that a machine wrote the text, if half of such texts are machines'")
-    print("A verdict is no ground to judge a person by.")
+    say("probability: that a machine wrote the text, if half of such texts are machines'")
+    say("A verdict is no ground to judge a person by.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from midcourse.cli.console import bad_rows, table
 from midcourse.cli.groups import Machine, TrainedFolder
 from midcourse.files import as_json
+from midcourse.terminal import say
 from midcourse.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class DetectTrain:
         processes.everywhere(lambda: check_settings(settings))
         # Whatever can be refused is refused before a model is loaded.
         objective = processes.everywhere(self.weights.objective)
-        with bad_rows(self.read.skip_bad_rows, tell=first) as rejects:
+        with bad_rows(self.read.skip_bad_rows, write=first) as rejects:
             ladders = processes.everywhere(lambda: read_ladders(self.read.pairs, rejects=rejects))
             processes.everywhere(lambda: self._replayed(None, []))
             reward = processes.everywhere(lambda: begin(name, objective, **start))
@@ -166,5 +167,5 @@ class DetectTrain:
         title = f"Held-out ladders ({levels_title(metrics)})"
         table(title, ("what", "share", "interval"), level_table(metrics))
         if replay := metrics.get("replay"):
-            print(f"rewards of {replay['texts']} replayed texts moved by {replay['drift']:.3g} (root mean square)")
-        print(f"detector, card and curves: {self.write.out}")
+            say(f"rewards of {replay['texts']} replayed texts moved by {replay['drift']:.3g} (root mean square)")
+        say(f"detector, card and curves: {self.write.out}")

@@ -1,6 +1,5 @@
 """midcourse dpo."""
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import tyro
 from midcourse.cli.console import bad_rows, parse_columns, table
 from midcourse.cli.groups import ChatModel, Rows, TemplateName
 from midcourse.files import as_json
+from midcourse.terminal import say, tell
 from midcourse.train.settings import CommonSettings
 
 
@@ -80,8 +80,8 @@ class Dpo:
             return 0
         title = f"Held-out accuracy of beta log pi/pi_ref ({pairs_title(metrics)})"
         table(title, ("compared at", "accuracy", "interval"), accuracy_table(metrics))
-        print(f"loss {metrics['loss']:.4f}, 0.6931 before; log-ratio margin {metrics['log_ratio_margin']:+.3f} nats")
+        say(f"loss {metrics['loss']:.4f}, 0.6931 before; log-ratio margin {metrics['log_ratio_margin']:+.3f} nats")
         if lost := cut_text(metrics):
-            print(f"{lost} --max-tokens is that limit.", file=sys.stderr)
-        print(f"policy (PEFT adapter), card and metrics: {out}")
+            tell(f"{lost} --max-tokens is that limit.")
+        say(f"policy (PEFT adapter), card and metrics: {out}")
         return 0

@@ -1,6 +1,5 @@
 """midcourse edits label."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +8,7 @@ import tyro
 
 from midcourse.cli.console import UsageError, bad_rows, check_page, table
 from midcourse.files import as_json
+from midcourse.terminal import say, tell
 
 if TYPE_CHECKING:
     from midcourse.data.edits import Edit
@@ -85,7 +85,7 @@ class EditsLabel:
             self._print(edits, counts)
         for what, path in (("labels", out), ("page", self.write.html)):
             if path:
-                print(f"{what}: {path}", file=sys.stderr)
+                tell(f"{what}: {path}")
         return 0
 
     def _print(self, edits: "list[Edit]", counts: dict[str, int]) -> None:
@@ -98,7 +98,7 @@ class EditsLabel:
             if console.color_system:
                 console.print(coloured(edit), end="\n\n")
             else:
-                print(marked(edit), end="\n\n")
+                say(marked(edit), end="\n\n")
         total = sum(counts.values())
         rows = [(name, str(count), f"{count / total:.1%}") for name, count in counts.items()]
         table(f"Tokens of {len(edits)} edits, both sides", ("label", "tokens", "share"), rows)

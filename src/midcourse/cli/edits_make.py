@@ -1,10 +1,10 @@
 """midcourse edits make."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from midcourse.cli.console import bad_rows
+from midcourse.terminal import tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class EditsMake:
             comparisons = read_comparisons(self.read.comparisons, rejects=rejects)
         check_out(self.write.out, self.write.resume)
         found = make_edits(comparisons, editor, self.write.out, resume=self.write.resume)
-        print(f"{found.edits} edits in {self.write.out}, {found.new} responses asked about now", file=sys.stderr)
+        tell(f"{found.edits} edits in {self.write.out}, {found.new} responses asked about now")
         if found.failed:
-            print(f"{found.failed} could not be edited: {failed_of(self.write.out)}", file=sys.stderr)
+            tell(f"{found.failed} could not be edited: {failed_of(self.write.out)}")
         return 0

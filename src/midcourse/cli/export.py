@@ -5,6 +5,7 @@ from pathlib import Path
 
 from midcourse.cli.console import UsageError
 from midcourse.cli.groups import Machine
+from midcourse.terminal import say
 
 
 @dataclass(kw_only=True)
@@ -35,5 +36,5 @@ class Export:
                 "name a reward that midcourse train wrote with --head scalar, or on an encoder"
             )
         kind.load(place_of(self.reward), **asdict(self.machine)).export(self.out)
-        print(f"sequence-classification checkpoint: {self.out}")
+        say(f"sequence-classification checkpoint: {self.out}")
         return 0

@@ -11,6 +11,7 @@ from midcourse.cli.dpo import Write
 from midcourse.cli.groups import ChatModel, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import FigaSettings, check_figa
+from midcourse.terminal import say
 
 
 @dataclass(kw_only=True)
@@ -65,6 +66,6 @@ class Figa:
             print(as_json(metrics, indent=1))
             return 0
         first, last = metrics[0], metrics[-1]
-        print(f"loss {first['loss']:.4f} at first, {last['loss']:.4f} at last; KL {last['kl']:.4f} nats per token")
-        print(f"policy, curves.png and card: {self.write.out}")
+        say(f"loss {first['loss']:.4f} at first, {last['loss']:.4f} at last; KL {last['kl']:.4f} nats per token")
+        say(f"policy, curves.png and card: {self.write.out}")
         return 0

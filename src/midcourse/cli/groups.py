@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 
 from midcourse.cli.console import UsageError, parse_arguments, read_text
+from midcourse.terminal import tell
 from midcourse.train.settings import Report
 
 if TYPE_CHECKING:
@@ -36,12 +37,17 @@ class Model:
 
     lm: str = "smollm2"
     """Causal language model: smollm2, a folder, or a Hub id."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the language model, if it has any. It may do anything that you may."""
     machine: Annotated[Machine, JOINED] = field(default_factory=Machine)
 
-    def load(self) -> "LanguageModel":
+    def load(self, **settings: Any) -> "LanguageModel":
+        """Load the language model; `settings` are further ones of `LanguageModel.load`."""
         from midcourse.lm.language_model import LanguageModel
 
-        return LanguageModel.load(self.lm, **asdict(self.machine))
+        if self.trust_remote_code:
+            tell(f"warning: Python code that comes with {self.lm} is run, if there is any")
+        return LanguageModel.load(self.lm, **asdict(self.machine), trust_remote_code=self.trust_remote_code, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +62,8 @@ class ChatModel(Model):
         """Return the chat template's arguments by name."""
         return parse_arguments(self.template_argument)
 
-    def load(self) -> "LanguageModel":
-        from midcourse.lm.language_model import LanguageModel
-
-        return LanguageModel.load(self.lm, **asdict(self.machine), template_arguments=self.arguments)
+    def load(self, **settings: Any) -> "LanguageModel":
+        return super().load(template_arguments=self.arguments, **settings)
 
     def check_used(self, template: str) -> None:
         """Raise UsageError if prompts are rendered by a template that the arguments do not reach."""

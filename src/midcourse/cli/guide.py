@@ -1,6 +1,5 @@
 """midcourse guide."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from midcourse.cli import groups
 from midcourse.cli.console import UsageError, bad_rows, parse_columns
 from midcourse.cli.groups import ChatModel, TemplateName
 from midcourse.files import as_json
+from midcourse.terminal import say, tell
 
 if TYPE_CHECKING:
     from midcourse.decode.methods import AnyMethod
@@ -183,7 +183,7 @@ class GuideCommand:
         if out:
             written, there = write_guided(out, lm, prompts, guides, settings, resume=self.write.resume)
             before = f", {there} were there already" if there else ""
-            print(f"{written} rows written to {out}{before}", file=sys.stderr)
+            tell(f"{written} rows written to {out}{before}")
             return 0
         _print_rows(lm, prompts, guides, settings, self.write)
         return 0
@@ -257,10 +257,9 @@ class GuideCommand:
         )
         for name in names if self.rewards.allow_other_weights else ():
             if kind_of(name) is TrunkReward and (backbone := other_backbone(name, lm)):
-                print(
+                tell(
                     f"warning: {name} was trained on the states of {backbone}, and {lm.name} has other weights; "
                     "its rewards may mean less here",
-                    file=sys.stderr,
                 )
         own = [weight for _, weight in (*given, *functions)]
         return weighted(rewards, own, self.method.reward_weight, tokenwise=tokenwise)
@@ -300,28 +299,31 @@ def _print_rows(
     from midcourse.decode.steps import Step
     from midcourse.progress import progress
 
-    finished = {}
     if write.stream:
         for _, event in stream(lm, prompts, guides, **settings):
-            print(event.text, end="", flush=True) if isinstance(event, Step) else print()
+            say(event.text, end="") if isinstance(event, Step) else say("")
         return
+    early: dict[int, Generation] = {}  # those that have to wait for an earlier row
+    shown = 0
     with progress("writing", len(prompts) * settings["max_new_tokens"]) as advance:
         for row, event in stream(lm, prompts, guides, **settings):
             if isinstance(event, Step):
                 advance(1)
-            else:
-                finished[row] = event
-                advance(settings["max_new_tokens"] - len(event.steps))
-    for row in sorted(finished):
-        if write.json:
-            print(as_json(guided_row(row, finished[row]), ensure_ascii=False))
-        else:
-            _show(finished[row])
+                continue
+            early[row] = event
+            advance(settings["max_new_tokens"] - len(event.steps))
+            while shown in early:
+                done = early.pop(shown)
+                if write.json:
+                    print(as_json(guided_row(shown, done), ensure_ascii=False), flush=True)
+                else:
+                    _show(done)
+                shown += 1
 
 
 def _show(generation: "Generation") -> None:
     """Print a response for a person: its text, and one line of figures."""
-    print(generation.text)
+    say(generation.text)
     figures = [f"{len(generation.steps)} tokens, {generation.finish_reason}"]
     if generation.reward is not None:
         figures.append(f"reward {generation.reward:.2f}")
@@ -329,7 +331,7 @@ def _show(generation: "Generation") -> None:
             figures.append(f"guidance KL {generation.guidance_kl:.1f} nats")
     if generation.total_kl is not None:
         figures.append(f"total KL {generation.total_kl:.1f} nats")
-    print("  ".join(f"[{figure}]" for figure in figures), file=sys.stderr)
+    tell("  ".join(f"[{figure}]" for figure in figures))
 
 
 def parse_reward(text: str) -> tuple[str, float | None]:

@@ -8,6 +8,7 @@ from midcourse.cli.console import UsageError, bad_rows, parse_columns, table
 from midcourse.cli.groups import ChatModel, Rows, TemplateName
 from midcourse.files import as_json
 from midcourse.ppo.settings import PPOSettings, check_settings
+from midcourse.terminal import say
 
 if TYPE_CHECKING:
     from midcourse.rewards.contract import Reward
@@ -102,7 +103,7 @@ class Ppo:
         template = agreed_template(given, self.template)
         self.model.check_used(template)
         problem = unrenderable(lm, template)
-        with bad_rows(self.read.skip_bad_rows, tell=processes.first()) as rejects:
+        with bad_rows(self.read.skip_bad_rows, write=processes.first()) as rejects:
             prompts = processes.everywhere(
                 lambda: read_prompts(self.prompts, limit=problem, rejects=rejects, renamed=columns)
             )
@@ -135,7 +136,7 @@ class Ppo:
             ("rollouts", *shown),
             [(str(metrics[n]["rollouts"]), *(f"{metrics[n][name]:.3f}" for name in shown)) for n in places],
         )
-        print(f"policy, curves.png, samples.html and card: {self.write.out}")
+        say(f"policy, curves.png, samples.html and card: {self.write.out}")
 
     def _reward(self, name: str) -> "Reward":
         from midcourse.rewards.named import load_reward, own_settings

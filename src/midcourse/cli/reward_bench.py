@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from midcourse.cli.console import UsageError, bad_rows, parse_arguments, parse_columns, table
 from midcourse.cli.groups import Model, TemplateArgument, TemplateName
 from midcourse.files import as_json
+from midcourse.terminal import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -148,7 +149,7 @@ class RewardBench:
     def _tokenizer(self) -> "PreTrainedTokenizerBase":
         from midcourse.lm.load import load_tokenizer
 
-        return load_tokenizer(self.model.lm)
+        return load_tokenizer(self.model.lm, trust_remote_code=self.model.trust_remote_code)
 
 
 def _print(figures: dict[str, Any]) -> None:
@@ -189,9 +190,9 @@ def _print(figures: dict[str, Any]) -> None:
     counts = [
         f"{figures['left_out'][name]} {words}" for name, words in reasons.items() if figures["left_out"].get(name)
     ]
-    print(f"left out: {', '.join(counts) or 'nothing'}")
+    say(f"left out: {', '.join(counts) or 'nothing'}")
     if figures["cut_prompts"]:
-        print(f"the reward read only the end of the prompt in {figures['cut_prompts']} comparisons")
+        say(f"the reward read only the end of the prompt in {figures['cut_prompts']} comparisons")
 
 
 def _best(figures: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from midcourse.cli.console import table
 from midcourse.files import as_json
+from midcourse.terminal import say
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,7 @@ class Rewards:
             ],
             justify="left",
         )
-        print("what each was trained on, and what not to use it for: the README.md beside it (--json has the paths)")
+        say("what each was trained on, and what not to use it for: the README.md beside it (--json has the paths)")
         return 0
 
 

@@ -1,12 +1,12 @@
 """midcourse sample."""
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from midcourse.cli import groups
 from midcourse.cli.console import bad_rows, parse_columns
 from midcourse.cli.groups import ChatModel, TemplateName
+from midcourse.terminal import tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +109,7 @@ class Sample:
         finished = sum(rollout.finished for rollout in rollouts)
         rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
         mean = f", mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""
-        print(
+        tell(
             f"{len(rollouts)} responses to {len(prompts)} prompts in {self.write.out}: {finished} finished{mean}",
-            file=sys.stderr,
         )
         return 0

@@ -1,6 +1,5 @@
 """midcourse score."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from midcourse.cli.console import UsageError, check_page, parse_arguments
 from midcourse.cli.groups import Model, TemplateArgument, TemplateName
 from midcourse.files import as_json
+from midcourse.terminal import say, tell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,17 +96,15 @@ class ScoreText:
             self._print(scores, tokens)
             if preferred is not None:
                 cut = f", both cut to {min(len(score.rewards) for score in scores)} tokens" if read.unfinished else ""
-                print(f"A is preferred to B with probability {chance(preferred)}{cut}")
+                say(f"A is preferred to B with probability {chance(preferred)}{cut}")
             if calibration is None:
-                print(
-                    "no calibration is stored with this reward, so no probability is shown; midcourse train stores one"
-                )
+                say("no calibration is stored with this reward, so no probability is shown; midcourse train stores one")
             elif finished and calibration.finished_mean is None:
-                print(
+                say(
                     "no finished text was seen in calibration, so none is compared with; --unfinished compares prefixes"
                 )
         if html:
-            print(f"page: {html}", file=sys.stderr)
+            tell(f"page: {html}")
         return 0
 
     def _load(self) -> "tuple[Reward, PreTrainedTokenizerBase]":
@@ -159,7 +157,7 @@ class ScoreText:
                 shown += f", centred {number(last.centred, 3, sign=True)}"
             if last.probability is not None:
                 shown += f", preferred to an average one with probability {chance(last.probability)}"
-            print(shown)
+            say(shown)
             if self.write.table:
                 console.print(score_table(tokens))
         if console.color_system:

@@ -1,6 +1,5 @@
 """midcourse train."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import tyro
 from midcourse.cli.console import UsageError, bad_rows, parse_arguments, parse_columns, table
 from midcourse.cli.groups import Machine, Rows, TemplateArgument, TemplateName, TrainedFolder
 from midcourse.files import as_json
+from midcourse.terminal import say, tell
 from midcourse.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ class Train:
         self._print(metrics, "Held-out pair accuracy")
         if not write.json:
             padding, stop_at = metrics["padding"], metrics.get("early_stopping")
-            print(f"padding: {padding['share']:.1%} of tokens, {padding['without_buckets']:.1%} without length buckets")
+            say(f"padding: {padding['share']:.1%} of tokens, {padding['without_buckets']:.1%} without length buckets")
             if stop_at:
-                print(f"stopped after step {stop_at['stopped']} of {stop_at['planned']}, kept step {stop_at['step']}")
-            print(f"reward, card and curves: {write.out}")
+                say(f"stopped after step {stop_at['stopped']} of {stop_at['planned']}, kept step {stop_at['step']}")
+            say(f"reward, card and curves: {write.out}")
         return 0
 
     def _reward(self) -> "RewardModel | EncoderReward":
@@ -213,7 +213,7 @@ class Train:
         columns = parse_columns(self.read.columns)
         edits, rollouts = are_edits(self.data, columns), are_rollouts(self.data, columns)
         read = read_edits if edits else read_rollouts if rollouts else read_comparisons
-        with bad_rows(self.read.skip_bad_rows, tell=limit is not None and processes.first()) as rejects:
+        with bad_rows(self.read.skip_bad_rows, write=limit is not None and processes.first()) as rejects:
             return read(self.data, limit=limit, rejects=rejects, renamed=columns)
 
     def _implicit(self) -> int:
@@ -246,7 +246,7 @@ class Train:
         comparisons = [one for one in examples if isinstance(one, Comparison)]
         self._print(write_implicit(reward, comparisons, out, self.training.max_tokens), "Pair accuracy")
         if not self.write.json:
-            print(f"reward: {out}")
+            say(f"reward: {out}")
         return 0
 
     def _print(self, metrics: dict[str, Any], title: str) -> None:
@@ -268,9 +268,9 @@ class Train:
         if rows := edit_table(metrics):
             table(f"Held-out edits ({edits_title(metrics)})", ("what", "share", "interval"), rows)
         if lost := cut_text(metrics):
-            print(f"{lost} --max-tokens is that limit.", file=sys.stderr)
+            tell(f"{lost} --max-tokens is that limit.")
         if left_out := metrics.get("edits_left_out"):
-            print(f"{left_out} edits change no token within --max-tokens and were left out", file=sys.stderr)
+            tell(f"{left_out} edits change no token within --max-tokens and were left out")
         if rows := accuracy_table(metrics):
             table(f"{title} ({pairs_title(metrics)})", ("compared at", "accuracy", "interval"), rows)
         if labels := label_table(metrics):
@@ -279,4 +279,4 @@ class Train:
         if calibrated := calibration_table(metrics):
             title = "Expected calibration error of the probabilities (95% intervals; after: judged on other prompts)"
             table(title, ("compared at", "before", "after", "by chance"), calibrated)
-            print(*temperature_lines(metrics), sep="\n")
+            say("\n".join(temperature_lines(metrics)))

@@ -37,6 +37,7 @@ from midcourse.cli.rewards import Rewards
 from midcourse.cli.sample import Sample
 from midcourse.cli.score import ScoreText
 from midcourse.cli.train import Train
+from midcourse.terminal import say
 
 
 @runtime_checkable
@@ -159,7 +160,7 @@ REGISTRY = _registry()
 def parse(verb: str, arguments: Sequence[str]) -> Verb:
     """Read a verb's flags; print help and exit with 0 if asked for, or say what is wrong and exit with 2."""
     if {"-h", "--help"} & set(arguments):
-        print(wrapped(about(verb), get_terminal_size().columns), end="\n\n")  # tyro would not break its lines
+        say(wrapped(about(verb), get_terminal_size().columns), end="\n\n")  # tyro would not break its lines
     flags = tyro.cli(
         ALL[verb], prog=f"midcourse {verb}", description="", args=arguments, config=STYLE, registry=REGISTRY
     )

@@ -26,7 +26,8 @@ from midcourse.lm.language_model import LanguageModel
 from midcourse.lm.prompt import Template, prompt_ids
 from midcourse.progress import progress
 
-_SEED_STEP = 1_000_000  # between the seeds of one prompt; prompts are counted within it
+_SEED_STEP = 1_000_000  # between the seeds of one prompt; so many prompts are counted within it
+_MILLION_STEP = 2**40  # between the seeds of one million prompts and those of the next
 
 
 def key_of(arm: str, prompt_id: int, seed: int) -> str:
@@ -36,11 +37,12 @@ def key_of(arm: str, prompt_id: int, seed: int) -> str:
 
 def row_seed(prompt_id: int, seed: int) -> int:
     """Return the seed that writes a row: no two prompts share their random numbers, but all arms do."""
-    return _SEED_STEP * seed + prompt_id
+    millions, number = divmod(prompt_id, _SEED_STEP)
+    return _MILLION_STEP * millions + _SEED_STEP * seed + number
 
 
 def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Append what is missing to a file of rows, and return all its rows by key.
+    """Append what is missing to a file of rows, and return all its rows by key, without their tokens.
 
     The arms take turns, a batch of prompts each: what is there is balanced at any time, and so is the time left.
 
@@ -59,14 +61,14 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
             raise Problem("row", f"has the key {row['key']!r}")
         return row["key"]
 
-    rows = written_rows(path, True, mine)
+    rows = written_rows(path, True, mine, without_tokens)
     total = len(arms) * len(study.tasks) * study.seeds
     done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in _places(study))
     with appending(path) as file, progress("responses", total - done) as advance:
         for row in _references(study):
             if row["key"] not in rows:
                 append_row(file, row)
-                rows[row["key"]] = row
+                rows[row["key"]] = without_tokens(row)
         for seed in range(study.seeds):
             for ids in _batches(study):
                 for arm in arms:
@@ -75,9 +77,14 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
                         if row["key"] in rows:
                             continue
                         append_row(file, row)
-                        rows[row["key"]] = row
+                        rows[row["key"]] = without_tokens(row)
                         advance(1)
     return rows
+
+
+def without_tokens(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without its tokens, which nobody but the report asks for, and which take most of its memory."""
+    return {name: value for name, value in row.items() if name != "tokens"}
 
 
 def _places(study: Study) -> Iterator[tuple[int, int]]:

@@ -11,6 +11,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -85,13 +86,7 @@ class Engine:
         Raises:
             RewardError, PromptError: a reward that cannot guide this model, or a prompt that is too long.
         """
-        by_token = isinstance(request.method, Method)
-        guides = [(self._bind(reward, by_token), weight) for reward, weight in request.guides]
-        rendered = render(self.lm.tokenizer, request.prompt, request.template)
-        prefix = Prefix(request.prompt, rendered.token_ids, template=request.template)
-        check_room(self.lm, [reward for reward, _ in guides], prefix, request.max_new_tokens, self._next + 1)
-        text = TextStream(self.lm.tokenizer, request.stop, rendered.token_ids, rendered.turn.lead)
-        number = self.put(self._row(request, prefix, text, guides), request.keep_all)
+        number = self.put(self._row(request, self._next + 1), request.keep_all)
         self._requests[number] = request.guides
         return number
 
@@ -102,6 +97,19 @@ class Engine:
         self._waiting[row.number] = _Waiting(rows, batch, width)
         self._requests[row.number] = ()
         return row.number
+
+    def check(self, request: Request, number: int) -> None:
+        """Raise what `add` would raise for a request.
+
+        Args:
+            number: what messages call its prompt.
+        """
+        self._row(request, number)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many requests have rows that are still to begin."""
+        return len(self._waiting)
 
     @torch.inference_mode()
     def cancel(self, number: int) -> bool:
@@ -137,7 +145,17 @@ class Engine:
             return self._blockwise, deque([row]), row.block.samples
         return self._cards, deque([row]), 1
 
-    def _row(self, request: Request, prefix: Prefix, text: TextStream, guides: Guides) -> Row:
+    def _row(self, request: Request, number: int) -> Row:
+        """Return a request as it begins.
+
+        Args:
+            number: what messages call its prompt.
+        """
+        guides = [(self._bind(reward, isinstance(request.method, Method)), weight) for reward, weight in request.guides]
+        rendered = render(self.lm.tokenizer, request.prompt, request.template)
+        prefix = Prefix(request.prompt, rendered.token_ids, template=request.template)
+        check_room(self.lm, [reward for reward, _ in guides], prefix, request.max_new_tokens, number)
+        text = TextStream(self.lm.tokenizer, request.stop, rendered.token_ids, rendered.turn.lead)
         method, block = request.method, None
         if not isinstance(method, Method):
             block = method
@@ -243,9 +261,9 @@ def stream(
     seeds = list(seed) if isinstance(seed, Iterable) else _seeds_from(seed, len(prompts))
     if len(seeds) != len(prompts):
         raise MethodError(f"{len(seeds)} seeds for {len(prompts)} prompts; give one each, or a single number")
-    for prompt, own in zip(prompts, seeds, strict=True):
-        engine.add(request.of_prompt(prompt, own))
-    return _until_failure(engine)
+    for number, (prompt, own) in enumerate(zip(prompts, seeds, strict=True), 1):
+        engine.check(request.of_prompt(prompt, own), number)
+    return _until_failure(engine, map(request.of_prompt, prompts, seeds))
 
 
 def _seeds_from(seed: int, count: int) -> list[int]:
@@ -254,9 +272,16 @@ def _seeds_from(seed: int, count: int) -> list[int]:
     return [seed + i for i in range(count)]
 
 
-def _until_failure(engine: Engine) -> Iterator[tuple[int, Step | Generation]]:
-    """Yield the events of all requests; raise the error of the first that fails."""
-    while engine:
+def _until_failure(engine: Engine, requests: Iterator[Request]) -> Iterator[tuple[int, Step | Generation]]:
+    """Yield the events of all requests; raise the error of the first that fails.
+
+    A request enters the engine when its turn is near: none of a million waits there.
+    """
+    while True:
+        for request in islice(requests, max(engine.batch_size - engine.waiting, 0)):
+            engine.add(request)
+        if not engine:
+            return
         for number, event in engine.step():
             if isinstance(event, Failure):
                 raise event.error

@@ -4,7 +4,6 @@ Rows of different methods, rewards, weights, limits and lengths stand side by si
 shares the batch. The samples of best-of-n are rows that nothing guides, compared when all of them are finished.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -20,6 +19,7 @@ from midcourse.decode.rows import Answers, Guided, Rows, at, prefix_question, st
 from midcourse.decode.steps import Event, Failure, Failures, Row, Step, remaining
 from midcourse.lm.contract import CausalModel
 from midcourse.rewards.contract import Reward, RewardRows, VocabularyRows, checked_rewards
+from midcourse.terminal import tell
 
 Question: TypeAlias = Callable[[RewardRows, Sequence[int]], Tensor]  # a reward's rows, and which of its places they are
 
@@ -280,10 +280,9 @@ def _tell_of_clamping(group: Group, rewards: Sequence[Tensor]) -> bool:
     for reward, values in zip(group.rewards, rewards, strict=True):
         beyond = values[(values < 0) | (values > 1)]
         if len(beyond):
-            print(
+            tell(
                 f"warning: rad takes every reward below 0 for 0 and above 1 for 1, and {reward.name} gives "
                 f"{float(beyond[0]):.3g}; train it on labels from 0 to 1 (--objective cumulative), or use pargs",
-                file=sys.stderr,
             )
             return True
     return False

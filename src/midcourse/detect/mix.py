@@ -85,8 +85,7 @@ def mix(
     _check(ratio, seed)
     humans, machines = human_texts(texts), _machine_texts(texts)
     with only_writer(out, "file", "run", RowFileError):
-        there = written_rows(out, resume, lambda row: _number(row, humans))
-        mixed = {number: _mixed_of(row) for number, row in there.items()}
+        mixed = written_rows(out, resume, lambda row: _number(row, humans), _mixed_of)
         asked = {**rephrase.asked(), "ratio": ratio, "seed": seed}
         begin_record(out, asked, [text.text for text in humans], recorded(out), "texts")
         left = _left(humans, mixed)

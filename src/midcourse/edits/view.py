@@ -12,6 +12,7 @@ from midcourse.data.alignment import Change, align
 from midcourse.data.edits import Edit
 from midcourse.show.page import write_page
 from midcourse.show.tokens import prompt_text
+from midcourse.terminal import visible
 
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 STYLES = {Change.KEPT: "", Change.DELETED: "red strike", Change.ADDED: "green underline"}
@@ -59,7 +60,7 @@ def coloured(edit: Edit) -> Text:
     """Return an edit for a terminal with colours: what was taken away red and struck through, what was added green."""
     text = Text()
     for change, part in pieces(edit):
-        text.append(part, STYLES[change])
+        text.append(visible(part), STYLES[change])
     return text
 
 

@@ -7,14 +7,16 @@ Clopper and Pearson (1934), a group being a trial.
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from functools import cache
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
 RESAMPLES = 4000
+BLOCK = 2**20  # numbers that are drawn at a time
+KEPT = 2**28  # bytes of samples that are kept
 Interval: TypeAlias = tuple[float, float]
 
 
@@ -40,8 +42,8 @@ def mean_interval(
         [str(g) for g in groups] if groups is not None else np.arange(len(values)), return_inverse=True
     )
     sums, counts = np.bincount(group, values), np.bincount(group)
-    times = resamples(len(sums), seed=seed)
-    return float(values.mean()), interval_of((times @ sums) / (times @ counts), len(sums), proportion=proportion)
+    drawn = resamples(len(sums), seed=seed) @ np.stack([sums, counts], 1)
+    return float(values.mean()), interval_of(drawn[:, 0] / drawn[:, 1], len(sums), proportion=proportion)
 
 
 def interval_of(draws: np.ndarray, groups: int, *, proportion: bool = False) -> Interval | None:
@@ -71,6 +73,42 @@ def _tail(groups: int) -> float:
     return float(ndtr(math.sqrt(groups / (groups - 1)) * stdtrit(groups - 1, 0.025)))
 
 
-def resamples(groups: int, *, seed: int = 0) -> np.ndarray:
-    """Return how often each group is drawn in each bootstrap sample, of shape (resamples, groups)."""
-    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
+class Resamples:
+    """How often each group is drawn in each bootstrap sample: a matrix (RESAMPLES, groups) that need not be in memory.
+
+    It is drawn by blocks of samples, always the same ones. `draws @ values` has a row for each sample; going through it
+    gives sample by sample. Up to `KEPT` bytes are kept, a byte for each group and sample.
+
+    Examples:
+        >>> (resamples(3) @ np.ones(3))[:2]
+        array([3., 3.])
+    """
+
+    def __init__(self, groups: int, seed: int = 0):
+        self.groups, self.seed = groups, seed
+        self._kept = list(self._drawn()) if RESAMPLES * groups <= KEPT else None
+
+    def __matmul__(self, values: np.ndarray) -> np.ndarray:
+        return np.concatenate([block.astype(float) @ values for block in self._blocks()])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (sample for block in self._blocks() for sample in block)
+
+    def _blocks(self) -> Iterable[np.ndarray]:
+        return self._drawn() if self._kept is None else self._kept
+
+    def _drawn(self) -> Iterator[np.ndarray]:
+        random, most = np.random.default_rng(self.seed), max(BLOCK // self.groups, 1)
+        for begin in range(0, RESAMPLES, most):
+            samples = min(most, RESAMPLES - begin)
+            places = random.integers(self.groups, size=(samples, self.groups), dtype=np.int32)
+            places += np.arange(samples, dtype=np.int32)[:, None] * self.groups
+            counts = np.bincount(places.ravel(), minlength=samples * self.groups)
+            # A byte is enough: of 255 groups none comes more often, and of more, where each comes once on average, none.
+            yield counts.astype(np.uint8).reshape(samples, self.groups)
+
+
+@lru_cache(maxsize=8)
+def resamples(groups: int, *, seed: int = 0) -> Resamples:
+    """Return how often each group is drawn in each bootstrap sample."""
+    return Resamples(groups, seed)

@@ -1,6 +1,7 @@
 """How well scores tell two kinds apart: AUROC, and what bootstrap intervals are made of."""
 
 from collections.abc import Hashable, Sequence
+from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -32,7 +33,7 @@ def draws(
     own = [("negative", i) for i in range(len(negatives))] if negative_groups is None else negative_groups
     other = [("positive", i) for i in range(len(positives))] if positive_groups is None else positive_groups
     _, groups = np.unique([repr(name) for name in (*own, *other)], return_inverse=True)
-    times = resamples(int(groups.max()) + 1, seed=seed)[:BOOTSTRAP]
+    times = islice(resamples(int(groups.max()) + 1, seed=seed), BOOTSTRAP)
     first, second = groups[: len(negatives)], groups[len(negatives) :]
     drawn = ((np.repeat(negatives, row[first]), np.repeat(positives, row[second])) for row in times)
     return [(n, p) for n, p in drawn if len(n) and len(p)]

@@ -14,7 +14,6 @@ The policy is a standard PEFT adapter folder, with a record of how it came about
 """
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -45,6 +44,7 @@ from midcourse.lm.prompt import Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.progress import progress
 from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.terminal import tell
 from midcourse.train import processes
 from midcourse.train.batches import plan_batches
 from midcourse.train.card import as_range, cut_text
@@ -141,10 +141,12 @@ def _train(
     }
     reference = VocabularyReward(lm.model, lm.tokenizer, template=template, name=lm.name)
     train, held_out = (encode(reference, part, settings.max_tokens) for part in (kept, held))
-    checkpoint = prepare_folder(out, run, resume, made="policy", record=RECORD)
+    checkpoint, finished = prepare_folder(out, run, resume, made="policy", record=RECORD)
+    if finished is not None:
+        return finished
     plan = plan_batches(train.prompts, _longest(train), settings.batch_size, settings.epochs, settings.seed)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    print(_estimate(reference, train, held_out, plan, done, settings), file=sys.stderr, flush=True)
+    tell(_estimate(reference, train, held_out, plan, done, settings))
     trainer = _make_trainer(lm, train, plan, settings, out, beta, rank)
     policy = PolicyAsReward(trainer.model, reference, held_out, beta)
     bar = progress("training", len(plan))

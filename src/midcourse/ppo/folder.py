@@ -83,6 +83,11 @@ def write_metrics(out: Path, state: State) -> None:
     write_text(out / METRICS, "".join(as_json(row) + "\n" for row in state.metrics))
 
 
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """Return the metrics of all steps of a finished run."""
+    return [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+
+
 def add_metrics(out: Path, row: dict[str, Any]) -> None:
     """Append a step's metrics."""
     with (out / METRICS).open("a") as file:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,15 @@ from midcourse.lm.language_model import LanguageModel, rendering
 from midcourse.lm.load import RECORD
 from midcourse.lm.prompt import Prefix, Prompt, Template, prompt_ids
 from midcourse.lm.weights import tensors_fingerprint
-from midcourse.ppo.folder import add_metrics, finish, load_checkpoint, save_checkpoint, write_metrics, write_samples
+from midcourse.ppo.folder import (
+    add_metrics,
+    finish,
+    load_checkpoint,
+    read_metrics,
+    save_checkpoint,
+    write_metrics,
+    write_samples,
+)
 from midcourse.ppo.policy import Policy
 from midcourse.ppo.rollouts import Payment, TokenFunction, function_name
 from midcourse.ppo.settings import PPOError, PPOSettings, check_settings
@@ -30,6 +37,7 @@ from midcourse.progress import Advance, progress
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
+from midcourse.terminal import tell
 from midcourse.train import processes
 from midcourse.train.folder import only_training, prepare_folder
 from midcourse.train.stopping import stop_on_signal
@@ -109,10 +117,12 @@ def train_policy(
         settings.seed,
     )
     with only_training(out) if processes.first() else contextlib.nullcontext():
-        checkpoint = processes.once(lambda: prepare_folder(out, record, resume, made="policy", record=RECORD))
+        ready = processes.once(lambda: prepare_folder(out, record, resume, made="policy", record=RECORD))
+        if ready.metrics is not None:
+            return read_metrics(out)
         run = Run(Policy(lm, settings), prompts, payment, settings, template, gold)
-        if checkpoint:
-            run.state = load_checkpoint(run.policy, run.optimizer, checkpoint)
+        if ready.checkpoint:
+            run.state = load_checkpoint(run.policy, run.optimizer, ready.checkpoint)
         run_through(run, out, "ppo")
         if processes.first():
             write_samples(out, run.state, lm.tokenizer)
@@ -211,11 +221,9 @@ def _warn_of_length(row: dict[str, Any]) -> bool:
     found = row.get("length_correlation")
     if found is None or abs(found) <= LENGTH_TRAP or not processes.first():
         return False
-    print(
+    tell(
         f"midcourse: in step {row['step']} the reward goes with the length of responses (correlation {found:+.2f}), so "
         "the policy may learn length alone; --centre takes each token's mean reward off",
-        file=sys.stderr,
-        flush=True,
     )
     return True
 

@@ -11,12 +11,16 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
-from midcourse.errors import MidcourseError
+from safetensors import SafetensorError, safe_open
+
+from midcourse.errors import MidcourseError, first_line, short_value
 
 if TYPE_CHECKING:
     from midcourse.lm.prompt import Template
 
 FORMAT = 1
+HUGE = 2**31  # no count, number of a layer or token reaches it
+LONG = 1000  # characters of a name
 # Objectives whose rewards are those of tokens.
 ADDITIVE = ("autoregressive", "implicit", "edited-tokens", "token-discriminator")
 
@@ -95,18 +99,52 @@ def read_info(folder: Path) -> RewardInfo:
         )
     try:
         fields = json.loads(path.read_text())
-        if fields.get("format") != FORMAT:
-            raise RewardError(f"{path} has format {fields.get('format')}, this release reads {FORMAT}; train it again")
+        if (written := fields.get("format")) != FORMAT:
+            raise RewardError(f"{path} has format {short_value(written)}, this release reads {FORMAT}; train it again")
         tuples = {"eos_token_ids": tuple(fields["eos_token_ids"])}
         for name in KINDS.keys() & fields.keys():
             # To Python, true and false are numbers.
-            if not isinstance(fields[name], KINDS[name]) or isinstance(fields[name], bool):
-                raise TypeError(f"{name} is {fields[name]!r}")
-        if any(type(token) is not int for token in tuples["eos_token_ids"]):
-            raise TypeError(f"eos_token_ids is {fields['eos_token_ids']!r}")
-        return RewardInfo(**{**fields, **tuples})
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise RewardError(f"{path} is damaged ({error}); train the reward again") from error
+            value = fields[name]
+            if not isinstance(value, KINDS[name]) or isinstance(value, bool) or not _makes_sense(name, value):
+                raise TypeError(f"{name} is {short_value(value)}")
+        if any(type(token) is not int or not 0 <= token < HUGE for token in tuples["eos_token_ids"]):
+            raise TypeError(f"eos_token_ids is {short_value(fields['eos_token_ids'])}")
+        info = RewardInfo(**{**fields, **tuples})
+    except RewardError:
+        raise
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise RewardError(f"{path} is damaged ({first_line(error)}); train the reward again") from error
+    _check_ranks(folder, info)
+    return info
+
+
+def _makes_sense(name: str, value: Any) -> bool:
+    """Return whether a field may have a value: no negative or huge count, no NaN, no text of megabytes."""
+    if KINDS[name] is int:
+        return 0 <= value < HUGE
+    if isinstance(value, int | float):
+        return -HUGE < value < HUGE
+    return not isinstance(value, str) or len(value) < LONG
+
+
+def _check_ranks(folder: Path, info: RewardInfo) -> None:
+    """Raise RewardError if midcourse.json announces ranks beyond all stored tensors, for which room would be made."""
+    path = folder / "reward.safetensors"
+    kind, *numbers = info.tune.split(":")
+    named = [*(numbers[:1] if kind == "lora" else ()), *info.head.split(":")[1:]]
+    ranks = [int(rank) for rank in named if rank.isdecimal()]
+    if not ranks or not path.is_file():
+        return
+    try:
+        with safe_open(path, framework="numpy") as file:
+            sizes = [size for name in file.keys() for size in file.get_slice(name).get_shape()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RewardError(f"{path} cannot be read ({first_line(error)}); train the reward again") from error
+    if max(ranks) > max(sizes, default=0):
+        raise RewardError(
+            f"{path} holds other tensors than its midcourse.json announces (rank {short_value(max(ranks))}); train the "
+            "reward again"
+        )
 
 
 def shipped() -> dict[str, Path]:

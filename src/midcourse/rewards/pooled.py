@@ -320,6 +320,8 @@ class PooledReward(TextReward):
         try:
             arrays = load_file(folder / "reward.safetensors")
             head = Head(*(arrays[name] for name in Head.PARTS))
+            if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+                raise KeyError(f"no finite number in {broken[0]}")
         except (OSError, SafetensorError, KeyError) as error:
             raise RewardError(
                 f"{folder}/reward.safetensors cannot be read ({error}); train the reward again"

@@ -186,10 +186,16 @@ class TrainedReward(nn.Module, Reward):
         wanted = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if {name: tensor.shape for name, tensor in state.items()} != {name: p.shape for name, p in wanted.items()}:
             raise RewardError(f"{path} holds other tensors than its midcourse.json announces; train the reward again")
+        if broken := [name for name, tensor in state.items() if not (tensor.is_floating_point() and _finite(tensor))]:
+            raise RewardError(f"{path} holds what is no finite number in {broken[0]}; train the reward again")
         with torch.no_grad():
             for name, p in self.named_parameters():
                 if p.requires_grad:
                     p.copy_(part_of(state[name], p))
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 class Top(nn.Module):

@@ -11,7 +11,6 @@ from midcourse.files import write_text
 from midcourse.lm.prompt import Prompt
 from midcourse.show.plots import ACCENT, LINE, QUIET, curve
 from midcourse.show.tokens import (
-    CONTROLS,
     DARK,
     LIGHT,
     SHADES,
@@ -27,6 +26,7 @@ from midcourse.show.tokens import (
     prompt_text,
     shade,
 )
+from midcourse.terminal import CONTROLS
 
 
 def write_score_page(path: Path, prompt: Prompt, tokens: Sequence[Token], title: str) -> None:

@@ -21,6 +21,7 @@ from midcourse.lm.prompt import Prompt, as_messages
 from midcourse.lm.text import TextStream
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Score
+from midcourse.terminal import visible
 
 
 @dataclass(frozen=True)
@@ -258,14 +259,6 @@ def shade(value: float, scale: float) -> int:
     return round(SHADES * max(-1.0, min(1.0, value / scale)))
 
 
-# Control characters would be lost in HTML and obeyed by a terminal: show their pictures. Surrogates are not text.
-CONTROLS: dict[int, str] = {
-    **{code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)},
-    127: "\N{SYMBOL FOR DELETE}",
-    **dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], "\N{REPLACEMENT CHARACTER}"),
-}
-
-
 def mark(token: Token) -> str:
     """Return a sign for what could not be seen: the end, a token without text, a line's end; mostly ""."""
     if token.end:
@@ -279,7 +272,7 @@ def score_line(tokens: Sequence[Token], colouring: Colouring) -> Text:
     """Return the text with coloured backgrounds; plain text where colours cannot be shown."""
     line = Text()
     for token, value in zip(tokens, colouring.values(tokens), strict=True):
-        text = END_MARK if token.end else token.text.translate(CONTROLS)
+        text = END_MARK if token.end else visible(token.text)
         line.append(text, _style(value, colouring.scale))
     return line
 
@@ -300,7 +293,7 @@ def score_table(tokens: Sequence[Token]) -> Table:
     for column in (table.columns[0], *table.columns[2:]):
         column.justify = "right"
     for token, position, change in zip(tokens, positions(tokens), changes(tokens), strict=True):
-        text = Text(END_MARK if token.end else repr(token.text))
+        text = Text(END_MARK if token.end else visible(repr(token.text)))
         figures = number(token.reward, 3), number(change, 3, sign=True)
         shown = number(token.centred, 3, sign=True), chance(token.probability)
         table.add_row(str(position + 1), text, *figures, *shown[: len(names) - 4])

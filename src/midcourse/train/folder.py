@@ -10,19 +10,21 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
-from midcourse.data.record import check_same, only_writer, read_record, write_record
+from midcourse.data.record import check_same, only_writer, read_record, torn, write_record
 from midcourse.files import LOCK, write_text
 from midcourse.rewards.trained import TrainedReward
+from midcourse.terminal import tell
 from midcourse.train import processes
 from midcourse.train.card import plot_training, write_card
 from midcourse.train.settings import TrainingError
 
+RUN = "run.json"
 SEAL = "checksums.json"
 REPLAYED = "replayed.safetensors"
 
@@ -32,33 +34,55 @@ def only_training(out: Path) -> AbstractContextManager[None]:
     return only_writer(out, "folder", "training", TrainingError)
 
 
+class Prepared(NamedTuple):
+    """A folder that is ready for a run.
+
+    Attributes:
+        checkpoint: to go on from; None to start from the beginning.
+        metrics: what the run has measured, if it was finished before and nothing is left to do.
+    """
+
+    checkpoint: Path | None = None
+    metrics: dict[str, Any] | None = None
+
+
 def prepare_folder(
     out: Path, run: dict[str, Any], resume: bool, *, made: str = "reward", record: str = "midcourse.json"
-) -> Path | None:
-    """Make `out` ready for this run; return the checkpoint to go on from, or None to start from the beginning.
+) -> Prepared:
+    """Make `out` ready for this run.
 
     Args:
         made: what a finished run leaves, for messages.
-        record: the file that it writes last.
+        record: the file that it writes last; a reward's holds the run as "training".
+
+    Raises:
+        TrainingError: `out` holds something else, a run that is not to be resumed, or one with other settings.
     """
-    run_file = out / "run.json"
+    run_file, remedy = out / RUN, f"delete {out} and train again"
     if (out / record).is_file():
-        raise TrainingError(f"{out} already holds a finished {made}; name another folder for --out, or delete it")
+        if not resume:
+            raise TrainingError(f"{out} already holds a finished {made}; name another folder for --out, or delete it")
+        found = read_record(out / record, TrainingError, remedy)
+        earlier = found.get("training", {name: value for name, value in found.items() if name != "metrics"})
+        check_same(earlier, run, out, f"a finished {made}", TrainingError)
+        tell(f"midcourse: the {made} in {out} was finished before")
+        return Prepared(metrics=found.get("metrics"))
+    left = torn(run_file)
     if run_file.is_file():
         if not resume:
             raise TrainingError(f"{out} holds an unfinished run; add --resume to go on with it, or delete it")
-        remedy = f"delete {out} and train again"
         check_same(read_record(run_file, TrainingError, remedy), run, out, "a run", TrainingError)
-    elif any(path.name != LOCK for path in out.iterdir()):
+        left = list(out.glob(".*-*"))
+    elif any(path.name != LOCK and path not in left for path in out.iterdir()):
         raise TrainingError(f"{out} is not empty and holds no run of midcourse; name a new folder for --out")
-    for torn in out.glob(".*-*"):  # what a kill left of a file or checkpoint being written
-        shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
+    for part in left:  # what a kill left of a file or checkpoint being written
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
     (out / "bad_batch.json").unlink(missing_ok=True)
     newest = checkpoints(out)[-1] if checkpoints(out) else None
     if newest:
         check_sealed(newest)
     write_record(run_file, run)
-    return newest
+    return Prepared(newest)
 
 
 def seal(checkpoint: Path) -> None:
@@ -113,7 +137,7 @@ def drop_run(out: Path) -> None:
     for checkpoint in checkpoints(out):
         shutil.rmtree(checkpoint)
     (out / REPLAYED).unlink(missing_ok=True)
-    (out / "run.json").unlink()
+    (out / RUN).unlink()
 
 
 def checkpoints(out: Path) -> list[Path]:

@@ -7,7 +7,6 @@ a forward at every step. Only texts that a step takes are read at all.
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from midcourse.data.comparisons import Comparison, prompt_key
 from midcourse.data.encoded import LadderSet
 from midcourse.data.rollouts import Rollout, label_comparisons
 from midcourse.files import whole_file
+from midcourse.terminal import tell
 from midcourse.train.folder import REPLAYED
 from midcourse.train.scorer import Scorer
 
@@ -82,5 +82,5 @@ def _kept(path: Path, holds: dict[str, str], count: int) -> Tensor | None:
             problem = "is of other texts"
     except (SafetensorError, OSError) as error:
         problem = f"is damaged ({error})"
-    print(f"midcourse: {path} {problem}; the rewards before training are computed again", file=sys.stderr)
+    tell(f"midcourse: {path} {problem}; the rewards before training are computed again")
     return None

@@ -8,7 +8,6 @@ import fcntl
 import json
 import math
 import os
-import sys
 import tempfile
 import time
 import weakref
@@ -20,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from midcourse.errors import MidcourseError
+from midcourse.terminal import tell
 
 CACHE_GB = 20.0
 TORN_SECONDS = 3600  # a file still being written is younger
@@ -35,6 +35,15 @@ def cache_limit() -> int:
     if not 0 <= gigabytes < math.inf:
         raise MidcourseError(f"MIDCOURSE_CACHE_GB is {text!r}; use a number of gigabytes, such as {CACHE_GB:g}")
     return int(gigabytes * 1e9)
+
+
+def check_room(needed: int, rows: int) -> None:
+    """Raise MidcourseError if the states of some rows take more bytes than all cached states may."""
+    if needed > cache_limit():
+        raise MidcourseError(
+            f"the hidden states of {rows} texts take {needed / 1e9:.3g} GB, more than the {cache_limit() / 1e9:.3g} GB that "
+            "may be kept; set MIDCOURSE_CACHE_GB higher if there is room, lower --max-tokens, or learn from fewer rows"
+        )
 
 
 def reserve(folder: Path, names: Sequence[str], owner: object) -> None:
@@ -83,7 +92,7 @@ def open_shard(path: Path, holds: dict[str, str], shape: Sequence[int]) -> Any |
     except (SafetensorError, OSError) as error:
         problem = f"is damaged ({error})"
     if problem:
-        print(f"midcourse: {path} {problem}; it is computed again", file=sys.stderr)
+        tell(f"midcourse: {path} {problem}; it is computed again")
         path.unlink(missing_ok=True)
         return None
     with suppress(OSError):

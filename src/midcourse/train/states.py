@@ -25,7 +25,7 @@ from midcourse.progress import progress
 from midcourse.rewards.backbone import Tuning, halves_of, state_width
 from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.train import processes
-from midcourse.train.shards import make_room, open_shard, reserve
+from midcourse.train.shards import check_room, make_room, open_shard, reserve
 
 SHARD_ROWS = 128
 BATCH_ROWS = 16
@@ -94,10 +94,11 @@ class FrozenStates:
         behind_all = made.frozen_layers == config.num_hidden_layers
         hidden = state_width(config) if behind_all else config.hidden_size
         shapes = [(sum(_width(row, made) for row in shard), hidden) for shard in shards]
+        size = reward.backbone.dtype.itemsize
+        check_room(sum(map(math.prod, shapes)) * size, len(rows))
         reserve(folder, [path.name for path in paths], self)
         wanted = list(zip(paths, holds, shapes, strict=True))
         lacking = processes.once(lambda: [n for n, one in enumerate(wanted) if open_shard(*one) is None])
-        size = reward.backbone.dtype.itemsize
         processes.once(lambda: make_room(folder, sum(math.prod(shapes[n]) for n in lacking) * size))
         mine = processes.part(lacking)  # each shard is computed in one process
 

@@ -157,7 +157,9 @@ def _train(
     }
     before = read_learned_rows(reward.begun_at) if reward.begun_at else no_rows()
     data, deciding = processes.everywhere(lambda: encode_parts(reward, objective, kept, held, settings, drawn))
-    checkpoint = processes.once(lambda: prepare_folder(out, run, resume))
+    checkpoint, finished = processes.once(lambda: prepare_folder(out, run, resume))
+    if finished is not None:
+        return finished
     scorer = make_scorer(reward, [data.train, data.held_pairs, *([deciding.held_pairs] if deciding else [])])
     if settings.gradient_checkpointing:
         scorer.checkpoint_gradients()

@@ -11,7 +11,7 @@ from midcourse.evaluate.intervals import resamples
 def means(values) -> Ratio:
     """The mean over prompts; NaN is a prompt without one."""
     values = np.asarray(values, dtype=float)
-    return Ratio(np.nan_to_num(values), np.isfinite(values).astype(float))
+    return Ratio(np.nan_to_num(values), np.isfinite(values))
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_intervals_cover_the_truth_95_times_in_100(prompts, skewed):
     trials, seeds = 2000, 3
     draw = (lambda shape: rng.exponential(1, shape) - 1) if skewed else (lambda shape: rng.normal(0, 1, shape))
     values = (draw((prompts, trials, 1)) + 0.5 * draw((prompts, trials, seeds))).mean(2) + 0.25
-    draws = resamples(prompts).astype(float) @ values / prompts
+    draws = resamples(prompts) @ values / prompts
     held = 0
     for trial in range(trials):
         low, high = from_draws(values[:, trial].mean(), draws[:, trial], prompts).interval
@@ -39,7 +39,7 @@ def test_rows_of_a_prompt_taken_for_independent_would_not_cover():
     values = (rng.normal(0, 1, (prompts, 1, trials)) + 0.5 * rng.normal(0, 1, (prompts, seeds, trials))).reshape(
         -1, trials
     )
-    draws = resamples(prompts * seeds).astype(float) @ values / (prompts * seeds)
+    draws = resamples(prompts * seeds) @ values / (prompts * seeds)
     intervals = [from_draws(values[:, i].mean(), draws[:, i], prompts * seeds).interval for i in range(trials)]
     assert np.mean([low <= 0 <= high for low, high in intervals]) < 0.85
 
@@ -48,7 +48,7 @@ def test_paired_differences_agree_with_the_t_test():
     rng = np.random.default_rng(0)
     taste = rng.normal(0, 3, 50)
     one, other = taste + 0.3 + rng.normal(0, 0.5, 50), taste + rng.normal(0, 0.5, 50)
-    found = difference(means(one), means(other), resamples(50).astype(float))
+    found = difference(means(one), means(other), resamples(50))
     test = ttest_1samp(one - other, 0)
     assert found.mean == pytest.approx(test.statistic * np.std(one - other, ddof=1) / 50**0.5)
     assert found.p == pytest.approx(test.pvalue, rel=0.4)  # 4000 draws know the standard error to 1%
@@ -57,19 +57,19 @@ def test_paired_differences_agree_with_the_t_test():
 
 def test_a_prompt_that_one_of_the_two_lacks_is_left_out():
     one, other = means([1.0, 5.0, np.nan, 2.0]), means([0.0, np.nan, 9.0, 1.0])
-    found = difference(one, other, resamples(4).astype(float))
+    found = difference(one, other, resamples(4))
     assert found.mean == 1.0 and found.interval == (1.0, 1.0)
     assert found.p == 0.5  # of two prompts, no test by signs says less
-    assert difference(means([1.0, np.nan]), means([np.nan, 1.0]), resamples(2).astype(float)) is None
+    assert difference(means([1.0, np.nan]), means([np.nan, 1.0]), resamples(2)) is None
 
 
 def test_equal_figures_differ_by_nothing():
-    found = difference(means([1.0, 2.0, 3.0]), means([1.0, 2.0, 3.0]), resamples(3).astype(float))
+    found = difference(means([1.0, 2.0, 3.0]), means([1.0, 2.0, 3.0]), resamples(3))
     assert found == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_one_prompt_has_no_interval_and_no_prompt_no_estimate():
-    times = resamples(2).astype(float)
+    times = resamples(2)
     assert estimate(means([3.0, np.nan]), np.array([True, False]), times) == (3.0, None, None)
     assert estimate(means([np.nan, np.nan]), np.array([False, False]), times) is None
 
@@ -77,9 +77,9 @@ def test_one_prompt_has_no_interval_and_no_prompt_no_estimate():
 def test_a_rate_is_the_ratio_of_sums():
     tokens, seconds = np.array([10.0, 30.0]), np.array([1.0, 9.0])
     rate = Ratio(tokens, seconds)
-    assert estimate(rate, rate.present, resamples(2).astype(float)).mean == 4.0
+    assert estimate(rate, rate.present, resamples(2)).mean == 4.0
     half = Ratio(tokens, 2 * seconds)
-    assert quotient(half, rate, resamples(2).astype(float))[:2] == (0.5, (0.5, 0.5))
+    assert quotient(half, rate, resamples(2))[:2] == (0.5, (0.5, 0.5))
     assert Ratio(tokens, seconds, np.log)(np.ones((1, 2)))[0] == pytest.approx(np.log(4.0))
 
 
@@ -102,10 +102,7 @@ def responses(rng, arms, prompts: int = 200):
     """(score, length) by arm and prompt: score = effect + 0.1 x length + noise, arms differing in their length."""
     return [
         [
-            [
-                (effect + 0.1 * length + rng.normal(0, 0.2), length)
-                for length in rng.integers(around - 5, around + 6, 2).astype(float)
-            ]
+            [(effect + 0.1 * length + rng.normal(0, 0.2), length) for length in rng.integers(around - 5, around + 6, 2)]
             for _ in range(prompts)
         ]
         for effect, around in arms
@@ -114,7 +111,7 @@ def responses(rng, arms, prompts: int = 200):
 
 def test_length_control_recovers_a_known_effect():
     fit = LengthControl.of(responses(np.random.default_rng(0), [(0.0, 20), (0.5, 30), (0.0, 40)]))
-    times = resamples(200).astype(float)
+    times = resamples(200)
     slope = estimate(fit.slopes, fit.present(0), times)
     assert slope.mean == pytest.approx(0.1, abs=0.005) and slope.interval[0] <= 0.1 <= slope.interval[1]
     effects = [estimate(fit.effect(arm), fit.present(arm), times) for arm in range(3)]

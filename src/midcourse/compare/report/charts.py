@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 
 from midcourse.compare.rows import REFERENCE_RESPONSES
 from midcourse.show.plots import QUIET, SURFACE, VARIABLES, inline_svg, saved, styled
-from midcourse.show.tokens import CONTROLS, number
+from midcourse.show.tokens import number
+from midcourse.terminal import CONTROLS
 
 # Okabe and Ito's colours, which most people tell apart, in a lighter form for dark pages.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#a3518a", "#8a6d00", "#3f8fc4", "#7a4b1f", "#5b5fc7")

@@ -20,7 +20,7 @@ class GroupedRows:
         self.asked = comparison.asked
         self.prompts = sorted({row.prompt_id for row in comparison.responses})
         self._position = {prompt: i for i, prompt in enumerate(self.prompts)}
-        self.times = resamples(len(self.prompts)).astype(float)
+        self.times = resamples(len(self.prompts))
         by_arm: dict[str, list[ResponseRow]] = defaultdict(list)
         for row in sorted(comparison.responses, key=lambda row: (row.prompt_id, row.seed)):
             by_arm[row.arm].append(row)

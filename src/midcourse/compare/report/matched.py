@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from midcourse.compare.report.statistics import Estimate, from_draws
+from midcourse.compare.report.statistics import Estimate, Times, from_draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Curve:
 
     kls: np.ndarray
     scores: np.ndarray
-    times: np.ndarray
+    times: Times
     _known: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
@@ -51,13 +51,18 @@ class Curve:
         """Return mean KL and mean score of each point, by ascending KL, of shape (1 + draws, strengths)."""
         key = prompts.tobytes()
         if key not in self._known:
-            times = np.concatenate([np.ones((1, prompts.sum())), self.times[:, prompts]])
-            with np.errstate(invalid="ignore"):  # a draw may hold none of the prompts
-                weights = times / times.sum(1, keepdims=True)
-            kls, scores = weights @ self.kls[:, prompts].T, weights @ self.scores[:, prompts].T
+            kls, scores = (
+                self._averaged(np.where(prompts, figures, 0.0), prompts) for figures in (self.kls, self.scores)
+            )
             order = np.argsort(kls, axis=1)
             self._known[key] = np.take_along_axis(kls, order, 1), np.take_along_axis(scores, order, 1)
         return self._known[key]
+
+    def _averaged(self, figures: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        """Return the mean of each row of figures over the prompts, of all of them and of each draw."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # a draw may hold none of the prompts
+            drawn = (self.times @ figures.T) / (self.times @ prompts.astype(float))[:, None]
+        return np.concatenate([figures.sum(1)[None] / prompts.sum(), drawn])
 
 
 def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> np.ndarray:

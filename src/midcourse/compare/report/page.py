@@ -15,7 +15,8 @@ from midcourse.evaluate.metrics import repetition_loop
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
 from midcourse.show.page import write_page
-from midcourse.show.tokens import CONTROLS, Token, by_position, mark, prompt_text, shade
+from midcourse.show.tokens import Token, by_position, mark, prompt_text, shade
+from midcourse.terminal import CONTROLS
 
 # What a browser shows without pause; results.jsonl has the rest.
 SHOWN_TOKENS = 150_000

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
-from midcourse.evaluate.intervals import interval_of
+from midcourse.evaluate.intervals import Resamples, interval_of
 
-Statistic = Callable[[np.ndarray], np.ndarray]
+Times = np.ndarray | Resamples  # how often each draw counts each prompt, (draws, prompts)
+Statistic = Callable[[Times], np.ndarray]
 
 
 class Estimate(NamedTuple):
@@ -49,7 +50,7 @@ class Ratio:
     denominators: np.ndarray
     then: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio
 
-    def __call__(self, times: np.ndarray) -> np.ndarray:
+    def __call__(self, times: Times) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.then((times @ self.numerators) / (times @ self.denominators))
 
@@ -63,7 +64,7 @@ class Ratio:
         return Ratio(self.numerators * prompts, self.denominators * prompts, self.then)
 
 
-def estimate(statistic: Statistic, present: np.ndarray, times: np.ndarray) -> Estimate | None:
+def estimate(statistic: Statistic, present: np.ndarray, times: Times) -> Estimate | None:
     """Return the statistic with its interval and p-value; None if no prompt is present.
 
     Args:
@@ -93,14 +94,14 @@ def from_draws(mean: float, draws: np.ndarray, prompts: int) -> Estimate | None:
     return Estimate(float(mean), interval_of(draws, prompts), _p_value(mean, error, prompts))
 
 
-def difference(one: Ratio, other: Ratio, times: np.ndarray) -> Estimate | None:
+def difference(one: Ratio, other: Ratio, times: Times) -> Estimate | None:
     """Return `one` less `other` on the prompts that have both; None if none has."""
     both = one.present & other.present
     one, other = one.on(both), other.on(both)
     return estimate(lambda times: one(times) - other(times), both, times)
 
 
-def quotient(one: Ratio, other: Ratio, times: np.ndarray) -> Estimate | None:
+def quotient(one: Ratio, other: Ratio, times: Times) -> Estimate | None:
     """Return `one` over `other` on the prompts that have both; None if none has. Its p-value means nothing."""
     both = one.present & other.present
     one, other = one.on(both), other.on(both)
@@ -148,7 +149,7 @@ class LengthControl:
         """Make the fit of (score, length) of each response, by arm and prompt."""
         return cls(np.array([[_sums(prompt) for prompt in arm] for arm in responses]))
 
-    def slopes(self, times: np.ndarray) -> np.ndarray:
+    def slopes(self, times: Times) -> np.ndarray:
         """Return the score of one more unit of length, of shape (draws,); 0 if lengths do not differ within any arm."""
         n, s, x, xx, sx = self._totals(times)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -158,7 +159,7 @@ class LengthControl:
     def effect(self, arm: int) -> Statistic:
         """Return the statistic of an arm's score at the mean length."""
 
-        def at_mean_length(times: np.ndarray) -> np.ndarray:
+        def at_mean_length(times: Times) -> np.ndarray:
             n, s, x, *_ = self._totals(times)
             mean_length = x.sum(-1) / n.sum(-1)
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -170,7 +171,7 @@ class LengthControl:
         """Return which prompts have responses of the arm."""
         return self.sums[arm, :, 0] > 0
 
-    def _totals(self, times: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _totals(self, times: Times) -> tuple[np.ndarray, ...]:
         return tuple(times @ self.sums[:, :, i].T for i in range(5))
 
 

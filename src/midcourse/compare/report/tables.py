@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from midcourse.compare.report.figures import COST_FIGURES, DIVERSITY_FIGURES, FIGURES, TEXT_FIGURES, WINS, Figure
-from midcourse.show.tokens import CONTROLS, number
+from midcourse.show.tokens import number
+from midcourse.terminal import CONTROLS
 
 AXIS_NAMES = {"guidance_kl": "guidance KL", "total_kl": "total KL"}
 # The bound is marked wherever a KL is shown.
