@@ -7,6 +7,7 @@ import pytest
 
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.scalar import RewardModel
+from midcourse.terminal import visible
 from tests.cli.printed import refused, rows
 
 
@@ -148,7 +149,7 @@ def test_stream_prints_the_same_text(midcourse, lm_folder, reward_folder):
     same = ("guide", "--lm", lm_folder, "--reward", reward_folder, "--prompt", "abc", "--max-new-tokens", 8)
     _, streamed, _ = midcourse(*same, "--stream")
     _, printed, _ = midcourse(*same, "--json")
-    assert streamed == rows(printed)[0]["text"] + "\n"
+    assert streamed == visible(rows(printed)[0]["text"]) + "\n"
 
 
 def test_a_file_of_prompts_is_appended_row_by_row_and_resumed(midcourse, lm_folder, reward_folder, tmp_path):

@@ -1,6 +1,6 @@
 import math
-from itertools import islice
 from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 import pytest

@@ -440,7 +440,7 @@ def test_description_with_unknown_field(saved):
 def test_other_format(saved, version):
     fields = json.loads((saved / "midcourse.json").read_text())
     (saved / "midcourse.json").write_text(json.dumps({**fields, "format": version}))
-    want = f"midcourse.json has format {version}, this release reads 1; train it again"
+    want = f"midcourse.json has format {version!r}, this release reads 1; train it again"
     with pytest.raises(RewardError, match=want):
         RewardModel.load(saved)
 

@@ -546,9 +546,11 @@ def test_damaged_curves_are_those_of_the_checkpoint_again(lm_folder, data, tmp_p
 
 def test_a_finished_reward_is_not_overwritten(lm_folder, data, undisturbed):
     before = (undisturbed / "midcourse.json").read_bytes()
-    for resume in (False, True):
-        with pytest.raises(TrainingError, match="already holds a finished reward"):
-            trained(lm_folder, data, undisturbed, resume=resume)
+    with pytest.raises(TrainingError, match="already holds a finished reward"):
+        trained(lm_folder, data, undisturbed)
+    assert trained(lm_folder, data, undisturbed, resume=True) == json.loads(before)["metrics"]
+    with pytest.raises(TrainingError, match=r"a finished reward with settings\.seed \d, not 99"):
+        trained(lm_folder, data, undisturbed, resume=True, seed=99)
     assert (undisturbed / "midcourse.json").read_bytes() == before
 
 

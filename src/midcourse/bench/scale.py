@@ -23,8 +23,8 @@ from midcourse.detect.fit import fit
 from midcourse.detect.texts import LabelledText
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.provenance import write_results
+from midcourse.lm.language_model import LanguageModel
 from midcourse.progress import progress
-from midcourse.rewards.pooled import Reader
 from midcourse.rewards.trunk import TrunkReward
 from midcourse.testing import tiny_language_model
 
@@ -54,8 +54,8 @@ def _guide(at: Place) -> list[Any]:
 
 
 def _sample(at: Place) -> list[Any]:
-    return ["sample", at.file("prompts.jsonl"), "--lm", at.folder / "lm", "--out", at.file("sampled.jsonl"), "--n", 1,
-            "--max-new-tokens", 4, "--batch-size", 64]  # fmt: skip
+    return ["sample", "--prompts", at.file("prompts.jsonl"), "--lm", at.folder / "lm", "--out",
+            at.file("sampled.jsonl"), "--n", 1, "--max-new-tokens", 4, "--batch-size", 64]  # fmt: skip
 
 
 def _detect(at: Place) -> list[Any]:
@@ -74,9 +74,9 @@ def _train(at: Place) -> list[Any]:
 
 
 def _compare(at: Place) -> list[Any]:
-    return ["compare", at.file("prompts.jsonl"), "--lm", at.folder / "lm", "--rewards", at.folder / "trunk",
-            "--methods", "plain", "pargs", "--judges", "vader", "--max-new-tokens", 4, "--batch-size", 64,
-            "--out", at.file("compared")]  # fmt: skip
+    return ["compare", "--prompts", at.file("prompts.jsonl"), "--lm", at.folder / "lm", "--rewards",
+            at.folder / "trunk", "--methods", "plain", "pargs", "--judges", "vader", "--max-new-tokens", 4,
+            "--batch-size", 64, "--out", at.file("compared")]  # fmt: skip
 
 
 VERBS: dict[str, Callable[[Place], list[Any]]] = {
@@ -137,7 +137,7 @@ def write_models(folder: Path) -> None:
         torch.nn.init.normal_(weight, std=0.1)
     reward.save(folder / "trunk")
     texts = [LabelledText(text(n, 40), ("human", "machine")[n % 2]) for n in range(80)]
-    detector, _ = fit(Reader(type(lm).load(str(folder / "lm")), (1,)), texts)
+    detector, _ = fit(LanguageModel.load(str(folder / "lm"), dtype="float32"), texts, layers=(1,))
     detector.save(folder / "detector")
     others = [LabelledText(text(n, 40), ("human", "machine")[n % 2]) for n in range(1000, 1300)]
     calibrate(detector, others).save(folder / "detector")

@@ -14,7 +14,7 @@ ROUNDS = 5
 
 @dataclass(kw_only=True)
 class Bench:
-    """Time guided decoding, training on prefixes, or detection; or measure how memory grows with rows.
+    """Measure speed, or memory by rows.
 
     decode: guided decoding against plain generation of transformers. train: training on all prefixes against training
     on whole responses. detect: detection against the bare passes of the language model. All cases take turns, so that a

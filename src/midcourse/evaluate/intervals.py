@@ -104,7 +104,7 @@ class Resamples:
             places = random.integers(self.groups, size=(samples, self.groups), dtype=np.int32)
             places += np.arange(samples, dtype=np.int32)[:, None] * self.groups
             counts = np.bincount(places.ravel(), minlength=samples * self.groups)
-            # A byte is enough: of 255 groups none comes more often, and of more, where each comes once on average, none.
+            # A byte is enough: among so many groups none is drawn more than 255 times, and of fewer there are no more.
             yield counts.astype(np.uint8).reshape(samples, self.groups)
 
 

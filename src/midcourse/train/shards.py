@@ -41,8 +41,8 @@ def check_room(needed: int, rows: int) -> None:
     """Raise MidcourseError if the states of some rows take more bytes than all cached states may."""
     if needed > cache_limit():
         raise MidcourseError(
-            f"the hidden states of {rows} texts take {needed / 1e9:.3g} GB, more than the {cache_limit() / 1e9:.3g} GB that "
-            "may be kept; set MIDCOURSE_CACHE_GB higher if there is room, lower --max-tokens, or learn from fewer rows"
+            f"the hidden states of {rows} texts take {needed / 1e9:.3g} GB, more than the {cache_limit() / 1e9:.3g} GB "
+            "that may be kept; set MIDCOURSE_CACHE_GB higher if there is room, --max-tokens lower, or learn from fewer"
         )
 
 
