@@ -5,7 +5,7 @@ import json
 import pytest
 
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import RowFileError, append_row, appending, keys_alone, written_rows
+from midcourse.data.jsonl import RowFileError, append_row, appending, kept_rows, keys_alone, written_rows
 
 
 def key_of(row: dict) -> int:
@@ -44,8 +44,8 @@ def test_a_torn_line_may_be_long(tmp_path):
 def test_no_more_of_a_row_is_kept_than_is_asked_for(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"number": 1, "text": "a"}\n{"number": 2, "text": "b"}\n')
-    assert written_rows(path, True, key_of, lambda row: row["text"]) == {1: "a", 2: "b"}
-    assert written_rows(path, True, key_of, keys_alone) == {1: None, 2: None}
+    assert kept_rows(path, True, key_of, lambda row: row["text"]) == {1: "a", 2: "b"}
+    assert kept_rows(path, True, key_of, keys_alone) == {1: None, 2: None}
 
 
 def test_what_is_not_there_holds_nothing(tmp_path):

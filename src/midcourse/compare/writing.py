@@ -15,7 +15,7 @@ from midcourse.compare.cost import Meter
 from midcourse.compare.rows import ASKED, REFERENCE_RESPONSES
 from midcourse.compare.study import Study
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import append_row, appending, written_rows
+from midcourse.data.jsonl import append_row, appending, kept_rows
 from midcourse.data.prompts import token_row
 from midcourse.decode.candidates import nucleus, short_list
 from midcourse.decode.choice import kl_divergence, normalise
@@ -61,7 +61,7 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
             raise Problem("row", f"has the key {row['key']!r}")
         return row["key"]
 
-    rows = written_rows(path, True, mine, without_tokens)
+    rows = kept_rows(path, True, mine, without_tokens)
     total = len(arms) * len(study.tasks) * study.seeds
     done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in _places(study))
     with appending(path) as file, progress("responses", total - done) as advance:

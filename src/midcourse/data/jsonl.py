@@ -55,17 +55,19 @@ def _row(line: bytes, what: str) -> dict[str, Any]:
         raise Problem("row", f"is no row of {what} ({str(problem).partition(';')[0]})") from None
 
 
-def written_rows(
-    path: Path,
-    resume: bool,
-    key_of: Callable[[Any], Key],
-    keep: Callable[[dict[str, Any]], Item] = lambda row: row,  # type: ignore[assignment,return-value]
+def written_rows(path: Path, resume: bool, key_of: Callable[[Any], Key]) -> dict[Key, dict[str, Any]]:
+    """Return the rows that a file already holds, by their keys; see `kept_rows`."""
+    return kept_rows(path, resume, key_of, lambda row: row)
+
+
+def kept_rows(
+    path: Path, resume: bool, key_of: Callable[[Any], Key], keep: Callable[[dict[str, Any]], Item]
 ) -> dict[Key, Item]:
-    """Return the rows that a file already holds, by their keys.
+    """Return what is kept of the rows that a file already holds, by their keys.
 
     Args:
         key_of: names a row. Raises Problem for one that is not ours.
-        keep: what is kept of a row; all of it by default.
+        keep: what is kept of a row.
 
     Raises:
         RowFileError: the file is not empty and `resume` is not set, or a row is not ours.
@@ -83,7 +85,7 @@ def written_rows(
 
 
 def keys_alone(row: dict[str, Any]) -> None:
-    """Keep nothing of a row but its key, for `written_rows`."""
+    """Keep nothing of a row but its key, for `kept_rows`."""
 
 
 def check_unwritten(path: Path) -> None:

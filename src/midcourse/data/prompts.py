@@ -6,7 +6,7 @@ from typing import Any
 
 from midcourse.data.comparisons import digest
 from midcourse.data.formats import BadRow, Problem, Renamed, prompt_of, read_rows
-from midcourse.data.jsonl import RowFileError, append_row, appending, check_unwritten, keys_alone, written_rows
+from midcourse.data.jsonl import RowFileError, append_row, appending, check_unwritten, kept_rows, keys_alone
 from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.decode.engine import stream
 from midcourse.decode.methods import settings_of
@@ -86,7 +86,7 @@ def write_guided(
         MethodError, PromptError, RewardError: as `midcourse.stream`.
     """
     with only_writer(out, "file", "run", RowFileError):
-        there = written_rows(out, resume, lambda row: answered(row, prompts), keys_alone)
+        there = kept_rows(out, resume, lambda row: answered(row, prompts), keys_alone)
         begin_record(out, what_is_asked(lm, reward, **settings), prompts, recorded(out))
         left = [row for row in range(len(prompts)) if row not in there]
         seeds = [settings.get("seed", 0) + row for row in left]

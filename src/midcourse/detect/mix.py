@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import RowFileError, append_rows, appending, written_rows
+from midcourse.data.jsonl import RowFileError, append_rows, appending, kept_rows
 from midcourse.data.prompts import begin_record, recorded
 from midcourse.data.record import only_writer
 from midcourse.detect.rephrase import Rephrased, Rephraser, Task, unaskable
@@ -85,7 +85,7 @@ def mix(
     _check(ratio, seed)
     humans, machines = human_texts(texts), _machine_texts(texts)
     with only_writer(out, "file", "run", RowFileError):
-        mixed = written_rows(out, resume, lambda row: _number(row, humans), _mixed_of)
+        mixed = kept_rows(out, resume, lambda row: _number(row, humans), _mixed_of)
         asked = {**rephrase.asked(), "ratio": ratio, "seed": seed}
         begin_record(out, asked, [text.text for text in humans], recorded(out), "texts")
         left = _left(humans, mixed)

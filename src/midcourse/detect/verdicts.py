@@ -7,7 +7,7 @@ from typing import Any
 
 from midcourse.data.comparisons import digest
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import RowFileError, append_row, appending, keys_alone, written_rows
+from midcourse.data.jsonl import RowFileError, append_row, appending, kept_rows, keys_alone
 from midcourse.data.prompts import begin_record, recorded
 from midcourse.data.record import only_writer
 from midcourse.detect.detector import Detector
@@ -31,7 +31,7 @@ def write_verdicts(
         DetectorError: as `Detector.score`.
     """
     with only_writer(out, "file", "run", RowFileError):
-        there = written_rows(out, resume, lambda row: _number(row, texts), keys_alone)
+        there = kept_rows(out, resume, lambda row: _number(row, texts), keys_alone)
         numbers = sorted({str(p.dtype).removeprefix("torch.") for m in detector.reward.models for p in m.parameters()})
         wanted = {
             "detector": reward_fingerprint(detector.reward),

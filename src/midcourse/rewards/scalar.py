@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,9 +38,11 @@ from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import (
     Backbone,
     Tuning,
+    base_of,
     check_sharing,
     empty_backbone,
     final_norm_of,
+    is_adapted,
     layers_of,
     shared_backbone,
     state_width,
@@ -99,7 +100,7 @@ class RewardModel(TokenReward, TrainedReward):
     @property
     def decoder(self) -> PreTrainedModel:
         """Return the backbone as a module of transformers; with adapters, its layers are PEFT's."""
-        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        return base_of(self.backbone)
 
     @property
     def models(self) -> Sequence[nn.Module]:
@@ -337,7 +338,7 @@ class RewardModel(TokenReward, TrainedReward):
         template renders: the same if that ends with EOS, and one more place if it goes on, as ChatML's does.
         """
         backbone = copy.deepcopy(self.backbone)
-        if isinstance(backbone, PeftModel):
+        if is_adapted(backbone):
             backbone = backbone.merge_and_unload()
         config = copy.deepcopy(backbone.config)
         tokenizer = copy.deepcopy(self.tokenizer)

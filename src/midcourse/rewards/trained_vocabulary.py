@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +27,7 @@ from midcourse.lm.caches import AnyCache
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.load import load_config, load_model
 from midcourse.lm.prompt import Prefix
-from midcourse.rewards.backbone import Backbone, Tuning, keep_layer_types, state_width
+from midcourse.rewards.backbone import Backbone, Tuning, base_of, keep_layer_types, state_width
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.info import RewardError, RewardInfo
 from midcourse.rewards.scalar import RewardModel
@@ -139,7 +138,7 @@ class TrainedVocabularyReward(RewardModel):
     @property
     def model(self) -> PreTrainedModel:
         """Return what reads prefixes: the backbone; with adapters, its layers are PEFT's."""
-        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        return base_of(self.backbone)
 
     @property
     def eos_token_ids(self) -> list[int]:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from midcourse.data.encoded import EncodedRow
 from midcourse.files import cache_folder, whole_file
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import progress
-from midcourse.rewards.backbone import Tuning, halves_of, state_width
+from midcourse.rewards.backbone import Tuning, base_of, halves_of, state_width
 from midcourse.rewards.trained import Top, TrainedReward
 from midcourse.train import processes
 from midcourse.train.shards import check_room, make_room, open_shard, reserve
@@ -54,7 +53,7 @@ def split(reward: TrainedReward) -> Split | None:
     layers = reward.backbone.config.num_hidden_layers
     if tuning.kind == "head":
         return Split(reward.backbone, reward.top(None), layers, True, before=reward.speaks_for_vocabulary)
-    whole = reward.backbone.get_base_model() if isinstance(reward.backbone, PeftModel) else reward.backbone
+    whole = base_of(reward.backbone)
     if tuning.depth in (None, layers) or not hasattr(whole, "layers"):
         return None
     bottom, above = halves_of(whole, tuning.depth)
