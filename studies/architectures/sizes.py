@@ -43,7 +43,14 @@ OWN: dict[str, dict[str, Any]] = {
         for kind in ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text")
     },
     "deepseek_v2": {"topk_method": "greedy", "num_experts_per_tok": 2},
-    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+        "laurel_rank": 8,
+    },
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "kimi_linear": {"num_experts_per_token": 2},

@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     Gemma3Config,
+    Gemma3nTextConfig,
     GPTJConfig,
     GPTNeoXConfig,
     OPTConfig,
@@ -98,6 +99,28 @@ def test_it_writes_what_transformers_writes_and_its_rewards_keep_the_laws(tmp_pa
     reward.export(tmp_path / "exported")
     texts = [Text("A", " is", True), Text("The ferry", " was late", True)]
     assert load_reward(tmp_path / "exported", dtype=dtype).rate(texts) == pytest.approx(reward.rate(texts), abs=1e-4)
+
+
+def test_layers_that_read_the_keys_of_earlier_ones_have_none_of_their_own():
+    """Gemma 3n's last layers: rows that move, and candidates that are kept, leave them alone."""
+    config = Gemma3nTextConfig(
+        **{**SIZES, "num_hidden_layers": 4},
+        **GEMMA,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=6,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.0] * 4,
+        vocab_size_per_layer_input=259,
+        hidden_size_per_layer_input=8,
+        laurel_rank=8,
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    randomise(model, 3)
+    lm = LanguageModel(model, byte_tokenizer(), "gemma3n")
+    prompts = [list(text.encode()) for text in ("The ferry was late", "A", "Under the bridge")]
+    assert_language_model_laws(lm, prompts, layers=[], tolerance=1e-4)  # some compute in float32 inside
+    with pytest.raises(UnsupportedModelError, match="keeps several states of each token"):
+        lm.start(prompts, 4, layers=[4])
 
 
 def test_a_reward_whose_only_special_token_is_eos_is_exported(tmp_path):

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from midcourse.lm.caches import check_supported, start_cache
+from midcourse.lm.caches import UnsupportedModelError, check_supported, start_cache
 from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Arguments, chat_template, end_of_turn
@@ -138,10 +138,10 @@ class LanguageModelRows:
         keep = torch.tensor(ends, device=model.device)
         output = self.cache.extend(token_ids, lengths, logits_to_keep=keep, **self.wanted)
         rows, last = range(len(prompts)), [length - 1 for length in lengths]
-        self.read_states = {layer: output.hidden_states[layer] for layer in layers}
-        self.states = {layer: output.hidden_states[layer][rows, last] for layer in layers}
+        self.read_states = {layer: states_behind(output, layer) for layer in layers}
+        self.states = {layer: states[rows, last] for layer, states in self.read_states.items()}
         before = [max(place - 1, 0) for place in last]
-        self.previous = {layer: output.hidden_states[layer][rows, before] for layer in layers}
+        self.previous = {layer: states[rows, before] for layer, states in self.read_states.items()}
         self.logprobs = self._read(output.logits[rows, [ends.index(place) for place in last]])
         self._head = _head_of(model, output.hidden_states[-1][:, ends], output.logits) if layers else None
         self._offered: _Offered | None = None
@@ -222,6 +222,17 @@ class LanguageModelRows:
                 logits[:, : self.tokens], (0, logits.shape[1] - self.tokens), value=-torch.inf
             )
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def states_behind(output: Any, layer: int) -> Float[Tensor, "batch tokens hidden"]:
+    """Return the hidden states behind a layer from a model's output; UnsupportedModelError if a token has several."""
+    states: Tensor = output.hidden_states[layer]
+    if states.dim() != 3:
+        raise UnsupportedModelError(
+            "the model keeps several states of each token between its layers (as Gemma 3n), where a head reads one; "
+            "use a reward with layers of its own"
+        )
+    return states
 
 
 class _Offered(NamedTuple):

@@ -168,6 +168,11 @@ class PrefixCache:
     def lengths(self) -> list[int]:
         return self.slots.lengths
 
+    @property
+    def written(self) -> list[_SlotLayer]:
+        """Return the layers that have keys and values: some models let later layers read those of earlier ones."""
+        return [layer for layer in self.layers if layer.is_initialized]
+
     def extend(
         self, token_ids: Int[Tensor, "batch tokens"], counts: Sequence[int] | None = None, **kwargs: Any
     ) -> ModelOutput:
@@ -248,7 +253,7 @@ class PrefixCache:
         # The alternative's keys and values were computed at the position that it takes: to be kept they are only moved.
         places = torch.tensor(self._held[0], device=index.device) + index
         ends = torch.tensor(self.lengths, device=index.device)
-        for layer in self.layers:
+        for layer in self.written:
             layer.keys[rows, :, ends] = layer.keys[rows, :, places]
             layer.values[rows, :, ends] = layer.values[rows, :, places]
         self._held = None
@@ -266,7 +271,7 @@ class PrefixCache:
         # leave, or copies behind the others. Nothing else is copied then.
         unharmed = {*range(len(rows), self.batch), *(row for place, row in enumerate(rows) if place == row)}
         one_by_one = all(row in unharmed for _, row in moved)
-        for layer in self.layers:
+        for layer in self.written:
             if one_by_one:
                 layer.hold(max(len(rows), self.batch))
                 for place, row in moved:
@@ -285,7 +290,7 @@ class PrefixCache:
         """Put the rows of `other` (of the same model) at these places."""
         self._held = None
         self._reserve(max(other.lengths))
-        for layer, source in zip(self.layers, other.layers, strict=True):
+        for layer, source in zip(self.written, other.written, strict=True):
             for row, place in enumerate(places):
                 length = other.lengths[row]
                 layer.keys[place, :, :length] = source.keys[row, :, :length]

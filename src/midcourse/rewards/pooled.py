@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from midcourse.files import as_json, whole_file, whole_folder, write_text
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.language_model import LanguageModel, states_behind
 from midcourse.lm.prefix_cache import pad
 from midcourse.progress import Advance
 from midcourse.rewards.backbone import check_sharing
@@ -161,7 +161,7 @@ class Reader:
         ids, mask = pad(rows, self.lm.device)
         decoder = self.lm.model.get_decoder()
         output = decoder(input_ids=ids, attention_mask=mask.long(), use_cache=False, output_hidden_states=True)
-        states = torch.stack([output.hidden_states[layer] for layer in self.layers], 2) if self.layers else None
+        states = torch.stack([states_behind(output, layer) for layer in self.layers], 2) if self.layers else None
         final, matrix = output.last_hidden_state, self.lm.model.get_output_embeddings()
         readings = []
         for i, (row, begin) in enumerate(zip(rows, begins, strict=True)):
