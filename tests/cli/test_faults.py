@@ -23,7 +23,7 @@ class Verb:
     """A verb that writes.
 
     Attributes:
-        asked: its words and flags, with {lm}, {reward}, {pairs}, {rollouts}, {prompts}, {edits}, {humans}, {texts} filled in.
+        asked: its words and flags, with {lm}, {reward}, {pairs}, {rollouts}, {prompts}, {edits}, {texts} filled in.
         out: the flag that names what it writes.
         kind: what that is.
         other: flags that change what is made, if it can be gone on with by --resume.
@@ -57,7 +57,6 @@ VERBS = {
     "export": Verb("export --reward {reward}"),
     "edits label": Verb("edits label {edits} --tokenizer {lm}", "file", ending=".jsonl"),
     "reward-bench": Verb("reward-bench --reward-function vader --comparisons {pairs}", "file", ending=".json"),
-    "detect mix": Verb("detect mix --texts {humans} --lm {lm} --batch-size 4", "file", other="--ratio 0.9"),
     "detect fit": Verb("detect fit {texts} --layers 2 --lm {lm}"),
     "score --html": Verb("score --reward {reward} --prompt p --text abc", "file", "--html", ending=".html"),
 }  # fmt: skip
@@ -73,10 +72,7 @@ def files(lm_folder, reward_folder, pairs, rollouts, prompts, tmp_path) -> dict[
     edits.write_text("".join(json.dumps(row) + "\n" for row in changed))
     kinds = [{"text": f"{i} the ferry was late {'indeed ' * (i % 2) * 9}", "label": i % 2} for i in range(12)]
     texts.write_text("".join(json.dumps(row) + "\n" for row in kinds))
-    humans = tmp_path / "humans.jsonl"
-    humans.write_text("".join(json.dumps({"text": f"One {i}. Two was late. Three."}) + "\n" for i in range(3)))
     named = {
-        "humans": humans,
         "lm": lm_folder,
         "reward": reward_folder,
         "pairs": pairs,

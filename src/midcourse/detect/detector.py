@@ -25,7 +25,7 @@ from midcourse.detect.disguise import plain
 from midcourse.detect.humans import Bound, Scored, bound_of, length_of
 from midcourse.detect.texts import LabelledText
 from midcourse.detect.unfamiliar import Familiar
-from midcourse.errors import MidcourseError
+from midcourse.errors import MidcourseError, short_value
 from midcourse.files import as_json, whole_file, write_text
 from midcourse.progress import Advance
 from midcourse.rewards.contract import Alone, Reward
@@ -259,7 +259,7 @@ class Detector:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DetectorError(f"the calibration in {folder} is damaged ({error}); {again}") from error
         if written != FORMAT:
-            raise DetectorError(f"{folder} has format {written}, this release reads {FORMAT}; {again}")
+            raise DetectorError(f"{folder} has format {short_value(written)}, this release reads {FORMAT}; {again}")
         try:
             arrays = load_file(folder / "detector.safetensors")
             if record["fingerprint"] != _fingerprint(arrays, record["groups"]):

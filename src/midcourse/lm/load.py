@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from midcourse.errors import MidcourseError
+from midcourse.errors import MidcourseError, first_line
 from midcourse.lm.embedded import minilm_folder, smollm2_folder
 from midcourse.lm.prompt import Arguments, set_arguments
 from midcourse.terminal import tell
@@ -327,9 +327,9 @@ def adapter_base(folder: str) -> str:
     path, field = (Path(folder) / RECORD, "lm") if ours else (Path(folder) / ADAPTER, "base_model_name_or_path")
     try:
         base = json.loads(path.read_text())[field]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{path} names no {field} ({error!r}); train the adapter again") from error
-    if not isinstance(base, str) or not base:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise ModelError(f"{path} names no {field} ({first_line(error)}); train the adapter again") from error
+    if not isinstance(base, str) or not 0 < len(base) < 1000:
         raise ModelError(f"{path} names no {field}; write the model's name there")
     if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
@@ -347,7 +347,7 @@ def _labels_of_adapters(name: str) -> int | None:
                 heads = [key for key in file.keys() if re.search(r"\.(score|classifier)\b.*weight$", key)]  # noqa: SIM118
                 if heads:
                     return file.get_slice(heads[-1]).get_shape()[0]
-        except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
             reason = _first_sentence(error)
             raise LoadError(f"the adapter in {folder} cannot be read ({reason}); train it again", reason) from error
     return None

@@ -326,5 +326,15 @@ class PooledReward(TextReward):
             raise RewardError(
                 f"{folder}/reward.safetensors cannot be read ({error}); train the reward again"
             ) from error
-        reading = info.objective_settings["reading"]
-        return cls(Reader(lm, tuple(reading["layers"]), reading["surprise"], reading["burn_in"]), info, head)
+        return cls(Reader(lm, *_reading(folder, info, lm)), info, head)
+
+
+def _reading(folder: Path, info: RewardInfo, lm: LanguageModel) -> tuple[tuple[int, ...], bool, int]:
+    """Return how a saved reward reads texts: layers, surprise, burn-in; RewardError if it does not say so."""
+    depth = lm.model.config.get_text_config().num_hidden_layers
+    match info.objective_settings["reading"]:
+        case {"layers": [*layers], "surprise": bool(surprise), "burn_in": int(burn_in)} if burn_in >= 0 and all(
+            type(layer) is int and 0 <= layer <= depth for layer in layers
+        ):
+            return tuple(layers), surprise, burn_in
+    raise RewardError(f"{folder}/midcourse.json does not say how texts are read; train the reward again")
