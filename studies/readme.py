@@ -12,7 +12,6 @@ import textwrap
 from functools import partial
 from pathlib import Path
 
-from midcourse.bench.scale import slopes
 from midcourse.cli.verbs import groups_of
 from midcourse.decode.methods import METHODS, settings_of
 from midcourse.files import write_bytes
@@ -136,18 +135,6 @@ def compiling(root: Path) -> str:
             "therefore no default.",
             120,
         )
-
-
-def scale(root: Path) -> str:
-    """The most memory that verbs hold, by rows."""
-    with results(root, "benchmarks/results/scale.json", "make bench") as found:
-        sizes = sorted({row["rows"] for row in found["rows"]})
-        rows = []
-        for verb, mine, slope in slopes(found["rows"]):
-            rows.append([verb, *(number(row["peak_mb"], 0) for row in mine), number(slope, 0)])
-            rows[-1].append(number(mine[-1]["seconds"], 0))
-        header = ["verb", *(f"{size:,} rows: MB" for size in sizes), "bytes a further row", f"s for {sizes[-1]:,}"]
-        return markdown(header, rows)
 
 
 def rewards(root: Path) -> str:
@@ -281,7 +268,6 @@ TABLES: dict[str, Table] = {
     "train": train,
     "parts": parts,
     "compiling": compiling,
-    "scale": scale,
     "rewards": rewards,
     "steering": steering,
     "shipped": shipped,

@@ -1,7 +1,9 @@
 """What models and files hold reaches a terminal as marks that are seen, never as commands that it obeys."""
 
 import json
+import logging
 import unicodedata
+from pathlib import Path
 
 
 def controls(text: str) -> set[str]:
@@ -22,7 +24,7 @@ def test_what_a_model_writes(midcourse, lm_folder):
     assert not controls(shown + err + more)
 
 
-SUBSETS = ["[/foo]", "[red]a[/red]", "\x1b[2J", "two\x07"]
+SUBSETS = ["[/foo]", "[red]a[/red]", "\x1b[2J", "two\x07", ":bomb:"]
 
 
 def test_names_of_subsets(midcourse, tmp_path):
@@ -32,7 +34,7 @@ def test_names_of_subsets(midcourse, tmp_path):
     code, out, err = midcourse("reward-bench", "--reward-function", "vader", "--comparisons", path)
     assert code == 0, err
     assert not controls(out + err)
-    for shown in ("[/foo]", "[red]a[/red]", "␛[2J", "two␇"):
+    for shown in ("[/foo]", "[red]a[/red]", "␛[2J", "two␇", ":bomb:"):
         assert shown in out
 
 
@@ -42,6 +44,25 @@ def test_names_of_texts_and_messages_of_errors(midcourse, tmp_path):
     code, out, err = midcourse("detect", "score", folder)
     assert code == 2 and not controls(out + err)
     assert "␛[31m[bold]" in err
+
+
+def test_what_a_library_logs_and_warns_of(midcourse, model_folder):
+    """transformers speaks of a kind of rotation that it does not know."""
+    folder = model_folder()
+    config = json.loads(Path(folder, "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "\x1b[31mX\x9b\u202e", "rope_theta": 1.0}
+    Path(folder, "config.json").write_text(json.dumps(config))
+    code, out, err = midcourse("guide", "--lm", folder, "--prompt", "a", "--method", "plain")
+    assert code == 2 and "31mX" in err
+    assert not controls(out + err) and "\u202e" not in err
+    record = logging.getLogRecordFactory()("transformers", 30, "path", 1, "\x1b[%s", ("\u202e",), None)
+    assert record.getMessage() == "␛[⟨U+202E⟩"
+
+
+def test_arguments_that_are_not_understood(midcourse):
+    code, out, err = midcourse("guide", "--template", "\x1b[31m\u202e", "--prompt", "x")
+    assert code == 2 and "␛[31m" in err
+    assert not controls(out + err) and "\u202e" not in err
 
 
 def test_a_scored_text(midcourse, reward_folder):

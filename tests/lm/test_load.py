@@ -430,6 +430,44 @@ def test_an_adapter_of_a_classifier_is_its_reward(model_folder, tmp_path):
     assert reward.rate([Text("Hi", " you", finished=True)]) == [pytest.approx(want, abs=1e-5)]
 
 
+@pytest.mark.parametrize(
+    ("changed", "want"),
+    [
+        ({"r": 10**7}, r"its rank is 10000000, and its largest tensor has \d+ rows"),
+        ({"r": "ten"}, "its rank is 'ten'"),
+        ({"rank_pattern": {"q_proj": 10**7}}, "its rank is 10000000"),
+        ({"rank_pattern": {"((.*)*)*z": 2}}, "its rank_pattern has '.*', which names no module"),
+        ({"alpha_pattern": {"(.*)*z": 2}}, "its alpha_pattern has"),
+        ({"layer_replication": [[0, 3]] * 300}, "its layer_replication cannot be merged"),
+        ({"alora_invocation_tokens": [1, 2]}, "its alora_invocation_tokens cannot be merged"),
+        ({"peft_type": "PROMPT_TUNING"}, "it is of kind 'PROMPT_TUNING', and LoRA adapters are what can be merged"),
+    ],
+)
+def test_an_adapter_that_asks_for_more_than_it_holds_is_refused_at_once(adapter, changed, want):
+    _, folder = adapter
+    edit(folder / "adapter_config.json", lambda config: config.update(changed))
+    with pytest.raises(LoadError, match=f"does not fit .* \\({want}"):
+        LanguageModel.load(str(folder))
+
+
+def test_patterns_of_an_adapters_modules_are_not_matched(adapter):
+    """The tensors say which modules they are of; a regular expression might take for ever."""
+    _, folder = adapter
+    want = LanguageModel.load(str(folder)).model.state_dict()
+    hostile = {"target_modules": "(.*)*(.*)*(.*)*(.*)*(.*)*z$", "exclude_modules": "(([a-z0-9_.])+)+Z"}
+    edit(folder / "adapter_config.json", lambda config: config.update(hostile))
+    found = LanguageModel.load(str(folder)).model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "midcourse_policy.json"])
+def test_a_record_of_a_hundred_thousand_brackets(adapter, file):
+    _, folder = adapter
+    (folder / file).write_text("[" * 100_000)
+    with pytest.raises(ModelError):
+        LanguageModel.load(str(folder))
+
+
 def test_an_adapter_that_lacks_a_tensor_or_has_too_many_is_refused(adapter):
     lm, folder = adapter
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"

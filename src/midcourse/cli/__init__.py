@@ -3,6 +3,7 @@
 Verbs import what they need when they run: torch and transformers take seconds, which --help should not.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -10,14 +11,14 @@ import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from midcourse.cli.console import UsageError
 from midcourse.cli.verbs import ALL, FAMILIES, VERBS, about, complete, parse
 from midcourse.errors import Interrupted, MidcourseError
-from midcourse.terminal import say, tell
+from midcourse.terminal import say, tell, visible
 
 HELP = ("-h", "--help")
 
@@ -27,6 +28,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # peft and TRL ask transformers by the setting's old name, which is nothing to whoever reads this log.
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    warnings.showwarning = _tell_warning
+    logging.setLogRecordFactory(_visible_record)
     try:
         status = _main(*(sys.argv[1:] or ["--help"]))
         sys.stdout.flush()  # a closed pipe is noticed here
@@ -44,6 +47,18 @@ def main() -> None:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}; make room or name a place you can write to")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say a warning of a library in a line."""
+    tell(f"warning: {message}")
+
+
+def _visible_record(*made: Any, **more: Any) -> logging.LogRecord:
+    """Return a record of a library's log, whose words may be a model's or a file's."""
+    record = logging.LogRecord(*made, **more)
+    record.msg, record.args = visible(record.getMessage()), ()
+    return record
 
 
 def _main(verb: str, *arguments: str) -> int:

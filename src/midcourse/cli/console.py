@@ -28,15 +28,15 @@ def table(
     justify: Literal["left", "right"] = "right",
 ) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=escape(visible(title)), title_justify="left")
+    table = Table(title=Text(visible(title)), title_justify="left")
     for column in columns:
         first = column == columns[0]
         table.add_column(column, justify="left" if first else justify, overflow="fold" if first else "ellipsis")
     for row in rows:
-        table.add_row(*(escape(visible(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     Console().print(table)
 
 

@@ -1,9 +1,11 @@
 """The verbs by what people do with them, and how a verb's flags are read from its dataclass."""
 
+import io
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import fields, is_dataclass, make_dataclass, replace
 from inspect import cleandoc
 from shutil import get_terminal_size
@@ -37,7 +39,7 @@ from midcourse.cli.rewards import Rewards
 from midcourse.cli.sample import Sample
 from midcourse.cli.score import ScoreText
 from midcourse.cli.train import Train
-from midcourse.terminal import say
+from midcourse.terminal import say, tell, visible
 
 
 @runtime_checkable
@@ -161,9 +163,16 @@ def parse(verb: str, arguments: Sequence[str]) -> Verb:
     """Read a verb's flags; print help and exit with 0 if asked for, or say what is wrong and exit with 2."""
     if {"-h", "--help"} & set(arguments):
         say(wrapped(about(verb), get_terminal_size().columns), end="\n\n")  # tyro would not break its lines
-    flags = tyro.cli(
-        ALL[verb], prog=f"midcourse {verb}", description="", args=arguments, config=STYLE, registry=REGISTRY
-    )
+    strange = any(visible(argument) != argument for argument in arguments)
+    try:
+        with redirect_stderr(io.StringIO()) if strange else nullcontext() as said:  # tyro prints them as they are
+            flags = tyro.cli(
+                ALL[verb], prog=f"midcourse {verb}", description="", args=arguments, config=STYLE, registry=REGISTRY
+            )
+    except SystemExit:
+        if said:
+            tell(said.getvalue())
+        raise
     for text in _texts(flags):
         # Names of files may hold any bytes, which Python reads as halves of surrogates; nothing else can be encoded.
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text) and not os.path.exists(text):

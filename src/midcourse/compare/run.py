@@ -28,6 +28,7 @@ from midcourse.compare.rows import ASKED, RESULTS
 from midcourse.compare.study import Study, Task
 from midcourse.compare.writing import _places, key_of, write_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
+from midcourse.errors import short_value
 from midcourse.evaluate.provenance import provenance
 from midcourse.files import LOCK
 from midcourse.lm.language_model import rendering
@@ -197,6 +198,17 @@ def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
 
 # compare.json
 
+# What it holds, and what each of that is; what an arm's record holds is the report's.
+FIELDS: dict[str, tuple[type, type]] = {
+    "asked": (dict, object),
+    "arms": (dict, dict),
+    "guides": (dict, str),
+    "judges": (dict, dict),
+    "left_out": (list, dict),
+    "tried": (dict, dict),
+    "tuned": (list, dict),
+}
+
 
 def _begun(
     out: Path,
@@ -266,7 +278,16 @@ def _earlier(out: Path, resume: bool) -> dict[str, Any]:
         return {}
     if not resume:
         raise CompareError(f"{out} holds a comparison; add --resume to go on with it, or name another folder for --out")
-    return read_record(path, CompareError, "restore it, or name another folder for --out")
+    remedy = "restore it, or name another folder for --out"
+    found = read_record(path, CompareError, remedy)
+    for name, (kind, inner) in FIELDS.items():
+        value = found.get(name, kind())
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(part, inner) for part in parts):
+            raise CompareError(f"{path} is damaged ({name} is {short_value(value)}); {remedy}")
+    if strange := [name for name, one in found.get("judges", {}).items() if "fingerprint" not in one]:
+        raise CompareError(f"{path} is damaged (judge {short_value(strange[0])} has no fingerprint); {remedy}")
+    return {"guides": {}, "judges": {}, **found}
 
 
 def _check_comparable(

@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from midcourse.errors import MidcourseError, first_line
+from midcourse.errors import MidcourseError, first_line, short_value
 from midcourse.lm.embedded import minilm_folder, smollm2_folder
 from midcourse.lm.prompt import Arguments, set_arguments
 from midcourse.terminal import tell
@@ -139,7 +139,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConf
 def _whole_config(name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     folder = resolve(name)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # of many kinds, if config.json is damaged
         if isinstance(error, OSError | ValueError) and not Path(folder).is_dir() and not _needs_code(error):
             raise ModelError(_not_found(folder)) from error
@@ -359,13 +360,17 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     Raises:
         LoadError: the adapter cannot be read, does not fit the model, or lacks tensors.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     try:
+        modules = _check_adapter(Path(folder))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are looked at below
-            adapted = PeftModel.from_pretrained(model, folder)
-        report = adapted.load_adapter(folder, adapted.active_adapter)
+            warnings.simplefilter("ignore")  # of keys that are missing, which are looked at below, and of new settings
+            config = PeftConfig.from_pretrained(folder)
+            if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+                config.target_modules, config.exclude_modules = modules, None
+            adapted = PeftModel.from_pretrained(model, folder, config=config)
+            report = adapted.load_adapter(folder, adapted.active_adapter)
         if strange := [*report.missing_keys, *report.unexpected_keys]:
             raise ValueError(f"it lacks or has too much {_listed(strange)}")
         return adapted.merge_and_unload().eval()
@@ -373,6 +378,31 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         reason = _first_sentence(error)
         message = f"the adapter in {folder} does not fit {model.name_or_path or 'its model'} ({reason}); train it again"
         raise LoadError(message, reason) from error
+
+
+def _check_adapter(folder: Path) -> set[str]:
+    """Return which modules an adapter's tensors are of; ValueError if its settings ask for more than these are.
+
+    Patterns are no regular expressions here, which may take for ever: what they match says the tensors' names.
+    """
+    settings = json.loads((folder / ADAPTER).read_text())
+    if (kind := settings.get("peft_type")) != "LORA":
+        raise ValueError(f"it is of kind {short_value(kind)}, and LoRA adapters are what can be merged")
+    for name in ("layer_replication", "alora_invocation_tokens"):
+        if settings.get(name):
+            raise ValueError(f"its {name} cannot be merged into the model")
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        names = list(file.keys())
+        most = max((size for name in names for size in file.get_slice(name).get_shape()), default=0)
+    patterns = {name: settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    for name, pattern in patterns.items():
+        if strange := [key for key in pattern if not re.fullmatch(r"\^?[\w.]+", key)]:
+            raise ValueError(f"its {name} has {short_value(strange[0])}, which names no module")
+    ranks = [settings.get("r"), *patterns["rank_pattern"].values()]
+    if strange := [rank for rank in ranks if type(rank) is not int or not 0 < rank <= most]:
+        raise ValueError(f"its rank is {short_value(strange[0])}, and its largest tensor has {most} rows")
+    found = (re.match(r"base_model\.model\.(.+)\.lora_(?:A|embedding_A)\b", name) for name in names)
+    return {one[1] for one in found if one}
 
 
 @contextmanager

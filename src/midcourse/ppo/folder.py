@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
+from midcourse.errors import first_line
 from midcourse.files import as_json, publish_folder, whole_file, write_text
 from midcourse.lm.load import RECORD
 from midcourse.lm.policy import how_to_load, hub_name, save_adapter, save_whole
@@ -30,6 +31,7 @@ from midcourse.rewards.contract import Score
 from midcourse.show.page import cells_of, write_page
 from midcourse.show.tokens import Colouring, by_change, prompt_text, tokens_of_score
 from midcourse.train.folder import checkpoints, drop_run, seal
+from midcourse.train.settings import TrainingError
 
 METRICS = "metrics.jsonl"
 WEIGHTS, OPTIMIZER, STATE = "policy.safetensors", "optimizer.safetensors", "state.json"
@@ -84,8 +86,15 @@ def write_metrics(out: Path, state: State) -> None:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the metrics of all steps of a finished run."""
-    return [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    """Return the metrics of all steps of a finished run; TrainingError if they are damaged."""
+    try:
+        rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+        if rows and all("rollouts" in row and "kl" in row for row in rows):
+            return rows
+        problem = "it lacks steps"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        problem = first_line(error)
+    raise TrainingError(f"{out / METRICS} is damaged ({problem}); the policy beside it is whole, its curves are lost")
 
 
 def add_metrics(out: Path, row: dict[str, Any]) -> None:

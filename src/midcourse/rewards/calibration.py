@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from midcourse.errors import MidcourseError
+from midcourse.errors import MidcourseError, first_line
 
 
 class CalibrationError(MidcourseError):
@@ -46,8 +46,9 @@ class Calibration:
         try:
             prefix, finished = (_optional(stored[name]) for name in ("temperature", "finished_temperature"))
             means, finished_mean = tuple(map(float, stored["means"])), _optional(stored["finished_mean"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"the stored calibration is damaged ({error!r}); train the reward again") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            problem = first_line(error)
+            raise CalibrationError(f"the stored calibration is damaged ({problem}); train the reward again") from error
         positive = all(t is None or 0 < t < math.inf for t in (prefix, finished))
         if not positive or not all(map(math.isfinite, (*means, finished_mean or 0.0))):
             raise CalibrationError(

@@ -65,8 +65,11 @@ def prepare_folder(
         found = read_record(out / record, TrainingError, remedy)
         earlier = found.get("training", {name: value for name, value in found.items() if name != "metrics"})
         check_same(earlier, run, out, f"a finished {made}", TrainingError)
+        metrics = found.get("metrics")
+        if not isinstance(metrics, dict) or not metrics.keys() & {"pairs", "kl", "loss"}:
+            raise TrainingError(f"{out / record} is damaged (it has no metrics); {remedy}")
         tell(f"midcourse: the {made} in {out} was finished before")
-        return Prepared(metrics=found.get("metrics"))
+        return Prepared(metrics=metrics)
     left = torn(run_file)
     if run_file.is_file():
         if not resume:
