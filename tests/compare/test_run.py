@@ -493,6 +493,20 @@ def test_foreign_folders_and_rows_are_refused(lm_folder, tmp_path):
         compare(study, ["plain"], tmp_path / "out", resume=True)
 
 
+def test_a_tampered_record_is_a_sentence(lm_folder, tmp_path, longest):
+    study, out = study_of(lm_folder), tmp_path / "out"
+    compare(study, ["plain"], out, judges=[longest])
+    record = json.loads((out / "compare.json").read_text())
+    for name, value in [
+        ("asked", [1]), ("asked", None), ("guides", [1]), ("guides", {"kind": 5}), ("judges", None),
+        ("judges", {"taste:long": 5}), ("judges", {"taste:long": {}}), ("arms", [1]), ("arms", {"plain": 5}),
+        ("left_out", 5), ("left_out", [5]), ("tuned", 5), ("tried", [1]),
+    ]:  # fmt: skip
+        (out / "compare.json").write_text(json.dumps({**record, name: value}))
+        with pytest.raises(CompareError, match=r"compare\.json is damaged"):
+            compare(study, ["plain"], out, judges=[longest], resume=True)
+
+
 # Tuning
 
 

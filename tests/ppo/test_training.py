@@ -300,6 +300,18 @@ def test_a_finished_policy_is_not_trained_over(lm_folder, tmp_path):
         trained(lm_folder, tmp_path / "policy")
 
 
+@pytest.mark.parametrize("damage", ['{"a":', '{"a": 1}\n', "", None])
+def test_damaged_metrics_of_a_finished_policy(lm_folder, tmp_path, damage):
+    out = tmp_path / "policy"
+    metrics = trained(lm_folder, out)
+    assert trained(lm_folder, out, resume=True) == metrics
+    (out / "metrics.jsonl").unlink()
+    if damage is not None:
+        (out / "metrics.jsonl").write_text(damage)
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl is damaged"):
+        trained(lm_folder, out, resume=True)
+
+
 def test_reward_that_follows_length_is_told(lm_folder, tmp_path, capsys):
     lm = tiny_language_model(dtype=torch.float32, more_eos=range(40, 90))
     metrics = train_policy(

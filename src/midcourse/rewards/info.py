@@ -120,6 +120,8 @@ def read_info(folder: Path) -> RewardInfo:
 
 def _makes_sense(name: str, value: Any) -> bool:
     """Return whether a field may have a value: no negative or huge count, no NaN, no text of megabytes."""
+    if name == "template":
+        return value in ("chat", "raw", "mixed")
     if KINDS[name] is int:
         return 0 <= value < HUGE
     if isinstance(value, int | float):

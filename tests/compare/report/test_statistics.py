@@ -11,7 +11,7 @@ from midcourse.evaluate.intervals import resamples
 def means(values) -> Ratio:
     """The mean over prompts; NaN is a prompt without one."""
     values = np.asarray(values, dtype=float)
-    return Ratio(np.nan_to_num(values), np.isfinite(values))
+    return Ratio(np.nan_to_num(values), np.isfinite(values).astype(float))
 
 
 @pytest.mark.slow
@@ -102,7 +102,10 @@ def responses(rng, arms, prompts: int = 200):
     """(score, length) by arm and prompt: score = effect + 0.1 x length + noise, arms differing in their length."""
     return [
         [
-            [(effect + 0.1 * length + rng.normal(0, 0.2), length) for length in rng.integers(around - 5, around + 6, 2)]
+            [
+                (effect + 0.1 * length + rng.normal(0, 0.2), length)
+                for length in rng.integers(around - 5, around + 6, 2).astype(float)
+            ]
             for _ in range(prompts)
         ]
         for effect, around in arms
