@@ -133,7 +133,8 @@ def test_reward_bench_compares_no_nan(midcourse, broken, tmp_path):
 def test_a_prompt_that_a_template_refuses_is_a_bad_row(midcourse, model_folder, tmp_path, verb):
     """Gemma's template knows no system role, and others want roles in turns."""
     folder = model_folder()
-    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}hi"
+    refused = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    strict = refused + "{{ messages[0].content }}"
     (Path(folder) / "chat_template.jinja").write_text(strict)
     rows = [[{"role": "user", "content": "a"}], [{"role": "system", "content": "b"}, {"role": "user", "content": "a"}]]
     path = tmp_path / "prompts.jsonl"

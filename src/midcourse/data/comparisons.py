@@ -26,7 +26,10 @@ from midcourse.data.formats import (
 from midcourse.lm.prompt import Message, Prompt, as_messages, split_transcript
 
 # What other data sets call a prompt. Nothing is read from there: only a row without a prompt is refused if it has one.
-PROMPTS_ELSEWHERE = ("instruction", "question", "query", "input", "problem")
+PROMPTS_ELSEWHERE = (
+    "instruction", "question", "query", "input", "problem", "prompts", "user", "user_prompt", "inputs", "request",
+    "post", "history", "messages", "conversation", "conversations",
+)  # fmt: skip
 COLUMNS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished", *PROMPTS_ELSEWHERE)
 # What a message may have beside its content that a template would render, and that no text of a response can hold.
 BESIDE_CONTENT = {"tool_calls", "function_call", "reasoning_content", "thinking"}
@@ -278,7 +281,8 @@ def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[st
 
     `fields` are looked at for a prompt of another name, which such a beginning is not.
     """
-    if elsewhere := [name for name in PROMPTS_ELSEWHERE if str(fields.get(name) or "").strip()]:
+    known = {*PROMPTS_ELSEWHERE, "prompt"}
+    if elsewhere := [name for name, value in fields.items() if name.strip().lower() in known and _says(value)]:
         raise Problem(
             "prompt", f"the field is missing, and {elsewhere[0]} seems to hold it; add --columns prompt={elsewhere[0]}"
         )
@@ -289,6 +293,10 @@ def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[st
     if not prompt:
         raise Problem("prompt", "chosen and rejected share no first word; add a prompt field, empty if there is none")
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+
+
+def _says(value: Any) -> bool:
+    return bool(str("" if value is None else value).strip())
 
 
 def _shared_length(left: Sequence, right: Sequence) -> int:

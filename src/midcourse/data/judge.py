@@ -35,7 +35,12 @@ You may think first. Let your last line be your verdict and nothing else, exactl
 VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
-_VERDICT = re.compile(r"[\s*_`#]*VERDICT:[\s*_`\[(]*(A|B|TIE)[\s*_`.\])]*", re.IGNORECASE)
+_THOUGHT = re.compile(r"<think>.*?</think>|</think>", re.DOTALL | re.IGNORECASE)
+_MARKUP = re.compile(r"<\|[^|<>]*\|>|</?\w+>|```\w*")  # ends of turns, tags, fences
+_BEGINS = re.compile(r"^[^\w\n]*(?:final\s+)?verdict[\s*_`]*:", re.MULTILINE | re.IGNORECASE)
+_VERDICT = re.compile(
+    r"[\W_]*(?:boxed[\W_]*)?(?:response\s+)?(A|B|TIE)[\W_]*(?:response\s+(?:A|B)[\W_]*)?", re.IGNORECASE | re.DOTALL
+)
 
 
 class JudgeError(MidcourseError):
@@ -142,9 +147,10 @@ class Judge:
 
 
 def read_verdict(answer: str) -> Side | None:
-    """Return "a", "b" or "tie" from an answer whose last line is "VERDICT: ..."; None if it is not."""
-    lines = answer.strip().splitlines()
-    match = _VERDICT.fullmatch(lines[-1]) if lines else None
+    """Return "a", "b" or "tie" from an answer that ends with "VERDICT: ...", however it is set; None if it does not."""
+    text = _MARKUP.sub("", _THOUGHT.sub("\n", answer))
+    begins = list(_BEGINS.finditer(text))
+    match = _VERDICT.fullmatch(text[begins[-1].end() :]) if begins else None
     sides: dict[str, Side] = {"A": "a", "B": "b", "TIE": "tie"}
     return sides[match[1].upper()] if match else None
 

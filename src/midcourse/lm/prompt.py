@@ -13,7 +13,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from jinja2 import TemplateError
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from midcourse.errors import MidcourseError
@@ -140,9 +140,54 @@ def _raw_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _applied(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **settings: Any) -> str:
+    if _takes_parts(tokenizer, _key(tokenizer)):
+        messages = [{**message, "content": _as_parts(message["content"])} for message in messages]
+    return _rendered(tokenizer, messages, **settings)
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+@lru_cache(maxsize=64)
+def _takes_parts(tokenizer: PreTrainedTokenizerBase, key: str) -> bool:
+    """Return whether the chat template reads a message's content as a list of parts, and would leave a text out.
+
+    Args:
+        key: what of the tokenizer it depends on, since that may be changed.
+
+    Raises:
+        PromptError: it leaves the text out either way.
+    """
+    word = "question"
+
+    def shown(content: Any) -> bool:
+        return word in _rendered(tokenizer, [{"role": "user", "content": content}], add_generation_prompt=True)
+
+    try:
+        if shown(word):
+            return False
+    except PromptError:  # whoever asks for more than this learns why
+        return False
+    try:
+        if shown(_as_parts(word)):
+            return True
+    except PromptError:
+        pass
+    raise PromptError(
+        "the chat template of this model's tokenizer leaves out what a message says; restore it, or use --template raw"
+    )
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **settings: Any) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **settings)
-    except (TemplateError, ValueError) as error:
+    except TemplateSyntaxError as error:
+        raise PromptError(
+            f"the chat template of this model's tokenizer is damaged ({error.message}, line {error.lineno}); restore it"
+            " or use --template raw"
+        ) from error
+    except Exception as error:  # a template may do whatever an expression can
         roles = ", ".join(message["role"] for message in messages)
         raise PromptError(
             f"the chat template of this model's tokenizer refuses messages of the roles {roles} ({error}); "
@@ -244,8 +289,11 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase, key: str) -> Turn:
             "warning: the chat template writes today's date into prompts, so tomorrow they are others; fix the day "
             f"with --template-argument {TODAY}={date.today()}",
         )
-    lead, found, tail = whole.removeprefix(before).partition(word)
-    if not whole.startswith(before) or not found:
+    if whole.startswith(before):
+        lead, found, tail = whole.removeprefix(before).partition(word)
+    else:  # what begins a response is not what stands before one that is there, such as the beginning of a thought
+        lead, (_, found, tail) = "", whole.rpartition(word)
+    if not found:
         return Turn("", eos)
     added = tokenizer.added_tokens_decoder
     ends = [one for one in tokenizer(tail, add_special_tokens=False)["input_ids"] if one in added or one == eos]
@@ -255,7 +303,8 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase, key: str) -> Turn:
 def _asks_clock(tokenizer: PreTrainedTokenizerBase, message: Message, rendered: str) -> bool:
     """Return whether the chat template would have rendered a message otherwise had its clock no time."""
     template = chat_template(tokenizer)
-    stopped = "{%- set " + _CLOCK + " = {}.get %}" + template
+    # A clock that gives back the format it is asked for: a text, and never a day.
+    stopped = "{%- set " + _CLOCK + " = ''.join %}" + template
     if _CLOCK not in template:
         return False
     return rendered != _applied(tokenizer, [message], add_generation_prompt=True, chat_template=stopped)

@@ -99,6 +99,8 @@ class ClassifierReward(TextReward):
         self.label = label_number(model.config, label, name)
         if model.config.pad_token_id is None:
             raise RewardError(f"{name} has no pad_token_id in its config; set it to the one the model was trained with")
+        if not 0 <= (pad := model.config.pad_token_id) < model.get_input_embeddings().num_embeddings:
+            raise RewardError(f"{name} has the pad_token_id {pad} in its config, which is no token; set it to one")
         if batch_size < 1:
             raise RewardError(f"batch-size {batch_size} holds no text; use 1 or more")
         self.model = model.eval()
@@ -248,7 +250,8 @@ def label_number(config: PretrainedConfig, label: str | None, name: str) -> int 
     Raises:
         RewardError: it has several and none is named, or none of that name.
     """
-    names = {str(config.id2label.get(number, number)): number for number in range(config.num_labels)}
+    named = [str(config.id2label.get(number, number)) for number in range(config.num_labels)]
+    names = {one: number for number, one in enumerate(named)}
     listed = ", ".join(names)
     if label is None and len(names) > 1:
         raise RewardError(
@@ -259,6 +262,8 @@ def label_number(config: PretrainedConfig, label: str | None, name: str) -> int 
         raise RewardError(f"{name} has one label, which is its reward; leave --label {label} out")
     if label is not None and label not in names:
         raise RewardError(f"{name} has no label {label!r}; use one of: {listed}")
+    if label is not None and named.count(label) > 1:
+        raise RewardError(f"{name} calls {named.count(label)} labels {label!r}; give each its own in config.json")
     return None if label is None else names[label]
 
 

@@ -120,7 +120,9 @@ class VocabularyReward(TokenReward):
         """Return outputs as rewards of the next token; every end of a text has the same, see `ends_alike`."""
         rewards = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.normalised:
-            rewards = rewards.log_softmax(-1)
+            # What a vocabulary is padded with has no text, and no probability.
+            padding = torch.arange(rewards.shape[-1], device=rewards.device) >= len(self.tokenizer)
+            rewards = rewards.masked_fill(padding, -torch.inf).log_softmax(-1).masked_fill(padding, 0.0)
         return ends_alike(rewards, self.eos_token_ids, together=self.normalised)
 
     def read_next(
