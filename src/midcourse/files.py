@@ -182,6 +182,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
+def leftovers(path: Path) -> list[Path]:
+    """Return what killed processes left of a file or folder that they were writing, under its temporary names."""
+    return list(path.parent.glob(f".{path.name}-*"))
+
+
 def publish_folder(work: Path, folder: Path, *, replace: bool) -> None:
     """Flush `work` to disk and rename it to `folder`.
 

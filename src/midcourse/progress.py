@@ -15,6 +15,10 @@ LOG_SECONDS = 10.0
 Advance: TypeAlias = Callable[[int | float], None]  # says that so much more is done
 
 
+def silent(amount: int | float) -> None:
+    """Hear that so much more is done, and say nothing."""
+
+
 @contextlib.contextmanager
 def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Advance]:
     """Show a bar for `total` units of work; the yielded function says that so many more are done. `quiet` shows none.
@@ -25,7 +29,7 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[A
         ...         advance(1)
     """
     if quiet:
-        yield lambda amount: None
+        yield silent
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}", markup=False),

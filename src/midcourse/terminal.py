@@ -1,4 +1,4 @@
-"""What is shown on a terminal: nothing that models, files or servers wrote can move it about.
+"""Prints words for people so that nothing a model, a file or a server wrote can steer their terminal.
 
 A terminal obeys some characters instead of showing them: an escape sequence clears the screen or renames the window, a
 bidirectional override lets a line read otherwise than it is. All words for people go through here, where such
@@ -13,7 +13,9 @@ CONTROLS: dict[int, str] = {
     127: "\N{SYMBOL FOR DELETE}",
     **dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], "\N{REPLACEMENT CHARACTER}"),
 }
-_DIRECTIONS = {code: f"\u27e8U+{code:04X}\u27e9" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_OBEYED = CONTROLS | {
+    code: f"\u27e8U+{code:04X}\u27e9" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}  # with what turns the direction of the text behind it
 
 
 def visible(text: str) -> str:
@@ -23,7 +25,7 @@ def visible(text: str) -> str:
         >>> visible("\x1b[2J \u202e")
         '␛[2J ⟨U+202E⟩'
     """
-    return text.translate({**CONTROLS, **_DIRECTIONS})
+    return text.translate(_OBEYED)
 
 
 def say(text: str, end: str = "\n") -> None:

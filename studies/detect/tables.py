@@ -43,19 +43,28 @@ def card_tables(found: dict[str, Any]) -> tuple[str, str]:
     Args:
         found: the results of `studies.detect.shipped`.
     """
-    groups = [row for row in found["thresholds"] if row["group"] and not row["length"]]
-    humans = [[row["group"], str(row["texts"]), _rate(row)] for row in sorted(groups, key=lambda row: -row["texts"])]
+    groups = sorted(_groups(found), key=lambda row: -row["texts"])
+    humans = [[row["group"], str(row["texts"]), _rate(row)] for row in groups]
     machines = [
         [f"{row['domain']}, {row['model']}", str(row["texts"])]
         + [share(row[kind] / row["texts"]) for kind in ("machine", "human", "cannot tell")]
-        for row in found["found"]
-        if row["texts"] >= FEW
+        for row in _found(found)
     ]
     first = markdown(["texts by people", "calibrated on", "flagged at the 1% setting, expected [95%]"], humans)
     second = markdown(
         ["texts by machines", "texts", "called a machine's", "called a person's", "cannot tell"], machines
     )
     return first, second
+
+
+def _groups(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The thresholds of groups, whatever the length."""
+    return [row for row in found["thresholds"] if row["group"] and not row["length"]]
+
+
+def _found(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was found of machines' texts, where there are enough to say a share."""
+    return [row for row in found["found"] if row["texts"] >= FEW]
 
 
 def _rate(row: dict[str, Any]) -> str:
@@ -68,8 +77,8 @@ def _rate(row: dict[str, Any]) -> str:
 def short(root: Path) -> str:
     """The shipped detector's errors in a sentence."""
     found = load(root, f"{HERE}/results/shipped.json", "python -m studies.detect.shipped --data DIR")
-    rates = [row["rate"] for row in found["thresholds"] if row["group"] and not row["length"] and row["rate"]]
-    finds = [row["machine"] / row["texts"] for row in found["found"] if row["texts"] >= FEW]
+    rates = [row["rate"] for row in _groups(found) if row["rate"]]
+    finds = [row["machine"] / row["texts"] for row in _found(found)]
     sentence = (
         f"The detector that comes with midcourse errs: at its usual setting it flags {min(rates):.1%} to "
         f"{max(rates):.1%} of people's texts like those of its calibration (expected), many more of others', and "

@@ -97,6 +97,13 @@ def place(name: str, folder: Path) -> Path:
     return folder / f"out{VERBS[name].ending}"
 
 
+def places(name: str, *folders: Path) -> list[Path]:
+    """Where an output goes in each of these folders, which are made."""
+    for folder in folders:
+        folder.mkdir()
+    return [place(name, folder) for folder in folders]
+
+
 def content(out: Path) -> Any:
     """What an output holds; of a folder every file, of a file its rows in any order."""
     if out.is_dir():
@@ -112,8 +119,7 @@ def litter(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", slow_except(QUICK, VERBS))
 def test_a_full_disk(name, ask, tmp_path):
     """No file may grow beyond a few bytes."""
-    out = place(name, tmp_path / "full")
-    out.parent.mkdir()
+    (out,) = places(name, tmp_path / "full")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -149,9 +155,7 @@ def test_two_at_once(name, ask, tmp_path):
 
 @pytest.mark.parametrize("name", slow_except(QUICK, VERBS))
 def test_a_link_is_written_through(name, ask, tmp_path):
-    target, out = place(name, tmp_path / "elsewhere"), place(name, tmp_path / "here")
-    for path in (target, out):
-        path.parent.mkdir()
+    target, out = places(name, tmp_path / "elsewhere", tmp_path / "here")
     if VERBS[name].kind == "folder":
         target.mkdir()
     out.symlink_to(target)
@@ -191,9 +195,7 @@ def test_what_is_finished_is_gone_on_with_by_doing_nothing(name, ask, tmp_path):
 @pytest.mark.parametrize("name", slow_except(["guide"], RESUMED))
 def test_what_a_kill_left_of_the_first_file(name, ask, tmp_path):
     """Half a record under its temporary name."""
-    out, whole = place(name, tmp_path / "killed"), place(name, tmp_path / "whole")
-    for path in (out, whole):
-        path.parent.mkdir()
+    out, whole = places(name, tmp_path / "killed", tmp_path / "whole")
     if VERBS[name].kind == "folder":
         out.mkdir()
         record = "compare.json" if name == "compare" else "run.json"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from midcourse.errors import MidcourseError
-from midcourse.rewards.info import RewardError, read_info
+from midcourse.rewards.info import RewardError
 from midcourse.rewards.named import load_reward
 from midcourse.train.objectives import make_objective
 from midcourse.train.start import begin
@@ -115,4 +115,4 @@ def test_ranks_beyond_the_tensors_take_no_room(folder):
     path = folder / "midcourse.json"
     path.write_text(path.read_text().replace('"lora:2"', '"lora:1000000000"'))
     with pytest.raises(RewardError, match=r"announces \(rank 1000000000\); train the reward again"):
-        read_info(folder)
+        load_reward(folder)

@@ -4,20 +4,20 @@ Each verb runs in a process of its own, on 1,000, 10,000 and 100,000 rows with t
 held is what the system says of it. What a row costs is the slope between the two largest sizes.
 """
 
-import json as json_of
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from midcourse.data.jsonl import as_line
 from midcourse.detect.calibrate import calibrate
 from midcourse.detect.fit import fit
 from midcourse.detect.texts import LabelledText
@@ -32,60 +32,18 @@ ROWS, QUICK = (1_000, 10_000, 100_000), (20, 60)
 WORDS = ("ferry", "late", "nobody", "minded", "the", "harbour", "lights", "came", "on", "slowly", "and", "rain")
 
 
-class Place(NamedTuple):
-    """A folder with tiny models and rows of every kind.
-
-    Attributes:
-        rows: how many rows each file has.
-    """
-
-    folder: Path
-    rows: int
-
-    def file(self, name: str) -> Path:
-        """Return the path of a file of that many rows."""
-        return self.folder / f"{self.rows}-{name}"
-
-
-def _guide(at: Place) -> list[Any]:
-    short = ("--max-new-tokens", 4, "--batch-size", 64)
-    return ["guide", "--lm", at.folder / "lm", "--reward", at.folder / "trunk", "--prompts", at.file("prompts.jsonl"),
-            "--out", at.file("guided.jsonl"), "--top-k", 3, *short]  # fmt: skip
-
-
-def _sample(at: Place) -> list[Any]:
-    return ["sample", "--prompts", at.file("prompts.jsonl"), "--lm", at.folder / "lm", "--out",
-            at.file("sampled.jsonl"), "--n", 1, "--max-new-tokens", 4, "--batch-size", 64]  # fmt: skip
-
-
-def _detect(at: Place) -> list[Any]:
-    return ["detect", "score", at.file("texts.jsonl"), "--detector", at.folder / "detector", "--out",
-            at.file("verdicts.jsonl")]  # fmt: skip
-
-
-def _reward_bench(at: Place) -> list[Any]:
-    return ["reward-bench", "--reward", at.folder / "trunk", "--lm", at.folder / "lm", "--comparisons",
-            at.file("pairs.jsonl")]  # fmt: skip
-
-
-def _train(at: Place) -> list[Any]:
-    return ["train", at.file("pairs.jsonl"), "--backbone", at.folder / "lm", "--head", "trunk:8", "--epochs", 1,
-            "--batch-size", 64, "--out", at.file("trained")]  # fmt: skip
-
-
-def _compare(at: Place) -> list[Any]:
-    return ["compare", "--prompts", at.file("prompts.jsonl"), "--lm", at.folder / "lm", "--rewards",
-            at.folder / "trunk", "--methods", "plain", "pargs", "--judges", "vader", "--max-new-tokens", 4,
-            "--batch-size", 64, "--out", at.file("compared")]  # fmt: skip
-
-
-VERBS: dict[str, Callable[[Place], list[Any]]] = {
-    "guide": _guide,
-    "sample": _sample,
-    "detect score": _detect,
-    "reward-bench": _reward_bench,
-    "train": _train,
-    "compare": _compare,
+LM, SHORT = "--lm {models}/lm", "--max-new-tokens 4 --batch-size 64"
+# What each verb is asked, with the folders of models and of rows.
+VERBS = {
+    "guide": f"guide {LM} --reward {{models}}/trunk --prompts {{rows}}/prompts.jsonl --out {{rows}}/guided.jsonl "
+    f"--top-k 3 {SHORT}",
+    "sample": f"sample {LM} --prompts {{rows}}/prompts.jsonl --out {{rows}}/sampled.jsonl --n 1 {SHORT}",
+    "detect score": "detect score {rows}/texts.jsonl --detector {models}/detector --out {rows}/verdicts.jsonl",
+    "reward-bench": f"reward-bench {LM} --reward {{models}}/trunk --comparisons {{rows}}/pairs.jsonl",
+    "train": "train {rows}/pairs.jsonl --backbone {models}/lm --head trunk:8 --epochs 1 --batch-size 64 "
+    "--out {rows}/trained",
+    "compare": f"compare {LM} --rewards {{models}}/trunk --prompts {{rows}}/prompts.jsonl --out {{rows}}/compared "
+    f"--methods plain pargs --judges vader {SHORT}",
 }
 
 
@@ -96,16 +54,17 @@ def bench_scale(json: Path | None = None, quick: bool = False) -> list[dict[str,
         MidcourseError: a verb failed.
     """
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        write_models(Path(folder))
-        sizes = QUICK if quick else ROWS
-        with progress("verbs by rows", len(VERBS) * len(sizes)) as advance:
-            for rows in sizes:
-                at = Place(Path(folder), rows)
-                write_rows(at)
-                for verb, command in VERBS.items():
-                    found.append({"verb": verb, "rows": rows, **measured([str(part) for part in command(at)])})
-                    advance(1)
+    sizes = QUICK if quick else ROWS
+    with tempfile.TemporaryDirectory() as folder, progress("verbs by rows", len(VERBS) * len(sizes)) as advance:
+        models = Path(folder)
+        write_models(models)
+        for count in sizes:
+            rows = models / str(count)
+            write_rows(rows, count)
+            for verb, asked in VERBS.items():
+                arguments = asked.format(models=models, rows=rows).split()
+                found.append({"verb": verb, "rows": count, **measured(arguments)})
+                advance(1)
     _show(found)
     if json:
         write_results(json, {"rows": found, "threads": torch.get_num_threads()})
@@ -148,18 +107,20 @@ def text(number: int, words: int) -> str:
     return " ".join([str(number), *(WORDS[(number * 7 + n * n) % len(WORDS)] for n in range(words - 1))])
 
 
-def write_rows(at: Place) -> None:
-    """Write prompts, pairs and texts."""
-    for name, row in (
-        ("prompts.jsonl", lambda n: {"prompt": text(n, 3)}),
+def write_rows(folder: Path, count: int) -> None:
+    """Write that many prompts, pairs and texts to a new folder."""
+    folder.mkdir()
+    numbers = range(count)
+    for name, rows in (
+        ("prompts", ({"prompt": text(n, 3)} for n in numbers)),
         (
-            "pairs.jsonl",
-            lambda n: {"prompt": text(n, 3), "chosen": f" {WORDS[n % 5]}", "rejected": f" {WORDS[5 + n % 6]}"},
+            "pairs",
+            ({"prompt": text(n, 3), "chosen": f" {WORDS[n % 5]}", "rejected": f" {WORDS[5 + n % 6]}"} for n in numbers),
         ),
-        ("texts.jsonl", lambda n: {"text": text(n, 20)}),
+        ("texts", ({"text": text(n, 20)} for n in numbers)),
     ):
-        with at.file(name).open("w") as file:
-            file.writelines(json_of.dumps(row(n)) + "\n" for n in range(at.rows))
+        with (folder / f"{name}.jsonl").open("wb") as file:
+            file.writelines(map(as_line, rows))
 
 
 def slopes(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]], float]]:

@@ -23,7 +23,7 @@ class Bench:
     """
 
     what: Annotated[Literal["decode", "train", "detect", "scale"], tyro.conf.Positional]
-    """What to measure: the time of decoding, training or detection, or memory by rows."""
+    """decode, train and detect measure time, scale measures memory."""
     json: Path | None = None
     """Write the measured rows to this file as JSON."""
     quick: bool = False

@@ -87,7 +87,7 @@ class DetectCalibrate:
         check_unlearned(known, texts)
         if known is None:
             tell(
-                f"{place} does not say what it learned from (no rows.safetensors); none of these texts may be among it",
+                f"{place} does not say what it learned from (no rows.safetensors); none of these texts may be among it"
             )
         if left_out:
             tell(f"{left_out} texts of {self.read.human} are labelled as not human and left out")
@@ -106,18 +106,18 @@ class DetectCalibrate:
         if detector.about["humans"] < needed:
             tell(
                 f"no verdict at this rate: it takes {needed} human texts, here are {detector.about['humans']}; give "
-                "more, or ask for a higher --fpr",
+                "more, or ask for a higher --fpr"
             )
         elif small:
             named = ", ".join(f"{name} ({count})" for name, count in small.items())
             tell(
                 f"too few texts for this rate: {named}; a text whose group is not known gets no verdict at it until "
-                "they have more, are left out, or all texts are one group (--by none)",
+                "they have more, are left out, or all texts are one group (--by none)"
             )
         if strange := unfamiliar(detector, of_label(texts, "human")) if earlier else 0:
             tell(
                 f"{strange} of the human texts are unlike the kinds of text that the detector knows, and such get no "
-                f"verdict; with {ENOUGH} or more texts it learns their kind",
+                f"verdict; with {ENOUGH} or more texts it learns their kind"
             )
         if not len(detector.machines):
             tell("no text will be called a person's, and none gets a probability: give --machine too")

@@ -259,7 +259,7 @@ class GuideCommand:
             if kind_of(name) is TrunkReward and (backbone := other_backbone(name, lm)):
                 tell(
                     f"warning: {name} was trained on the states of {backbone}, and {lm.name} has other weights; "
-                    "its rewards may mean less here",
+                    "its rewards may mean less here"
                 )
         own = [weight for _, weight in (*given, *functions)]
         return weighted(rewards, own, self.method.reward_weight, tokenwise=tokenwise)

@@ -109,7 +109,5 @@ class Sample:
         finished = sum(rollout.finished for rollout in rollouts)
         rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
         mean = f", mean reward {sum(rewards) / len(rewards):.3f}" if rewards else ""
-        tell(
-            f"{len(rollouts)} responses to {len(prompts)} prompts in {self.write.out}: {finished} finished{mean}",
-        )
+        tell(f"{len(rollouts)} responses to {len(prompts)} prompts in {self.write.out}: {finished} finished{mean}")
         return 0

@@ -30,7 +30,7 @@ from midcourse.compare.writing import _places, key_of, write_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.errors import short_value
 from midcourse.evaluate.provenance import provenance
-from midcourse.files import LOCK
+from midcourse.files import LOCK, leftovers
 from midcourse.lm.language_model import rendering
 
 VALIDATION = "validation"
@@ -273,7 +273,7 @@ def _earlier(out: Path, resume: bool) -> dict[str, Any]:
     """Return compare.json of earlier calls; {} in a new folder."""
     path = out / ASKED
     if not path.is_file():
-        if any(one.name != LOCK and not one.name.startswith(f".{ASKED}") for one in out.iterdir()):
+        if any(one.name != LOCK and one not in leftovers(path) for one in out.iterdir()):
             raise CompareError(f"{out} is not empty and holds no {ASKED}; name a new folder for --out")
         return {}
     if not resume:
@@ -282,12 +282,16 @@ def _earlier(out: Path, resume: bool) -> dict[str, Any]:
     found = read_record(path, CompareError, remedy)
     for name, (kind, inner) in FIELDS.items():
         value = found.get(name, kind())
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if not isinstance(value, kind) or not all(isinstance(part, inner) for part in parts):
+        if not (isinstance(value, kind) and all(isinstance(part, inner) for part in _parts(value))):
             raise CompareError(f"{path} is damaged ({name} is {short_value(value)}); {remedy}")
     if strange := [name for name, one in found.get("judges", {}).items() if "fingerprint" not in one]:
         raise CompareError(f"{path} is damaged (judge {short_value(strange[0])} has no fingerprint); {remedy}")
     return {"guides": {}, "judges": {}, **found}
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return what a dict or a list holds."""
+    return value.values() if isinstance(value, dict) else value
 
 
 def _check_comparable(

@@ -282,7 +282,8 @@ def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[st
     `fields` are looked at for a prompt of another name, which such a beginning is not.
     """
     known = {*PROMPTS_ELSEWHERE, "prompt"}
-    if elsewhere := [name for name, value in fields.items() if name.strip().lower() in known and _says(value)]:
+    given = [name for name, value in fields.items() if str(value or "").strip()]
+    if elsewhere := [name for name in given if name.strip().lower() in known]:
         raise Problem(
             "prompt", f"the field is missing, and {elsewhere[0]} seems to hold it; add --columns prompt={elsewhere[0]}"
         )
@@ -293,10 +294,6 @@ def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[st
     if not prompt:
         raise Problem("prompt", "chosen and rejected share no first word; add a prompt field, empty if there is none")
     return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-
-
-def _says(value: Any) -> bool:
-    return bool(str("" if value is None else value).strip())
 
 
 def _shared_length(left: Sequence, right: Sequence) -> int:

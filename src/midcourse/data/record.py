@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from midcourse.errors import MidcourseError
-from midcourse.files import InUse, as_json, sole_use, sole_use_of_file, write_bytes
+from midcourse.files import InUse, as_json, leftovers, sole_use, sole_use_of_file, write_bytes
 
 
 @contextmanager
@@ -59,14 +59,9 @@ def read_record(path: Path, error: type[MidcourseError], remedy: str) -> dict[st
     return record
 
 
-def torn(path: Path) -> list[Path]:
-    """Return what killed processes left of a file that they were writing, under its temporary names."""
-    return list(path.parent.glob(f".{path.name}-*"))
-
-
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record, whole or not at all; what was left of earlier tries goes. Only the output's one writer may."""
-    for left in torn(path):
+    for left in leftovers(path):
         left.unlink(missing_ok=True)
     text = as_json(record, indent=1, ensure_ascii=False) + "\n"
     write_bytes(path, text.encode(errors="backslashreplace"))  # half a surrogate pair stays one, as JSON spells it

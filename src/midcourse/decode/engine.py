@@ -22,7 +22,7 @@ from midcourse.decode.request import Request, check_room
 from midcourse.decode.steps import Event, Failure, Generation, Guides, Row, Step
 from midcourse.decode.tokens import TokenBatch
 from midcourse.lm.contract import CausalModel
-from midcourse.lm.prompt import Prefix, Prompt, PromptError, Template, render
+from midcourse.lm.prompt import Prefix, Prompt, PromptError, Rendered, Template, render
 from midcourse.lm.text import TextStream
 from midcourse.rewards.contract import Reward
 from midcourse.rewards.states import on_states
@@ -104,7 +104,7 @@ class Engine:
         Args:
             number: what messages call its prompt.
         """
-        self._row(request, number)
+        self._checked(request, number)
 
     @property
     def waiting(self) -> int:
@@ -145,16 +145,22 @@ class Engine:
             return self._blockwise, deque([row]), row.block.samples
         return self._cards, deque([row]), 1
 
+    def _checked(self, request: Request, number: int) -> tuple[Guides, Rendered]:
+        """Return a request's rewards as they read the model's tokens, and its prompt as the model reads it."""
+        guides = [(self._bind(reward, isinstance(request.method, Method)), weight) for reward, weight in request.guides]
+        rendered = render(self.lm.tokenizer, request.prompt, request.template)
+        prefix = Prefix(request.prompt, rendered.token_ids, template=request.template)
+        check_room(self.lm, [reward for reward, _ in guides], prefix, request.max_new_tokens, number)
+        return guides, rendered
+
     def _row(self, request: Request, number: int) -> Row:
         """Return a request as it begins.
 
         Args:
             number: what messages call its prompt.
         """
-        guides = [(self._bind(reward, isinstance(request.method, Method)), weight) for reward, weight in request.guides]
-        rendered = render(self.lm.tokenizer, request.prompt, request.template)
+        guides, rendered = self._checked(request, number)
         prefix = Prefix(request.prompt, rendered.token_ids, template=request.template)
-        check_room(self.lm, [reward for reward, _ in guides], prefix, request.max_new_tokens, number)
         text = TextStream(self.lm.tokenizer, request.stop, rendered.token_ids, rendered.turn.lead)
         method, block = request.method, None
         if not isinstance(method, Method):

@@ -282,7 +282,7 @@ def _tell_of_clamping(group: Group, rewards: Sequence[Tensor]) -> bool:
         if len(beyond):
             tell(
                 f"warning: rad takes every reward below 0 for 0 and above 1 for 1, and {reward.name} gives "
-                f"{float(beyond[0]):.3g}; train it on labels from 0 to 1 (--objective cumulative), or use pargs",
+                f"{float(beyond[0]):.3g}; train it on labels from 0 to 1 (--objective cumulative), or use pargs"
             )
             return True
     return False

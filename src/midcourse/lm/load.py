@@ -12,7 +12,7 @@ A PEFT adapter is a model too: the one that it names as its base, with the adapt
 import json
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -344,14 +344,29 @@ def _labels_of_adapters(name: str) -> int | None:
             settings = json.loads((Path(folder) / ADAPTER).read_text())
             if settings.get("task_type") != "SEQ_CLS":
                 continue
-            with safe_open(Path(folder) / ADAPTER_WEIGHTS, framework="pt") as file:
-                heads = [key for key in file.keys() if re.search(r"\.(score|classifier)\b.*weight$", key)]  # noqa: SIM118
-                if heads:
-                    return file.get_slice(heads[-1]).get_shape()[0]
+            shapes = stored_shapes(Path(folder) / ADAPTER_WEIGHTS)
+            heads = [key for key in shapes if re.search(r"\.(score|classifier)\b.*weight$", key)]
+            if heads:
+                return shapes[heads[-1]][0]
         except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
             reason = _first_sentence(error)
             raise LoadError(f"the adapter in {folder} cannot be read ({reason}); train it again", reason) from error
     return None
+
+
+def stored_shapes(path: Path) -> dict[str, Sequence[int]]:
+    """Return the shape of every tensor in a safetensors file, by its name; of the file no more than its header is read.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+
+def largest_size(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return the largest dimension among shapes, which no rank of theirs can exceed; 0 if there are none."""
+    return max((size for shape in shapes.values() for size in shape), default=0)
 
 
 def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
@@ -391,9 +406,8 @@ def _check_adapter(folder: Path) -> set[str]:
     for name in ("layer_replication", "alora_invocation_tokens"):
         if settings.get(name):
             raise ValueError(f"its {name} cannot be merged into the model")
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        names = list(file.keys())
-        most = max((size for name in names for size in file.get_slice(name).get_shape()), default=0)
+    shapes = stored_shapes(folder / ADAPTER_WEIGHTS)
+    most = largest_size(shapes)
     patterns = {name: settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     for name, pattern in patterns.items():
         if strange := [key for key in pattern if not re.fullmatch(r"\^?[\w.]+", key)]:
@@ -401,7 +415,7 @@ def _check_adapter(folder: Path) -> set[str]:
     ranks = [settings.get("r"), *patterns["rank_pattern"].values()]
     if strange := [rank for rank in ranks if type(rank) is not int or not 0 < rank <= most]:
         raise ValueError(f"its rank is {short_value(strange[0])}, and its largest tensor has {most} rows")
-    found = (re.match(r"base_model\.model\.(.+)\.lora_(?:A|embedding_A)\b", name) for name in names)
+    found = (re.match(r"base_model\.model\.(.+)\.lora_(?:A|embedding_A)\b", name) for name in shapes)
     return {one[1] for one in found if one}
 
 

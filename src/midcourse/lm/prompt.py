@@ -287,7 +287,7 @@ def _chat_turn(tokenizer: PreTrainedTokenizerBase, key: str) -> Turn:
     if _asks_clock(tokenizer, user, before):
         tell(
             "warning: the chat template writes today's date into prompts, so tomorrow they are others; fix the day "
-            f"with --template-argument {TODAY}={date.today()}",
+            f"with --template-argument {TODAY}={date.today()}"
         )
     if whole.startswith(before):
         lead, found, tail = whole.removeprefix(before).partition(word)

@@ -34,7 +34,7 @@ from midcourse.ppo.policy import Policy, Tokens
 from midcourse.ppo.run import run_through
 from midcourse.ppo.settings import FigaSettings, PPOError, PPOSettings, check_figa
 from midcourse.ppo.training import NORM, State, share_of_rate
-from midcourse.progress import Advance
+from midcourse.progress import Advance, silent
 from midcourse.rewards.backbone import Tuning
 from midcourse.rewards.vocabulary import VocabularyReward
 from midcourse.terminal import tell
@@ -57,7 +57,7 @@ class Figa:
         weights = [weight for name, weight in policy.trained().items() if not name.startswith("head.")]
         self.optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.0)
 
-    def step(self, advance: Advance = lambda amount: None) -> dict[str, Any]:
+    def step(self, advance: Advance = silent) -> dict[str, Any]:
         """Learn from a batch of edits; return its row of metrics. A step is short: `advance` is not needed."""
         epoch, place = divmod(self.state.step, self.per_epoch)
         order = list(range(len(self.edits.items)))

@@ -21,7 +21,7 @@ from midcourse.lm.prompt import Prompt, Template, prompt_ids
 from midcourse.lm.text import TextStream
 from midcourse.ppo.advantages import at_end, check_rewards, differences, projected, shuffled, uniform
 from midcourse.ppo.settings import Density, PPOError, PPOSettings
-from midcourse.progress import Advance
+from midcourse.progress import Advance, silent
 from midcourse.rewards.contract import Reward, Score, Text
 from midcourse.rewards.token_ids import TokenReward
 
@@ -90,7 +90,7 @@ def write(
     numbers: Sequence[int],
     settings: PPOSettings,
     template: Template,
-    advance: Advance = lambda amount: None,
+    advance: Advance = silent,
 ) -> list[Rollout]:
     """Write the responses of these numbers: from the model's own distribution, nothing of it cut off.
 

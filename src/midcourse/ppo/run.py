@@ -223,7 +223,7 @@ def _warn_of_length(row: dict[str, Any]) -> bool:
         return False
     tell(
         f"midcourse: in step {row['step']} the reward goes with the length of responses (correlation {found:+.2f}), so "
-        "the policy may learn length alone; --centre takes each token's mean reward off",
+        "the policy may learn length alone; --centre takes each token's mean reward off"
     )
     return True
 

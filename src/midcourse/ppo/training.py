@@ -32,7 +32,7 @@ from midcourse.ppo.losses import (
 from midcourse.ppo.policy import Policy, Tokens, chosen
 from midcourse.ppo.rollouts import Payment, Rollout, write
 from midcourse.ppo.settings import PPOError, PPOSettings
-from midcourse.progress import Advance
+from midcourse.progress import Advance, silent
 from midcourse.rewards.contract import Reward
 from midcourse.train import processes
 
@@ -127,7 +127,7 @@ class Run:
         self.accelerator = Accelerator(cpu=policy.head.weight.device.type == "cpu")
         self.model, self.optimizer = self.accelerator.prepare(policy, optimizer)
 
-    def step(self, advance: Advance = lambda amount: None) -> dict[str, Any]:
+    def step(self, advance: Advance = silent) -> dict[str, Any]:
         """Do a step; return its row of metrics.
 
         Args:

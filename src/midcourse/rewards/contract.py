@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from midcourse.lm.contract import CausalModel, CausalRows
 from midcourse.lm.language_model import chat_fingerprint
 from midcourse.lm.prompt import Prefix, Prompt, Template
-from midcourse.progress import Advance
+from midcourse.progress import Advance, silent
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.info import RewardError
 
@@ -204,7 +204,7 @@ class Reward(Protocol):
         scores = self.score([text.prompt for text in texts], [text.response for text in texts])
         return [score.of_response(text.finished) for score, text in zip(scores, texts, strict=True)]
 
-    def rate_alone(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> "Alone":
+    def rate_alone(self, texts: Sequence[str], advance: Advance = silent) -> "Alone":
         """Return the reward of each finished text without a prompt, and what else was read of it.
 
         Args:

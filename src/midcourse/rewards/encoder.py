@@ -40,7 +40,7 @@ from midcourse.rewards.backbone import Backbone, Tuning, layers_of, with_adapter
 from midcourse.rewards.classifier import ClassifierReward, as_plain_text
 from midcourse.rewards.contract import Reward, RewardRows, Score
 from midcourse.rewards.info import RewardError, RewardInfo, read_info
-from midcourse.rewards.trained import TrainedReward, check_tokenizer, check_weights
+from midcourse.rewards.trained import TrainedReward, check_ranks, check_tokenizer, check_weights
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
@@ -144,6 +144,7 @@ class EncoderReward(TrainedReward):
         if info.head != cls.KIND:
             raise RewardError(f"{folder} holds a reward with a {info.head} head; load it with midcourse.load_reward")
         tuning = Tuning.parse(info.tune)
+        check_ranks(folder, info)
         if tuning.kind == "all":
             model = _empty(load_config(str(folder / "backbone")), device, dtype)
             tokenizer = load_tokenizer(str(folder / "backbone"))

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from midcourse.errors import MidcourseError, first_line, short_value
 
 if TYPE_CHECKING:
@@ -109,13 +107,11 @@ def read_info(folder: Path) -> RewardInfo:
                 raise TypeError(f"{name} is {short_value(value)}")
         if any(type(token) is not int or not 0 <= token < HUGE for token in tuples["eos_token_ids"]):
             raise TypeError(f"eos_token_ids is {short_value(fields['eos_token_ids'])}")
-        info = RewardInfo(**{**fields, **tuples})
+        return RewardInfo(**{**fields, **tuples})
     except RewardError:
         raise
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError, OSError) as error:
         raise RewardError(f"{path} is damaged ({first_line(error)}); train the reward again") from error
-    _check_ranks(folder, info)
-    return info
 
 
 def _makes_sense(name: str, value: Any) -> bool:
@@ -127,26 +123,6 @@ def _makes_sense(name: str, value: Any) -> bool:
     if isinstance(value, int | float):
         return -HUGE < value < HUGE
     return not isinstance(value, str) or len(value) < LONG
-
-
-def _check_ranks(folder: Path, info: RewardInfo) -> None:
-    """Raise RewardError if midcourse.json announces ranks beyond all stored tensors, for which room would be made."""
-    path = folder / "reward.safetensors"
-    kind, *numbers = info.tune.split(":")
-    named = [*(numbers[:1] if kind == "lora" else ()), *info.head.split(":")[1:]]
-    ranks = [int(rank) for rank in named if rank.isdecimal()]
-    if not ranks or not path.is_file():
-        return
-    try:
-        with safe_open(path, framework="numpy") as file:
-            sizes = [size for name in file.keys() for size in file.get_slice(name).get_shape()]  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RewardError(f"{path} cannot be read ({first_line(error)}); train the reward again") from error
-    if max(ranks) > max(sizes, default=0):
-        raise RewardError(
-            f"{path} holds other tensors than its midcourse.json announces (rank {short_value(max(ranks))}); train the "
-            "reward again"
-        )
 
 
 def shipped() -> dict[str, Path]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import LanguageModel, states_behind
 from midcourse.lm.prefix_cache import pad
-from midcourse.progress import Advance
+from midcourse.progress import Advance, silent
 from midcourse.rewards.backbone import check_sharing
 from midcourse.rewards.calibration import Calibration
 from midcourse.rewards.contract import Alone, Score, Text
@@ -123,7 +123,7 @@ class Reader:
         for number, parts in read_whole(nested(windows_of(self.lm, texts)), self._parts):
             yield number, _joined(parts)
 
-    def means(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> Means:
+    def means(self, texts: Sequence[str], advance: Advance = silent) -> Means:
         """Return the mean features of each text, and of how many tokens; of a window no more is kept than their sum.
 
         Args:
@@ -270,7 +270,7 @@ class PooledReward(TextReward):
         pieces = tuple(self.reader.lm.tokenizer.decode([token]) for token in ids)
         return Score(tuple(ids), pieces, tuple(rewards.tolist()), additive=True)
 
-    def rate_alone(self, texts: Sequence[str], advance: Advance = lambda amount: None) -> Alone:
+    def rate_alone(self, texts: Sequence[str], advance: Advance = silent) -> Alone:
         """Return the reward of each text as `rate` does, with the features and windows that were read for it."""
         if not texts:
             return Alone([], None, [])

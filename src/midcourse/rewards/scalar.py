@@ -55,7 +55,7 @@ from midcourse.rewards.contract import Reward, RewardRows, check_finite, check_r
 from midcourse.rewards.info import RewardError, RewardInfo, check_arguments_used, read_info
 from midcourse.rewards.retokenised import Retokenised
 from midcourse.rewards.token_ids import TokenReward
-from midcourse.rewards.trained import Top, TrainedReward, check_tokenizer, check_weights
+from midcourse.rewards.trained import Top, TrainedReward, check_ranks, check_tokenizer, check_weights
 
 NEW_PADDING = "<|padding|>"
 
@@ -303,6 +303,7 @@ class RewardModel(TokenReward, TrainedReward):
                 "together with share_with"
             )
         tuning = Tuning.parse(info.tune)
+        check_ranks(folder, info)
         if share_with is not None:
             check_sharing(folder, info, share_with, device, dtype, allow_other_weights)
             model, tokenizer = shared_backbone(share_with, info.layers), share_with.tokenizer

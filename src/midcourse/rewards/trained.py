@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 
+from midcourse.errors import short_value
 from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import tokenizer_fingerprint
+from midcourse.lm.load import largest_size, stored_shapes
 from midcourse.lm.prompt import Prompt, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import Backbone, Tuning
@@ -162,11 +164,8 @@ class TrainedReward(nn.Module, Reward):
 
     def write(self, folder: Path) -> None:
         """Write the reward's files into an existing folder, each whole, midcourse.json last."""
-        try:
-            with whole_file(folder / "reward.safetensors") as temporary:
-                save_file(self.trained_state(), temporary)
-        except SafetensorError as error:
-            raise RewardError(f"{folder}/reward.safetensors cannot be written ({error}); make room") from error
+        with whole_file(folder / "reward.safetensors") as temporary:
+            save_file(self.trained_state(), temporary)
         if Tuning.parse(self.info.tune).kind == "all":
             self.backbone.config.save_pretrained(folder / "backbone")
             self.tokenizer.save_pretrained(folder / "backbone")
@@ -209,6 +208,25 @@ class Top(nn.Module):
     def hidden(self, states: Float[Tensor, "rows tokens hidden"]) -> Float[Tensor, "rows tokens hidden"]:
         """Return the backbone's final states. Rows are padded on the right, so a causal mask is all that is needed."""
         return states if self.layers is None else self.layers(inputs_embeds=states, use_cache=False).last_hidden_state
+
+
+def check_ranks(folder: Path, info: RewardInfo) -> None:
+    """Raise RewardError if midcourse.json announces ranks beyond all stored tensors, for which room would be made."""
+    path = folder / "reward.safetensors"
+    kind, *numbers = info.tune.split(":")
+    named = [*(numbers[:1] if kind == "lora" else ()), *info.head.split(":")[1:]]
+    ranks = [int(rank) for rank in named if rank.isdecimal()]
+    if not ranks:
+        return
+    try:
+        most = largest_size(stored_shapes(path))
+    except (OSError, SafetensorError) as error:
+        raise RewardError(f"{path} cannot be read ({error}); train the reward again") from error
+    if max(ranks) > most:
+        raise RewardError(
+            f"{path} holds other tensors than its midcourse.json announces (rank {short_value(max(ranks))}); train the "
+            "reward again"
+        )
 
 
 def check_weights(folder: Path, info: RewardInfo) -> None:

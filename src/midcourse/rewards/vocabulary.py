@@ -20,6 +20,7 @@ from midcourse.lm.language_model import (
     chat_fingerprint,
     context_length,
     eos_token_ids,
+    log_probabilities,
     tokenizer_fingerprint,
 )
 from midcourse.lm.prefix_cache import pad
@@ -118,11 +119,12 @@ class VocabularyReward(TokenReward):
 
     def read(self, logits: Float[Tensor, "*place vocab"]) -> Float[Tensor, "*place vocab"]:
         """Return outputs as rewards of the next token; every end of a text has the same, see `ends_alike`."""
-        rewards = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.normalised:
-            # What a vocabulary is padded with has no text, and no probability.
-            padding = torch.arange(rewards.shape[-1], device=rewards.device) >= len(self.tokenizer)
-            rewards = rewards.masked_fill(padding, -torch.inf).log_softmax(-1).masked_fill(padding, 0.0)
+            named = len(self.tokenizer)
+            rewards = log_probabilities(logits, named)
+            rewards[..., named:] = 0.0  # what has no text has no reward, which a weight could turn into no number
+        else:
+            rewards = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return ends_alike(rewards, self.eos_token_ids, together=self.normalised)
 
     def read_next(

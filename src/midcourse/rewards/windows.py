@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from midcourse.lm.language_model import LanguageModel
-from midcourse.progress import Advance
+from midcourse.progress import Advance, silent
 
 WINDOW = 512  # tokens that are read together; a longer text is read in parts of this length
 BATCH_TOKENS = 4096  # of one forward, padding included
@@ -70,7 +70,7 @@ def batches(rows: Sequence[list[Window]]) -> Iterator[list[list[Window]]]:
 def read_whole(
     rows: Sequence[list[Window]],
     read: Callable[[list[list[Window]]], Iterable[tuple[Window, Part]]],
-    advance: Advance = lambda amount: None,
+    advance: Advance = silent,
 ) -> Iterator[tuple[int, list[tuple[int, Part]]]]:
     """Read rows of windows in batches; yield (a text's number, its parts) as soon as all windows of the text were read.
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from midcourse.data.comparisons import Example
 from midcourse.data.learned import write_learned_rows
-from midcourse.data.record import check_same, only_writer, read_record, torn, write_record
-from midcourse.files import LOCK, write_text
+from midcourse.data.record import check_same, only_writer, read_record, write_record
+from midcourse.files import LOCK, leftovers, write_text
 from midcourse.rewards.trained import TrainedReward
 from midcourse.terminal import tell
 from midcourse.train import processes
@@ -70,7 +70,7 @@ def prepare_folder(
             raise TrainingError(f"{out / record} is damaged (it has no metrics); {remedy}")
         tell(f"midcourse: the {made} in {out} was finished before")
         return Prepared(metrics=metrics)
-    left = torn(run_file)
+    left = leftovers(run_file)
     if run_file.is_file():
         if not resume:
             raise TrainingError(f"{out} holds an unfinished run; add --resume to go on with it, or delete it")
