@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock
 
 from midcourse.files import write_text
-from studies.forked import forked
+from studies.forked import forked, in_fork
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE, TEXT = ("python", "sh"), ("text", "json")
@@ -131,7 +131,7 @@ class Run:
         # In a process of its own, as a reader's code: nothing that tests do to this one reaches it.
         if self._interpreter is None:
             self._interpreter = subprocess.Popen(
-                [str(forked().folder / "python-code"), _INTERPRETER],
+                in_fork(_INTERPRETER),
                 cwd=self.folder,
                 env=environment(),
                 stdin=subprocess.PIPE,

@@ -1,8 +1,10 @@
-"""Commands of midcourse that start at once: forked off a process that has imported what they need.
+"""Commands that start at once: forked off a process that has imported what they need.
 
-A page of the documentation has many commands, and importing transformers takes each of them seconds. `Forked` starts a
-process that has imported it already; the script `midcourse` in its folder has that process fork, and what was asked for
-then runs in a process of its own, in the caller's folder and environment, with the caller's files for input and output.
+A page of the documentation has many commands, and so have tests of what happens when one is stopped; importing
+transformers takes each of them seconds. `Forked` starts a process that has imported it already; the scripts in its
+folder have that process fork, and what was asked for then runs in a process of its own, in the caller's folder and
+environment, with the caller's files for input and output. A script ends as that process does, by its signal too; but
+what is sent to the script does not reach it.
 """
 
 import atexit
@@ -18,19 +20,24 @@ from pathlib import Path
 
 # Sends what it is called with to the server, waits, and ends as what was run there ended.
 _CLIENT = """#!{python} -SI
-import json, os, socket, sys
+import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({address!r})
 asked = {{"name": os.path.basename(sys.argv[0]), "arguments": sys.argv[1:]}}
 asked |= {{"folder": os.getcwd(), "environment": dict(os.environ)}}
 socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
-sys.exit(int(server.recv(100) or 1))
+status = int(server.recv(100) or 1)
+if status < 0:
+    if status != -signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+sys.exit(status)
 """
 _MOST = 200_000  # bytes of a request
 
 
 class Forked:
-    """A process that forks, and a folder of scripts that ask it to: `midcourse ...`, and `python CODE`."""
+    """A process that forks, and a folder of scripts that ask it to: `midcourse ...`, and `python-code CODE ...`."""
 
     def __init__(self) -> None:
         self._made = tempfile.TemporaryDirectory(prefix="forked-")
@@ -64,6 +71,11 @@ def forked() -> Forked:
     return made
 
 
+def in_fork(code: str, *arguments: str) -> list[str]:
+    """Return the command that runs Python code with these arguments as `python -c` does, in a fork."""
+    return [str(forked().folder / "python-code"), code, *arguments]
+
+
 def serve(address: str) -> None:
     """Fork for every request until standard input is closed."""
     import select
@@ -86,8 +98,18 @@ def serve(address: str) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Do what a request asks for in this process, and end it."""
+    """Have a process do what a request asks for, say how it ended, and end this one."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    child = os.fork()
+    if child == 0:
+        _run(connection)
+    _, status = os.waitpid(child, 0)
+    connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def _run(connection: socket.socket) -> None:
+    """Do what a request asks for in this process, and end it."""
     message, files, _, _ = socket.recv_fds(connection, _MOST, 3)
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -96,16 +118,18 @@ def _answer(connection: socket.socket) -> None:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
-    sys.argv = [asked["name"], *asked["arguments"]]
     status = 0
     try:
         if asked["name"] == "midcourse":
             from midcourse.cli import main
 
+            sys.argv = [asked["name"], *asked["arguments"]]
             main()
         else:
+            code, *arguments = asked["arguments"]
+            sys.argv = ["-c", *arguments]
             sys.path.insert(0, "")
-            exec(asked["arguments"][0], {"__name__": "__main__"})
+            exec(code, {"__name__": "__main__"})
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
@@ -114,7 +138,6 @@ def _answer(connection: socket.socket) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        connection.send(str(status).encode())
         os._exit(status)
 
 

@@ -31,8 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest test first, so that no process is left waiting for another at the end."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """Start the longest tests first, so that no process is left waiting for another at the end."""
+    longest = ["test_demo.py", "test_documents.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from midcourse.decode.engine import generate
 from midcourse.decode.methods import MethodError
 from midcourse.lm.prompt import PromptError
 from midcourse.rewards.info import RewardError
+from studies.forked import in_fork
 from tests.compare.compared import PROMPTS, by_key, read_rows, study_of, write_prompts
 from tests.pace import slow_except
 
@@ -374,7 +375,8 @@ def started(lm_folder: str, reward: str, out: Path, then: str, rows: int) -> sub
     """A comparison in a process of its own, which after so many rows dies, or says so and waits."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"}
-    call = [sys.executable, "-c", CALL, lm_folder, reward, str(out), then, str(rows)]
+    start = [sys.executable, "-c", CALL] if then == "wait" else in_fork(CALL)  # one that waits is killed from here
+    call = [*start, lm_folder, reward, str(out), then, str(rows)]
     pipe = subprocess.PIPE
     return subprocess.Popen(call, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 

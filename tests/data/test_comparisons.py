@@ -515,7 +515,7 @@ BAD_FILES = {
     "not gzip": ("p.jsonl.gz", LINE, "cannot be read (Not a gzipped file"),
     "cut gzip": ("p.jsonl.gz", cut_gzip(LINE * 100), "cannot be read"),
     "broken gzip": ("p.json.gz", broken_gzip(LINE * 100), "cannot be read"),
-    "unknown extension": ("p.txt", LINE, "use one of: .jsonl, .json, .jsonl.gz, .json.gz, .csv, .parquet"),
+    "unknown extension": ("p.txt", LINE, "use one of: .jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .parquet"),
     "gzipped csv": ("p.csv.gz", gzip.compress(b"chosen,rejected\n"), "unknown extension"),
     "header only": ("p.csv", b"prompt,chosen,rejected\n", "has no rows"),
     "blank csv": ("p.csv", b"\n\n", "cannot be read as CSV (No columns"),

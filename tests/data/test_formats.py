@@ -18,7 +18,7 @@ from midcourse.data.prompts import read_prompts
 from midcourse.data.rollouts import Rollout, are_rollouts, read_rollouts, read_samples
 from midcourse.evaluate.reward_bench import read_benchmark
 
-ENDINGS = [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet"]
+ENDINGS = [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".parquet"]
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi\u2028"}]
 ROLLOUTS = [
     {"row": 10, "sample": 0, "prompt": "p", "response": " żółć,\n", "finished": False, "reward": -0.5, "seed": 10},
@@ -31,9 +31,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     """The rows in the format that the name of the file says."""
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
+    elif path.suffix in (".csv", ".tsv"):
         with path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(rows[0]))
+            table = csv.DictWriter(file, list(rows[0]), delimiter={".csv": ",", ".tsv": "\t"}[path.suffix])
             table.writeheader()
             table.writerows(rows)
     else:
@@ -47,6 +47,121 @@ def as_rollout(row: dict[str, Any]) -> Rollout:
 
 
 # ---- every kind from every format ----
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz"])
+def test_an_array_of_json_is_a_file_of_rows(tmp_path, ending):
+    path, data = tmp_path / f"r{ending}", b"\xef\xbb\xbf\n" + json.dumps([*ROLLOUTS, 5], indent=1).encode()
+    path.write_bytes(gzip.compress(data) if ending == ".json.gz" else data)
+    rejects: list[BadRow] = []
+    assert read_rollouts(path, rejects=rejects) == [as_rollout(row) for row in ROLLOUTS]
+    assert [(bad.line, bad.problem) for bad in rejects] == [(4, "5 is not an object; write one object a line")]
+    with pytest.raises(DataError, match=rf"r{ending}, row 4: 5 is not an object"):
+        read_rollouts(path)
+    path.write_bytes(gzip.compress(data[:-9]) if ending == ".json.gz" else data[:-9])
+    with pytest.raises(DataError, match=r"is a damaged array of JSON .*; write it again"):
+        read_rollouts(path)
+
+
+def test_cells_may_stand_between_semicolons(tmp_path):
+    """As spreadsheets write where the comma is the mark of decimals."""
+    path = tmp_path / "r.csv"
+    path.write_text('\ufeffprompt;response;reward\n"a;b, c";d,1\n', encoding="utf-8")
+    assert read_prompts(path) == ["a;b, c"]
+    path.write_text("prompt;response;reward\na, b;c, d;1\n")
+    assert read_rollouts(path) == [Rollout("a, b", "c, d", True, 1.0)]
+
+
+def test_a_column_that_is_named_twice_is_named(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text("row,prompt,response,prompt\n1,a,b,c\n")
+    with pytest.raises(DataError, match=r"\(its header names 'prompt' twice\)"):
+        read_prompts(path)
+
+
+# ---- messages, however they are stored ----
+
+USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [USER],
+        USER,
+        json.dumps([USER]),
+        json.dumps(USER),
+        json.dumps([{"content": "hi", "role": "user"}]),
+        json.dumps([{"name": None, **USER}]),
+        [{"from": "human", "value": "hi"}],
+        json.dumps([{"from": "human", "value": "hi"}], indent=1),
+    ],
+)
+def test_messages_are_read_as_messages_however_they_are_stored(tmp_path, stored):
+    path = write(tmp_path / "p.jsonl", [{"prompt": stored}])
+    assert read_prompts(path) == [[USER]]
+
+
+@pytest.mark.parametrize(
+    "text", ['["a", "b"]', '[{"role": "admin", "name": "Bo"}]', '{"a": 1}', "[{'a': 1}]", '{"role']
+)
+def test_a_text_that_is_no_message_stays_a_text(tmp_path, text):
+    path = write(tmp_path / "p.jsonl", [{"prompt": text, "response": text, "reward": 1}])
+    assert read_rollouts(path) == [Rollout(text, text, True, 1.0)]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_an_unpaired_completion_may_be_a_message_however_it_is_stored(tmp_path, ending):
+    rows = [{"prompt": "p", "completion": json.dumps([ASSISTANT]), "label": True}]
+    assert read_rollouts(write(tmp_path / f"r{ending}", rows)) == [Rollout("p", "yo", True, 1.0)]
+
+
+@pytest.mark.parametrize("beside", ["tool_calls", "reasoning", "reasoning_content"])
+def test_what_a_message_has_beside_its_text_is_not_dropped_in_silence(tmp_path, beside):
+    message = {**ASSISTANT, beside: "so"}
+    problem = f"the response has {beside} beside its content, which is no text of it; leave it out"
+    path = write(tmp_path / "r.jsonl", [{"prompt": "p", "completion": [message], "label": True}])
+    with pytest.raises(DataError, match=problem):
+        read_rollouts(path)
+    path = write(tmp_path / "c.jsonl", [{"prompt": "p", "chosen": [message], "rejected": [ASSISTANT]}])
+    with pytest.raises(DataError, match=problem):
+        read_comparisons(path)
+
+
+@pytest.mark.parametrize(
+    ("beside", "remedy"),
+    [
+        ({"system": "Be brief."}, "write it as the prompt's first message"),
+        ({"tools": [{"name": "search"}]}, "remove it or the row"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "remove it or the row"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_what_stands_beside_a_prompt_is_not_dropped_in_silence(tmp_path, ending, beside, remedy):
+    (field,) = beside
+    row = {"prompt": "p", "response": "r", "reward": 1.0, "chosen": "p a", "rejected": "p b", **beside}
+    problem = rf", field {field}: .* stands beside the prompt, and is no part of it; {remedy}"
+    for read in (read_prompts, read_tasks, read_rollouts, read_comparisons):
+        with pytest.raises(DataError, match=problem):
+            read(write(tmp_path / f"r{ending}", [row]))
+    del row["prompt"]
+    with pytest.raises(DataError, match=problem):
+        read_comparisons(write(tmp_path / f"c{ending}", [row]))
+
+
+def test_an_instruction_is_not_read_without_its_input(tmp_path):
+    rows = [{"instruction": "Translate.", "input": "Guten Tag", "output": "x"}]
+    for path in (write(tmp_path / "a.jsonl", rows), write(tmp_path / "a.parquet", rows)):
+        with pytest.raises(DataError, match=r"row|line 1, field input: 'Guten Tag' belongs to the instruction"):
+            read_prompts(path, renamed={"prompt": "instruction"})
+    rows[0]["input"] = " "
+    assert read_prompts(write(tmp_path / "b.jsonl", rows), renamed={"prompt": "instruction"}) == ["Translate."]
+
+
+@pytest.mark.parametrize("nothing", ["", "[]", None])
+def test_what_stands_beside_a_prompt_may_be_nothing(tmp_path, nothing):
+    path = write(tmp_path / "p.csv", [{"prompt": "p", "system": nothing, "tools": nothing}])
+    assert read_prompts(path) == ["p"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -80,7 +195,7 @@ def test_prompts_and_tasks(tmp_path, ending):
     assert read_tasks(path, 2) == read_tasks(path)[:2]
 
 
-@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != ".csv"])
+@pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending not in (".csv", ".tsv")])
 def test_messages_are_prompts_wherever_they_can_be_written(tmp_path, ending):
     path = write(tmp_path / f"p{ending}", [{"prompt": MESSAGES, "response": "r", "reward": 1.0, "reference": "b"}])
     assert read_prompts(path) == [MESSAGES]
@@ -123,8 +238,8 @@ def test_cells_are_numbers_and_booleans_where_these_are_due(tmp_path):
             "field prompt: \"[{'role': 'user', 'content': 'x'}]\" looks like messages, and is no JSON",
         ),
         (
-            'p,"[{""role"": ""assistant""}]",true,1',
-            'field response: \'[{"role": "assistant"}]\' is a list of messages, and one text is due',
+            'p,"[{""role"": ""user"", ""content"": ""a""}]",true,1',
+            "field response: 1 messages (roles: 'user') where one of the assistant is due",
         ),
     ],
 )
@@ -170,7 +285,7 @@ def test_a_bad_file_is_refused_alike_by_all(tmp_path, read, what, good):
     for name, problem in (
         ("empty.jsonl", f"is empty; add {what} to it"),
         ("blank.jsonl", f"has no rows; add {what} to it"),
-        ("rows.txt", "has an unknown extension; use one of: .jsonl, .json, .jsonl.gz, .json.gz, .csv, .parquet"),
+        ("rows.txt", "has an unknown extension; use one of: .jsonl, .json, .jsonl.gz, .json.gz, .csv, .tsv, .parquet"),
         ("none.jsonl", "cannot be read (No such file or directory); check the path"),
     ):
         with pytest.raises(DataError) as caught:

@@ -27,6 +27,7 @@ from midcourse.rewards.text import TextReward
 from midcourse.testing import tiny_language_model, tiny_reward, tiny_vocabulary_reward
 from midcourse.train.settings import Settings
 from midcourse.train.training import train
+from studies.forked import in_fork
 
 MORE_EOS = (65, 66, 200, 31, 90, 150)
 PROMPTS = ["The ferry was late, and", "A", "żółć \u2028 🙂", "A"]
@@ -221,7 +222,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_file(tmp_path):
     out = tmp_path / "out.jsonl"
     script = KILLED.format(eos=MORE_EOS, prompts=PROMPTS, letters=letters)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", script, str(out)], env=environment, capture_output=True, timeout=300)
+    killed = subprocess.run(in_fork(script, str(out)), env=environment, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     kept = out.read_bytes()
     assert kept.count(b"\n") == 3  # what was finished is on disk

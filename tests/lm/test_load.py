@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -21,7 +23,14 @@ from transformers import (
 
 from midcourse.decode.engine import generate
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.load import LoadError, MissingWeightsError, ModelError, load_config, load_tokenizer
+from midcourse.lm.load import (
+    LoadError,
+    MissingWeightsError,
+    ModelError,
+    adapter_base,
+    load_config,
+    load_tokenizer,
+)
 from midcourse.lm.policy import load_policy, save_adapter
 from midcourse.rewards.classifier import ClassifierReward
 from midcourse.rewards.contract import Text
@@ -251,15 +260,14 @@ def test_a_token_classifier_has_layers_for_a_reward(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_tied_weights_are_not_missing_but_what_is_too_much_is_named(tmp_path, capsys):
-    folder = classifier_folder(tmp_path / "model", AutoModelForTokenClassification, tie_word_embeddings=True)
-    capsys.readouterr()
-    model = LanguageModel.load(folder).model
+def test_tied_weights_are_not_missing(tmp_path):
+    config = tiny_config("llama", 2)
+    config.tie_word_embeddings = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    model = LanguageModel.load(str(tmp_path)).model
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert capsys.readouterr().err == (
-        f"warning: {folder} has 2 tensors (score.bias, score.weight) that LlamaForCausalLM does without, "
-        "and seems to be a token classifier (LlamaForTokenClassification)\n"
-    )
 
 
 def test_a_value_head_is_named(model_folder, capsys):
@@ -334,6 +342,46 @@ def test_a_damaged_tokenizer_is_refused_in_a_sentence(model_folder):
         load_tokenizer(folder)
     with pytest.raises(ModelError, match="no model 'nowhere' in this folder"):
         load_tokenizer("nowhere")
+
+
+# What is another thing than it is taken for
+
+
+@pytest.mark.parametrize("kind", [AutoModelForTokenClassification, AutoModelForSequenceClassification])
+def test_layers_that_give_numbers_are_no_language_model(tmp_path, kind):
+    """With tied embeddings such a checkpoint lacks nothing that a causal LM needs."""
+    folder = classifier_folder(tmp_path / "model", kind, tie_word_embeddings=True)
+    with pytest.raises(LoadError, match=r"a causal LM: it has [12] tensors? \(score.*and seems to be a .* classifier"):
+        LanguageModel.load(folder)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForRewardModel", "LlamaForCausalLM"])
+def test_a_model_with_a_head_of_its_own_is_no_reward_of_the_vocabulary(model_folder, architecture):
+    folder = model_folder()
+    edit(Path(folder) / "config.json", lambda config: config.update(architectures=[architecture]))
+    edit(Path(folder) / "model.safetensors", lambda tensors: tensors.update({"v_head.summary.weight": torch.ones(1)}))
+    assert LanguageModel.load(folder)  # a policy is still one with the head of its values
+    with pytest.raises(LoadError, match=r"1 tensor \(v_head.summary.weight\) of another head"):
+        load_reward(folder)
+
+
+@pytest.mark.parametrize("load", [LanguageModel.load, load_reward, backbone])
+def test_a_token_without_an_embedding_is_named_when_a_text_has_it(model_folder, load):
+    """Models of one family may share a tokenizer with tokens that only the larger ones have."""
+    folder = model_folder()
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    found = load(folder)
+
+    def use(text: str) -> Any:
+        if isinstance(found, LanguageModel):
+            return generate(found, [text], max_new_tokens=1, method="plain")
+        return found.score([text], [" b"])
+
+    assert use("a")
+    with pytest.raises(ModelError, match=r"embeddings for \d+ tokens, and .* one beyond them, '<new>'; resize the"):
+        use("a<new>")
 
 
 # Adapters
@@ -435,8 +483,6 @@ def test_an_adapter_of_a_classifier_is_its_reward(model_folder, tmp_path):
     [
         ({"r": 10**7}, r"its rank is 10000000, and its largest tensor has \d+ rows"),
         ({"r": "ten"}, "its rank is 'ten'"),
-        ({"rank_pattern": {"q_proj": 10**7}}, "its rank is 10000000"),
-        ({"rank_pattern": {"((.*)*)*z": 2}}, "its rank_pattern has '.*', which names no module"),
         ({"alpha_pattern": {"(.*)*z": 2}}, "its alpha_pattern has"),
         ({"layer_replication": [[0, 3]] * 300}, "its layer_replication cannot be merged"),
         ({"alora_invocation_tokens": [1, 2]}, "its alora_invocation_tokens cannot be merged"),
@@ -454,10 +500,54 @@ def test_patterns_of_an_adapters_modules_are_not_matched(adapter):
     """The tensors say which modules they are of; a regular expression might take for ever."""
     _, folder = adapter
     want = LanguageModel.load(str(folder)).model.state_dict()
-    hostile = {"target_modules": "(.*)*(.*)*(.*)*(.*)*(.*)*z$", "exclude_modules": "(([a-z0-9_.])+)+Z"}
+    hostile: dict[str, Any] = {"target_modules": "(.*)*(.*)*(.*)*(.*)*(.*)*z$", "exclude_modules": "(([a-z0-9_.])+)+Z"}
+    hostile["rank_pattern"] = {"((.*)*)*z": 2, "q_proj": 10**7}
     edit(folder / "adapter_config.json", lambda config: config.update(hostile))
     found = LanguageModel.load(str(folder)).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
+
+
+@pytest.mark.parametrize("kept", [[], ["embed_tokens", "lm_head"]])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+@torch.inference_mode()
+def test_an_adapter_may_have_tokens_of_its_own(model_folder, tmp_path, kept):
+    """Its embeddings are saved whole, by PEFT itself or as modules to save."""
+    base = model_folder()
+    model, tokenizer = LanguageModel.load(base).model, byte_tokenizer()
+    tokenizer.add_tokens(["<one>", "<two>"])
+    model.resize_token_embeddings(len(tokenizer))
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=kept or None))
+    randomise(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    edit(tmp_path / "adapter/adapter_config.json", lambda found: found.update(base_model_name_or_path=base))
+    ids = torch.tensor([tokenizer("a<two>")["input_ids"]])
+    lm = LanguageModel.load(str(tmp_path / "adapter"))
+    torch.testing.assert_close(lm.model(ids).logits, model(ids).logits)
+    assert generate(lm, ["<one>"], max_new_tokens=2, method="plain")[0].steps
+
+
+def test_ranks_that_differ_between_modules_are_those_of_the_tensors(model_folder, tmp_path):
+    base = model_folder()
+    settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], rank_pattern={r".*layers\.1\..*": 4})
+    model = get_peft_model(LanguageModel.load(base).model, settings)
+    randomise(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    edit(tmp_path / "adapter/adapter_config.json", lambda found: found.update(base_model_name_or_path=base))
+    byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[72, 101]])
+    torch.testing.assert_close(LanguageModel.load(str(tmp_path / "adapter")).model(ids).logits, model(ids).logits)
+
+
+def test_the_model_of_an_adapter_may_be_named_by_its_place_beside_it(adapter, tmp_path, monkeypatch):
+    lm, folder = adapter
+    beside = Path(os.path.relpath(lm.name, folder))
+    assert str(beside).startswith("..")
+    edit(folder / "adapter_config.json", lambda config: config.update(base_model_name_or_path=str(beside)))
+    (tmp_path / "far/away").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "far/away")
+    assert adapter_base(str(folder)) == str(folder / beside)
+    assert LanguageModel.load(str(folder)).vocab_size == lm.vocab_size
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "midcourse_policy.json"])

@@ -11,6 +11,7 @@ from midcourse.lm.prompt import (
     as_messages,
     conversation_ids,
     prompt_ids,
+    render,
     response_ids,
     split_transcript,
     start_of_text,
@@ -175,3 +176,12 @@ def test_response_gets_no_second_bos():
     assert response_ids(adds_bos, "b", finished=True) == [98, EOS]
     # A chat template writes its own BOS.
     assert prompt_ids(adds_bos, "a", "chat") == prompt_ids(TOKENIZER, "a", "chat")
+
+
+def test_several_chat_templates_and_none_by_default():
+    """Which one a model was trained with is not known."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"rag": "{{ messages }}", "tool_use": "{{ messages }}"}
+    with pytest.raises(PromptError, match="has the chat templates 'rag', 'tool_use' and none called 'default'"):
+        render(tokenizer, "a", "chat")
+    assert render(tokenizer, "a", "raw").text == "a"

@@ -27,6 +27,7 @@ from midcourse.rewards.text import FunctionReward
 from midcourse.testing import tiny_language_model
 from midcourse.train.folder import checkpoints
 from midcourse.train.settings import TrainingError
+from studies.forked import in_fork
 
 PROMPTS = ["The ferry", "A train was", "One"]
 QUICK = {"rollouts": 48, "batch_size": 12, "minibatch": 5, "max_new_tokens": 4, "lr": 1e-2, "save_every": 2}
@@ -191,10 +192,11 @@ def ppo(
 ) -> subprocess.CompletedProcess:
     """midcourse ppo in a process of its own, or in several, with code of a test's own around it."""
     (folder / f"{out}.py").write_text(code)
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = in_fork(code) if processes == 1 else [*several, f"{out}.py"]
     command = ["ppo", "--prompts", "prompts.jsonl", "--token-function", "paying:low_bytes", "--lm", str(lm)]
     return subprocess.run(
-        [sys.executable, *(several if processes > 1 else ()), f"{out}.py", *command, "--out", out, *FLAGS, *flags],
+        [*start, *command, "--out", out, *FLAGS, *flags],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=folder,
         capture_output=True,

@@ -1,7 +1,12 @@
-"""Training in two processes on CPUs, started by torchrun: the same reward as in one, written and told once."""
+"""Training in two processes on CPUs: the same reward as in one, written and told once.
+
+Once they are started by torchrun; else as it starts them, by its environment variables, and forked off a process that
+has imported what they need.
+"""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +17,7 @@ from safetensors.torch import load_file
 
 from midcourse.testing import tiny_language_model
 from midcourse.train import processes
+from studies.forked import in_fork
 
 PLAIN = "from midcourse.cli import main; main()"
 
@@ -66,20 +72,37 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    files: Path, out: Path, count: int, *flags: str, code: str = PLAIN, asked: tuple[str, ...] | None = None
+    files: Path,
+    out: Path,
+    count: int,
+    *flags: str,
+    code: str = PLAIN,
+    asked: tuple[str, ...] | None = None,
+    torchrun: bool = False,
 ) -> subprocess.CompletedProcess:
     """midcourse train, or what is asked for instead, in `count` processes with a cache of frozen states of its own."""
-    script = out.with_suffix(".py")
-    script.write_text(code)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     train = ("train", str(files / "pairs.jsonl"), "--backbone", str(files / "lm"), "--template", "raw")
     given = ["--device=cpu", "--epochs=3", "--save-steps=2", "--held-out=0.2", "--lr=1e-2", *flags]
-    return subprocess.run(
-        [sys.executable, *launch, str(script), *(asked or train), "--out", str(out), *given],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": f"{out}-cache"},
-        capture_output=True,
-        text=True,
-    )
+    words = [*(asked or train), "--out", str(out), *given]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": f"{out}-cache"}
+    if torchrun:
+        script = out.with_suffix(".py")
+        script.write_text(code)
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
+        return subprocess.run([sys.executable, *launch, *words], env=environment, capture_output=True, text=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = []
+    for rank in range(count):
+        if count > 1:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment |= {name: str(count) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+            environment |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(in_fork(code, *words), env=dict(environment), text=True, **pipes))
+    said = [process.communicate() for process in started]
+    ended = max((process.returncode for process in started), key=abs)
+    return subprocess.CompletedProcess(words, ended, *map("".join, zip(*said, strict=True)))
 
 
 def metrics(out: Path) -> list[dict]:
@@ -140,7 +163,7 @@ def test_a_signal_to_one_process_stops_all_and_they_resume_to_the_same_reward(fi
     whole = run(files, tmp_path / "whole", 2, *flags)
     assert whole.returncode == 0, whole.stderr
     out = tmp_path / "out"
-    stopped = run(files, out, 2, *flags, code=SIGNALLED)
+    stopped = run(files, out, 2, *flags, code=SIGNALLED, torchrun=True)
     assert stopped.returncode != 0
     assert stopped.stderr.count("stopped after step 5 of 18; add --resume to go on") == 1
     assert not (out / "midcourse.json").exists()

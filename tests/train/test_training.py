@@ -35,6 +35,7 @@ from midcourse.train.precision import master_weights
 from midcourse.train.scorer import Scorer
 from midcourse.train.settings import Settings, TrainingError, check_reports
 from midcourse.train.training import train
+from studies.forked import in_fork
 from tests.pace import slow_except
 
 GOOD, BAD = (" fine and good", " bad and poor")
@@ -82,12 +83,14 @@ def undisturbed(lm_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFa
     return out
 
 
-def command(lm_folder: Path, data: Path, out: Path, *more: str) -> list[str]:
-    """The same training from the command line."""
+PLAIN = "from midcourse.cli import main; main()"
+
+
+def command(lm_folder: Path, data: Path, out: Path, *more: str, code: str = PLAIN) -> list[str]:
+    """The same training from the command line, with code of a test's own around it."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     backbone = ["--backbone", str(lm_folder), "--template", "raw", "--tune", "last:1"]
-    start = "from midcourse.cli import main; main()"
-    return [sys.executable, "-c", start, "train", str(data), "--out", str(out), *backbone, *flags, *more]
+    return in_fork(code, "train", str(data), "--out", str(out), *backbone, *flags, *more)
 
 
 def environment() -> dict[str, str]:
@@ -398,8 +401,7 @@ main()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_training_that_was_interrupted_resumes_to_the_same_reward(lm_folder, data, tmp_path, undisturbed_run, number):
     out = tmp_path / "reward"
-    interrupted = command(lm_folder, data, out)
-    interrupted[2] = SIGNALLED.format(number=int(number))
+    interrupted = command(lm_folder, data, out, code=SIGNALLED.format(number=int(number)))
     stopped = subprocess.run(interrupted, env=environment(), capture_output=True, text=True)
     assert stopped.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     assert "Traceback" not in stopped.stderr
@@ -433,8 +435,7 @@ main()
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_saving_leaves_the_previous_checkpoint(lm_folder, data, tmp_path, undisturbed_run):
     out = tmp_path / "reward"
-    killed = command(lm_folder, data, out)
-    killed[2] = KILLED_WHILE_SAVING
+    killed = command(lm_folder, data, out, code=KILLED_WHILE_SAVING)
     assert subprocess.run(killed, env=environment(), capture_output=True).returncode == -9
     assert [path.name for path in checkpoints(out)] == ["checkpoint-4"]
     assert list(out.glob(".saving-*")), "the kill was meant to leave a torn checkpoint behind"
@@ -448,8 +449,7 @@ def test_a_full_disk_while_saving_leaves_the_previous_checkpoint(lm_folder, data
     """No file may grow beyond a limit, as on a full disk: the second checkpoint cannot be written."""
     out = tmp_path / "reward"
     trained_size = (undisturbed_run / "reward.safetensors").stat().st_size
-    run = command(lm_folder, data, out, "--json")
-    run[2] = f"""
+    code = f"""
 import resource
 from midcourse.train import trainer
 publish = trainer.publish_folder
@@ -460,6 +460,7 @@ trainer.publish_folder = limited
 from midcourse.cli import main
 main()
 """
+    run = command(lm_folder, data, out, "--json", code=code)
     done = subprocess.run(run, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -877,19 +878,18 @@ def test_a_patient_run_in_less_memory_resumes_to_the_same_reward(lm_folder, tmp_
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in PATIENT.items()] + ["--gradient-checkpointing"]
 
     def run(out: Path, code: str, *more: str) -> subprocess.CompletedProcess:
-        what = [sys.executable, "-c", code, "train", str(data), "--out", str(out), *start, *flags, *more]
+        what = in_fork(code, "train", str(data), "--out", str(out), *start, *flags, *more)
         return subprocess.run(what, env=environment(), capture_output=True, text=True)
 
-    plain = "from midcourse.cli import main; main()"
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert run(whole, plain).returncode == 0
+    assert run(whole, PLAIN).returncode == 0
     stop = json.loads((whole / "midcourse.json").read_text())["metrics"]["early_stopping"]
     kill = SIGNALLED.replace('folder.name == "checkpoint-2"', 'folder.name == "checkpoint-{step}"')
     assert run(out, kill.format(step=3, number=int(signal.SIGKILL))).returncode == -signal.SIGKILL
     last = kill.format(step=stop["stopped"], number=int(signal.SIGKILL))
     assert run(out, last, "--resume").returncode == -signal.SIGKILL
     assert {f"checkpoint-{stop[name]}" for name in ("step", "stopped")} <= {path.name for path in checkpoints(out)}
-    done = run(out, plain, "--resume")
+    done = run(out, PLAIN, "--resume")
     assert done.returncode == 0, done.stderr
     assert same_reward(out, whole)
     for name in ("metrics.jsonl", "midcourse.json", "README.md"):

@@ -16,10 +16,12 @@ from midcourse.data.formats import (
     DataError,
     Problem,
     Renamed,
+    check_beside_prompt,
     flag,
     names,
     prompt_of,
     read_rows,
+    response_in,
     short,
     text_or_messages,
 )
@@ -31,8 +33,6 @@ PROMPTS_ELSEWHERE = (
     "post", "history", "messages", "conversation", "conversations",
 )  # fmt: skip
 COLUMNS = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished", *PROMPTS_ELSEWHERE)
-# What a message may have beside its content that a template would render, and that no text of a response can hold.
-BESIDE_CONTENT = {"tool_calls", "function_call", "reasoning_content", "thinking"}
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ def read_comparisons(
     rejects: list[BadRow] | None = None,
     renamed: Renamed | None = None,
 ) -> list[Comparison]:
-    """Read the comparisons of a .jsonl or .json (one object a line, perhaps .gz), .csv or .parquet file, in order.
+    """Read the comparisons of a .jsonl or .json (perhaps .gz), .csv, .tsv or .parquet file, in order.
 
     Fields: `chosen` and `rejected`, optionally `prompt`, `chosen_finished` and `rejected_finished` (true if
     absent); others are ignored. Each of the first three is a text or a list of {role, content}, also as a text of JSON.
@@ -238,6 +238,7 @@ def _response(fields: dict[str, Any], side: str, prompt: Prompt) -> tuple[Prompt
 
 
 def _implicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
+    check_beside_prompt(fields)
     chosen, rejected = text_or_messages(fields, "chosen"), text_or_messages(fields, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _split_transcripts(chosen, rejected) or _split_texts(fields, chosen, rejected)
@@ -261,9 +262,7 @@ def _one_assistant_message(side: str, messages: list[Message], remedy: str) -> s
     if [message["role"] for message in messages] != ["assistant"]:
         roles = ", ".join(short(message["role"]) for message in messages[:4]) or "none"
         raise Problem(side, f"{len(messages)} messages (roles: {roles}) where one of the assistant is due; {remedy}")
-    if beside := sorted(set(messages[0]) & BESIDE_CONTENT):
-        raise Problem(side, f"the response has {beside[0]} beside its content, which is no text of it; leave it out")
-    return messages[0]["content"]
+    return response_in(side, messages[0])
 
 
 def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | None:

@@ -62,7 +62,7 @@ def read_edits(
     rejects: list[BadRow] | None = None,
     renamed: Renamed | None = None,
 ) -> list[Edit]:
-    """Read the edits of a .jsonl or .json (one object a line, perhaps .gz), .csv or .parquet file, in order.
+    """Read the edits of a .jsonl or .json (perhaps .gz), .csv, .tsv or .parquet file, in order.
 
     Fields: `original` and `edited`, the better text; or `text` and `spans`, a list of {start, end} in characters, end
     exclusive, of what is wrong with it (not in CSV); optionally `prompt` (a text or, except in CSV, a list of {role,

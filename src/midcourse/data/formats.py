@@ -1,4 +1,4 @@
-"""Read files of rows: JSON Lines (also gzipped), CSV and Parquet, for every kind of row.
+"""Read files of rows: JSON Lines or an array of JSON (also gzipped), CSV and Parquet, for every kind of row.
 
 A kind of row is a function from fields to what they are. What is wrong with a row is said in one form:
 
@@ -26,7 +26,15 @@ from midcourse.lm.prompt import Message, Prompt
 
 # (path, folder for a cache, columns that matter) -> the rows of a table.
 TableLoader: TypeAlias = Callable[[str, str, Sequence[str]], Iterator[dict[str, Any]]]
-_MESSAGES_AS_TEXT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]\s*:")
+# How messages begin that are stored as text, as tables without nested columns have them: one of JSON's or Python's.
+_MESSAGES_AS_TEXT = re.compile(r"\s*(\[\s*)?\{\s*['\"]")
+_FIRST_KEY = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
+# What stands beside a prompt in other tools' rows, and changes what a model is asked.
+BESIDE_PROMPT = ("system", "system_prompt", "tools", "chat_template_kwargs")
+# What a message may have beside its content that a template would render, and that no text of a response can hold.
+_BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+# ShareGPT's names of the roles.
+_ROLES = {"human": "user", "gpt": "assistant"}
 
 Item = TypeVar("Item")
 Renamed: TypeAlias = Mapping[str, str]  # the names of fields here -> theirs in the file
@@ -93,9 +101,10 @@ def read_rows(
     """
     kept: list[Item] = []
     first = None
+    columns = [*columns, *((*BESIDE_PROMPT, "input") if "prompt" in columns else ()), *(renamed or {}).values()]
     for file in files_of(path):
         how = reader or _reader(file, what)
-        for number, row in how.rows(file, [*columns, *(renamed or {}).values()]):
+        for number, row in how.rows(file, columns):
             try:
                 kept.append(_within(limit, parse(_by_our_names(how.fields(row), renamed))))
                 if numbers is not None:
@@ -138,6 +147,8 @@ def _by_our_names(fields: dict[str, Any], renamed: Renamed | None) -> dict[str, 
     """Return a row with the names of its fields that are known here; Problem if one that is named is missing."""
     if not renamed:
         return fields
+    if renamed.get("prompt") == "instruction" and (more := fields.get("input")) and str(more).strip():
+        raise Problem("input", f"{short(more)} belongs to the instruction (Alpaca's format); join both into one prompt")
     for ours, theirs in renamed.items():
         if theirs not in fields:
             raise Problem(theirs, f"the field is missing among {names(fields)}; it is to be the {ours}")
@@ -192,10 +203,20 @@ def prompt_of(fields: dict[str, Any]) -> Prompt:
     """Return the prompt: a text, or a list of messages that is not empty."""
     if "prompt" not in fields:
         raise Problem("prompt", f"the field is missing among {names(fields)}; each row needs a prompt")
+    check_beside_prompt(fields)
     prompt = text_or_messages(fields, "prompt")
     if not isinstance(prompt, str) and not prompt:
         raise Problem("prompt", "the list of messages is empty; write a message or leave the field out")
     return prompt
+
+
+def check_beside_prompt(fields: dict[str, Any]) -> None:
+    """Raise Problem if a row has something beside its prompt that would change what a model is asked."""
+    for field in BESIDE_PROMPT:
+        value = fields.get(field)
+        if value and not (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null", "None")):
+            remedy = "write it as the prompt's first message" if field.startswith("system") else "remove it or the row"
+            raise Problem(field, f"{short(value)} stands beside the prompt, and is no part of it; {remedy}")
 
 
 def text_of(fields: dict[str, Any], field: str) -> str:
@@ -203,16 +224,18 @@ def text_of(fields: dict[str, Any], field: str) -> str:
     value = fields[field]
     if not isinstance(value, str):
         raise Problem(field, f"{short(value)} is not a text; write one")
-    if _MESSAGES_AS_TEXT.match(value):
+    if _messages_in_text(field, value) is not None:
         raise Problem(field, f"{short(value)} is a list of messages, and one text is due; write its content")
     return _whole(field, value)
 
 
 def text_or_messages(fields: dict[str, Any], field: str) -> str | list[Message]:
-    """Return a field that is a text or a list of {role, content}."""
+    """Return a field that is a text, a message, or a list of messages: {role, content}, or ShareGPT's {from, value}."""
     value = fields[field]
-    if isinstance(value, str) and _MESSAGES_AS_TEXT.match(value):
-        value = _messages_in_text(field, value)
+    if isinstance(value, str):
+        value = value if (messages := _messages_in_text(field, value)) is None else messages
+    if isinstance(value, dict):
+        value = [value]
     if isinstance(value, list):
         return [_message(field, number, message) for number, message in enumerate(value, 1)]
     if not isinstance(value, str):
@@ -220,14 +243,32 @@ def text_or_messages(fields: dict[str, Any], field: str) -> str | list[Message]:
     return _whole(field, value)
 
 
-def _messages_in_text(field: str, text: str) -> list[Any]:
-    """Return messages that are stored as a text of JSON, as tables without nested columns have them."""
+def response_in(field: str, message: Message) -> str:
+    """Return the text of an assistant's message; Problem if it has more than a text."""
+    beside = [name for name in _BESIDE_CONTENT if message.get(name)]
+    if beside:
+        raise Problem(field, f"the response has {beside[0]} beside its content, which is no text of it; leave it out")
+    return message["content"]
+
+
+def _messages_in_text(field: str, text: str) -> list[Any] | None:
+    """Return messages, or one, that are stored as a text of JSON; None if it is a text like any other."""
+    if not _MESSAGES_AS_TEXT.match(text):
+        return None
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
+        if not _FIRST_KEY.match(text):
+            return None
         raise Problem(
             field, f"{short(text)} looks like messages, and is no JSON; write them as a list or as JSON"
         ) from None
+    messages = found if isinstance(found, list) else [found]
+    return messages if all(map(_is_message, messages)) else None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
 def flag(fields: dict[str, Any], field: str) -> bool:
@@ -282,6 +323,7 @@ def _given(fields: dict[str, Any], field: str) -> Any:
 def _message(field: str, number: int, message: Any) -> Message:
     if not isinstance(message, dict):
         raise Problem(field, f"message {number} is {short(message)}; write it as {{role, content}}")
+    message = _named_by_openai(message)
     content = message.get("content")
     if isinstance(content, list):
         content = _text_of_parts(field, number, content)
@@ -295,6 +337,15 @@ def _message(field: str, number: int, message: Any) -> Message:
     except (TypeError, ValueError) as error:
         raise Problem(field, f"message {number} has fields that are no JSON ({error}); leave them out") from None
     return {"role": _whole(field, message["role"]), "content": _whole(field, str(content)), **others}
+
+
+def _named_by_openai(message: dict[str, Any]) -> dict[str, Any]:
+    """Return one of ShareGPT's messages, {from, value}, as {role, content}; any other as it is."""
+    if not {"from", "value"} <= message.keys() or message.keys() & {"role", "content"}:
+        return message
+    others = {name: value for name, value in message.items() if name not in ("from", "value")}
+    role = message["from"]
+    return {"role": _ROLES.get(role, role) if isinstance(role, str) else role, "content": message["value"], **others}
 
 
 def _text_of_parts(field: str, number: int, parts: list[Any]) -> str:
@@ -348,7 +399,7 @@ def _reader(path: Path, what: str) -> Reader:
         raise DataError(f"{path} has an unknown extension; use one of: {', '.join(FORMATS)}")
     if not size:
         raise DataError(f"{path} is empty; add {what} to it")
-    return FORMATS[ending]
+    return _ARRAYS[ending] if ending in _ARRAYS and _is_array(path, ending) else FORMATS[ending]
 
 
 def _ending(path: Path) -> str | None:
@@ -374,6 +425,27 @@ def _lines(path: Path, columns: Sequence[str], *, opener: Callable[..., Any]) ->
                     yield number, line.rstrip(b"\r\n")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); check its permissions or write it again") from error
+
+
+def _is_array(path: Path, ending: str) -> bool:
+    """Return whether a file of JSON is one array, and not an object a line."""
+    opener: Callable[..., Any] = gzip.open if ending.endswith(".gz") else open
+    with contextlib.suppress(OSError, EOFError, zlib.error), opener(path, "rb") as file:
+        return file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    return False  # whoever reads it says what is wrong with it
+
+
+def _array(path: Path, columns: Sequence[str], *, opener: Callable[..., Any]) -> Iterator[tuple[int, bytes]]:
+    """Yield the numbered items of a file that is one array of JSON, each as a line of JSON."""
+    try:
+        with opener(path, "rb") as file:
+            rows = json.loads(file.read().removeprefix(codecs.BOM_UTF8))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); check its permissions or write it again") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is a damaged array of JSON ({short(str(error))}); write it again") from error
+    for number, row in enumerate(rows, 1):
+        yield number, json.dumps(row).encode()
 
 
 def _open_gzip(path: Path, mode: str) -> Any:
@@ -451,19 +523,18 @@ def _wanted(there: Sequence[str], columns: Sequence[str]) -> list[str]:
 
 
 def _load_csv(path: str, cache: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    import pandas
     from datasets import Dataset
 
     with open(path, "rb") as file:
         _check_encoding(Path(path), file.read(4))
-    header = pandas.read_csv(path, nrows=0, encoding_errors="backslashreplace").columns
-    names = [str(name).strip() for name in header]  # "prompt, chosen" has a space in its second name
-    if len(set(names)) < len(names):
-        raise ValueError(f"its header names {names[0]!r} and others twice; name each column once")
+    separator, names = _header(path, columns)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"its header names {twice[0]!r} twice")
     table = Dataset.from_csv(
         path,
         cache_dir=cache,
         keep_in_memory=True,
+        sep=separator,
         names=names,
         header=0,
         # Each cell as it stands: "NA" and "1.0" are texts too.
@@ -475,6 +546,21 @@ def _load_csv(path: str, cache: str, columns: Sequence[str]) -> Iterator[dict[st
     if table.column_names != names:  # pandas made an index of the surplus, and shifted every cell
         raise ValueError("rows have more cells than the header has names")
     yield from table.select_columns(_wanted(names, columns))
+
+
+def _header(path: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what stands between a table's cells, the first in which its header has a column that matters; its names.
+
+    Spreadsheets write semicolons where the comma is the mark of decimals, and tabs into .tsv.
+    """
+    import pandas
+
+    found = {}
+    for separator in (",", ";", "\t"):
+        settings: dict[str, Any] = {"dtype": str, "na_filter": False, "encoding_errors": "backslashreplace"}
+        header = pandas.read_csv(path, sep=separator, header=None, nrows=1, **settings)
+        found[separator] = [str(name).strip() for name in header.iloc[0]]  # "prompt, chosen" has a space before chosen
+    return next(((mark, names) for mark, names in found.items() if {*names} & {*columns}), (",", found[","]))
 
 
 def _csv_fields(row: dict[str, str]) -> dict[str, Any]:
@@ -508,6 +594,10 @@ def _quiet_datasets() -> Iterator[None]:
 
 _LINES = Reader("line", partial(_lines, opener=open), json_fields, _json_text)
 _GZIPPED_LINES = _LINES._replace(rows=partial(_lines, opener=_open_gzip))
+_ARRAYS = {
+    ".json": _LINES._replace(unit="row", rows=partial(_array, opener=open)),
+    ".json.gz": _LINES._replace(unit="row", rows=partial(_array, opener=_open_gzip)),
+}
 _CSV_REMEDY = "put texts that hold commas, quotes or line ends between double quotes"
 _CSV = partial(_table_rows, kind="CSV", load=_load_csv, remedy=_CSV_REMEDY)
 _PARQUET = partial(_table_rows, kind="Parquet", load=_load_parquet, remedy="write it again")
@@ -517,5 +607,6 @@ FORMATS = {
     ".jsonl.gz": _GZIPPED_LINES,
     ".json.gz": _GZIPPED_LINES,
     ".csv": Reader("row", _CSV, _csv_fields, _csv_text),
+    ".tsv": Reader("row", _CSV, _csv_fields, _csv_text),
     ".parquet": Reader("row", _PARQUET, dict, _row_text),
 }

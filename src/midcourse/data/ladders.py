@@ -56,7 +56,7 @@ class Ladder:
 
 
 def read_ladders(path: str | Path, *, rejects: list[BadRow] | None = None) -> list[Ladder]:
-    """Read the ladders of a .jsonl or .json (one object a line, perhaps .gz), .csv or .parquet file, in order.
+    """Read the ladders of a .jsonl or .json (perhaps .gz), .csv, .tsv or .parquet file, in order.
 
     Fields: `machine` (or `llm`, `sampled`), optionally `mixed`, and `human` (or `original`); or, except in CSV,
     `levels`, a list of texts of which the first is the most machine-like; and optionally `group`. Others are ignored.

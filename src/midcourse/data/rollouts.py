@@ -17,6 +17,7 @@ from midcourse.data.formats import (
     number_of,
     prompt_of,
     read_rows,
+    response_in,
     short,
     text_of,
     text_or_messages,
@@ -112,16 +113,21 @@ def _named_alike(fields: dict[str, Any]) -> dict[str, Any]:
     found = {ours: fields[theirs] for theirs, ours in ALIASES.items() if theirs in fields and ours not in fields}
     fields = {**fields, **found}
     response = fields.get("response")
-    if isinstance(response, list) and len(response) == 1 and isinstance(response[0], dict):
-        fields["response"] = _assistants(text_or_messages(fields, "response"))
+    if isinstance(response, str | dict) or (
+        isinstance(response, list) and all(isinstance(one, dict) for one in response)
+    ):
+        fields["response"] = _text_of_response(text_or_messages(fields, "response"))
     return fields
 
 
-def _assistants(messages: Any) -> str:
-    """Return the content of one message; Problem if it is not the assistant's."""
-    if (role := messages[0]["role"]) != "assistant":
-        raise Problem("response", f"the message is of the role {short(role)}; write the assistant's")
-    return messages[0]["content"]
+def _text_of_response(response: Any) -> str:
+    """Return a response that is a text or a message; Problem if that is not one of the assistant."""
+    if isinstance(response, str):
+        return response
+    if [message["role"] for message in response] != ["assistant"]:
+        roles = ", ".join(short(message["role"]) for message in response[:4]) or "none"
+        raise Problem("response", f"{len(response)} messages (roles: {roles}) where one of the assistant is due")
+    return response_in("response", response[0])
 
 
 def _labelled(fields: dict[str, Any]) -> Rollout:

@@ -106,7 +106,7 @@ CHANGE_COLUMNS = (*BEFORE, *AFTER)
 
 
 def read_changes(path: str | Path, *, rejects: list[BadRow] | None = None) -> list[Change]:
-    """Read machine texts before and after a change from a .jsonl (also .gz), .csv or .parquet file.
+    """Read machine texts before and after a change from a .jsonl or .json (perhaps .gz), .csv, .tsv or .parquet file.
 
     Fields: `before` (or `machine`, `llm`) and `after` (or `humanized`, `edited`, `paraphrased`, `mixed`).
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from midcourse.lm.caches import UnsupportedModelError, check_supported, start_cache
-from midcourse.lm.load import EMBEDDED, load_model, load_tokenizer
+from midcourse.lm.load import EMBEDDED, check_tokens, load_model, load_tokenizer
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Arguments, chat_template, end_of_turn
 
@@ -44,6 +44,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         check_supported(self.model.config)
+        check_tokens(self.model, self.tokenizer, self.name)
 
     @classmethod
     def load(

@@ -40,6 +40,8 @@ EMBEDDED_ENCODER = "minilm"
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RECORD = "midcourse_policy.json"  # of a policy that midcourse trained; it has the model's name, where PEFT has a path
 
+# Layers that answer with numbers: no LM, even where its embeddings give such a checkpoint the head that it lacks.
+NO_LANGUAGE_MODEL = ("ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification")
 # What the last part of an architecture's name in config.json says a checkpoint is, and what an auto class asks for.
 CHECKPOINTS = {
     "ForCausalLM": "a causal LM",
@@ -203,6 +205,7 @@ def load_model(
     dtype: str = "auto",
     attention: str | None = "sdpa",
     own_head: bool = True,
+    other_heads: bool = True,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a pretrained model in eval mode. Every weight is the checkpoint's, but for a head that may be new.
@@ -214,6 +217,7 @@ def load_model(
         attention: implementation, if the architecture has it, else "eager"; None for the architecture's own.
         own_head: whether the head has to be the checkpoint's. Otherwise another head in the checkpoint is left out, and
             what it lacks of the head (a pooler included) starts from random numbers.
+        other_heads: whether it may have a head beside the one that is due, as a policy has one for values.
         trust_remote_code: as of `load_config`.
 
     Raises:
@@ -250,7 +254,7 @@ def load_model(
                 model, report = load()
     except Exception as error:  # of many kinds, if files are damaged
         raise _cannot_load(name, error) from error
-    _check_weights(model, report, name, cut=config is not None, own_head=own_head)
+    _check_weights(model, report, name, cut=config is not None, own_head=own_head, other_heads=other_heads)
     for adapter in reversed(adapters):
         model = load_adapter(model, adapter)
     if adapters:
@@ -273,6 +277,28 @@ def empty_model(
         if attention not in (None, "eager") and _lacks_attention(error):
             return empty_model(auto_class, config, dtype=dtype, attention="eager")
         raise _cannot_load(config.name_or_path or config.model_type, error) from error
+
+
+def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """See to it that a token without an embedding is refused in a sentence, once a text has it.
+
+    A tokenizer may have more tokens than its model: those of a model's larger kin, which no text has, or tokens that
+    were added and the embeddings not resized.
+    """
+    embeddings = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    if len(tokenizer) <= rows:
+        return
+
+    def check(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+        if given and int(given[0].max()) >= rows:
+            token = tokenizer.convert_ids_to_tokens(int(given[0].max()))
+            raise ModelError(
+                f"{name} has embeddings for {rows} tokens, and its tokenizer gave one beyond them, {token!r}; resize "
+                "the embeddings or restore the tokenizer"
+            )
+
+    embeddings.register_forward_pre_hook(check)
 
 
 def of_several_media(name: str) -> bool:
@@ -334,7 +360,8 @@ def adapter_base(folder: str) -> str:
         raise ModelError(f"{path} names no {field}; write the model's name there")
     if not (Path(folder) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no {ADAPTER_WEIGHTS}; save the adapter as safetensors")
-    return base
+    beside = Path(folder, base)
+    return str(beside) if base.startswith(".") and not Path(base).is_dir() and beside.is_dir() else base
 
 
 def _labels_of_adapters(name: str) -> int | None:
@@ -378,15 +405,22 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel
 
     try:
-        modules = _check_adapter(Path(folder))
+        shapes = stored_shapes(Path(folder) / ADAPTER_WEIGHTS)
+        ranks = _check_adapter(Path(folder), shapes)
+        _fit_embeddings(model, shapes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of keys that are missing, which are looked at below, and of new settings
             config = PeftConfig.from_pretrained(folder)
             if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
-                config.target_modules, config.exclude_modules = modules, None
+                config.target_modules, config.exclude_modules = set(ranks), None
+            config.rank_pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != config.r}
             adapted = PeftModel.from_pretrained(model, folder, config=config)
             report = adapted.load_adapter(folder, adapted.active_adapter)
-        if strange := [*report.missing_keys, *report.unexpected_keys]:
+        # Of resized embeddings that are modules to save PEFT writes another copy, which it does not know again.
+        unexpected = [
+            key for key in report.unexpected_keys if key.replace(".modules_to_save.", ".") not in shapes.keys() - {key}
+        ]
+        if strange := [*report.missing_keys, *unexpected]:
             raise ValueError(f"it lacks or has too much {_listed(strange)}")
         return adapted.merge_and_unload().eval()
     except Exception as error:  # of many kinds, if files are damaged or of another kind of adapter
@@ -395,10 +429,20 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         raise LoadError(message, reason) from error
 
 
-def _check_adapter(folder: Path) -> set[str]:
-    """Return which modules an adapter's tensors are of; ValueError if its settings ask for more than these are.
+def _fit_embeddings(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give a model as many embeddings as its adapter holds, if that was trained with tokens added."""
+    embeddings = model.get_input_embeddings()
+    (name,) = (name for name, module in model.named_modules() if module is embeddings)
+    whole = (f"base_model.model.{name}.{more}weight" for more in ("", "modules_to_save."))
+    rows = next((shapes[key][0] for key in whole if key in shapes), None)
+    if rows is not None and rows != embeddings.weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
 
-    Patterns are no regular expressions here, which may take for ever: what they match says the tensors' names.
+
+def _check_adapter(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return the rank that an adapter has at each module; ValueError if its settings ask for more than its tensors.
+
+    Both are read from the tensors. Patterns of names are regular expressions, which may take for ever.
     """
     settings = json.loads((folder / ADAPTER).read_text())
     if (kind := settings.get("peft_type")) != "LORA":
@@ -406,17 +450,13 @@ def _check_adapter(folder: Path) -> set[str]:
     for name in ("layer_replication", "alora_invocation_tokens"):
         if settings.get(name):
             raise ValueError(f"its {name} cannot be merged into the model")
-    shapes = stored_shapes(folder / ADAPTER_WEIGHTS)
-    most = largest_size(shapes)
-    patterns = {name: settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
-    for name, pattern in patterns.items():
-        if strange := [key for key in pattern if not re.fullmatch(r"\^?[\w.]+", key)]:
-            raise ValueError(f"its {name} has {short_value(strange[0])}, which names no module")
-    ranks = [settings.get("r"), *patterns["rank_pattern"].values()]
-    if strange := [rank for rank in ranks if type(rank) is not int or not 0 < rank <= most]:
-        raise ValueError(f"its rank is {short_value(strange[0])}, and its largest tensor has {most} rows")
-    found = (re.match(r"base_model\.model\.(.+)\.lora_(?:A|embedding_A)\b", name) for name in shapes)
-    return {one[1] for one in found if one}
+    if strange := [key for key in settings.get("alpha_pattern") or {} if not re.fullmatch(r"\^?[\w.]+", key)]:
+        raise ValueError(f"its alpha_pattern has {short_value(strange[0])}, which names no module")
+    rank, most = settings.get("r"), largest_size(shapes)
+    if type(rank) is not int or not 0 < rank <= most:
+        raise ValueError(f"its rank is {short_value(rank)}, and its largest tensor has {most} rows")
+    found = ((re.match(r"base_model\.model\.(.+)\.lora_(?:A|embedding_A)\b", name), name) for name in shapes)
+    return {one[1]: shapes[name][0] for one, name in found if one}
 
 
 @contextmanager
@@ -437,14 +477,20 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _check_weights(
-    model: PreTrainedModel, report: dict[str, Collection[Any]], name: str, *, cut: bool, own_head: bool
+    model: PreTrainedModel,
+    report: dict[str, Collection[Any]],
+    name: str,
+    *,
+    cut: bool,
+    own_head: bool,
+    other_heads: bool,
 ) -> None:
     """Refuse a checkpoint that lacks tensors or has them in other sizes; warn of those without a place in the model.
 
     Args:
         report: transformers' loading report.
         cut: whether the model may have fewer layers than the checkpoint.
-        own_head: see `load_model`.
+        own_head, other_heads: see `load_model`.
     """
     layers = model.config.get_text_config().num_hidden_layers
 
@@ -470,6 +516,10 @@ def _check_weights(
         remedy = f"use {_checkpoint(needed)}" if seems and head_only else "restore its weights or use another model"
         reason = f"it lacks {_listed(missing)} of {needed}{seems}"
         raise MissingWeightsError(f"{name} cannot be used: {reason}; {remedy}", reason, missing, head_only)
+    heads = [key for key in unexpected if not _in_trunk(model, key)]
+    if own_head and heads and (not other_heads or _is_no_language_model(resolve(name), needed)):
+        reason = f"it has {_listed(heads)} of another head{seems}"
+        raise LoadError(f"{name} cannot be used as {_checkpoint(needed)}: {reason}; name {_checkpoint(needed)}", reason)
     if unexpected:
         tell(f"warning: {name} has {_listed(unexpected)} that {needed} does without{seems}")
 
@@ -495,6 +545,12 @@ def _seems_to_be(folder: str, needed: str, unexpected: Sequence[str]) -> str | N
         return None
     kind = _checkpoint(str(architectures[0]))
     return f"{kind} ({architectures[0]})" if kind else str(architectures[0])
+
+
+def _is_no_language_model(folder: str, needed: str) -> bool:
+    """Return whether a causal LM is needed, and config.json says that a checkpoint is a classifier or the like."""
+    architectures = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [""]
+    return needed.endswith("ForCausalLM") and str(architectures[0]).endswith(NO_LANGUAGE_MODEL)
 
 
 def _checkpoint(architecture: str) -> str | None:

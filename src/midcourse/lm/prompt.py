@@ -196,9 +196,20 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], **set
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the tokenizer's chat template, of several the one called default; an empty text if it has none."""
+    """Return the tokenizer's chat template, of several the one called default; an empty text if it has none.
+
+    Raises:
+        PromptError: several, and none is called default.
+    """
     found = tokenizer.chat_template
-    return (found.get("default") if isinstance(found, Mapping) else found) or ""
+    if not isinstance(found, Mapping) or not found:
+        return found or ""
+    if "default" not in found:
+        raise PromptError(
+            f"this model's tokenizer has the chat templates {', '.join(map(repr, found))} and none called 'default'; "
+            "call one so in its folder, or use --template raw"
+        )
+    return found["default"] or ""
 
 
 def set_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> None:

@@ -22,6 +22,7 @@ from midcourse.lm.load import (
     MissingWeightsError,
     ModelError,
     adapters_of,
+    check_tokens,
     load_config,
     load_model,
     load_tokenizer,
@@ -105,6 +106,7 @@ class ClassifierReward(TextReward):
             raise RewardError(f"batch-size {batch_size} holds no text; use 1 or more")
         self.model = model.eval()
         self.tokenizer = tokenizer
+        check_tokens(model, tokenizer, name)
         self.batch_size = batch_size
         self.recorded = recorded_template(model.config, name)
         self.reading: Reading = self._reading(template)
@@ -114,6 +116,8 @@ class ClassifierReward(TextReward):
             return "pair"
         if self.recorded:
             return self.recorded
+        if template == "raw":
+            return "raw"
         return (template or "chat") if chat_template(self.tokenizer) else "raw"
 
     @classmethod

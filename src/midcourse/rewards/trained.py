@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from midcourse.errors import short_value
 from midcourse.files import as_json, whole_file, whole_folder, write_text
 from midcourse.lm.language_model import tokenizer_fingerprint
-from midcourse.lm.load import largest_size, stored_shapes
+from midcourse.lm.load import check_tokens, largest_size, stored_shapes
 from midcourse.lm.prompt import Prompt, Template
 from midcourse.lm.weights import weights_fingerprint
 from midcourse.rewards.backbone import Backbone, Tuning
@@ -55,6 +55,7 @@ class TrainedReward(nn.Module, Reward):
         self.info = info
         self.name = f"the reward on {info.backbone}"
         self.head = self.make_head()
+        check_tokens(self.backbone, tokenizer, self.name)
         set_trainable(self)
 
     @abstractmethod

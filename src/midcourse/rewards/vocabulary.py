@@ -11,18 +11,18 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from midcourse.lm.caches import AnyCache, check_supported
 from midcourse.lm.contract import CausalModel
 from midcourse.lm.language_model import (
-    LanguageModel,
     chat_fingerprint,
     context_length,
     eos_token_ids,
     log_probabilities,
     tokenizer_fingerprint,
 )
+from midcourse.lm.load import check_tokens, load_model, load_tokenizer
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Arguments, Prefix, Template, end_of_turn
 from midcourse.rewards.cached_rows import CachedRows
@@ -68,6 +68,7 @@ class VocabularyReward(TokenReward):
         self.normalised = normalised
         self.name = name
         self.tokens = tokenizer_fingerprint(tokenizer)
+        check_tokens(self.model, tokenizer, name)
 
     @classmethod
     def load(
@@ -80,10 +81,11 @@ class VocabularyReward(TokenReward):
         dtype: str = "auto",
         template_arguments: Arguments | None = None,
     ) -> "VocabularyReward":
-        """Load a causal LM from a folder or Hub id; ModelError if there is none."""
+        """Load a causal LM from a folder or Hub id; ModelError if there is none, or if it has another head beside."""
         check_arguments_used(template, template_arguments, str(name))
-        lm = LanguageModel.load(str(name), device=device, dtype=dtype, template_arguments=template_arguments)
-        return cls(lm.model, lm.tokenizer, template=template, normalised=normalised, name=str(name))
+        model = load_model(AutoModelForCausalLM, str(name), device=device, dtype=dtype, other_heads=False)
+        tokenizer = load_tokenizer(str(name), template_arguments)
+        return cls(model, tokenizer, template=template, normalised=normalised, name=str(name))
 
     @property
     def models(self) -> Sequence[nn.Module]:
