@@ -78,7 +78,7 @@ def parts(text: str) -> dict:
     content = [
         {"type": "reasoning", "summary": []},
         {"type": "text", "text": text[:2]},
-        {"type": "text", "text": text[2:]},
+        {"text": text[2:]},  # some servers leave the type out
     ]
     found["choices"][0]["message"]["content"] = content
     return found
@@ -87,6 +87,20 @@ def parts(text: str) -> dict:
 def test_content_in_parts_is_read(serve):
     chat = ChatServer(serve(lambda request: (200, parts("hello"))).url, "m", called="judge", error=DataError)
     assert chat.complete([{"role": "user", "content": "a"}]).text == "hello"
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_model_whose_template_takes_no_system_message_is_told_by_the_user(serve, status):
+    def answer(request):
+        if request["messages"][0]["role"] == "system":
+            return status, {"error": {"message": "System role not supported"}}
+        return 200, completion(request["messages"][0]["content"])
+
+    server = serve(answer)
+    chat = ChatServer(server.url, "m", called="judge", error=DataError)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert [chat.complete(messages).text for _ in range(2)] == ["Be brief.\n\nHi"] * 2
+    assert len(server.requests) == 3
 
 
 def test_what_a_model_takes_by_another_name_or_not_at_all_is_asked_so(serve):

@@ -185,6 +185,13 @@ def test_a_proportion_that_never_fails_has_the_interval_of_clopper_and_pearson(g
     assert mean_interval(np.zeros(groups), proportion=True)[1] == pytest.approx((0.0, 1 - low))
 
 
+def test_a_proportion_of_nothing_but_ties_is_not_known_exactly():
+    """Of 6 prompts all are even. Were more than 1 - 0.025^(1/6) others, all won or all lost, that would be rare."""
+    mean, interval = mean_interval([0.5] * 6, proportion=True)
+    others = 1 - 0.025 ** (1 / 6)
+    assert mean == 0.5 and interval == pytest.approx((0.5 - others / 2, 0.5 + others / 2))
+
+
 def test_intervals_of_few_values_cover_the_mean_as_often_as_they_say():
     """A plain percentile interval of 8 values covers it in 88 of 100 cases."""
     rng = np.random.default_rng(4)

@@ -173,6 +173,11 @@ def test_honest_probabilities_have_an_error_near_0():
     assert calibration_error(found, np.ones(2_000), own_prompts(2_000))["interval"][0] > 0.05
 
 
+def test_the_error_of_one_prompt_has_no_interval():
+    have = calibration_error(np.array([NINE, -NINE]), np.ones(2), ["a", "a"])
+    assert have["interval"] is None and have["ece"] == pytest.approx(0.4)
+
+
 def test_ties_are_even_odds_and_honest():
     have = calibration_error(np.zeros(50), np.ones(50), own_prompts(50))
     assert have == {"ece": 0.0, "interval": (0.0, 0.0), "by_chance": 0.0}

@@ -239,8 +239,8 @@ def _short(figure: float) -> str:
 def _error(error: dict[str, Any] | None) -> str:
     if error is None:
         return "n/a"
-    low, high = error["interval"]
-    return f"{error['ece']:.3f} ({low:.3f} to {high:.3f})"
+    interval = error["interval"]
+    return f"{error['ece']:.3f}" + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
 
 
 def _chance(error: dict[str, Any] | None) -> str:

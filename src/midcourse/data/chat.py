@@ -18,6 +18,7 @@ Found = TypeVar("Found")
 
 # What a model may refuse of a request, and what it takes for it; None leaves it out.
 OTHER_WORDS: dict[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None}
+SYSTEM = "system"  # the role of a message that some chat templates refuse
 
 
 class Answer(NamedTuple):
@@ -103,19 +104,21 @@ class ChatServer:
             raise self._error("does not speak the protocol; give the address up to /v1") from error
 
     def _asked(self, request: dict[str, Any]) -> Any:
-        """Return the server's answer, asked in other words where the model takes none of these (o1 and its kin).
+        """Return the server's answer, asked in other words where the model refuses these.
 
-        What it refused once is not sent again.
+        o1 and its kin take no max_tokens, Gemma's template no system message. What was refused once is not sent again.
         """
-        from openai import BadRequestError
+        from openai import BadRequestError, UnprocessableEntityError
 
-        for name in self._refused & request.keys():
+        for name in self._refused & {*request, SYSTEM}:
             request = _in_other_words(name, request)
         create: Any = self._client.chat.completions.create
         try:
             return create(**request)
-        except BadRequestError as error:
+        except (BadRequestError, UnprocessableEntityError) as error:
             refused = [name for name in OTHER_WORDS if name in request and name in str(error)]
+            if SYSTEM in str(error).lower() and request["messages"][0]["role"] == SYSTEM:
+                refused.append(SYSTEM)
             if not refused:
                 raise
             self._refused |= {refused[0]}
@@ -127,7 +130,13 @@ class ChatServer:
 
 
 def _in_other_words(name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a request without a field, or with the one that stands for it."""
+    """Return a request without a field, or with the one that stands for it; what the system says the user says."""
+    if name == SYSTEM:
+        first, *others = request["messages"]
+        if first["role"] != SYSTEM or not others:
+            return request
+        told = {**others[0], "content": f"{first['content']}\n\n{others[0]['content']}"}
+        return {**request, "messages": [told, *others[1:]]}
     others = {key: value for key, value in request.items() if key != name}
     other = OTHER_WORDS[name]
     return others if other is None else {**others, other: request[name]}
@@ -137,7 +146,7 @@ def _content(content: Any) -> str:
     """Return the text of an answer, which some servers send in parts; TypeError if it is none."""
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else vars(part) for part in content]
-        content = "".join(part["text"] for part in parts if part.get("type") in ("text", "output_text"))
+        content = "".join(part["text"] for part in parts if part.get("type", "text") in ("text", "output_text"))
     if content is not None and not isinstance(content, str):
         raise TypeError(f"the content is of type {type(content).__name__}")
     return content or ""

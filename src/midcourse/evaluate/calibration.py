@@ -151,7 +151,7 @@ def calibration_error(
     (Naeini et al., 2015), in bins of equal mass by confidence (equal confidences share a bin). Chance makes it
     positive: by_chance is what honest probabilities would show on average on as many independent pairs. Resampling adds
     that once more, so the interval is the reflected one (2 ECE - quantiles of the resampled ECE), cut at 0 and widened
-    to hold the ECE itself; it can miss a true 0.
+    to hold the ECE itself; it can miss a true 0. One prompt has no interval.
     """
     confidence = expit(np.abs(margins) / temperatures)
     correct = 0.5 + 0.5 * np.sign(margins)
@@ -162,13 +162,16 @@ def calibration_error(
     gaps = np.zeros((len(names), len(edges) + 1))
     np.add.at(gaps, (prompt_of, bin_of), correct - confidence)
     ece = float(np.abs(gaps.sum(0)).sum() / len(margins))
-    times = resamples(len(names))
-    again = np.abs(times @ gaps).sum(1) / (times @ np.bincount(prompt_of))
-    low, high = 2 * ece - np.quantile(again, [0.975, 0.025])
+    interval = None
+    if len(names) > 1:
+        times = resamples(len(names))
+        again = np.abs(times @ gaps).sum(1) / (times @ np.bincount(prompt_of))
+        low, high = 2 * ece - np.quantile(again, [0.975, 0.025])
+        interval = max(float(low), 0.0), max(float(high), ece)
     won = np.random.default_rng(0).random((CHANCE_DRAWS, len(margins))) < confidence
     honest = np.where(margins == 0, 0.0, won - confidence) @ np.eye(len(edges) + 1)[bin_of]
     by_chance = float(np.abs(honest).sum(1).mean() / len(margins))
-    return {"ece": ece, "interval": (max(float(low), 0.0), max(float(high), ece)), "by_chance": by_chance}
+    return {"ece": ece, "interval": interval, "by_chance": by_chance}
 
 
 # The mean at every length

@@ -2,8 +2,8 @@
 
 All intervals of the project are made here: a percentile interval with its quantiles moved outwards for few groups
 (Hesterberg, What Teachers Should Know About the Bootstrap, 2015, section 5.2), which a plain one covers too rarely.
-One group has no interval. Where all groups say the same of a proportion no draw differs, and the interval is that of
-Clopper and Pearson (1934), a group being a trial.
+One group has no interval. Where all groups say the same of a proportion no draw differs; what other groups may be then
+is taken from Clopper and Pearson (1934), a group being a trial.
 """
 
 import math
@@ -57,15 +57,17 @@ def interval_of(draws: np.ndarray, groups: int, *, proportion: bool = False) -> 
     if groups < 2 or not len(draws):
         return None
     low, high = map(float, np.quantile(draws, [_tail(groups), 1 - _tail(groups)]))
-    if proportion and low == high and low in (0.0, 1.0):
-        return all_or_none(low == 1.0, groups)
-    return low, high
+    return all_alike(low, groups) if proportion and low == high else (low, high)
 
 
-def all_or_none(succeeded: bool, trials: int) -> Interval:
-    """Return Clopper and Pearson's interval of a proportion of which all trials succeeded, or none."""
-    least = 0.025 ** (1 / trials)
-    return (least, 1.0) if succeeded else (0.0, 1 - least)
+def all_alike(value: float, trials: int) -> Interval:
+    """Return the interval of a mean of outcomes from 0 to 1 that are `value` in all trials.
+
+    Were more than 1 - 0.025^(1/trials) of all outcomes others, this would happen less than once in 40; they may be all
+    0 or all 1. Of nothing but successes, or failures, it is Clopper and Pearson's interval.
+    """
+    others = 1 - 0.025 ** (1 / trials)
+    return value * (1 - others), value + (1 - value) * others
 
 
 @cache

@@ -185,8 +185,7 @@ def temperature_lines(metrics: dict) -> list[str]:
 def _error(error: dict | None) -> str:
     if error is None:
         return "n/a"
-    low, high = error["interval"]
-    return f"{error['ece']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{error['ece']:.3f} ({as_range(error['interval'])})"
 
 
 def how_it_went(metrics: dict[str, Any]) -> str:
