@@ -24,13 +24,13 @@ import numpy as np
 
 from midcourse import LanguageModel
 from midcourse.compare.arms import PLAIN, Base
-from midcourse.compare.judges import JudgedResponse
 from midcourse.compare.report.grouped import GroupedRows
 from midcourse.compare.report.page import write_report
 from midcourse.compare.report.statistics import difference
 from midcourse.compare.rows import ComparisonRows, ResponseRow, read_folder
 from midcourse.compare.run import compare
 from midcourse.compare.study import Study
+from midcourse.compare.writing import WrittenResponse
 from midcourse.data.encoded import encode
 from midcourse.errors import MidcourseError
 from midcourse.evaluate.accuracy import pair_accuracy
@@ -182,7 +182,7 @@ def pilot(task: Setup, study: Study, found: Weights) -> dict[str, Any]:
 
 def golds(task: Setup, rows: Sequence[ResponseRow]) -> dict[str, dict[int, float]]:
     """By arm and prompt, the gold of a comparison's responses."""
-    rated = task.gold.rate([JudgedResponse(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
+    rated = task.gold.rate([WrittenResponse(r.key, r.arm, r.prompt, r.text, r.finish_reason == "stop") for r in rows])
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for row, gold in zip(rows, rated, strict=True):
         found[row.arm][row.prompt_id] = gold
@@ -258,7 +258,7 @@ def futures(task: Setup, study: Study) -> tuple[list[Stem], list[float]]:
         for number, (prompt, ids) in enumerate(begun):
             stem = Stem(prompt, decode(ids), share)
             texts = [stem.text + end.text for end in ends[number * FROM_EACH : (number + 1) * FROM_EACH]]
-            gold = task.gold.rate([JudgedResponse("", "", prompt, text, False) for text in texts])
+            gold = task.gold.rate([WrittenResponse("", "", prompt, text, False) for text in texts])
             stems.append(stem)
             worth.append(fmean(gold))
     return stems, worth
@@ -307,7 +307,7 @@ def seconds_per_token(folder: Path) -> dict[str, np.ndarray]:
     sums: dict[str, dict[int, np.ndarray]] = defaultdict(lambda: defaultdict(lambda: np.zeros(2)))
     for row in read_folder(folder).responses:
         if row.cost:  # the prompts' reference responses have none
-            sums[row.arm][row.cost.batch] += row.cost.seconds, len(row.tokens)
+            sums[row.arm][row.cost.batch] += row.cost.seconds, row.tokens
     return {arm: np.array([seconds / tokens for seconds, tokens in of.values()]) for arm, of in sums.items()}
 
 

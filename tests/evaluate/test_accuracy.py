@@ -12,7 +12,7 @@ from torch import Tensor
 
 from midcourse.data.encoded import EncodedRow, PairSet
 from midcourse.evaluate.accuracy import SHARES, length_baseline, outcome, pair_accuracy
-from midcourse.evaluate.intervals import Resamples, mean_interval
+from midcourse.evaluate.intervals import Resamples, mean_interval, resamples
 from midcourse.rewards.info import RewardError
 
 EOS = 9
@@ -208,12 +208,21 @@ def test_a_bootstrap_sample_draws_as_many_groups_as_there_are(groups):
     assert some.var() == pytest.approx(1 - 1 / groups, abs=0.05)  # of a multinomial
 
 
-def test_samples_that_are_not_kept_are_the_same(monkeypatch):
-    values = np.random.default_rng(1).normal(size=(900, 2))
-    kept = Resamples(900, seed=5) @ values
-    monkeypatch.setattr("midcourse.evaluate.intervals.KEPT", 0)
-    again = Resamples(900, seed=5)
-    assert np.array_equal(again @ values, kept) and np.array_equal(again @ values, kept)
+def test_many_groups_are_drawn_in_lots_with_the_same_variance(monkeypatch):
+    """The error of a mean of 3,000 values, some prompts of which have more than one: from all, and from 500 lots."""
+    rng = np.random.default_rng(1)
+    groups = rng.integers(1500, size=3000)
+    values = rng.normal(size=3000) + rng.normal(size=1500)[groups]
+    mean, (low, high) = mean_interval(values, groups)
+    monkeypatch.setattr("midcourse.evaluate.intervals.LOTS", 500)
+    resamples.cache_clear()
+    again, (lower, higher) = mean_interval(values, groups)
+    drawn = Resamples(1500, seed=3)
+    resamples.cache_clear()
+    assert again == mean and higher - lower == pytest.approx(high - low, rel=0.12)
+    assert (drawn @ np.ones((1500, 2)) == 1500).all()  # lots of three each
+    some = np.array(list(islice(drawn, 500)))
+    assert np.allclose(some @ values[:1500], (drawn @ values[:1500])[:500])
 
 
 def test_the_interval_of_many_values_is_the_normal_one():

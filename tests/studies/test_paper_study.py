@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midcourse.compare.judges import JudgedResponse
+from midcourse.compare.writing import WrittenResponse
 from midcourse.data.comparisons import Comparison
 from studies.paper import tables
 from studies.paper.plot import plot
@@ -269,7 +269,7 @@ def test_a_judge_of_words_knows_what_was_preferred():
     ]
     wrong_way_round = Comparison("Well?", " Shut up, Eve.", " Thank you, Eve.")
     judge, accuracy = words_judge("polite", thanks, [*thanks[:3], wrong_way_round])
-    said = [JudgedResponse("", "", "Well?", text, True) for text in (" Thank you all.", " Hm.", " Shut up.")]
+    said = [WrittenResponse("", "", "Well?", text, True) for text in (" Thank you all.", " Hm.", " Shut up.")]
     polite, neither, rude = judge.rate(said)
     assert polite > neither == 0 > rude
     assert (accuracy["accuracy"], accuracy["rows"], judge.name) == (0.75, 4, "polite")

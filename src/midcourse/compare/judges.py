@@ -3,41 +3,32 @@
 Their judgements are rows of a file of their own, so that a judge can be added when the responses are there already.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from midcourse.compare.arms import PLAIN, CompareError
 from midcourse.compare.independence import Origin, of_function, of_reward, unknown, why_dependent
 from midcourse.compare.rows import REFERENCE_RESPONSES
 from midcourse.compare.study import Study
-from midcourse.compare.writing import key_of
+from midcourse.compare.writing import WrittenResponse, key_of
 from midcourse.data.chat import answered
 from midcourse.data.formats import Problem
-from midcourse.data.jsonl import append_row, append_rows, appending, written_rows
+from midcourse.data.jsonl import append_row, append_rows, appending, kept_rows
 from midcourse.data.judge import Judge, Verdict
-from midcourse.lm.prompt import Prompt
 from midcourse.progress import progress
 from midcourse.rewards.contract import Text
 from midcourse.rewards.gold import load_gold
 from midcourse.rewards.info import place_of, read_info
 from midcourse.rewards.named import is_function, load_reward, own_settings
 
+# What a judgement is of: the response's key, the judge, and the arm of the other side, None for a score.
+Judged: TypeAlias = tuple[str, str, str | None]
 BATCH = 32  # responses judged between two writes to disk
 JUDGEMENTS = "judgements.jsonl"
 _OUTCOMES = {"a": 1.0, "b": 0.0, "tie": 0.5, None: None}
-
-
-@dataclass(frozen=True)
-class JudgedResponse:
-    """A response to be judged. `key` is its row's, or "reference/3" for the reference response of prompt 3."""
-
-    key: str
-    arm: str
-    prompt: Prompt
-    text: str
-    finished: bool
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class NumberJudge:
     name: str
     kind: str
     origin: Origin
-    rate: Callable[[Sequence[JudgedResponse]], list[float]]
+    rate: Callable[[Sequence[WrittenResponse]], list[float]]
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -137,58 +128,60 @@ def reward_judge(
 # Judging
 
 
-def judge_all(
-    judges: Sequence[AnyJudge],
-    responses: Sequence[JudgedResponse],
-    rivals: Mapping[str, Sequence[JudgedResponse]],
-    folder: Path,
-    *,
-    resume: bool = False,
-    concurrency: int = 8,
-) -> list[dict[str, Any]]:
-    """Append what is missing to the folder's judgements, and return all of them.
+def judge_rows(
+    judges: Sequence[AnyJudge], rows: Mapping[str, WrittenResponse], folder: Path, concurrency: int
+) -> dict[Judged, float | None]:
+    """Append what is missing to the folder's judgements; return all: scores, and outcomes against other arms.
 
-    Args:
-        rivals: by response key, what a judge that compares compares it with: plain's response to the same prompt and
-            seed, the reference response.
+    A judge that compares does so with plain's response to the same prompt and seed, and with the reference response.
 
     Raises:
         JudgeError, CompareError: a judge that does not answer, or not with numbers; what was judged before is kept.
     """
-    known = {one.key: one for one in responses}
 
-    def key_of(row: dict[str, Any]) -> tuple[str, str, str | None]:
-        if row["key"] not in known:
+    def key_of(row: dict[str, Any]) -> Judged:
+        if row["key"] not in rows:
             raise Problem("row", f"judges {row['key']!r}, which is no response here")
-        return row["key"], row["judge"], row.get("versus")
+        return rows[row["key"]].key, sys.intern(row["judge"]), row.get("versus") and sys.intern(row["versus"])
 
     path = folder / JUDGEMENTS
-    judged = written_rows(path, resume, key_of)
+    judged = kept_rows(path, True, key_of, _value)
     for judge in judges:
         with appending(path) as file:
             if isinstance(judge, NumberJudge):
-                left = [one for one in responses if (one.key, judge.name, None) not in judged]
+                left = [one for one in rows.values() if (one.key, judge.name, None) not in judged]
                 with progress(f"judging by {judge.name}", len(left)) as advance:
-                    for rows in _numbers(judge, left):
-                        append_rows(file, rows)
-                        judged |= {key_of(row): row for row in rows}
-                        advance(len(rows))
+                    for found in _numbers(judge, left):
+                        append_rows(file, found)
+                        judged |= {key_of(row): _value(row) for row in found}
+                        advance(len(found))
                 continue
             pairs = [
                 (one, rival)
-                for one in responses
-                for rival in rivals.get(one.key, ())
+                for one in rows.values()
+                for rival in _rivals(one, rows)
                 if (one.key, judge.name, rival.arm) not in judged
             ]
             with progress(f"judging by {judge.name}", len(pairs)) as advance:
                 for row in _verdicts(judge, pairs, concurrency):
                     append_row(file, row)
-                    judged[key_of(row)] = row
+                    judged[key_of(row)] = _value(row)
                     advance(1)
-    return list(judged.values())
+    return judged
 
 
-def _numbers(judge: NumberJudge, responses: Sequence[JudgedResponse]) -> Iterator[list[dict[str, Any]]]:
+def _value(row: Mapping[str, Any]) -> float | None:
+    """Return what a judgement says: a score, or an outcome, None if no verdict could be read."""
+    return row["score"] if row["score"] is not None else row.get("outcome")
+
+
+def _rivals(one: WrittenResponse, rows: Mapping[str, WrittenResponse]) -> list[WrittenResponse]:
+    """Return what a judge that compares compares a response with."""
+    keys = key_of(PLAIN, one.prompt_id, one.seed), key_of(REFERENCE_RESPONSES, one.prompt_id, 0)
+    return [rows[key] for key in keys if key in rows and rows[key].arm != one.arm]
+
+
+def _numbers(judge: NumberJudge, responses: Sequence[WrittenResponse]) -> Iterator[list[dict[str, Any]]]:
     order = sorted(responses, key=lambda one: len(one.text))
     for begin in range(0, len(order), BATCH):
         part = order[begin : begin + BATCH]
@@ -203,7 +196,7 @@ def _numbers(judge: NumberJudge, responses: Sequence[JudgedResponse]) -> Iterato
 
 
 def _verdicts(
-    judge: VersusJudge, pairs: Sequence[tuple[JudgedResponse, JudgedResponse]], concurrency: int
+    judge: VersusJudge, pairs: Sequence[tuple[WrittenResponse, WrittenResponse]], concurrency: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each pair as soon as its verdicts are there. Equal texts are a tie, and nobody is asked."""
     asked = [(pair, pair) for pair in pairs if pair[0].text != pair[1].text]
@@ -211,14 +204,14 @@ def _verdicts(
         if one.text == rival.text:
             yield _versus(judge, one, rival, Verdict("tie", "tie"))
 
-    def verdict(pair: tuple[JudgedResponse, JudgedResponse]) -> Verdict:
+    def verdict(pair: tuple[WrittenResponse, WrittenResponse]) -> Verdict:
         return judge.judge.compare(pair[0].prompt, pair[0].text, pair[1].text)
 
     for pair, found in answered(verdict, asked, concurrency):
         yield _versus(judge, *pair, found)
 
 
-def _versus(judge: VersusJudge, one: JudgedResponse, rival: JudgedResponse, verdict: Verdict) -> dict[str, Any]:
+def _versus(judge: VersusJudge, one: WrittenResponse, rival: WrittenResponse, verdict: Verdict) -> dict[str, Any]:
     return {
         "key": one.key,
         "judge": judge.name,
@@ -229,24 +222,6 @@ def _versus(judge: VersusJudge, one: JudgedResponse, rival: JudgedResponse, verd
         "first": verdict.a_first,
         "second": verdict.b_first,
     }
-
-
-def judge_rows(
-    judges: Sequence[AnyJudge], rows: Mapping[str, dict[str, Any]], folder: Path, concurrency: int
-) -> list[dict[str, Any]]:
-    """Have all rows judged, and return the judgements. A judge that compares does so with plain and the references."""
-    responses = {
-        key: JudgedResponse(key, row["arm"], row["prompt"], row["text"], row["finish_reason"] == "stop")
-        for key, row in rows.items()
-    }
-    rivals = {}
-    for key, row in rows.items():
-        others = {
-            PLAIN: responses.get(key_of(PLAIN, row["prompt_id"], row["seed"])),
-            REFERENCE_RESPONSES: responses.get(key_of(REFERENCE_RESPONSES, row["prompt_id"], 0)),
-        }
-        rivals[key] = [one for arm, one in others.items() if one is not None and arm != row["arm"]]
-    return judge_all(judges, list(responses.values()), rivals, folder, resume=True, concurrency=concurrency)
 
 
 def check_judges(judges: Sequence[AnyJudge], study: Study, force: bool) -> dict[str, list[str]]:

@@ -4,8 +4,10 @@ A folder of `midcourse compare` holds results.jsonl (a row for each method, sett
 and compare.json (what was asked). This reads them; the figures are made of nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from midcourse.data.record import read_record
 from midcourse.errors import MidcourseError
 from midcourse.lm.prompt import Prompt
 
+_WHAT, _REMEDY = "a comparison", "remove it and resume"
 RESULTS, JUDGEMENTS, ASKED = "results.jsonl", "judgements.jsonl", "compare.json"
 REFERENCE_RESPONSES = "reference"  # the arm that holds the data set's own responses
 
@@ -71,7 +74,8 @@ class ResponseRow:
         guidance_kl, total_kl: nats of the response; None if a method has none.
         kl_bound: best-of-n's bound on its guidance KL, log n - (n - 1) / n.
         greedy: its choices were not drawn.
-        tokens: none for responses of a data set.
+        tokens: how many it has; 0 for responses of a data set.
+        logprob, reference_logprob: sums over its tokens; None if there are none, or one of them has none.
         cost: None for responses of a data set.
     """
 
@@ -90,7 +94,9 @@ class ResponseRow:
     total_kl: float | None = None
     kl_bound: float | None = None
     greedy: bool = False
-    tokens: tuple[TokenRow, ...] = ()
+    tokens: int = 0
+    logprob: float | None = None
+    reference_logprob: float | None = None
     cost: StoredCost | None = None
 
 
@@ -117,11 +123,26 @@ class Judgement:
 
 @dataclass(frozen=True)
 class ComparisonRows:
-    """All rows of a folder, and what was asked."""
+    """All rows of a folder, and what was asked.
+
+    Attributes:
+        folder: where they are.
+    """
 
     responses: Sequence[ResponseRow]
     judgements: Sequence[Judgement]
     asked: Mapping[str, Any]
+    folder: Path
+
+    def tokens_of(self, keys: Collection[str]) -> dict[str, list[TokenRow]]:
+        """Return the tokens of these responses, which take most of a file and are not kept in memory."""
+
+        def tokens(row: Mapping[str, Any]) -> tuple[str, list[TokenRow]] | None:
+            if row["key"] not in keys:
+                return None
+            return row["key"], [TokenRow(**_known(TokenRow, token)) for token in row.get("tokens") or ()]
+
+        return dict(filter(None, whole_rows(self.folder / RESULTS, tokens, _WHAT, _REMEDY)))
 
 
 def read_folder(folder: Path) -> ComparisonRows:
@@ -135,13 +156,21 @@ def read_folder(folder: Path) -> ComparisonRows:
     """
     if not (folder / RESULTS).exists():
         raise ComparisonError(f"{folder} has no {RESULTS}; give the folder that midcourse compare wrote")
-    what, remedy = "a comparison", "remove it and resume"
-    responses = {row.key: row for row in whole_rows(folder / RESULTS, _response, what, remedy)}
+    shared: dict[str, Any] = {}
+    read = partial(
+        _response, share=lambda value: shared.setdefault(value if isinstance(value, str) else repr(value), value)
+    )
+    responses = {row.key: row for row in whole_rows(folder / RESULTS, read, _WHAT, _REMEDY)}
     if not responses:
         raise ComparisonError(f"{folder / RESULTS} has no rows yet; run midcourse compare with --resume to write some")
-    judged = whole_rows(folder / JUDGEMENTS, _judgement, what, remedy)
+
+    def judgement(row: Mapping[str, Any]) -> Judgement:
+        known = responses.get(row["key"])
+        return Judgement(**{**_known(Judgement, row), "key": known.key if known else row["key"]})
+
+    judged = whole_rows(folder / JUDGEMENTS, judgement, _WHAT, _REMEDY)
     judgements = {(row.key, row.judge, row.versus): row for row in judged}
-    return ComparisonRows(list(responses.values()), list(judgements.values()), _asked(folder / ASKED))
+    return ComparisonRows(list(responses.values()), list(judgements.values()), _asked(folder / ASKED), folder)
 
 
 def _asked(path: Path) -> Mapping[str, Any]:
@@ -151,19 +180,22 @@ def _asked(path: Path) -> Mapping[str, Any]:
     return read_record(path, ComparisonError, "restore it or run the comparison anew")
 
 
-def _response(row: Mapping[str, Any]) -> ResponseRow:
-    cost = row.get("cost")
-    return ResponseRow(
-        **_known(ResponseRow, row)
-        | {
-            "tokens": tuple(TokenRow(**_known(TokenRow, token)) for token in row.get("tokens") or ()),
-            "cost": StoredCost(**_known(StoredCost, cost)) if cost else None,
-        }
-    )
+def _response(row: Mapping[str, Any], share: Callable[[Any], Any]) -> ResponseRow:
+    """Return a row of results.jsonl.
+
+    Args:
+        share: gives equal values one place in memory, as many rows have them.
+    """
+    cost, tokens = row.get("cost"), row.get("tokens") or ()
+    known = _known(ResponseRow, row)
+    common = {name: share(known[name]) for name in ("arm", "method", "reward", "setting", "prompt") if name in known}
+    sums = {name: _sum([token.get(name) for token in tokens]) for name in ("logprob", "reference_logprob")}
+    cost = StoredCost(**_known(StoredCost, cost)) if cost else None
+    return ResponseRow(**(known | common | sums | {"tokens": len(tokens), "cost": cost}))
 
 
-def _judgement(row: Mapping[str, Any]) -> Judgement:
-    return Judgement(**_known(Judgement, row))
+def _sum(values: Sequence[float | None]) -> float | None:
+    return math.fsum(map(float, values)) if values and None not in values else None  # type: ignore[arg-type]
 
 
 def _known(kind: type, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from typing import Any
 
 from midcourse.compare.arms import PLAIN, POLICY, Arm, CompareError, Number
 from midcourse.compare.cost import parameters, reward_parameters
-from midcourse.compare.judges import AnyJudge, check_judges, judge_rows
+from midcourse.compare.judges import AnyJudge, Judged, check_judges, judge_rows
 from midcourse.compare.rows import ASKED, RESULTS
 from midcourse.compare.study import Study, Task
-from midcourse.compare.writing import _places, key_of, write_rows
+from midcourse.compare.writing import WrittenResponse, key_of, places, write_rows
 from midcourse.data.record import check_same, only_writer, read_record, write_record
 from midcourse.errors import short_value
 from midcourse.evaluate.provenance import provenance
@@ -106,7 +106,7 @@ def compare(
 
 def _incomplete(study: Study, arms: Iterable[str], rows: Mapping[str, Any]) -> dict[str, int]:
     """Return how many rows an arm lacks, of those that lack some."""
-    lacking = {name: sum(key_of(name, i, seed) not in rows for i, seed in _places(study)) for name in arms}
+    lacking = {name: sum(key_of(name, i, seed) not in rows for i, seed in places(study)) for name in arms}
     return {name: count for name, count in lacking.items() if count}
 
 
@@ -166,24 +166,23 @@ def _best_within(
     return max(within, key=lambda name: scores.get(name, -math.inf)), True
 
 
-def _scores(rows: Mapping[str, Any], judgements: Iterable[Mapping[str, Any]], judge: str) -> dict[str, float]:
+def _scores(rows: Mapping[str, WrittenResponse], judged: Mapping[Judged, float | None], judge: str) -> dict[str, float]:
     """Return each arm's mean by a judge: of its scores, or of its outcomes against plain."""
     by_arm = defaultdict(list)
-    for one in judgements:
-        value = one["score"] if one["score"] is not None else one.get("outcome")
-        if one["judge"] == judge and value is not None and one.get("versus", PLAIN) == PLAIN:
-            by_arm[rows[one["key"]]["arm"]].append(value)
+    for (key, name, versus), value in judged.items():
+        if name == judge and value is not None and versus in (None, PLAIN):
+            by_arm[rows[key].arm].append(value)
     return {arm: fmean(values) for arm, values in by_arm.items()}
 
 
-def _kls(rows: Mapping[str, Any]) -> dict[str, float]:
+def _kls(rows: Mapping[str, WrittenResponse]) -> dict[str, float]:
     """Return each arm's mean KL as `SettingSearch` defines it; none for an arm whose KL is not known."""
     rows_of = defaultdict(list)
     for row in rows.values():
-        rows_of[row["arm"]].append(row)
+        rows_of[row.arm].append(row)
 
     def mean(arm: str, name: str) -> float | None:
-        values = [row.get(name) for row in rows_of[arm]]
+        values = [getattr(row, name) for row in rows_of[arm]]
         return None if None in values else fmean(values)
 
     plain = mean(PLAIN, "total_kl") or 0.0

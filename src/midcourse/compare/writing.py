@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,32 @@ from midcourse.decode.engine import stream
 from midcourse.decode.methods import BestOfN, Method
 from midcourse.decode.steps import Generation
 from midcourse.lm.language_model import LanguageModel
-from midcourse.lm.prompt import Template, prompt_ids
+from midcourse.lm.prompt import Prompt, Template, prompt_ids
 from midcourse.progress import progress
 
 _SEED_STEP = 1_000_000  # between the seeds of one prompt; so many prompts are counted within it
 _MILLION_STEP = 2**40  # between the seeds of one million prompts and those of the next
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenResponse:
+    """What is kept in memory of a row that is written: what judges and the choice of settings ask for.
+
+    Attributes:
+        key: names the row.
+        guidance_kl, total_kl, kl_bound: see `rows.ResponseRow`.
+    """
+
+    key: str
+    arm: str
+    prompt: Prompt
+    text: str
+    finished: bool
+    prompt_id: int = 0
+    seed: int = 0
+    guidance_kl: float | None = None
+    total_kl: float | None = None
+    kl_bound: float | None = None
 
 
 def key_of(arm: str, prompt_id: int, seed: int) -> str:
@@ -41,18 +62,18 @@ def row_seed(prompt_id: int, seed: int) -> int:
     return _MILLION_STEP * millions + _SEED_STEP * seed + number
 
 
-def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Append what is missing to a file of rows, and return all its rows by key, without their tokens.
+def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[str]) -> dict[str, WrittenResponse]:
+    """Append what is missing to a file of rows, and return all its responses by key.
 
     The arms take turns, a batch of prompts each: what is there is balanced at any time, and so is the time left.
 
     Args:
         known: the arms that the file may hold.
     """
-    known = {*known, REFERENCE_RESPONSES}
+    names = {name: name for name in (*known, REFERENCE_RESPONSES)}
 
     def mine(row: dict[str, Any]) -> str:
-        if row["arm"] not in known:
+        if row["arm"] not in names:
             raise Problem("row", f"is of {row['arm']!r}, which {ASKED} does not list")
         number = row["prompt_id"]
         if not 0 <= number < len(study.tasks) or study.tasks[number].prompt != row["prompt"]:
@@ -61,14 +82,21 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
             raise Problem("row", f"has the key {row['key']!r}")
         return row["key"]
 
-    rows = kept_rows(path, True, mine, without_tokens)
+    def kept(row: dict[str, Any]) -> WrittenResponse:
+        # Of what many rows have, all hold the same.
+        arm, prompt = names[row["arm"]], study.tasks[row["prompt_id"]].prompt
+        figures = {name: row.get(name) for name in ("guidance_kl", "total_kl", "kl_bound")}
+        finished = row["finish_reason"] == "stop"
+        return WrittenResponse(row["key"], arm, prompt, row["text"], finished, row["prompt_id"], row["seed"], **figures)
+
+    rows = kept_rows(path, True, mine, kept)
     total = len(arms) * len(study.tasks) * study.seeds
-    done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in _places(study))
+    done = sum(key_of(arm.name, i, seed) in rows for arm in arms for i, seed in places(study))
     with appending(path) as file, progress("responses", total - done) as advance:
         for row in _references(study):
             if row["key"] not in rows:
                 append_row(file, row)
-                rows[row["key"]] = without_tokens(row)
+                rows[row["key"]] = kept(row)
         for seed in range(study.seeds):
             for ids in _batches(study):
                 for arm in arms:
@@ -77,17 +105,13 @@ def write_rows(study: Study, arms: Sequence[Arm], path: Path, known: Iterable[st
                         if row["key"] in rows:
                             continue
                         append_row(file, row)
-                        rows[row["key"]] = without_tokens(row)
+                        rows[row["key"]] = kept(row)
                         advance(1)
     return rows
 
 
-def without_tokens(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without its tokens, which nobody but the report asks for, and which take most of its memory."""
-    return {name: value for name, value in row.items() if name != "tokens"}
-
-
-def _places(study: Study) -> Iterator[tuple[int, int]]:
+def places(study: Study) -> Iterator[tuple[int, int]]:
+    """Yield (prompt, seed) of each row that an arm is to have."""
     return itertools.product(range(len(study.tasks)), range(study.seeds))
 
 

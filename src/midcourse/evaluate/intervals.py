@@ -7,7 +7,7 @@ is taken from Clopper and Pearson (1934), a group being a trial.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import TypeAlias
 
@@ -15,8 +15,8 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 RESAMPLES = 4000
-BLOCK = 2**20  # numbers that are drawn at a time
-KEPT = 2**28  # bytes of samples that are kept
+LOTS = 10_000  # more groups than these are drawn in lots
+BLOCKS = 40  # parts of the samples, of which one at a time is in memory as floats
 Interval: TypeAlias = tuple[float, float]
 
 
@@ -76,10 +76,11 @@ def _tail(groups: int) -> float:
 
 
 class Resamples:
-    """How often each group is drawn in each bootstrap sample: a matrix (RESAMPLES, groups) that need not be in memory.
+    """How often each group is drawn in each bootstrap sample: a matrix (RESAMPLES, groups).
 
-    It is drawn by blocks of samples, always the same ones. `draws @ values` has a row for each sample; going through it
-    gives sample by sample. Up to `KEPT` bytes are kept, a byte for each group and sample.
+    `draws @ values` has a row for each sample; going through it gives sample by sample. More than `LOTS` groups are put
+    into so many lots, at random and of equal sizes but for one, and lots are drawn: in the mean the variance is the
+    same, and neither memory nor time grows any further.
 
     Examples:
         >>> (resamples(3) @ np.ones(3))[:2]
@@ -87,30 +88,28 @@ class Resamples:
     """
 
     def __init__(self, groups: int, seed: int = 0):
-        self.groups, self.seed = groups, seed
-        self._kept = list(self._drawn()) if RESAMPLES * groups <= KEPT else None
+        random = np.random.default_rng(seed)
+        self.groups, lots = groups, min(groups, LOTS)
+        self._lot = None if groups == lots else random.permutation(groups) % lots
+        # A byte is enough: among so many none is drawn more than 255 times, and of fewer there are no more.
+        self._drawn = np.empty((RESAMPLES, lots), dtype=np.uint8)
+        for block in np.array_split(self._drawn, BLOCKS):
+            places = random.integers(lots, size=block.shape, dtype=np.int32)
+            places += np.arange(len(block), dtype=np.int32)[:, None] * lots
+            block[:] = np.bincount(places.ravel(), minlength=block.size).reshape(block.shape)
 
     def __matmul__(self, values: np.ndarray) -> np.ndarray:
-        return np.concatenate([block.astype(float) @ values for block in self._blocks()])
+        if self._lot is not None:
+            flat = values.reshape(self.groups, -1).T
+            sums = [np.bincount(self._lot, column, minlength=LOTS) for column in flat]
+            values = np.stack(sums, 1).reshape(LOTS, *values.shape[1:])
+        return np.concatenate([block.astype(float) @ values for block in np.array_split(self._drawn, BLOCKS)])
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (sample for block in self._blocks() for sample in block)
-
-    def _blocks(self) -> Iterable[np.ndarray]:
-        return self._drawn() if self._kept is None else self._kept
-
-    def _drawn(self) -> Iterator[np.ndarray]:
-        random, most = np.random.default_rng(self.seed), max(BLOCK // self.groups, 1)
-        for begin in range(0, RESAMPLES, most):
-            samples = min(most, RESAMPLES - begin)
-            places = random.integers(self.groups, size=(samples, self.groups), dtype=np.int32)
-            places += np.arange(samples, dtype=np.int32)[:, None] * self.groups
-            counts = np.bincount(places.ravel(), minlength=samples * self.groups)
-            # A byte is enough: among so many groups none is drawn more than 255 times, and of fewer there are no more.
-            yield counts.astype(np.uint8).reshape(samples, self.groups)
+        return (sample if self._lot is None else sample[self._lot] for sample in self._drawn)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def resamples(groups: int, *, seed: int = 0) -> Resamples:
     """Return how often each group is drawn in each bootstrap sample."""
     return Resamples(groups, seed)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -140,14 +141,19 @@ def test_tokens_that_write_nothing_join_what_follows(tmp_path):
     one = row("plain", text="a b", finish_reason="stop")
     parts = [("a", 1.0), ("", 2.0), ("\N{SNOWMAN}", 3.0), ("", 4.0)]
     one["tokens"] = [{**one["tokens"][0], "text": text, "reward": reward} for text, reward in parts]
-    (found,) = read_folder(write(tmp_path, [one])).responses
-    assert tokens_of_row(found) == [
+    assert shown_tokens(write(tmp_path, [one])) == [
         Token("a", 1.0),
         Token("\N{SNOWMAN}", 3.0, tokens=2),
         Token("", 4.0, end=True),
     ]
-    (found,) = read_folder(write(tmp_path, [{**one, "tokens": []}])).responses
-    assert tokens_of_row(found) == [Token("a b", None)]
+    assert shown_tokens(write(tmp_path, [{**one, "tokens": []}])) == [Token("a b", None)]
+
+
+def shown_tokens(folder: Path) -> list[Token]:
+    """The tokens of a folder's one response."""
+    comparison = read_folder(folder)
+    (found,) = comparison.responses
+    return tokens_of_row(found, comparison.tokens_of([found.key])[found.key])
 
 
 def test_the_page_holds_every_text_and_begins_with_the_best_beside_the_reference(study):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from midcourse.compare.report.curves import curve_figures, matched, method_curves, over_optimisation
-from midcourse.compare.report.grouped import GroupedRows, guidance_kl, is_bound, logprob_of, total_kl
+from midcourse.compare.report.grouped import GroupedRows, guidance_kl, is_bound, total_kl
 from midcourse.compare.report.statistics import Estimate, Ratio, difference, estimate, holm, quotient
 from midcourse.compare.rows import REFERENCE_RESPONSES, ComparisonRows, ResponseRow
 from midcourse.evaluate.intervals import interval_of
@@ -142,11 +142,10 @@ def _ratios(rows: GroupedRows, arm: str) -> dict[str, Ratio]:
         return 2e-9 * (lm * row.cost.lm_passes + (reward or 0) * row.cost.reward_passes)
 
     def surprise(row: ResponseRow) -> float | None:
-        logprob = logprob_of(row, "reference_logprob")
-        return None if logprob is None else -logprob
+        return None if row.reference_logprob is None else -row.reference_logprob
 
     def emitted(row: ResponseRow) -> float | None:
-        return float(len(row.tokens)) or None
+        return float(row.tokens) or None
 
     def shared(
         numerator: Callable[[ResponseRow], float | None], denominator: Callable[[ResponseRow], float | None]

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
@@ -141,9 +141,7 @@ class GroupedRows:
         for arm, of_prompts in zip(self.arms, kept, strict=True):
             for row in self.by_arm[arm]:
                 if row.key in self.scores[judge] and row.tokens:
-                    of_prompts[self._position[row.prompt_id]].append(
-                        (self.scores[judge][row.key], float(len(row.tokens)))
-                    )
+                    of_prompts[self._position[row.prompt_id]].append((self.scores[judge][row.key], float(row.tokens)))
         return LengthControl.of(kept)
 
 
@@ -165,14 +163,9 @@ def total_kl(row: ResponseRow) -> float | None:
     """
     if row.total_kl is not None or row.kl_bound is None:
         return row.total_kl
-    logprob, reference = logprob_of(row, "logprob"), logprob_of(row, "reference_logprob")
-    return None if logprob is None or reference is None else row.kl_bound + logprob - reference
-
-
-def logprob_of(row: ResponseRow, name: Literal["logprob", "reference_logprob"]) -> float | None:
-    """Return the sum over a response's tokens; None if there are none, or one has none."""
-    logprobs = [getattr(token, name) for token in row.tokens]
-    return math.fsum(logprobs) if logprobs and None not in logprobs else None
+    if row.logprob is None or row.reference_logprob is None:
+        return None
+    return row.kl_bound + row.logprob - row.reference_logprob
 
 
 def is_bound(row: ResponseRow) -> bool:

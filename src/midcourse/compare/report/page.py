@@ -10,7 +10,7 @@ from typing import Any
 from midcourse.compare.report import tables
 from midcourse.compare.report.charts import COLOURS, DARK_COLOURS, chart_svg, charts, dash, draw, title
 from midcourse.compare.report.figures import summarise
-from midcourse.compare.rows import ComparisonRows, ResponseRow, read_folder
+from midcourse.compare.rows import ComparisonRows, ResponseRow, TokenRow, read_folder
 from midcourse.evaluate.metrics import repetition_loop
 from midcourse.evaluate.provenance import write_results
 from midcourse.files import write_bytes, write_text
@@ -99,7 +99,8 @@ def texts(comparison: ComparisonRows, summary: Found) -> dict[str, Any]:
     for row in comparison.responses:
         by_prompt[row.prompt_id].append(row)
     shown = _prompts_that_fit(by_prompt)
-    tokens = {row.key: tokens_of_row(row) for prompt in shown for row in by_prompt[prompt]}
+    written = comparison.tokens_of({row.key for prompt in shown for row in by_prompt[prompt]})
+    tokens = {row.key: tokens_of_row(row, written[row.key]) for prompt in shown for row in by_prompt[prompt]}
     shades = _shades([row for prompt in shown for row in by_prompt[prompt]], tokens)
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     for said in comparison.judgements:
@@ -128,7 +129,7 @@ def texts(comparison: ComparisonRows, summary: Found) -> dict[str, Any]:
 
 def _prompts_that_fit(by_prompt: Mapping[int, Sequence[ResponseRow]]) -> list[int]:
     prompts = sorted(by_prompt)
-    sizes = accumulate(sum(max(len(row.tokens), 1) for row in by_prompt[prompt]) for prompt in prompts)
+    sizes = accumulate(sum(max(row.tokens, 1) for row in by_prompt[prompt]) for prompt in prompts)
     return [
         prompt for i, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)) if not i or size <= SHOWN_TOKENS
     ]
@@ -146,21 +147,21 @@ def _best(summary: Found) -> str:
     return max(others, key=score, default=next(iter(summary["arms"])))
 
 
-def tokens_of_row(row: ResponseRow) -> list[Token]:
+def tokens_of_row(row: ResponseRow, written: Sequence[TokenRow]) -> list[Token]:
     """Return a row's tokens as they are shown: those that wrote nothing by themselves are joined to what follows.
 
     A response of a data set is one token.
     """
-    if not row.tokens:
+    if not written:
         return [Token(row.text, None)]
     tokens, waiting = [], 0
-    for token in row.tokens:
+    for token in written:
         waiting += 1
         if token.text:
             tokens.append(Token(token.text, token.reward, tokens=waiting))
             waiting = 0
     if waiting:
-        tokens.append(Token("", row.tokens[-1].reward, tokens=waiting, end=row.finish_reason == "stop"))
+        tokens.append(Token("", written[-1].reward, tokens=waiting, end=row.finish_reason == "stop"))
     return tokens
 
 
