@@ -28,8 +28,8 @@ from midcourse.rewards.trunk import TrunkReward
 from midcourse.testing import tiny_language_model
 
 ROWS, QUICK = (1_000, 10_000, 100_000), (20, 60)
-# Starts what it is called with; prints how that ended, and the most memory it held. The system also counts for a process
-# what the one that started it held, so a small one has to.
+# Starts what it is called with; prints how that ended, and the most memory it held. The system counts for a process
+# what the one that started it held too, so a small one has to.
 _LAUNCHER = """
 import os, sys
 quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]

@@ -168,10 +168,21 @@ def calibration_error(
         again = np.abs(times @ gaps).sum(1) / (times @ np.bincount(prompt_of))
         low, high = 2 * ece - np.quantile(again, [0.975, 0.025])
         interval = max(float(low), 0.0), max(float(high), ece)
-    won = np.random.default_rng(0).random((CHANCE_DRAWS, len(margins))) < confidence
-    honest = np.where(margins == 0, 0.0, won - confidence) @ np.eye(len(edges) + 1)[bin_of]
-    by_chance = float(np.abs(honest).sum(1).mean() / len(margins))
+    by_chance = _by_chance(np.where(margins == 0, np.nan, confidence), bin_of) / len(margins)
     return {"ece": ece, "interval": interval, "by_chance": by_chance}
+
+
+def _by_chance(confidence: Float[np.ndarray, " pairs"], bin_of: np.ndarray) -> float:
+    """Return the mean over draws of the sum over bins of |wins - confidence|, of wins as likely as confidence says.
+
+    Args:
+        confidence: nan for ties, which are even odds.
+    """
+    random, found = np.random.default_rng(0), []
+    for _ in range(CHANCE_DRAWS):
+        gaps = np.nan_to_num((random.random(len(confidence)) < confidence) - confidence)
+        found.append(np.abs(np.bincount(bin_of, gaps)).sum())
+    return float(np.mean(found))
 
 
 # The mean at every length
