@@ -12,6 +12,7 @@ import textwrap
 from functools import partial
 from pathlib import Path
 
+from midcourse.bench.scale import slopes
 from midcourse.cli.verbs import groups_of
 from midcourse.decode.methods import METHODS, settings_of
 from midcourse.files import write_bytes
@@ -135,6 +136,20 @@ def compiling(root: Path) -> str:
             "therefore no default.",
             120,
         )
+
+
+def scale(root: Path) -> str:
+    """Memory and time of verbs by the number of rows."""
+    with results(root, "benchmarks/results/scale.json", "midcourse bench scale --json FILE") as found:
+        lines = []
+        for verb, rows, slope in slopes(found["rows"]):
+            memory = [number(row["peak_mb"], 0) for row in rows]
+            before, last = rows[-2:]
+            times = last["seconds"] / before["seconds"]
+            lines.append([f"`{verb}`", *memory, f"{slope / 1000:.1f}", f"{times:.1f}"])
+        sizes = [f"{row['rows']:,} rows" for row in rows]
+        more = f"time, {sizes[-1]} over {sizes[-2]}"
+        return markdown(["most memory held, MB", *sizes, "kB a further row", more], lines)
 
 
 def rewards(root: Path) -> str:
@@ -268,6 +283,7 @@ TABLES: dict[str, Table] = {
     "train": train,
     "parts": parts,
     "compiling": compiling,
+    "scale": scale,
     "rewards": rewards,
     "steering": steering,
     "shipped": shipped,

@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from midcourse.bench import scale
 from midcourse.bench.decode import bench_decode
 from midcourse.bench.detect import BARE, bench_detect
 from midcourse.bench.train import WAYS, bench_train, published_step, step
 from midcourse.data.comparisons import Comparison
 from midcourse.data.encoded import encode
+from midcourse.errors import MidcourseError
 from midcourse.testing import tiny_reward
 from midcourse.train.objectives import make_objective
 from midcourse.train.scorer import Scorer
@@ -47,6 +50,31 @@ def test_a_quick_training_benchmark_writes_its_rows(tmp_path):
         assert (row["peak_mb"] is None) == (row["way"] == "a row per prefix") or row["peak_mb"] is None
     assert found["rows"][1]["ratio_to_sequence"] == 1
     assert {"commit", "date", "versions", "cores", "threads"} <= found.keys()
+
+
+@pytest.mark.slow
+def test_a_quick_benchmark_of_memory_writes_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "VERBS", {"sample": scale.VERBS["sample"]})
+    scale.bench_scale(json=tmp_path / "scale.json", quick=True)
+    found = json.loads((tmp_path / "scale.json").read_text())
+    assert [(row["verb"], row["rows"]) for row in found["rows"]] == [("sample", 20), ("sample", 60)]
+    assert all(row["seconds"] > 0 and 50 < row["peak_mb"] < 4000 for row in found["rows"])
+    assert {"commit", "date", "versions", "cores", "threads"} <= found.keys()
+
+
+def test_memory_is_that_of_the_verb_alone():
+    """This process holds more than a process that does nothing."""
+    held = np.ones(2**27, dtype=np.uint8)
+    assert scale.measured(["--version"])["peak_mb"] < 100 < held.nbytes / 2**20
+    with pytest.raises(MidcourseError, match=r"midcourse guide failed: .*nowhere"):
+        scale.measured(["guide", "--prompts", "nowhere", "--out", "x"])
+
+
+def test_what_a_further_row_costs():
+    rows = [{"verb": "v", "rows": count, "peak_mb": mb} for count, mb in ((1000, 9.0), (10, 5.0), (100, 6.0))]
+    ((verb, by_size, slope),) = scale.slopes(rows)
+    assert (verb, [row["rows"] for row in by_size]) == ("v", [10, 100, 1000])
+    assert slope == pytest.approx(3 * 2**20 / 900)
 
 
 @pytest.mark.slow
