@@ -11,6 +11,7 @@ with_adapter         any of them with LoRA adapters of its own
 import contextlib
 import copy
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -226,7 +227,9 @@ def with_adapter(backbone: PreTrainedModel, tuning: Tuning) -> Backbone:
         target_modules="all-linear" if tuning.layers is None else _linear_modules(backbone, tuning),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in backbone.modules()),  # GPT-2
     )
-    return get_peft_model(backbone, config)
+    with warnings.catch_warnings():  # PEFT asks transformers by a name that is going
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        return get_peft_model(backbone, config)
 
 
 def _linear_modules(model: PreTrainedModel, tuning: Tuning) -> list[str]:
