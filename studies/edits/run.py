@@ -3,10 +3,11 @@
     python -m studies.edits.run --data DIR [SET ...]        (or MIDCOURSE_DATA=DIR)
 
 Four sets of edits by people: ParaDetox (politeness; both sides spelt alike), DeFacto (facts of a summary, its article
-as prompt), LAMP (writers' edits of machine prose) and JFLEG (fluency; measured, never shipped). Both objectives on a
-trunk head, on a scalar head on frozen states, and with LoRA in the last 8 layers below a scalar head, three seeds each
-(LoRA on DeFacto with its articles one). Beside them two rewards of tokens that edits did not train: what a
-reward of prefixes gains with each token (RED), and what a reward of whole texts, read at every position, does.
+as prompt, where both have at most 512 tokens), LAMP (writers' edits of machine prose) and JFLEG (fluency; measured,
+never shipped). Both objectives on a trunk head, on a scalar head on frozen states, and with LoRA in the last 8 layers
+below a scalar head, three seeds each (LoRA on DeFacto with its articles one). Beside them two rewards of tokens that
+edits did not train: what a reward of prefixes gains with each token (RED), and what a reward of whole texts, read at
+every position, does.
 
 Pilot and rule: the layer is that at which a discriminator has the highest token AUROC on ParaDetox's validation edits,
 one seed, found for trunk heads and for scalar heads; every arm, set and seed then takes it. Test edits are looked at by
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from midcourse.data.comparisons import Comparison
 from midcourse.data.edits import Edit
@@ -34,6 +36,7 @@ from midcourse.evaluate.accuracy import outcome
 from midcourse.evaluate.edits import edit_figures
 from midcourse.evaluate.intervals import mean_interval
 from midcourse.evaluate.provenance import write_results
+from midcourse.lm.load import load_tokenizer
 from midcourse.rewards.named import load_reward
 from midcourse.rewards.trained import TrainedReward
 from midcourse.train.objectives import make_objective
@@ -58,17 +61,19 @@ class Set:
         most, tested: how many edits are learned from and measured on, at most.
         max_tokens: of a prompt and a text; the rest is cut off.
         untouched: ordinary comparisons, no edits of each other, that its rewards are asked about too.
+        whole: leave out what is longer, instead of cutting it.
     """
 
     most: int
     tested: int
     max_tokens: int
     untouched: str
+    whole: bool = False
 
 
 SETS = {
     "paradetox": Set(3000, 600, 64, "hh_harmless"),
-    "defacto": Set(400, 300, 512, "hh_helpful"),
+    "defacto": Set(400, 300, 512, "hh_helpful", whole=True),
     "lamp": Set(190, 60, 384, "hh_helpful"),
     "jfleg": Set(2400, 350, 96, "hh_helpful"),
 }
@@ -124,8 +129,20 @@ def edits(name: str, data: Path, part: str, seed: int = 0) -> list[Edit]:
     else:
         rows = of_split(rows, part)
     made = [one for row in rows if (one := edit_of(name, row)).original != one.edited and one.original and one.edited]
+    if SETS[name].whole:
+        made = [one for one in made if max(lengths(one)) < SETS[name].max_tokens]
     most = SETS[name].most if part == "train" else SETS[name].tested
     return [made[n] for n in np.random.default_rng(0).permutation(len(made))[:most]]
+
+
+def lengths(edit: Edit) -> list[int]:
+    """Return how many tokens the prompt has with each of the texts, without an end."""
+    return [len(tokenizer()(edit.prompt + text)["input_ids"]) for text in edit.responses]
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(MODEL)
 
 
 def quarter(group: str) -> int:
