@@ -38,6 +38,7 @@ from midcourse.cli.reward_bench import RewardBench
 from midcourse.cli.rewards import Rewards
 from midcourse.cli.sample import Sample
 from midcourse.cli.score import ScoreText
+from midcourse.cli.serve import Serve, from_environment
 from midcourse.cli.train import Train
 from midcourse.terminal import say, tell, visible
 
@@ -90,6 +91,7 @@ VERBS: dict[str, dict[str, type[Verb] | Family]] = {
             },
         ),
     },
+    "serve": {"serve": Serve},
     "measure": {"bench": Bench},
 }
 FAMILIES: dict[str, Family] = {
@@ -163,6 +165,9 @@ def parse(verb: str, arguments: Sequence[str]) -> Verb:
     """Read a verb's flags; print help and exit with 0 if asked for, or say what is wrong and exit with 2."""
     if {"-h", "--help"} & set(arguments):
         say(wrapped(about(verb), get_terminal_size().columns), end="\n\n")  # tyro would not break its lines
+    if prefix := getattr(ALL[verb], "ENVIRONMENT", None):
+        flags_there = {flag.name: bool(flag.value) for group in groups_of(verb) for flag in group.flags}
+        arguments = [*arguments, *from_environment(flags_there, arguments, prefix, os.environ)]
     strange = any(visible(argument) != argument for argument in arguments)
     try:
         with redirect_stderr(io.StringIO()) if strange else nullcontext() as said:  # tyro prints them as they are

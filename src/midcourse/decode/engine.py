@@ -149,6 +149,8 @@ class Engine:
         """Return a request's rewards as they read the model's tokens, and its prompt as the model reads it."""
         guides = [(self._bind(reward, isinstance(request.method, Method)), weight) for reward, weight in request.guides]
         rendered = render(self.lm.tokenizer, request.prompt, request.template)
+        if request.prompt_ids is not None:
+            rendered = rendered._replace(token_ids=list(request.prompt_ids))
         prefix = Prefix(request.prompt, rendered.token_ids, template=request.template)
         check_room(self.lm, [reward for reward, _ in guides], prefix, request.max_new_tokens, number)
         return guides, rendered

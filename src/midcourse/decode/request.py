@@ -42,6 +42,7 @@ class Request:
         seed: of the response.
         keep_all: the response of best-of-n holds all its samples.
         name: what messages call the method.
+        prompt_ids: the prompt's tokens, where they are others than the tokenizer gives its text.
 
     Raises:
         MethodError: when it is made with settings that make no sense, or not together.
@@ -61,6 +62,7 @@ class Request:
     seed: int = 0
     keep_all: bool = False
     name: str = "method"
+    prompt_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_whole("max_new_tokens", self.max_new_tokens)
@@ -94,6 +96,7 @@ class Request:
         kl_budget: float | None = None,
         skip_tolerance: float | None = None,
         logits_processor: LogitsProcessor | None = None,
+        prompt_ids: tuple[int, ...] | None = None,
         **settings: Any,
     ) -> "Request":
         """Make a request of the settings of `midcourse.generate`; those of the method that are None are its own."""
@@ -112,6 +115,7 @@ class Request:
             seed,
             keep_all,
             name,
+            prompt_ids,
         )
 
     def of_prompt(self, prompt: Prompt, seed: int) -> "Request":

@@ -83,6 +83,13 @@ def _title(token: Token, position: int, value: float | None, colouring: Colourin
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
+    """Write a page that stands alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, rendered(template, **content))
+
+
+def rendered(template: str, **content: Any) -> str:
+    """Return a page that stands alone."""
     environment = Environment(
         loader=PackageLoader("midcourse", "."),
         autoescape=True,
@@ -94,6 +101,5 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     environment.globals.update(light=LIGHT, dark=DARK, shades=range(-SHADES, SHADES + 1))
     environment.globals.update(quiet=QUIET, line=LINE, accent=ACCENT)
     page = environment.get_template(template).render(content)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # An HTML parser would read a bare carriage return as a line feed.
-    write_text(path, page.translate({**CONTROLS, 13: "&#13;"}))
+    return page.translate({**CONTROLS, 13: "&#13;"})

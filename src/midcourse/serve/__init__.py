@@ -1,0 +1,1 @@
+"""The server: OpenAI's wire forms and a page, over `decode.engine`."""
