@@ -72,6 +72,31 @@ def test_cells_may_stand_between_semicolons(tmp_path):
     assert read_rollouts(path) == [Rollout("a, b", "c, d", True, 1.0)]
 
 
+def test_quotes_between_tabs_are_letters(tmp_path):
+    """Tables with tabs are mostly written without quotes; one that opens holds no further rows together."""
+    path = tmp_path / "r.tsv"
+    rows = ["prompt\tchosen\trejected", 'Hi\t"Good day\tBad', 'Hi2\t"fine" he said\tnot', 'Hi3\t"all ""of"" it"\tno']
+    path.write_text("\n".join(rows) + "\n")
+    assert read_comparisons(path) == [
+        Comparison("Hi", '"Good day', "Bad"),
+        Comparison("Hi2", '"fine" he said', "not"),
+        Comparison("Hi3", 'all "of" it', "no"),
+    ]
+
+
+def test_a_table_with_spaces_behind_its_commas(tmp_path):
+    path = tmp_path / "r.csv"
+    path.write_text('prompt, chosen, rejected\nHi, "Yes, so", "No"\n')
+    assert read_comparisons(path) == [Comparison("Hi", "Yes, so", "No")]
+    path.write_text("prompt,chosen,rejected\nHi, Yes, No\n")
+    assert read_comparisons(path) == [Comparison("Hi", " Yes", " No")]  # a response may begin with a space
+
+
+def test_a_cell_may_hold_several_texts(tmp_path):
+    path = write(tmp_path / "r.csv", [{"prompt": "p", "chosen": '["a"]', "rejected": '["b", "c"]'}])
+    assert read_comparisons(path) == [Comparison("p", "a", "b"), Comparison("p", "a", "c")]
+
+
 def test_a_column_that_is_named_twice_is_named(tmp_path):
     path = tmp_path / "r.csv"
     path.write_text("row,prompt,response,prompt\n1,a,b,c\n")
@@ -95,11 +120,20 @@ USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "cont
         json.dumps([{"name": None, **USER}]),
         [{"from": "human", "value": "hi"}],
         json.dumps([{"from": "human", "value": "hi"}], indent=1),
+        json.dumps({"messages": [USER]}),
     ],
 )
 def test_messages_are_read_as_messages_however_they_are_stored(tmp_path, stored):
     path = write(tmp_path / "p.jsonl", [{"prompt": stored}])
     assert read_prompts(path) == [[USER]]
+
+
+@pytest.mark.parametrize(
+    "printed", [str([{"id": 1, **USER}]), f"array([{USER}], dtype=object)", str({"name": 1, **USER})]
+)
+def test_messages_as_python_prints_them_are_refused(tmp_path, printed):
+    with pytest.raises(DataError, match="looks like messages, and is no JSON; write them as a list or as JSON"):
+        read_prompts(write(tmp_path / "p.jsonl", [{"prompt": printed}]))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +167,7 @@ def test_what_a_message_has_beside_its_text_is_not_dropped_in_silence(tmp_path, 
     [
         ({"system": "Be brief."}, "write it as the prompt's first message"),
         ({"tools": [{"name": "search"}]}, "remove it or the row"),
+        ({"images": ["a.png"]}, "remove it or the row"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "remove it or the row"),
     ],
 )

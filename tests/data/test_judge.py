@@ -212,3 +212,16 @@ def test_verdicts_before_a_failure_are_kept(serve, tmp_path):
     found = judge_all(judge_of(server), QUESTIONS, path, concurrency=1, resume=True)
     assert len(server.requests) == 12
     assert all(verdict.agrees for verdict in found)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>I am to end with\nVERDICT: A",  # cut off in its thought
+        "VERDICT: Response A < Response B",
+        "VERDICT: A = B",
+        "VERDICT: ~~A~~",
+    ],
+)
+def test_an_answer_that_names_no_winner_is_none(answer):
+    assert read_verdict(answer) is None

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from midcourse.decode.engine import generate
-from midcourse.lm.language_model import LanguageModel
+from midcourse.lm.caches import UnsupportedModelError
+from midcourse.lm.language_model import LanguageModel, context_length
 from midcourse.lm.load import (
     LoadError,
     MissingWeightsError,
@@ -384,6 +385,24 @@ def test_a_token_without_an_embedding_is_named_when_a_text_has_it(model_folder, 
         use("a<new>")
 
 
+@pytest.mark.parametrize("setting", [{"is_causal": False}, {"use_bidirectional_attention": True}])
+def test_layers_that_read_both_ways_are_refused(model_folder, setting):
+    """A prefix's reward would know what follows."""
+    folder = model_folder()
+    edit(Path(folder) / "config.json", lambda config: config.update(setting))
+    for load in (LanguageModel.load, backbone):
+        with pytest.raises(UnsupportedModelError, match="reads both ways"):
+            load(folder)
+
+
+def test_long_rope_is_read_as_far_as_its_angles_stay():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 24}
+    config = tiny_config("llama", 2)
+    assert context_length(config) > 24
+    config.rope_parameters = {**config.rope_parameters, **rope}
+    assert context_length(config) == 24
+
+
 # Adapters
 
 
@@ -525,6 +544,23 @@ def test_an_adapter_may_have_tokens_of_its_own(model_folder, tmp_path, kept):
     lm = LanguageModel.load(str(tmp_path / "adapter"))
     torch.testing.assert_close(lm.model(ids).logits, model(ids).logits)
     assert generate(lm, ["<one>"], max_new_tokens=2, method="plain")[0].steps
+
+
+@pytest.mark.parametrize("adapted", ["embed_tokens", "lm_head"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`")
+@torch.inference_mode()
+def test_an_adapter_of_one_end_of_a_tied_model_leaves_the_other(tmp_path, adapted):
+    config = tiny_config("llama", 2)
+    config.tie_word_embeddings = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", adapted], ensure_weight_tying=False))
+    randomise(model, 3)
+    model.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[72, 101, 108]])
+    have = LanguageModel.load(str(tmp_path / "adapter")).model(ids).logits
+    torch.testing.assert_close(have, model.eval()(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_ranks_that_differ_between_modules_are_those_of_the_tensors(model_folder, tmp_path):

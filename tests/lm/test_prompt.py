@@ -13,6 +13,7 @@ from midcourse.lm.prompt import (
     prompt_ids,
     render,
     response_ids,
+    spaces_before,
     split_transcript,
     start_of_text,
 )
@@ -185,3 +186,22 @@ def test_several_chat_templates_and_none_by_default():
     with pytest.raises(PromptError, match="has the chat templates 'rag', 'tool_use' and none called 'default'"):
         render(tokenizer, "a", "chat")
     assert render(tokenizer, "a", "raw").text == "a"
+
+
+def test_a_template_that_does_not_begin_the_assistants_turn():
+    """What stands before an assistant's message in a conversation stands before one that is to be written."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    prompt = render(tokenizer, [{"role": "user", "content": "Hi"}], "chat")
+    assert prompt.text == "<user>Hi</><assistant>"
+    assert bytes(conversation_ids(tokenizer, "Hi", "Yo")).decode() == prompt.text + "Yo</>"
+
+
+def test_a_space_that_a_tokenizer_adds_is_noticed_however_it_is_shown():
+    tokenizer = byte_tokenizer()
+    assert not spaces_before(tokenizer)
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    spaced = byte_tokenizer()
+    spaced.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    assert spaces_before(spaced) == str(spaced.tokenize("a")[0]).startswith("\u0120")

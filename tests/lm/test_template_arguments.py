@@ -64,7 +64,7 @@ def test_of_several_templates_the_default_is_taken(tmp_path):
     assert chat_template(tokenizer) == THINKS
     assert chat_fingerprint(tokenizer) == chat_fingerprint(tokenizer_with(THINKS))
     assert prompt_ids(tokenizer, "Hi", "chat") == prompt_ids(tokenizer_with(THINKS), "Hi", "chat")
-    with pytest.raises(PromptError, match="has no chat template; use --template raw"):
+    with pytest.raises(PromptError, match="has the chat templates 'tool_use' and none called 'default'"):
         prompt_ids(tokenizer_with({"tool_use": "tools"}), "Hi", "chat")
 
 

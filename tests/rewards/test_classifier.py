@@ -203,3 +203,28 @@ def test_reward_bench_of_an_exported_chat_reward_is_the_rewards(tmp_path):
     want, found = reward_bench(reward, bench), reward_bench(back, bench, tokenizer=reward.tokenizer)
     assert found["shares"] == want["shares"]
     assert back.room == CONTEXT
+
+
+def test_a_separator_of_a_decoder_is_no_reading_of_pairs(tmp_path):
+    """Its chat template says how the model was trained."""
+    plain = foreign(tmp_path)
+    plain.tokenizer.sep_token = plain.tokenizer.eos_token
+    reward = ClassifierReward(plain.model, plain.tokenizer)
+    text = Text("Name a river.", " The Elbe.", finished=True)
+    assert reward.reading == "chat" and reward.rate([text]) == plain.rate([text])
+
+
+def test_a_model_that_reads_its_padding_reads_texts_of_one_length_together(tmp_path, monkeypatch):
+    reward = foreign(tmp_path)
+    forward = reward.model.forward
+
+    def padded(input_ids, attention_mask):
+        found = forward(input_ids=input_ids, attention_mask=attention_mask)
+        found.logits = found.logits + (1 - attention_mask).sum(1, keepdim=True)
+        return found
+
+    texts = [Text("Hi", " a" * n, finished=True) for n in (1, 5, 3, 5)]
+    want = reward.rate(texts)
+    monkeypatch.setattr(reward.model, "forward", padded)
+    again = ClassifierReward(reward.model, reward.tokenizer)
+    assert again.rate(texts) == pytest.approx(want, abs=1e-9)

@@ -4,6 +4,7 @@ Reads JSON Lines (also gzipped), CSV and Parquet in the preference formats of TR
 in its own field or shared by both sides.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from midcourse.data.formats import (
     BadRow,
+    CsvCell,
     DataError,
     Problem,
     Renamed,
@@ -187,13 +189,23 @@ def one_each(fields: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row with lists of texts as rows of one chosen and one rejected text each, as RewardBench 2 has them."""
     sides = {}
     for side in ("chosen", "rejected"):
-        value = fields.get(side)
+        value = _texts_in_cell(fields.get(side))
         if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
             sides[side] = value
     rows = [fields]
     for side, texts in sides.items():
         rows = [{**row, side: text} for row in rows for text in texts]
     return rows
+
+
+def _texts_in_cell(value: Any) -> Any:
+    """Return the texts that a cell of CSV holds as a list of JSON, since it can hold no other; else the value."""
+    if isinstance(value, CsvCell) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            if isinstance(found, list) and found and all(isinstance(text, str) for text in found):
+                return found
+    return value
 
 
 def _comparison(fields: dict[str, Any]) -> Comparison:
@@ -217,6 +229,13 @@ def comparison_of(fields: dict[str, Any]) -> Comparison:
 
 def _explicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
     prompt = prompt_of(fields)
+    texts = [fields["chosen"], fields["rejected"]]
+    if (
+        isinstance(prompt, str)
+        and len(prompt.strip()) > 7
+        and all(isinstance(text, str) and text.startswith(prompt) for text in texts)
+    ):
+        raise Problem("chosen", "both responses begin with the whole prompt; leave that out of them, or the prompt out")
     (one, chosen), (other, rejected) = (_response(fields, side, prompt) for side in ("chosen", "rejected"))
     if prompt_key(one) != prompt_key(other):
         raise Problem("rejected", "its conversation has other messages before the last than chosen; make them equal")
@@ -253,6 +272,8 @@ def _split_conversations(chosen: list[Message], rejected: list[Message]) -> tupl
         raise Problem("rejected", "the messages equal the chosen ones; remove the row")
     if not shared:
         raise Problem("prompt", "chosen and rejected share no first message; add a prompt field")
+    if chosen[shared - 1]["role"] == "system":
+        raise Problem("prompt", "chosen and rejected share nothing but the system's message; add a prompt field")
     remedy = f"after the {shared} shared messages, which are the prompt, write the response"
     chosen_response = _one_assistant_message("chosen", chosen[shared:], remedy)
     return chosen[:shared], chosen_response, _one_assistant_message("rejected", rejected[shared:], remedy)

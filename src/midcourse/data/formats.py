@@ -7,6 +7,7 @@ A kind of row is a function from fields to what they are. What is wrong with a r
 
 import codecs
 import contextlib
+import csv
 import glob
 import gzip
 import json
@@ -27,10 +28,10 @@ from midcourse.lm.prompt import Message, Prompt
 # (path, folder for a cache, columns that matter) -> the rows of a table.
 TableLoader: TypeAlias = Callable[[str, str, Sequence[str]], Iterator[dict[str, Any]]]
 # How messages begin that are stored as text, as tables without nested columns have them: one of JSON's or Python's.
-_MESSAGES_AS_TEXT = re.compile(r"\s*(\[\s*)?\{\s*['\"]")
-_FIRST_KEY = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
+_MESSAGES_AS_TEXT = re.compile(r"\s*(array\()?(\[\s*)?\{\s*['\"]")
+_PRINTED = re.compile(r"\s*(array\()?\[?\s*\{\s*['\"].*['\"](content|value)['\"]\s*:", re.DOTALL)
 # What stands beside a prompt in other tools' rows, and changes what a model is asked.
-BESIDE_PROMPT = ("system", "system_prompt", "tools", "chat_template_kwargs")
+BESIDE_PROMPT = ("system", "system_prompt", "tools", "chat_template_kwargs", "images", "image", "documents")
 # What a message may have beside its content that a template would render, and that no text of a response can hold.
 _BESIDE_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 # ShareGPT's names of the roles.
@@ -258,13 +259,15 @@ def _messages_in_text(field: str, text: str) -> list[Any] | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        if not _FIRST_KEY.match(text):
+        if not (_PRINTED.match(text) and re.search(r"['\"](role|from)['\"]\s*:", text)):
             return None
         raise Problem(
             field, f"{short(text)} looks like messages, and is no JSON; write them as a list or as JSON"
         ) from None
+    if isinstance(found, dict) and found.keys() == {"messages"}:
+        found = found["messages"]
     messages = found if isinstance(found, list) else [found]
-    return messages if all(map(_is_message, messages)) else None
+    return messages if messages and all(map(_is_message, messages)) else None
 
 
 def _is_message(value: Any) -> bool:
@@ -527,9 +530,11 @@ def _load_csv(path: str, cache: str, columns: Sequence[str]) -> Iterator[dict[st
 
     with open(path, "rb") as file:
         _check_encoding(Path(path), file.read(4))
-    separator, names = _header(path, columns)
+    separator, header = _header(path, columns)
+    names = [name.strip() for name in header]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"its header names {twice[0]!r} twice")
+    plain = separator == "\t" and _is_plain(path, len(names))
     table = Dataset.from_csv(
         path,
         cache_dir=cache,
@@ -540,12 +545,26 @@ def _load_csv(path: str, cache: str, columns: Sequence[str]) -> Iterator[dict[st
         # Each cell as it stands: "NA" and "1.0" are texts too.
         converters=dict.fromkeys(names, str),
         na_filter=False,
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+        skipinitialspace=any(name[:1] == " " for name in header),  # "prompt, chosen", and so all its rows
         # One character a byte: a row that is not UTF-8 is then refused alone (see _csv_fields).
         encoding="latin-1",
     )
     if table.column_names != names:  # pandas made an index of the surplus, and shifted every cell
         raise ValueError("rows have more cells than the header has names")
-    yield from table.select_columns(_wanted(names, columns))
+    rows = table.select_columns(_wanted(names, columns))
+    yield from ({name: _unquoted(cell) for name, cell in row.items()} for row in rows) if plain else rows
+
+
+def _is_plain(path: str, cells: int) -> bool:
+    """Return whether every line has that many cells between its tabs, so that quotes hold nothing together."""
+    with open(path, "rb") as file:
+        return all(line.count(b"\t") == cells - 1 for line in file if line.strip())
+
+
+def _unquoted(cell: str) -> str:
+    """Return a cell without the quotes around the whole of it, which some writers put there nevertheless."""
+    return cell[1:-1].replace('""', '"') if re.fullmatch(r'"(?:[^"]|"")*"', cell) else cell
 
 
 def _header(path: str, columns: Sequence[str]) -> tuple[str, list[str]]:
@@ -559,8 +578,9 @@ def _header(path: str, columns: Sequence[str]) -> tuple[str, list[str]]:
     for separator in (",", ";", "\t"):
         settings: dict[str, Any] = {"dtype": str, "na_filter": False, "encoding_errors": "backslashreplace"}
         header = pandas.read_csv(path, sep=separator, header=None, nrows=1, **settings)
-        found[separator] = [str(name).strip() for name in header.iloc[0]]  # "prompt, chosen" has a space before chosen
-    return next(((mark, names) for mark, names in found.items() if {*names} & {*columns}), (",", found[","]))
+        found[separator] = list(map(str, header.iloc[0]))
+    named = ((mark, names) for mark, names in found.items() if {name.strip() for name in names} & {*columns})
+    return next(named, (",", found[","]))
 
 
 def _csv_fields(row: dict[str, str]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ You may think first. Let your last line be your verdict and nothing else, exactl
 VERDICT: A
 VERDICT: B
 VERDICT: TIE"""
-_THOUGHT = re.compile(r"<think>.*?</think>|</think>", re.DOTALL | re.IGNORECASE)
+# Thoughts, also those that were cut off.
+_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)|\[THINK\].*?(\[/THINK\]|\Z)|</think>", re.DOTALL | re.IGNORECASE)
 _MARKUP = re.compile(r"<\|[^|<>]*\|>|</?\w+>|```\w*")  # ends of turns, tags, fences
 _BEGINS = re.compile(r"^[^\w\n]*(?:final\s+)?verdict[\s*_`]*:", re.MULTILINE | re.IGNORECASE)
 _VERDICT = re.compile(
@@ -150,7 +151,9 @@ def read_verdict(answer: str) -> Side | None:
     """Return "a", "b" or "tie" from an answer that ends with "VERDICT: ...", however it is set; None if it does not."""
     text = _MARKUP.sub("", _THOUGHT.sub("\n", answer))
     begins = list(_BEGINS.finditer(text))
-    match = _VERDICT.fullmatch(text[begins[-1].end() :]) if begins else None
+    said = text[begins[-1].end() :] if begins else ""
+    # What compares or strikes out says more than a name.
+    match = None if re.search(r"[<>=≠]|~~", said) else _VERDICT.fullmatch(said)
     sides: dict[str, Side] = {"A": "a", "B": "b", "TIE": "tie"}
     return sides[match[1].upper()] if match else None
 

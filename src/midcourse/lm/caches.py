@@ -54,6 +54,12 @@ def check_supported(config: PretrainedConfig) -> None:
     name = config.model_type
     if config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; use a decoder-only model")
+    both_ways = getattr(config.get_text_config(), "use_bidirectional_attention", None)
+    if getattr(config, "is_causal", True) is False or both_ways in (True, "all"):
+        raise UnsupportedModelError(
+            f"this {name} reads both ways (see is_causal and use_bidirectional_attention in its config.json), so a "
+            "prefix's state would depend on what follows; use one that reads forwards"
+        )
     if config._attn_implementation not in MASK_ATTENTION:
         raise UnsupportedModelError(
             f"attention implementation {config._attn_implementation!r} takes no 4D mask; "

@@ -24,6 +24,18 @@ from midcourse.lm.load import EMBEDDED, check_tokens, load_model, load_tokenizer
 from midcourse.lm.prefix_cache import pad
 from midcourse.lm.prompt import Arguments, chat_template, end_of_turn
 
+# Encoders that keep the first rows of their table of positions for padding.
+COUNT_FROM_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "longformer",
+    "mpnet",
+    "luke",
+    "data2vec-text",
+)
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -303,8 +315,20 @@ def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedToke
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """Return the length of the longest row that a model was made for, in tokens."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**20
+    """Return the length of the longest row that a model was made for, in tokens.
+
+    With LongRoPE it is what the model was made for at first: beyond it the same text has other angles, so that a row
+    would change as it grows.
+    """
+    config = config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or 0
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if isinstance(rope, Mapping) and "longrope" in (rope.get("rope_type"), rope.get("type")):
+        first = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", 0)
+        longest = min(longest, first or longest)
+    if config.model_type in COUNT_FROM_PADDING and longest > 0:
+        longest -= (config.pad_token_id or 0) + 1
+    return longest if longest > 0 else 2**20
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

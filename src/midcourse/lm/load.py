@@ -408,6 +408,7 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PreTrainedModel:
         shapes = stored_shapes(Path(folder) / ADAPTER_WEIGHTS)
         ranks = _check_adapter(Path(folder), shapes)
         _fit_embeddings(model, shapes)
+        _untie(model, ranks)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of keys that are missing, which are looked at below, and of new settings
             config = PeftConfig.from_pretrained(folder)
@@ -437,6 +438,17 @@ def _fit_embeddings(model: PreTrainedModel, shapes: Mapping[str, Sequence[int]])
     rows = next((shapes[key][0] for key in whole if key in shapes), None)
     if rows is not None and rows != embeddings.weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _untie(model: PreTrainedModel, adapted: Collection[str]) -> None:
+    """Give a model's head weights of its own if an adapter changes either the head or the embeddings it shares."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return
+    if any(module in (embeddings, head) for name, module in model.named_modules() if name in adapted):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
 
 
 def _check_adapter(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -106,7 +106,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Templat
         raise PromptError("the prompt is empty, and the chat template needs a message; write one or use --template raw")
     if not chat_template(tokenizer):
         raise PromptError("this model's tokenizer has no chat template; use --template raw")
-    text = _applied(tokenizer, messages, add_generation_prompt=True)
+    text = _applied(tokenizer, messages, add_generation_prompt=True) + _header(tokenizer, _key(tokenizer))
     return Rendered(text, tokenizer(text, add_special_tokens=False)["input_ids"], False, turn)
 
 
@@ -261,6 +261,23 @@ def _dates(template: str, day: str | bool | int | float) -> dict[str, str]:
     return {form: known.strftime(form) for _, form in formats}
 
 
+@lru_cache(maxsize=64)
+def _header(tokenizer: PreTrainedTokenizerBase, key: str) -> str:
+    """Return what begins the assistant's turn in a template that does not begin it when asked to; mostly nothing.
+
+    Args:
+        key: what of the tokenizer it depends on, since that may be changed.
+    """
+    user, word = {"role": "user", "content": "question"}, "answer"
+    try:
+        asked, closed = (_applied(tokenizer, [user], add_generation_prompt=asked) for asked in (True, False))
+        whole = _applied(tokenizer, [user, {"role": "assistant", "content": word}])
+    except PromptError:
+        return ""
+    lead, found, _ = whole.removeprefix(closed).partition(word)
+    return lead if asked == closed and whole.startswith(closed) and found and not lead.isspace() else ""
+
+
 def turn_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> Turn:
     """Return what a template has around the response to a prompt."""
     end = end_of_turn(tokenizer, template)
@@ -321,14 +338,19 @@ def _asks_clock(tokenizer: PreTrainedTokenizerBase, message: Message, rendered: 
     return rendered != _applied(tokenizer, [message], add_generation_prompt=True, chat_template=stopped)
 
 
+_SPACES = ("\N{LOWER ONE EIGHTH BLOCK}", "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}")  # how tokens show a space
+
+
 @lru_cache(maxsize=64)
 def spaces_before(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer puts a space before a text that it does not have, as SentencePiece does.
+    """Return whether the tokenizer puts a space before a text that it does not have.
+
+    SentencePiece does so, and byte-level ones with add_prefix_space.
 
     Its tokens of a response then depend on whether something stands before it, and so does its text of them.
     """
     ids = tokenizer("a", add_special_tokens=False)["input_ids"]
-    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids)[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+    return bool(ids) and str(tokenizer.convert_ids_to_tokens(ids)[0]).startswith(_SPACES)
 
 
 def response_ids(

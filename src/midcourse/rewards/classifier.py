@@ -3,7 +3,9 @@
 import copy
 import math
 from collections.abc import Sequence
-from itertools import takewhile
+from functools import cached_property
+from itertools import groupby, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -58,7 +60,7 @@ class ClassifierReward(TextReward):
 
     It renders prompts itself, in one of these ways:
 
-    pair    the tokenizer has a separator, as encoders' have: prompt and response are a text pair.
+    pair    the tokenizer has a separator, as encoders' have, and no chat template: prompt and response are a text pair.
     chat    the tokenizer has a chat template: a finished text is the whole conversation as the template renders it,
             which is what RewardBench, TRL and OpenRLHF read; an unfinished one is the prompt with the beginning of the
             assistant's turn, then the response.
@@ -112,10 +114,11 @@ class ClassifierReward(TextReward):
         self.reading: Reading = self._reading(template)
 
     def _reading(self, template: Template | None) -> Reading:
-        if self.tokenizer.sep_token_id is not None:
-            return "pair"
         if self.recorded:
             return self.recorded
+        # A decoder's tokenizer may have a separator for other ends; a chat template says what the model was trained on.
+        if self.tokenizer.sep_token_id is not None and not self.tokenizer.chat_template:
+            return "pair"
         if template == "raw":
             return "raw"
         return (template or "chat") if chat_template(self.tokenizer) else "raw"
@@ -229,11 +232,22 @@ class ClassifierReward(TextReward):
         encoded = [self.encode(text) for text in texts]
         rewards = [math.nan] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i][0]))
-        for begin in range(0, len(order), self.batch_size):
-            part = order[begin : begin + self.batch_size]
-            for i, reward in zip(part, self._read([encoded[i] for i in part]), strict=True):
-                rewards[i] = reward
+        lengths = [len(encoded[i][0]) if not self._ignores_padding else 0 for i in order]
+        for _, alike in groupby(zip(lengths, order, strict=True), key=itemgetter(0)):
+            rows = [i for _, i in alike]
+            for begin in range(0, len(rows), self.batch_size):
+                part = rows[begin : begin + self.batch_size]
+                for i, reward in zip(part, self._read([encoded[i] for i in part]), strict=True):
+                    rewards[i] = reward
         return rewards
+
+    @cached_property
+    def _ignores_padding(self) -> bool:
+        """Return whether a text's reward is the same beside a longer one; some architectures read the padding."""
+        ids = [i for i in range(len(self.tokenizer)) if i != self.model.config.pad_token_id]
+        short, long = ids[5:8], ids[5:17]
+        (alone,), (beside, _) = (self._read([(row, None) for row in rows]) for rows in ([short], [short, long]))
+        return math.isclose(alone, beside, rel_tol=1e-3, abs_tol=1e-3) or not math.isfinite(alone)
 
     def _read(self, rows: Sequence[tuple[list[int], list[int] | None]]) -> list[float]:
         ids, mask = pad([ids for ids, _ in rows], self.model.device)
