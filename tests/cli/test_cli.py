@@ -81,7 +81,7 @@ def test_help_is_a_line_for_each_verb_grouped_by_what_people_do(midcourse, monke
     code, out, _ = midcourse(*asked)
     lines = out.splitlines()
     assert code == 0
-    assert [line for line in lines if line in VERBS] == ["start", "learn", "guide", "judge", "measure"]
+    assert [line for line in lines if line in VERBS] == ["start", "learn", "guide", "judge", "serve", "measure"]
     for group, verbs in VERBS.items():
         first = lines.index(group) + 1
         found = lines[first : first + len(verbs)]

@@ -673,3 +673,28 @@ def test_comparisons_without_a_prompt_are_grouped_by_the_texts_they_share():
     assert prompt_groups(rows[::-1]) == have[::-1]
     kept, held = split_by_prompt(rows, 0.34, seed=0)
     assert {c.chosen for c in kept if not c.prompt}.isdisjoint(c.chosen for c in held if not c.prompt)
+
+
+def test_what_both_responses_begin_with_is_not_given_twice(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({"prompt": "Q: What? ", "chosen": "Q: What? A", "rejected": "Q: What? B"}) + "\n")
+    with pytest.raises(DataError, match="both responses begin with the whole prompt; leave that out of them"):
+        read_comparisons(path)
+
+
+@pytest.mark.parametrize("question", [None, "why?"])
+def test_a_system_message_is_no_prompt(tmp_path, question):
+    told = {"role": "system", "content": "Be brief."}
+    sides = {side: [told, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({**sides, "question": question}) + "\n")
+    words = "question seems to hold it" if question else "share nothing but the system's message"
+    with pytest.raises(DataError, match=words):
+        read_comparisons(path)
+
+
+def test_several_responses_may_be_messages(tmp_path):
+    answer = [[{"role": "assistant", "content": text}] for text in "abc"]
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "chosen": answer[:1], "rejected": answer[1:]}) + "\n")
+    assert read_comparisons(path) == [Comparison("p", "a", "b"), Comparison("p", "a", "c")]

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,24 @@ def test_an_unpaired_completion_may_be_a_message_however_it_is_stored(tmp_path, 
     assert read_rollouts(write(tmp_path / f"r{ending}", rows)) == [Rollout("p", "yo", True, 1.0)]
 
 
+def test_messages_in_columns_are_messages(tmp_path):
+    """As older releases of datasets store sequences of them in Parquet."""
+    path = write(tmp_path / "p.parquet", [{"prompt": {"role": ["user", "assistant"], "content": ["hi", "yo"]}}])
+    assert read_prompts(path) == [[USER, ASSISTANT]]
+
+
+def test_decimals_are_numbers(tmp_path):
+    path = write(tmp_path / "r.parquet", [{"prompt": "p", "response": "r", "reward": Decimal("0.5")}])
+    assert read_rollouts(path) == [Rollout("p", "r", True, 0.5)]
+
+
+def test_a_folder_that_is_no_folder_of_rows_says_what_to_do(tmp_path):
+    for name in ("dataset_info.json", "data-00000-of-00001.arrow"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match="is one of save_to_disk; write it anew with the data set's to_parquet"):
+        read_prompts(tmp_path)
+
+
 @pytest.mark.parametrize("beside", ["tool_calls", "reasoning", "reasoning_content"])
 def test_what_a_message_has_beside_its_text_is_not_dropped_in_silence(tmp_path, beside):
     message = {**ASSISTANT, beside: "so"}
@@ -263,7 +282,7 @@ def test_cells_are_numbers_and_booleans_where_these_are_due(tmp_path):
     ("line", "problem"),
     [
         ("p,a,maybe,1", "field finished: 'maybe' is not a boolean"),
-        ("p,a,1,1", "field finished: '1' is not a boolean"),
+        ("p,a,2,1", "field finished: '2' is not a boolean"),
         ("p,a,true,high", "field reward: 'high' is not a finite number; write one"),
         ("p,a,true,nan", "field reward: 'nan' is not a finite number"),
         ("p,a,true,", "field reward: '' is not a finite number"),

@@ -221,7 +221,25 @@ def test_verdicts_before_a_failure_are_kept(serve, tmp_path):
         "VERDICT: Response A < Response B",
         "VERDICT: A = B",
         "VERDICT: ~~A~~",
+        "My verdict is about A and B",
     ],
 )
 def test_an_answer_that_names_no_winner_is_none(answer):
     assert read_verdict(answer) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "### Final Verdict\n**A**",
+        "Verdict is A",
+        "\\boxed{VERDICT: A}",
+        "VERDICT: Assistant A",
+        "VERDICT: \\text{A}",
+        "VERDICT\N{FULLWIDTH COLON}A",
+        "<|channel|>analysis<|message|>B?<|end|><|channel|>final<|message|>VERDICT: A",
+        "[THINK]VERDICT: B[/THINK]VERDICT: A",
+    ],
+)
+def test_a_verdict_may_be_set_otherwise(answer):
+    assert read_verdict(answer) == "a"

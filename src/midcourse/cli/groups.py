@@ -131,10 +131,21 @@ class Server:
     """Environment variable that holds the server's API key, if it wants one."""
     concurrency: int = 8
     """Pairs that the server is asked about at a time."""
+    judge_tokens: int = 1024
+    """Longest answer of the judge, in tokens, its thoughts included."""
+    judge_timeout: float = 120.0
+    """Seconds that an answer may take."""
 
     def at(self, address: str) -> "Judge":
         """Return the judge behind the server at that address."""
         from midcourse.data.judge import Judge
 
         rubric = read_text(self.rubric or "", "--rubric")
-        return Judge(address, self.judge_model or "", rubric, api_key_env=self.api_key_env)
+        return Judge(
+            address,
+            self.judge_model or "",
+            rubric,
+            api_key_env=self.api_key_env,
+            max_tokens=self.judge_tokens,
+            timeout=self.judge_timeout,
+        )

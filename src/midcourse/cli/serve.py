@@ -62,7 +62,7 @@ class Most:
 
 @dataclass(kw_only=True)
 class Serve:
-    """Serve a guided language model to OpenAI's clients, and a page to browsers.
+    """Serve a guided language model to OpenAI's clients, and a page.
 
     Every flag can be given by an environment variable: MIDCOURSE_SERVE_PORT=9000 is --port 9000; several values of one
     flag are separated by spaces.

@@ -85,6 +85,8 @@ class ChatServer:
 
         try:
             answer = self._asked({"model": self.model, "messages": list(messages), **settings})
+            if not answer.choices and (refused := getattr(answer, "error", None)):
+                raise self._error(f"answers with an error ({_brief(refused)}); mend that and go on")
             choice = answer.choices[0]
             content = _content(choice.message.content)
             # Half a surrogate pair is no character, and no file takes it.
@@ -152,7 +154,7 @@ def _content(content: Any) -> str:
     return content or ""
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: Any) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]} ..."
 

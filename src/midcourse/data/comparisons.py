@@ -190,7 +190,7 @@ def one_each(fields: dict[str, Any]) -> list[dict[str, Any]]:
     sides = {}
     for side in ("chosen", "rejected"):
         value = _texts_in_cell(fields.get(side))
-        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        if isinstance(value, list) and value and all(isinstance(text, str | list) for text in value):
             sides[side] = value
     rows = [fields]
     for side, texts in sides.items():
@@ -263,16 +263,20 @@ def _implicit(fields: dict[str, Any]) -> tuple[Prompt, str, str]:
         return _split_transcripts(chosen, rejected) or _split_texts(fields, chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise Problem("rejected", "one side is a text and the other a list of messages; write both in the same way")
-    return _split_conversations(chosen, rejected)
+    return _split_conversations(fields, chosen, rejected)
 
 
-def _split_conversations(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], str, str]:
+def _split_conversations(
+    fields: dict[str, Any], chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], str, str]:
     shared = _shared_length(chosen, rejected)
     if chosen == rejected:
         raise Problem("rejected", "the messages equal the chosen ones; remove the row")
     if not shared:
+        _check_elsewhere(fields)
         raise Problem("prompt", "chosen and rejected share no first message; add a prompt field")
     if chosen[shared - 1]["role"] == "system":
+        _check_elsewhere(fields)
         raise Problem("prompt", "chosen and rejected share nothing but the system's message; add a prompt field")
     remedy = f"after the {shared} shared messages, which are the prompt, write the response"
     chosen_response = _one_assistant_message("chosen", chosen[shared:], remedy)
@@ -296,17 +300,22 @@ def _split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str] | Non
     return *one, other[1]
 
 
-def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split off the longest common beginning, cut back to a word's end; its white space goes to the responses.
-
-    `fields` are looked at for a prompt of another name, which such a beginning is not.
-    """
+def _check_elsewhere(fields: dict[str, Any]) -> None:
+    """Raise Problem if a row without a prompt has one by another name."""
     known = {*PROMPTS_ELSEWHERE, "prompt"}
     given = [name for name, value in fields.items() if str(value or "").strip()]
     if elsewhere := [name for name in given if name.strip().lower() in known]:
         raise Problem(
             "prompt", f"the field is missing, and {elsewhere[0]} seems to hold it; add --columns prompt={elsewhere[0]}"
         )
+
+
+def _split_texts(fields: dict[str, Any], chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Split off the longest common beginning, cut back to a word's end; its white space goes to the responses.
+
+    `fields` are looked at for a prompt of another name, which such a beginning is not.
+    """
+    _check_elsewhere(fields)
     end = _shared_length(chosen, rejected)
     while end and not (chosen[end : end + 1].isspace() and rejected[end : end + 1].isspace()):
         end -= 1

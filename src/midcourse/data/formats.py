@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -130,6 +131,8 @@ def files_of(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
+        if (path / "dataset_info.json").is_file() and list(path.glob("*.arrow")):
+            raise DataError(f"the folder {path} is one of save_to_disk; write it anew with the data set's to_parquet")
         found = sorted(one for one in path.iterdir() if one.is_file() and _ending(one) and one.name[0] != ".")
         endings = {_ending(one) for one in found}
         if len(endings) != 1:
@@ -236,7 +239,12 @@ def text_or_messages(fields: dict[str, Any], field: str) -> str | list[Message]:
     if isinstance(value, str):
         value = value if (messages := _messages_in_text(field, value)) is None else messages
     if isinstance(value, dict):
-        value = [value]
+        roles, contents = value.get("role"), value.get("content")
+        if isinstance(roles, list) and isinstance(contents, list) and len(roles) == len(contents):
+            # As datasets stores sequences of messages.
+            value = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        else:
+            value = [value]
     if isinstance(value, list):
         return [_message(field, number, message) for number, message in enumerate(value, 1)]
     if not isinstance(value, str):
@@ -278,7 +286,7 @@ def flag(fields: dict[str, Any], field: str) -> bool:
     """Return a field that is true unless it says false."""
     value = _given(fields, field)
     if isinstance(value, CsvCell):
-        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
     if value is not None and not isinstance(value, bool):
         raise Problem(field, f"{short(value)} is not a boolean; write true or false or leave it out")
     return value is not False
@@ -296,7 +304,7 @@ def number_of(fields: dict[str, Any], field: str, remedy: str) -> float | None:
     if isinstance(value, CsvCell):
         value = {"true": True, "false": False}.get(value.strip().lower(), value)
     try:
-        if isinstance(value, CsvCell | int | float):
+        if isinstance(value, CsvCell | int | float | Decimal):
             number = float(value)
             if math.isfinite(number):
                 return number

@@ -37,10 +37,15 @@ VERDICT: B
 VERDICT: TIE"""
 # Thoughts, also those that were cut off.
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)|\[THINK\].*?(\[/THINK\]|\Z)|</think>", re.DOTALL | re.IGNORECASE)
-_MARKUP = re.compile(r"<\|[^|<>]*\|>|</?\w+>|```\w*")  # ends of turns, tags, fences
-_BEGINS = re.compile(r"^[^\w\n]*(?:final\s+)?verdict[\s*_`]*:", re.MULTILINE | re.IGNORECASE)
+# Ends of turns, a channel's name, tags, fences.
+_MARKUP = re.compile(r"<\|channel\|>\w+|<\|[^|<>]*\|>|</?\w+>|```\w*")
+_BEGINS = re.compile(
+    r"^[^\w\n]*(?:boxed[^\w\n]*)?(?:final\s+)?verdict(?:[ *_`]*(?::|\N{FULLWIDTH COLON})|\s+is\b|[ *_`]*$)",
+    re.MULTILINE | re.IGNORECASE,
+)
 _VERDICT = re.compile(
-    r"[\W_]*(?:boxed[\W_]*)?(?:response\s+)?(A|B|TIE)[\W_]*(?:response\s+(?:A|B)[\W_]*)?", re.IGNORECASE | re.DOTALL
+    r"[\W_]*(?:(?:boxed|text)[\W_]*)*(?:(?:response|assistant)\s+)?(A|B|TIE)[\W_]*(?:response\s+(?:A|B)[\W_]*)?",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -149,7 +154,7 @@ class Judge:
 
 def read_verdict(answer: str) -> Side | None:
     """Return "a", "b" or "tie" from an answer that ends with "VERDICT: ...", however it is set; None if it does not."""
-    text = _MARKUP.sub("", _THOUGHT.sub("\n", answer))
+    text = _MARKUP.sub("\n", _THOUGHT.sub("\n", answer))
     begins = list(_BEGINS.finditer(text))
     said = text[begins[-1].end() :] if begins else ""
     # What compares or strikes out says more than a name.

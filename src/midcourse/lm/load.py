@@ -45,6 +45,7 @@ NO_LANGUAGE_MODEL = ("ForQuestionAnswering", "ForSequenceClassification", "ForTo
 # What the last part of an architecture's name in config.json says a checkpoint is, and what an auto class asks for.
 CHECKPOINTS = {
     "ForCausalLM": "a causal LM",
+    "LMHeadModel": "a causal LM",
     "ForConditionalGeneration": "a model of several media or an encoder-decoder",
     "ForMaskedLM": "a masked LM",
     "ForQuestionAnswering": "a model that marks answers",
@@ -95,6 +96,10 @@ def resolve(name: str) -> str:
         return str(smollm2_folder())
     if name == EMBEDDED_ENCODER:
         return str(minilm_folder())
+    if Path(name).is_file():
+        raise ModelError(f"{name} is a file; name the folder of transformers that it is in, which has a config.json")
+    if "://" in name:
+        raise ModelError(f"{name} is an address; name the model's Hub id, or a folder")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ModelError(f"{name} is a folder without config.json; name a model folder of transformers or '{EMBEDDED}'")
     return name
@@ -279,13 +284,13 @@ def empty_model(
         raise _cannot_load(config.name_or_path or config.model_type, error) from error
 
 
-def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """See to it that a token without an embedding is refused in a sentence, once a text has it.
+def check_tokens(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """See to it that a token without an embedding is refused in a sentence, once a text has it; a model may be PEFT's.
 
     A tokenizer may have more tokens than its model: those of a model's larger kin, which no text has, or tokens that
     were added and the embeddings not resized.
     """
-    embeddings = model.get_input_embeddings()
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     rows = embeddings.weight.shape[0]
     if len(tokenizer) <= rows:
         return
@@ -459,7 +464,7 @@ def _check_adapter(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[st
     settings = json.loads((folder / ADAPTER).read_text())
     if (kind := settings.get("peft_type")) != "LORA":
         raise ValueError(f"it is of kind {short_value(kind)}, and LoRA adapters are what can be merged")
-    for name in ("layer_replication", "alora_invocation_tokens"):
+    for name in ("layer_replication", "alora_invocation_tokens", "lora_bias"):
         if settings.get(name):
             raise ValueError(f"its {name} cannot be merged into the model")
     if strange := [key for key in settings.get("alpha_pattern") or {} if not re.fullmatch(r"\^?[\w.]+", key)]:

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
@@ -112,6 +111,7 @@ class ClassifierReward(TextReward):
         self.batch_size = batch_size
         self.recorded = recorded_template(model.config, name)
         self.reading: Reading = self._reading(template)
+        self._ignores_padding = self._is_alike_beside_others()
 
     def _reading(self, template: Template | None) -> Reading:
         if self.recorded:
@@ -241,8 +241,8 @@ class ClassifierReward(TextReward):
                     rewards[i] = reward
         return rewards
 
-    @cached_property
-    def _ignores_padding(self) -> bool:
+    @torch.inference_mode()
+    def _is_alike_beside_others(self) -> bool:
         """Return whether a text's reward is the same beside a longer one; some architectures read the padding."""
         ids = [i for i in range(len(self.tokenizer)) if i != self.model.config.pad_token_id]
         short, long = ids[5:8], ids[5:17]
