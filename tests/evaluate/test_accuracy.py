@@ -213,10 +213,10 @@ def test_many_groups_are_drawn_in_lots_with_the_same_variance(monkeypatch):
     rng = np.random.default_rng(1)
     groups = rng.integers(1500, size=3000)
     values = rng.normal(size=3000) + rng.normal(size=1500)[groups]
-    mean, (low, high) = mean_interval(values, groups)
+    mean, (low, high) = mean_interval(values, groups.tolist())
     monkeypatch.setattr("midcourse.evaluate.intervals.LOTS", 500)
     resamples.cache_clear()
-    again, (lower, higher) = mean_interval(values, groups)
+    again, (lower, higher) = mean_interval(values, groups.tolist())
     drawn = Resamples(1500, seed=3)
     resamples.cache_clear()
     assert again == mean and higher - lower == pytest.approx(high - low, rel=0.12)
