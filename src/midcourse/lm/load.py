@@ -557,8 +557,8 @@ def _seems_to_be(folder: str, needed: str, unexpected: Sequence[str]) -> str | N
     """Return what a checkpoint is by its config.json and tensors, such as "a token classifier"; None if as needed."""
     if any(key.startswith("v_head.") for key in unexpected):
         return CHECKPOINTS["WithValueHead"]
-    architectures = PretrainedConfig.get_config_dict(folder)[0].get("architectures")
-    if not isinstance(architectures, list) or not architectures or needed in architectures:
+    architectures = _architectures(folder)
+    if not architectures or needed in architectures:
         return None
     kind = _checkpoint(str(architectures[0]))
     return f"{kind} ({architectures[0]})" if kind else str(architectures[0])
@@ -566,8 +566,15 @@ def _seems_to_be(folder: str, needed: str, unexpected: Sequence[str]) -> str | N
 
 def _is_no_language_model(folder: str, needed: str) -> bool:
     """Return whether a causal LM is needed, and config.json says that a checkpoint is a classifier or the like."""
-    architectures = PretrainedConfig.get_config_dict(folder)[0].get("architectures") or [""]
-    return needed.endswith("ForCausalLM") and str(architectures[0]).endswith(NO_LANGUAGE_MODEL)
+    return needed.endswith("ForCausalLM") and any(
+        str(one).endswith(NO_LANGUAGE_MODEL) for one in _architectures(folder)[:1]
+    )
+
+
+def _architectures(folder: str) -> list[Any]:
+    """Return what config.json calls a checkpoint's architectures; nothing if it names none."""
+    found = PretrainedConfig.get_config_dict(folder)[0].get("architectures")
+    return found if isinstance(found, list) else []
 
 
 def _checkpoint(architecture: str) -> str | None:

@@ -244,8 +244,8 @@ class ClassifierReward(TextReward):
     @torch.inference_mode()
     def _is_alike_beside_others(self) -> bool:
         """Return whether a text's reward is the same beside a longer one; some architectures read the padding."""
-        ids = [i for i in range(len(self.tokenizer)) if i != self.model.config.pad_token_id]
-        short, long = ids[5:8], ids[5:17]
+        long = [i for i in range(5, 18) if i != self.model.config.pad_token_id]
+        short = long[:3]
         (alone,), (beside, _) = (self._read([(row, None) for row in rows]) for rows in ([short], [short, long]))
         return math.isclose(alone, beside, rel_tol=1e-3, abs_tol=1e-3) or not math.isfinite(alone)
 

@@ -23,7 +23,7 @@ from midcourse.serve.answers import Answer, ChatAnswer, CompletionAnswer, Respon
 from midcourse.serve.echo import prompt_columns
 from midcourse.serve.errors import RequestError, error_body
 from midcourse.serve.guard import Guard, Guarded
-from midcourse.serve.order import Order, chat_order, completion_order, responses_order
+from midcourse.serve.order import Order, chat_order, completion_order, messages_of, responses_order
 from midcourse.serve.page import page, policy_of
 from midcourse.serve.served import Served, short
 from midcourse.serve.wire import (
@@ -146,7 +146,7 @@ def create_app(served: Served, worker: Worker, guard: Guard | None = None) -> Gu
         judging.reward_named(served, asked.model)
         texts = judging.texts_of(served, asked.response, "response")
         given = asked.prompt
-        prompt: Any = given if isinstance(given, str) else [{"role": one.role, "content": one.text} for one in given]
+        prompt = given if isinstance(given, str) else messages_of(given)
         work = [partial(judging.whole_reward, served, asked.model, prompt, text, asked.finished) for text in texts]
         found = [await worker.call(one) for one in work]
         return _listed("score", asked.model, found, sum(one.pop("tokens") for one in found))
@@ -181,11 +181,12 @@ def create_app(served: Served, worker: Worker, guard: Guard | None = None) -> Gu
         return Response(worker.metrics.text, media_type="text/plain; version=0.0.4")
 
     shown = page(served)
+    policy = {"Content-Security-Policy": policy_of(shown)}
 
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
         """Show the page."""
-        return Response(shown, media_type="text/html", headers={"Content-Security-Policy": policy_of(shown)})
+        return Response(shown, media_type="text/html", headers=policy)
 
     return Guarded(app, guard or Guard(), served.bounds.body)
 

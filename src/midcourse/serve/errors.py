@@ -34,11 +34,6 @@ class RequestError(MidcourseError):
         super().__init__(message)
         self.status, self.param, self.headers = status, param, headers or {}
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """Return what the client reads."""
-        return error_body(str(self), self.status, self.param)
-
 
 def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
     """Return an error in OpenAI's form."""

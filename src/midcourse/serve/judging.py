@@ -10,7 +10,7 @@ from typing import Any
 from midcourse.lm.prompt import Prompt, render
 from midcourse.rewards.contract import Reward, Score
 from midcourse.serve.errors import RequestError
-from midcourse.serve.order import message_of
+from midcourse.serve.order import messages_of
 from midcourse.serve.served import Served, short
 from midcourse.serve.wire import DetectRequest, Message, PoolingRequest, TokenizeRequest
 
@@ -41,7 +41,7 @@ def conversation(messages: Sequence[Message]) -> tuple[Prompt, str]:
     *before, last = messages
     if last.role != "assistant":
         raise RequestError("the last message is not the assistant's, whose tokens are rewarded", param="messages")
-    return [message_of(one.role, one.text) for one in before] or "", last.text
+    return messages_of(before) or "", last.text
 
 
 def pooled(served: Served, asked: PoolingRequest) -> list[tuple[Prompt, str]]:
@@ -90,7 +90,7 @@ def verdict(served: Served, asked: DetectRequest, text: str) -> Json:
 def tokenized(served: Served, asked: TokenizeRequest) -> Json:
     """Return the tokens of a prompt."""
     if asked.messages is not None:
-        prompt: Prompt = [message_of(one.role, one.text) for one in asked.messages]
+        prompt: Prompt = messages_of(asked.messages)
     else:
         prompt = asked.prompt or ""
     ids = render(served.lm.tokenizer, prompt, "chat" if asked.messages is not None else "raw").token_ids

@@ -9,6 +9,7 @@ from midcourse.decode.methods import Method
 from midcourse.decode.request import Request, agreed_template
 from midcourse.integrations.grammar import json_grammar
 from midcourse.lm.prompt import Message, Prompt, Template, prompt_ids
+from midcourse.serve import wire
 from midcourse.serve.errors import RequestError
 from midcourse.serve.served import Asked, Served, short
 from midcourse.serve.wire import ChatRequest, Choices, CompletionRequest, Guidance, ResponsesRequest, Sampling
@@ -29,7 +30,7 @@ class Order:
         usage: end a stream with how many tokens there were.
         top_logprobs: how many candidates to tell of with each token; None to tell nothing of tokens.
         echo: begin the text with the prompt.
-        about: further fields of the answer.
+        max_tokens: what the client asked for; 0 for nothing but the prompt.
     """
 
     requests: tuple[Request, ...]
@@ -44,7 +45,7 @@ class Order:
 def chat_order(asked: ChatRequest, served: Served) -> Order:
     """Return what a chat completion asks for."""
     schema = asked.response_format.schema_of_response if asked.response_format else None
-    messages = [message_of(one.role, one.text) for one in asked.messages]
+    messages = messages_of(asked.messages)
     limit = asked.max_completion_tokens or asked.max_tokens
     requests = _requests(asked, served, [messages], asked.n or 1, limit, _stops(asked), schema)
     shown = (asked.top_logprobs or 0) if asked.logprobs else None
@@ -66,12 +67,17 @@ def responses_order(asked: ResponsesRequest, served: Served) -> Order:
     if isinstance(asked.input, str):
         messages = [*told, message_of("user", asked.input)]
     else:
-        messages = [*told, *(message_of(one.role, one.text) for one in asked.input)]
+        messages = [*told, *messages_of(asked.input)]
     form = asked.text.format if asked.text else None
     schema = None if form is None or form.type == "text" else form.schema_ or {"type": "object"}
     requests = _requests(asked, served, [messages], 1, asked.max_output_tokens, (), schema)
     shown = "message.output_text.logprobs" in (asked.include or ()) or asked.top_logprobs is not None
     return Order(requests, stream=bool(asked.stream), top_logprobs=(asked.top_logprobs or 0) if shown else None)
+
+
+def messages_of(given: Sequence[wire.Message]) -> list[Message]:
+    """Return a client's messages for a chat template."""
+    return [message_of(one.role, one.text) for one in given]
 
 
 def message_of(role: str, text: str) -> Message:

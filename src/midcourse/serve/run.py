@@ -72,9 +72,7 @@ def _log_rows() -> None:
     logging.raiseExceptions = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name, level in (("midcourse.serve.access", logging.INFO), ("midcourse.serve", logging.INFO)):
-        log = logging.getLogger(name)
-        log.setLevel(level)
-        log.propagate = False
-        if not log.handlers:
-            log.addHandler(handler)
+    log = logging.getLogger("midcourse.serve")  # that of requests is within it
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
